@@ -1,0 +1,1 @@
+"One loop, driven by fastai; everything that cuts across it is a callback with one job."
