@@ -157,9 +157,9 @@ def write_json(path, o): atomic_write(path, json.dumps(_plain(o), indent=1) + '\
 def read_json(path): return json.loads(Path(path).read_text())
 
 # %% ../nbs/00_core.ipynb #9a1f0160
-def append_jsonl(path, o):
-    "Add one line to a log in a single write"
-    with open(path, 'a') as f: f.write(json.dumps(_plain(o)) + '\n')
+def append_jsonl(path, *rows):
+    "Add a line for each of `rows` to a log, in a single write"
+    with open(path, 'a') as f: f.write(''.join(json.dumps(_plain(o)) + '\n' for o in rows))
 
 def read_jsonl(path)->list:
     "All whole lines of a log; a torn last one is dropped"
