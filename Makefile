@@ -1,0 +1,50 @@
+# `make demo` to see it work, `make test` to check it. Everything else is for those who change it.
+
+VENV ?= .venv
+BIN  := $(abspath $(VENV))/bin
+export PATH := $(BIN):$(PATH)
+WORKERS ?= 2
+
+# the demo: what a stranger sees first
+DEMO ?= compare --models standard,reversible --datasets prose,python --seeds 3 --budget tokens:1M
+
+help:             ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 10
+
+demo: install     ## train standard and reversible side by side, and write a report
+	@lmnotes $(DEMO)
+	@echo "the report: file://$(CURDIR)/$$(ls -td runs/*/report.html | head -1)"
+
+test: install     ## run every notebook, then pytest
+	@OMP_NUM_THREADS=1 nbdev_test --n_workers $(WORKERS) --timing
+	@OMP_NUM_THREADS=1 python -m pytest
+
+lab: install      ## open JupyterLab in nbs/
+	@cd nbs && jupyter lab
+
+docs: install     ## build the site into _docs/ (open _docs/index.html)
+	@python docs/make_site.py
+
+export: install   ## after editing notebooks: write the package, clean the notebooks, renew the README
+	@nbdev_export
+	@nbdev_clean
+	@python tools/readme.py
+
+readme: install   ## renew README.md from nbs/index.ipynb
+	@python tools/readme.py
+
+package: install  ## build wheel and sdist into dist/
+	@python -m build
+
+hooks: install    ## show notebook diffs as text and merge notebooks cell by cell, in this clone
+	@git config --local include.path ../.gitconfig
+
+install: $(VENV)/.installed ## make the environment (done by the others when needed)
+
+$(VENV)/.installed: settings.ini setup.py pyproject.toml tools/install.sh
+	@tools/install.sh $(VENV)
+
+clean:            ## remove what was built; runs/ and the environment stay
+	@rm -rf _docs _proc build dist *.egg-info .pytest_cache
+
+.PHONY: help demo test lab docs export readme package hooks install clean
