@@ -1,0 +1,138 @@
+"""Build the site into `_docs/`: nbdev processes the notebooks, Sphinx lays them out in the order `_quarto.yml` gives.
+
+`python docs/make_site.py [--force]`. nbdev runs the exported cells and the imports of every notebook and lets `show_doc` write the API;
+what it leaves in `_proc/` is Quarto's dialect. This file turns that into the dialect of MyST, page by page, and runs Sphinx, whose
+warnings are errors: a link that leads nowhere fails the build."""
+import json, posixpath, re, shutil, subprocess, sys
+from pathlib import Path
+
+import yaml
+from nbdev.config import get_config
+from nbdev.doclinks import NbdevLookup
+from nbdev.serve import proc_nbs
+
+ROOT = Path(__file__).resolve().parents[1]
+NBS, PROC = ROOT/'nbs', ROOT/'_proc'
+SITE, OUT = PROC/'site', ROOT/'_docs'
+CFG = get_config(path=ROOT)
+SITE_URL = CFG.doc_host.rstrip('/') + '/' + CFG.doc_baseurl.strip('/') + '/'
+BLOB_URL = f'{CFG.git_url}/blob/{CFG.branch}/'
+
+def contents()->list:
+    "Entries of the sidebar: a page, or a section as (its index page, its pages)"
+    side = yaml.safe_load((ROOT/'_quarto.yml').read_text())['website']['sidebar']['contents']
+    return [(o['href'], o['contents']) if isinstance(o, dict) else o for o in side]
+
+def pages()->list[str]:
+    "Every page in reading order, relative to `nbs/`"
+    return [p for o in contents() for p in ([o] if isinstance(o, str) else [o[0], *o[1]])]
+
+def docname(page)->str: # '01_data/02_tokenizers.ipynb' -> '01_data/tokenizers', the address nbdev's links use
+    "Where a page stands on the site"
+    folder, name = posixpath.split(page)
+    return posixpath.join(folder, re.sub(r'^\d+[a-zA-Z0-9]*_', '', name.lower()).removesuffix('.ipynb'))
+
+def slug(title)->str: # `Registry.build` stands at #registry.build
+    "The anchor nbdev's links use for a heading"
+    return title.strip().lower().replace(' ', '-')
+
+# --- from Quarto's dialect to MyST's
+
+FENCE = re.compile(r'^(```.*?^```[^\n]*$)', re.M | re.S)
+LINK = re.compile(r'(?<=\]\()([^)\s]+)(?=\))')
+SOURCE = re.compile(r'\[source\]\(([^)]*)\)\{[^}]*\}')
+CALLOUT = {'note': 'note', 'tip': 'tip', 'warning': 'warning', 'important': 'important', 'caution': 'caution'}
+
+def relink(page):
+    "A function that leads the links of `page` to pages of this site, and those to other files to the repository"
+    def one(m):
+        to, at, anchor = m[1].partition('#')
+        if m[1].startswith(SITE_URL): return '/' + to.removeprefix(SITE_URL).removesuffix('.html') + '.ipynb' + at + anchor
+        if not to or re.match(r'[a-z]+:', to): return m[1]
+        path = posixpath.normpath(posixpath.join('nbs', posixpath.dirname(page), to))
+        if path.endswith('.ipynb') and path.startswith('nbs/'): return '/' + docname(path.removeprefix('nbs/')) + '.ipynb' + at + anchor
+        return m[1] if re.search(r'\.(png|svg|jpg|gif)$', to) else BLOB_URL + path
+    return one
+
+def div(m):
+    "A Quarto div: callouts become admonitions, the others only their content"
+    kind = re.search(r'callout-(\w+)', m[2])
+    return f'{m[1]}{{{CALLOUT.get(kind[1], "note")}}}' if kind else ''
+
+def to_myst(text, page)->str:
+    "Markdown as MyST reads it"
+    parts = FENCE.split(text)
+    for i in range(0, len(parts), 2): # the odd ones are fenced code
+        s = re.sub(r'\{\{<.*?>\}\}', '', parts[i])
+        s = re.sub(r'^(:::+) *(\S.*)$', div, s, flags=re.M)
+        if '{' not in ''.join(re.findall(r'^:::.*$', s, re.M)): s = re.sub(r'^:::+ *$', '', s, flags=re.M)
+        s = SOURCE.sub(r'<a class="source" href="\1">source</a>', s)
+        parts[i] = LINK.sub(relink(page), s)
+    return ''.join(parts)
+
+def directives(source)->tuple[dict, str]:
+    "Leading `#| key: value` lines of a code cell, and the code without them"
+    lines = source.split('\n'); found = {}
+    while lines and (m := re.match(r'\s*#\|\s*([\w-]+):?\s*(.*)', lines[0])): found[m[1]] = m[2]; lines.pop(0)
+    return found, '\n'.join(lines)
+
+def markdown(source, page): return dict(cell_type='markdown', metadata={}, source=to_myst(source, page))
+
+def api(cell)->str: # what `show_doc` printed, without the rule in front
+    text = next((o['data']['text/markdown'] for o in cell['outputs'] if 'text/markdown' in o.get('data', {})), '')
+    return ''.join(text).removeprefix('---\n').strip()
+
+def line_number(text): return int((re.search(r'#L(\d+)', text) or [0, 0])[1])
+
+def convert_cells(cells, page):
+    "Cells for MyST-NB; a run of `show_doc` cells comes in the order of the source"
+    run = []
+    for cell in [*cells, None]:
+        source = ''.join(cell['source']) if cell else ''
+        if cell and cell['cell_type'] == 'code':
+            found, code = directives(source)
+            if code.startswith('show_doc'): run.append(api(cell)); continue
+        for text in sorted(run, key=line_number): yield markdown(text, page)
+        run = []
+        if not cell or cell['cell_type'] == 'raw' or source.startswith('<!-- WARNING: THIS FILE'): continue
+        if cell['cell_type'] == 'markdown': yield markdown(source, page); continue
+        if found.get('include') == 'false' or not code.strip(): continue
+        tags = [t for key, value, t in (('echo', 'false', 'remove-input'), ('output', 'false', 'remove-output'),
+                                        ('code-fold', 'true', 'hide-input')) if found.get(key) == value]
+        yield dict(cell_type='code', metadata=dict(tags=tags), source=code, outputs=cell.get('outputs', []), execution_count=None)
+
+def title_cell(page)->str:
+    "The opening of the notebook itself: nbdev keeps only its title and quote, and drops the rest"
+    cells = json.loads((NBS/page).read_text())['cells']
+    return NbdevLookup().linkify(''.join(next(c for c in cells if c['cell_type'] == 'markdown')['source']))
+
+def toctree(names): # hidden: the sidebar shows it
+    return '```{toctree}\n:hidden:\n\n' + '\n'.join('/' + docname(n) for n in names) + '\n```'
+
+def write_page(page, below):
+    "Convert one processed notebook; `below` are the pages that stand under it"
+    nb = json.loads((PROC/page).read_text())
+    cells = [markdown(title_cell(page), page), *convert_cells(nb['cells'], page)]
+    if below: cells.append(dict(cell_type='markdown', metadata={}, source=toctree(below)))
+    out = SITE/(docname(page) + '.ipynb'); out.parent.mkdir(parents=True, exist_ok=True)
+    kernel = dict(kernelspec=dict(display_name='Python 3', language='python', name='python3'))
+    out.write_text(json.dumps(dict(cells=cells, metadata=kernel, nbformat=4, nbformat_minor=4)))
+
+def main(force=False):
+    index, stale = ROOT/CFG.lib_path/'_modidx.py', PROC.exists() and PROC.stat().st_mtime
+    proc_nbs(n_workers=2, force=force or not stale or index.stat().st_mtime > stale)
+    missing = [p for p in pages() if not (PROC/p).exists()]
+    if missing: sys.exit(f"not processed (see above): {', '.join(missing)}")
+    shutil.rmtree(SITE, ignore_errors=True); shutil.rmtree(built := PROC/'html', ignore_errors=True)
+    below = {o[0]: o[1] for o in contents() if not isinstance(o, str)}
+    front, *rest = contents()
+    below[front] = [o if isinstance(o, str) else o[0] for o in rest]
+    for p in pages(): write_page(p, below.get(p))
+    cmd = [sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going', '-b', 'html',
+           '-c', ROOT/'docs', '-d', PROC/'doctrees', SITE, built]
+    code = subprocess.run(cmd, cwd=PROC).returncode
+    if code: return code
+    shutil.rmtree(OUT, ignore_errors=True); built.rename(OUT)
+    print(f'the site: {(OUT/"index.html").as_uri()}')
+
+if __name__ == '__main__': sys.exit(main('--force' in sys.argv))
