@@ -1,0 +1,38 @@
+"The translation of nbdev's pages for Sphinx; building the whole site is `make docs`"
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+pytest.importorskip('nbdev')
+
+@pytest.fixture(scope='module')
+def site():
+    spec = importlib.util.spec_from_file_location('make_site', ROOT/'docs/make_site.py')
+    module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)
+    return module
+
+def test_pages_stand_where_nbdev_links_to(site):
+    assert site.docname('00_core.ipynb') == 'core'
+    assert site.docname('05_training/02_learner.ipynb') == '05_training/learner'
+
+def test_links_stay_on_the_site(site):
+    page = '05_training/02_learner.ipynb'
+    assert site.to_myst(f'[`f`]({site.SITE_URL}core.html#f)', page) == '[`f`](/core.ipynb#f)'
+    assert site.to_myst('[on](03_optimizers.ipynb#muon), [up](../00_core.ipynb)', page) == '[on](/05_training/optimizers.ipynb#muon), [up](/core.ipynb)'
+    assert site.to_myst('[out](https://example.org/a.ipynb)', page) == '[out](https://example.org/a.ipynb)'
+    assert site.to_myst('[how](../../CONTRIBUTING.md)', page) == f'[how]({site.BLOB_URL}CONTRIBUTING.md)'
+
+def test_no_quarto_leaks(site):
+    text = ':::{.callout-note}\nmind\n:::\n\n::: {.border}\nplain\n:::\n\n{{< include x >}}'
+    out = site.to_myst(text, 'index.ipynb')
+    assert ':::{note}\nmind\n:::' in out and '{{<' not in out and '.border' not in out
+    assert site.to_myst('```python\nx = "{{< kept >}}"\n```', 'index.ipynb') == '```python\nx = "{{< kept >}}"\n```'
+
+def test_the_api_comes_in_the_order_of_the_source(site):
+    def doc(name, line): return dict(cell_type='code', metadata={}, source=f'#| echo: false\n#| output: asis\nshow_doc({name})', outputs=[
+        dict(output_type='execute_result', data={'text/markdown': [f'---\n', '\n', f'[source](http://x/y.py#L{line}){{target="_blank"}}\n\n### {name}\n']})])
+    out = list(site.convert_cells([doc('second', 20), doc('first', 10)], 'index.ipynb'))
+    assert [c['source'].split('### ')[1] for c in out] == ['first', 'second']
+    assert all(c['source'].startswith('<a class="source" href="http://x/y.py#L') for c in out)
