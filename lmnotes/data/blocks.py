@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Blocks', 'epoch_order', 'BlockLoader', 'fingerprint', 'LMData', 'load_data']
 
-# %% ../../nbs/01_data/05_blocks.ipynb #eaa09d67
+# %% ../../nbs/01_data/05_blocks.ipynb #a7e921b7
 import hashlib, os
 import numpy as np, torch
 from fastai.data.core import DataLoaders
@@ -18,7 +18,7 @@ from .embedded import *
 from .tokenizers import *
 from .catalog import *
 
-# %% ../../nbs/01_data/05_blocks.ipynb #1bbce95e
+# %% ../../nbs/01_data/05_blocks.ipynb #4d318492
 class Blocks:
     "Windows of `T` inputs and their `T` targets over a stream of tokens; neighbours share one token, no target is shared"
     def __init__(self,
@@ -36,7 +36,7 @@ class Blocks:
     @property
     def n_left(self): return len(self.ids) - 1 - len(self)*self.T # tokens at the end that fill no window, fewer than T
 
-# %% ../../nbs/01_data/05_blocks.ipynb #06b8b983
+# %% ../../nbs/01_data/05_blocks.ipynb #63c458f7
 @lru_cache(4)
 def epoch_order(
     seed:int, # of the run
@@ -46,7 +46,7 @@ def epoch_order(
     "The order of the windows in one epoch"
     return np.random.Generator(np.random.PCG64(seed_for(seed, 'order', epoch))).permutation(n)
 
-# %% ../../nbs/01_data/05_blocks.ipynb #dba33af2
+# %% ../../nbs/01_data/05_blocks.ipynb #69566be3
 class BlockLoader:
     "Batches of `Blocks` in an order that is a pure function of (`seed`, batch number)"
     n_inp, drop_last, num_workers = 1, False, 0
@@ -75,7 +75,7 @@ class BlockLoader:
     def __iter__(self):
         for k in range(self.start, self.n_batches): yield self.batch(k)
 
-# %% ../../nbs/01_data/05_blocks.ipynb #87dff5c1
+# %% ../../nbs/01_data/05_blocks.ipynb #207aa567
 @patch
 def idxs(self:BlockLoader, k:int)->np.ndarray:
     "The windows of batch `k` on this rank"
@@ -85,7 +85,7 @@ def idxs(self:BlockLoader, k:int)->np.ndarray:
     epochs = range(at[0]//n, at[-1]//n + 1)
     return np.concatenate([epoch_order(self.seed, e, n)[at[at//n == e] % n] for e in epochs])
 
-# %% ../../nbs/01_data/05_blocks.ipynb #f06e08a6
+# %% ../../nbs/01_data/05_blocks.ipynb #3fde3418
 @patch
 def batch(self:BlockLoader, k:int)->tuple: # ({'input_ids': (B,T), 'shift_labels': (B,T)},), int64
     "Batch number `k`, whatever came before"
@@ -110,7 +110,7 @@ def new(self:BlockLoader, dataset=None, **kwargs):
     old = dict(bs=self.bs, seed=self.seed, n_batches=self._n_batches, start=self.start, rank=self.rank, world=self.world, shuffle=self.shuffle, device=self.device)
     return BlockLoader(self.dataset if dataset is None else dataset, **{k: v for k,v in (old | kwargs).items() if k in old})
 
-# %% ../../nbs/01_data/05_blocks.ipynb #dcb118a8
+# %% ../../nbs/01_data/05_blocks.ipynb #e0050cdc
 def _stamp(path)->tuple: # names, sizes and times of the files at `path`
     p = Path(path)
     files = sorted(f for f in p.rglob('*') if f.is_file()) if p.is_dir() else [p] if p.is_file() else []
@@ -128,7 +128,7 @@ def _tokens(source, tokenizer, vocab_size, tokenizer_stamp): # `source`: the arg
     train,valid = (torch.from_numpy(encode_documents(tok, splits[s])) for s in ('train', 'validation'))
     return tok, train, valid, notes
 
-# %% ../../nbs/01_data/05_blocks.ipynb #08e17a49
+# %% ../../nbs/01_data/05_blocks.ipynb #4dc23989
 def fingerprint(
     tokenizer, # a `PreTrainedTokenizerFast`
     *ids,      # tensors of tokens
@@ -156,7 +156,7 @@ def _blocks(ids, T, what):
     try: return Blocks(ids, T)
     except InputError as e: raise InputError(f'{what}: {e}') from None
 
-# %% ../../nbs/01_data/05_blocks.ipynb #735be54a
+# %% ../../nbs/01_data/05_blocks.ipynb #b9dbc323
 def load_data(
     dataset:str='prose',    # short name, id or id/configuration; see the catalog
     config:str=None,        # configuration of the dataset

@@ -7,13 +7,13 @@ __all__ = ['catalog', 'short_names', 'Dataset', 'dataset', 'WikiText', 'Enwik8',
            'SQuAD', 'Labelled', 'IMDB', 'GLUE', 'Prose', 'Python', 'Arithmetic', 'Recall', 'find_dataset', 'load_rows',
            'sample', 'load_documents', 'finish_documents']
 
-# %% ../../nbs/01_data/04_catalog.ipynb #829e425d
+# %% ../../nbs/01_data/04_catalog.ipynb #46a27912
 import os, random, re
 from ..core import *
 from .sources import *
 from .embedded import *
 
-# %% ../../nbs/01_data/04_catalog.ipynb #19907d1b
+# %% ../../nbs/01_data/04_catalog.ipynb #ecaa5f8f
 catalog = Registry('dataset')
 short_names = {} # short name -> (id, configuration or None)
 
@@ -40,7 +40,7 @@ class Dataset:
     def text(self, row)->str: return self.prompt(row) + self.target(row)
     def documents(self, rows)->list: return [self.text(r) for r in rows]
 
-# %% ../../nbs/01_data/04_catalog.ipynb #f6a04956
+# %% ../../nbs/01_data/04_catalog.ipynb #f1c4abdc
 def dataset(*short): # short names: a string, or a pair of a string and a configuration
     "Register a `Dataset` class under its id, and under short names for the command line"
     def add(cls):
@@ -51,7 +51,7 @@ def dataset(*short): # short names: a string, or a pair of a string and a config
         return catalog(cls.id)(cls)
     return add
 
-# %% ../../nbs/01_data/04_catalog.ipynb #4444e46d
+# %% ../../nbs/01_data/04_catalog.ipynb #8b2c3cc8
 @dataset('wikitext', 'wikitext2', ('wikitext103', 'wikitext-103-raw-v1'))
 class WikiText(Dataset):
     id, hub_id, config = 'wikitext', 'Salesforce/wikitext', 'wikitext-2-raw-v1'
@@ -63,7 +63,7 @@ class WikiText(Dataset):
         if not starts or any(l.strip() for l in lines[:starts[0]]): starts,ends = [0, *starts],[*starts[:1], *ends] if starts else ends
         return [''.join(l or '\n' for l in lines[a:b]) for a,b in zip(starts, ends)]
 
-# %% ../../nbs/01_data/04_catalog.ipynb #1a43bebf
+# %% ../../nbs/01_data/04_catalog.ipynb #b8f0c7fe
 @dataset('enwik8')
 class Enwik8(Dataset):
     id, hub_id, revision, config, configs = 'enwik8', 'LTCB/enwik8', 'refs/convert/parquet', 'enwik8-raw', ('enwik8-raw', 'enwik8')
@@ -72,7 +72,7 @@ class Enwik8(Dataset):
 @dataset('tiny_shakespeare', 'shakespeare')
 class TinyShakespeare(Dataset): id, revision = 'karpathy/tiny_shakespeare', 'refs/convert/parquet'
 
-# %% ../../nbs/01_data/04_catalog.ipynb #8392848f
+# %% ../../nbs/01_data/04_catalog.ipynb #11b4c1d3
 def ask(
     instruction:str, # one sentence
     cue:str,         # word before the answer
@@ -81,7 +81,7 @@ def ask(
     "A prompt, ready for its answer"
     return '\n'.join([instruction, '', *(f"{k.replace('_', ' ')}: {v}" for k,v in fields.items()), f'{cue}:'])
 
-# %% ../../nbs/01_data/04_catalog.ipynb #ce0d4742
+# %% ../../nbs/01_data/04_catalog.ipynb #46cb2f9b
 class Answered(Dataset):
     "A dataset whose rows have a question side and an answer side"
     instruction, cue = None, None
@@ -98,14 +98,14 @@ class GSM8K(Answered):
     def fields(self, row): return dict(Problem=row['question'])
     def answer(self, row): return row['answer']
 
-# %% ../../nbs/01_data/04_catalog.ipynb #d71e6da0
+# %% ../../nbs/01_data/04_catalog.ipynb #f1ac71f4
 @dataset('squad')
 class SQuAD(Answered):
     id, hub_id, instruction, cue = 'squad', 'rajpurkar/squad', 'Answer the question with words from the context.', 'Answer'
     def fields(self, row): return dict(Context=row['context'], Question=row['question'])
     def answer(self, row): return row['answers']['text'][0]
 
-# %% ../../nbs/01_data/04_catalog.ipynb #829f1a05
+# %% ../../nbs/01_data/04_catalog.ipynb #fde8a7ee
 class Labelled(Answered):
     "A dataset whose answer is one of a few words"
     labels, words = 'label', {} # the label's column; the data's own names -> the words we ask for
@@ -127,7 +127,7 @@ class GLUE(Labelled):
     def fields(self, row): return dict(Sentence=row['sentence'].strip())
     def text(self, row): return row['sentence'].strip()
 
-# %% ../../nbs/01_data/04_catalog.ipynb #f21746b0
+# %% ../../nbs/01_data/04_catalog.ipynb #3eb7afa6
 @dataset('prose')
 class Prose(Dataset): id = 'embedded/prose'
 
@@ -144,7 +144,7 @@ class Recall(Dataset):
     def target(self, row): return row['answer']
     def text(self, row): return f"{row['pairs']} ? {row['queries']}"
 
-# %% ../../nbs/01_data/04_catalog.ipynb #9cd055d2
+# %% ../../nbs/01_data/04_catalog.ipynb #659500c0
 def find_dataset(
     name:str,         # short name, id, or id/configuration
     config:str=None,  # configuration, unless the name has it
@@ -158,7 +158,7 @@ def find_dataset(
     if own and config and own != config: raise InputError(f"'{name}' already says the configuration '{own}', and '{config}' came too; give one")
     return catalog[id](config or own)
 
-# %% ../../nbs/01_data/04_catalog.ipynb #ffb27c98
+# %% ../../nbs/01_data/04_catalog.ipynb #f3c1aaee
 def load_rows(
     ds:Dataset,     # from `find_dataset`
     data_dir=None,  # root in hub layout; None: the environment variable LMNOTES_DATA_DIR, else the hub
@@ -173,7 +173,7 @@ def load_rows(
     if ds.labels: ds.names = splits['train'].labels.get(ds.labels)
     return splits
 
-# %% ../../nbs/01_data/04_catalog.ipynb #806b597f
+# %% ../../nbs/01_data/04_catalog.ipynb #2f8bc216
 def sample(
     texts:list, # documents
     limit:int,  # how many to keep, at most; None: all

@@ -6,14 +6,14 @@
 __all__ = ['python_cap', 'stories', 'embedded', 'library_files', 'drop_repeats', 'docstrings', 'prose_rows', 'python_rows',
            'arithmetic_rows', 'recall_rows', 'embedded_hash']
 
-# %% ../../nbs/01_data/02_embedded.ipynb #54ff2a74
+# %% ../../nbs/01_data/02_embedded.ipynb #adbdd738
 import ast, gc, hashlib, random, re, sysconfig
 from functools import cache
 from pathlib import Path
 from ..core import *
 from .sources import *
 
-# %% ../../nbs/01_data/02_embedded.ipynb #a26d5cc0
+# %% ../../nbs/01_data/02_embedded.ipynb #dd4efb5f
 _skip = {'site-packages', 'dist-packages', 'test', 'tests', 'idle_test', '__pycache__', 'lib-dynload', 'pydoc_data'}
 
 @cache
@@ -23,7 +23,7 @@ def library_files()->tuple: # (name such as `json/decoder.py`, source) pairs
     files = [f for f in root.rglob('*.py') if not _skip.intersection(f.relative_to(root).parts)]
     return tuple(sorted((f.relative_to(root).as_posix(), f.read_text('utf-8', 'replace')) for f in files))
 
-# %% ../../nbs/01_data/02_embedded.ipynb #cf2a8a08
+# %% ../../nbs/01_data/02_embedded.ipynb #ad1e1e46
 def drop_repeats(
     texts,              # documents
     sep:str='\n\n',     # what stands between the parts of a document
@@ -39,7 +39,7 @@ def drop_repeats(
         return not (h in seen or seen.add(h))
     return [sep.join(filter(new, t.split(sep))).strip('\n') for t in texts]
 
-# %% ../../nbs/01_data/02_embedded.ipynb #fa374b64
+# %% ../../nbs/01_data/02_embedded.ipynb #4ddca217
 def docstrings(source:str)->list: # cleaned of indentation, in the order they stand
     "The docstrings of a module, its classes and functions, without importing it"
     try: todo = [ast.parse(source)]
@@ -54,7 +54,7 @@ def docstrings(source:str)->list: # cleaned of indentation, in the order they st
 _has_doc = ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
 _has_body = ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef, ast.If, ast.Try
 
-# %% ../../nbs/01_data/02_embedded.ipynb #209efbc0
+# %% ../../nbs/01_data/02_embedded.ipynb #267fabcc
 @cache
 def _prose()->tuple: # documents: one for each help topic, one for each file
     from pydoc_data import topics
@@ -65,7 +65,7 @@ def _prose()->tuple: # documents: one for each help topic, one for each file
     docs = drop_repeats([t for _,t in sorted(topics.topics.items())] + docs)
     return tuple(d for d in dict.fromkeys(docs) if len(d) >= 40)
 
-# %% ../../nbs/01_data/02_embedded.ipynb #6dddd827
+# %% ../../nbs/01_data/02_embedded.ipynb #ce0421de
 python_cap = 6_000_000 # characters
 
 @cache
@@ -76,7 +76,7 @@ def _python()->tuple: # documents: one for each file
         if len(d) >= 200 and total + len(d) <= python_cap: docs.append(d); total += len(d)
     return tuple(docs)
 
-# %% ../../nbs/01_data/02_embedded.ipynb #11efb68e
+# %% ../../nbs/01_data/02_embedded.ipynb #6ef4a885
 stories = Registry('story')
 
 def _step(a, op, b): # '3*4' done aloud
@@ -101,7 +101,7 @@ def _days(a, b, c, who, thing):
     q = f'Every day {who} makes {a} {thing} in the morning and {b} {thing} in the evening. How many {thing} does {who} make in {c} days?'
     return q, f'In one day {who} makes {one} {thing}.\nIn {c} days that is {two} {thing}.', m
 
-# %% ../../nbs/01_data/02_embedded.ipynb #365b43ab
+# %% ../../nbs/01_data/02_embedded.ipynb #8c934501
 _who = 'Ada Ben Carla Dan Emma Femi Grace Hugo Ines Jonas Kofi Lena Mira Nils Olga Priya Raj Sara Tom Uma'.split()
 _things = 'apples books cards coins cookies flowers marbles muffins pencils shells stamps stickers'.split()
 
@@ -121,7 +121,7 @@ def _arithmetic(n:int=9000)->dict: # split name -> `Rows`
         out[_split_by_key(_numbers(q))].append(dict(question=q, answer=f'{steps}\n#### {answer}'))
     return out
 
-# %% ../../nbs/01_data/02_embedded.ipynb #2f9aee45
+# %% ../../nbs/01_data/02_embedded.ipynb #63539dd1
 @cache
 def _recall(n:int=20_000, pairs:int=8)->dict: # split name -> `Rows`
     rng, out = random.Random(seed_for('embedded/recall', pairs)), dict(train=Rows(), validation=Rows(), test=Rows())
@@ -133,7 +133,7 @@ def _recall(n:int=20_000, pairs:int=8)->dict: # split name -> `Rows`
         out[_split_by_key(row['pairs'])].append(row)
     return out
 
-# %% ../../nbs/01_data/02_embedded.ipynb #1ba24bbd
+# %% ../../nbs/01_data/02_embedded.ipynb #b4779a6d
 embedded = Registry('embedded dataset')
 
 def _text_splits(docs)->dict:
@@ -154,7 +154,7 @@ def arithmetic_rows()->dict: return _arithmetic()
 @embedded('embedded/recall')
 def recall_rows()->dict: return _recall()
 
-# %% ../../nbs/01_data/02_embedded.ipynb #af57132b
+# %% ../../nbs/01_data/02_embedded.ipynb #c09ab467
 @cache
 def embedded_hash(name:str)->str: # 16 hexadecimal digits
     "Hash of every row of an embedded dataset"

@@ -6,16 +6,18 @@
 __all__ = ['eos', 'pad', 'unk', 'builtin', 'byte_names', 'byte_tokenizer', 'char_tokenizer', 'bpe_tokenizer', 'hub_tokenizer',
            'get_tokenizer', 'tokenizer_kind', 'encode_documents', 'token_bytes']
 
-# %% ../../nbs/01_data/03_tokenizers.ipynb #13a1a3f1
-import json, os
+# %% ../../nbs/01_data/03_tokenizers.ipynb #de942fbf
+import json
 import numpy as np, torch
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 from ..core import *
+from .sources import offline_if_silent
 
-# %% ../../nbs/01_data/03_tokenizers.ipynb #c6328bec
+# %% ../../nbs/01_data/03_tokenizers.ipynb #c7d9862d
 eos, pad, unk = '<eos>', '<pad>', '<unk>'
 
 def _wrap(
@@ -24,7 +26,7 @@ def _wrap(
 )->PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tok, eos_token=eos, pad_token=pad, clean_up_tokenization_spaces=False, **kwargs)
 
-# %% ../../nbs/01_data/03_tokenizers.ipynb #57640ead
+# %% ../../nbs/01_data/03_tokenizers.ipynb #32bd3aab
 @cache
 def byte_names()->tuple: # 256 characters, in the order of the bytes
     "The printable character that stands for each byte in byte-level vocabularies"
@@ -39,7 +41,7 @@ def byte_tokenizer()->PreTrainedTokenizerFast: # 258 tokens: the bytes, then `<e
     tok.add_special_tokens([eos, pad])
     return _wrap(tok)
 
-# %% ../../nbs/01_data/03_tokenizers.ipynb #ad4e44a4
+# %% ../../nbs/01_data/03_tokenizers.ipynb #7aec1e1c
 def char_tokenizer(
     texts, # training documents
 )->PreTrainedTokenizerFast:
@@ -50,7 +52,7 @@ def char_tokenizer(
     tok.add_special_tokens([unk, eos, pad])
     return _wrap(tok, unk_token=unk)
 
-# %% ../../nbs/01_data/03_tokenizers.ipynb #ced44ae1
+# %% ../../nbs/01_data/03_tokenizers.ipynb #debe2392
 def bpe_tokenizer(
     texts,                # training documents
     vocab_size:int=None,  # tokens in all, special ones included; None: up to 4096
@@ -66,13 +68,15 @@ def bpe_tokenizer(
     if vocab_size and have < vocab_size: raise InputError(f'the training text has pairs for {have} tokens only, not {vocab_size}; use a smaller vocab_size or more text')
     return _wrap(tok)
 
-# %% ../../nbs/01_data/03_tokenizers.ipynb #6b147df4
+# %% ../../nbs/01_data/03_tokenizers.ipynb #4ff19e4c
 def hub_tokenizer(
     name:str, # folder or hub id
 )->PreTrainedTokenizerFast:
     "A tokenizer from a folder or from the hub, with an `eos` and with no `pad` that is `eos`"
     from transformers import AutoTokenizer
-    try: tok = AutoTokenizer.from_pretrained(name, use_fast=True, clean_up_tokenization_spaces=False)
+    try:
+        with nullcontext() if Path(name).is_dir() else offline_if_silent():
+            tok = AutoTokenizer.from_pretrained(name, use_fast=True, clean_up_tokenization_spaces=False)
     except Exception as e:
         said = f'{type(e).__name__}: {e}'.split('\n')[0][:160]
         raise InputError(f"no tokenizer '{name}' ({said}); {did_you_mean(name, builtin)} Or give a folder with tokenizer.json") from e
@@ -84,7 +88,7 @@ def hub_tokenizer(
 
 builtin = dict(bytes=lambda texts, n: byte_tokenizer(), chars=lambda texts, n: char_tokenizer(texts), bpe=bpe_tokenizer)
 
-# %% ../../nbs/01_data/03_tokenizers.ipynb #bbcad139
+# %% ../../nbs/01_data/03_tokenizers.ipynb #8c6855e8
 def get_tokenizer(
     name:str='bytes',     # `bytes`, `chars`, `bpe`, a folder or a hub id
     texts=lambda: (),     # function that gives the training documents
@@ -96,7 +100,7 @@ def get_tokenizer(
     if name not in builtin: return hub_tokenizer(name)
     return builtin[name](texts() if name != 'bytes' else (), vocab_size)
 
-# %% ../../nbs/01_data/03_tokenizers.ipynb #4c834b57
+# %% ../../nbs/01_data/03_tokenizers.ipynb #7dd76895
 def _utf8(text): return text if text.isascii() else text.encode('utf-8', 'replace').decode() # half a surrogate pair becomes '?'
 
 def _encode_bytes(tok, texts):
@@ -113,7 +117,7 @@ def _encode_chars(tok, texts):
     codes = np.frombuffer(''.join(map(_utf8, texts)).encode('utf-32-le'), np.uint32)
     return np.insert(table[codes], ends, tok.eos_token_id)
 
-# %% ../../nbs/01_data/03_tokenizers.ipynb #9fb37d71
+# %% ../../nbs/01_data/03_tokenizers.ipynb #6c3a8c9a
 def _encode_any(tok, texts, size=1024):
     rust = tok.backend_tokenizer
     old, rust.encode_special_tokens = rust.encode_special_tokens, True
@@ -140,7 +144,7 @@ def encode_documents(
     if not len(texts): return np.zeros(0, np.int32)
     return dict(bytes=_encode_bytes, chars=_encode_chars, other=_encode_any)[tokenizer_kind(tokenizer)](tokenizer, list(texts))
 
-# %% ../../nbs/01_data/03_tokenizers.ipynb #69b1da11
+# %% ../../nbs/01_data/03_tokenizers.ipynb #04fc0035
 def _decoder_types(tok)->set:
     def walk(d): return {d['type']}.union(*map(walk, d.get('decoders', []))) if d else set()
     return walk(json.loads(tok.backend_tokenizer.to_str()).get('decoder'))

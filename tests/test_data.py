@@ -1,0 +1,158 @@
+"""What cuts across the data room: real rows, a root in hub layout, the same data in another process, and wrong input."""
+import json, os, subprocess, sys
+from pathlib import Path
+import numpy as np, pytest, torch
+from lmnotes.core import InputError
+from lmnotes.data.blocks import BlockLoader, load_data
+from lmnotes.data.catalog import catalog, find_dataset, load_documents, load_rows
+from lmnotes.data.tokenizers import encode_documents, get_tokenizer, token_bytes
+
+real = Path(os.environ.get('LMNOTES_DATA_DIR') or Path(__file__).parents[2]/'shared/data')
+needs_real = pytest.mark.skipif(not (real/'MANIFEST.json').is_file(), reason=f'no sample of the real datasets at {real}; set LMNOTES_DATA_DIR')
+
+@pytest.fixture
+def root(tmp_path):
+    "A root in hub layout with a few rows of gsm8k, as jsonl, so that pyarrow is not needed"
+    home = tmp_path/'hub/openai__gsm8k/main'; home.mkdir(parents=True)
+    rows = [dict(question=f'What is {i} plus 1?', answer=f'{i}+1 = <<{i}+1={i+1}>>{i+1}\n#### {i+1}') for i in range(200)]
+    for split,part in dict(train=rows[:160], test=rows[160:]).items(): (home/f'{split}.jsonl').write_text('\n'.join(map(json.dumps, part)))
+    return tmp_path/'hub'
+
+# ---- real rows
+
+@needs_real
+@pytest.mark.parametrize('name', ['wikitext', 'wikitext/wikitext-2-v1', 'enwik8', 'enwik8/enwik8', 'gsm8k', 'imdb', 'tiny_shakespeare', 'squad', 'sst2'])
+def test_real_documents(name):
+    splits,notes = load_documents(find_dataset(name), real)
+    assert set(splits) == {'train', 'validation'} and all(d.strip() for s in splits.values() for d in s)
+    if name not in ('sst2', 'squad'): assert not set(splits['train']) & set(splits['validation']) # those two repeat themselves as published
+    assert bool(notes) == (name not in ('wikitext', 'wikitext/wikitext-2-v1', 'sst2'))
+
+@needs_real
+def test_wikitext_has_its_articles(): # Merity et al. 2016, table 1: 600 training and 60 validation articles
+    splits,_ = load_documents(find_dataset('wikitext/wikitext-2-v1'), real)
+    assert [len(splits[s]) for s in ('train', 'validation')] == [600, 60]
+
+@needs_real
+def test_enwik8_keeps_every_byte():
+    ds = find_dataset('enwik8'); splits,_ = load_documents(ds, real)
+    assert splits['train'][0] + splits['validation'][0] == load_rows(ds, real)['train'][0]['text']
+
+@needs_real
+def test_label_words_come_from_the_data():
+    for name in ('imdb', 'sst2'):
+        ds = find_dataset(name); rows = load_rows(ds, real)['train']
+        assert {ds.target(r) for r in rows} == {' negative', ' positive'}
+        assert all(ds.prompt(r).endswith('Sentiment:') for r in rows[:20])
+
+@needs_real
+@pytest.mark.parametrize('name', ['wikitext', 'enwik8', 'gsm8k'])
+def test_real_batches(name):
+    data = load_data(name, data_dir=real, bs=4, max_length=64, limit=50, device='cpu')
+    assert data.train_ids.numel() + data.valid_ids.numel() == sum(len(d.encode()) + 1 for d in sample_of(name))
+    x, = data.train.batch(3); assert x['input_ids'].shape == (4, 64) and 0 <= x['input_ids'].min() and x['input_ids'].max() < data.vocab_size
+
+def sample_of(name): return sum(load_documents(find_dataset(name), real, limit=50)[0].values(), [])
+
+# ---- hub layout
+
+def test_hub_layout(root, monkeypatch):
+    data = load_data('gsm8k', data_dir=root, device='cpu')
+    assert data.name == 'openai/gsm8k/main' and 'held out by content hash' in data.notes[0]
+    monkeypatch.setenv('LMNOTES_DATA_DIR', str(root))
+    same = load_data('math', device='cpu')
+    assert same.fingerprint == data.fingerprint and same.spec['data_dir'] == str(root)
+    assert load_data('recall', device='cpu').spec['data_dir'] is None
+
+def test_test_rows_are_never_trained_on(root):
+    data = load_data('gsm8k', data_dir=root, tokenizer='bpe', vocab_size=300, device='cpu')
+    text = data.tokenizer.decode(data.train_ids) + data.tokenizer.decode(data.valid_ids)
+    assert 'What is 150 plus' in text and 'What is 170 plus' not in text
+
+@pytest.mark.parametrize('tokenizer,vocab_size', [('bytes', None), ('chars', None), ('bpe', 400)])
+def test_spec_brings_the_data_back(root, tokenizer, vocab_size):
+    data = load_data('gsm8k', data_dir=root, tokenizer=tokenizer, vocab_size=vocab_size, bs=2, max_length=32, seed=3, limit=100, device='cpu')
+    again = load_data(**json.loads(json.dumps(data.spec)))
+    assert again.fingerprint == data.fingerprint and torch.equal(again.train.batch(5)[0]['input_ids'], data.train.batch(5)[0]['input_ids'])
+    assert data.vocab_size == len(data.tokenizer) == len(data.token_bytes) and data.tokenizer.pad_token_id != data.tokenizer.eos_token_id
+
+# ---- order
+
+def seen(dl): return [b['input_ids'].tolist() for b, in dl]
+
+def test_order_over_epochs_ranks_and_restarts():
+    blocks = load_data('recall', max_length=64, bs=4, limit=300, device='cpu').train_blocks
+    n = len(blocks)//4*2 + 3 # over two epochs
+    whole = seen(BlockLoader(blocks, bs=8, seed=5, n_batches=n))
+    ranks = [seen(BlockLoader(blocks, bs=2, seed=5, n_batches=n, rank=r, world=4)) for r in range(4)]
+    assert [sum(parts, []) for parts in zip(*ranks)] == whole
+    assert seen(BlockLoader(blocks, bs=8, seed=5, n_batches=n, start=n-2)) == whole[-2:]
+
+def test_each_window_once_an_epoch():
+    data = load_data('recall', max_length=64, bs=4, limit=300, device='cpu')
+    n = len(data.train_blocks); rows = sum(seen(BlockLoader(data.train_blocks, bs=1, n_batches=2*n)), [])
+    assert sorted(rows[:n]) == sorted(rows[n:]) == sorted(data.train_blocks[list(range(n))]['input_ids'].tolist())
+    assert rows[:n] != rows[n:]
+    assert sum(seen(data.valid), []) == data.valid_blocks[list(range(len(data.valid_blocks)))]['input_ids'].tolist()
+
+def test_another_process_has_the_same_data():
+    "Also with another hash seed, and on a machine without `datasets` and `pyarrow`"
+    code = ("import sys; sys.modules['datasets'] = sys.modules['pyarrow'] = None\n"
+            "from lmnotes.data.blocks import load_data\n"
+            "d = load_data('arithmetic', tokenizer='bpe', vocab_size=400, limit=500, device='cpu'); print(d.fingerprint, d.train.batch(7)[0]['input_ids'].sum().item())")
+    out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], env=dict(os.environ, PYTHONHASHSEED='7'), capture_output=True, text=True)
+    d = load_data('arithmetic', tokenizer='bpe', vocab_size=400, limit=500, device='cpu')
+    assert out.stdout.split() == [d.fingerprint, str(d.train.batch(7)[0]['input_ids'].sum().item())], out.stderr
+
+# ---- tokenizers
+
+def test_every_tokenizer_counts_the_same_bytes(root):
+    docs = load_documents(find_dataset('gsm8k'), root)[0]['train']
+    for name in ('bytes', 'chars', 'bpe'):
+        tok = get_tokenizer(name, lambda: docs)
+        ids = encode_documents(tok, docs)
+        assert token_bytes(tok)[torch.from_numpy(ids)].sum() == sum(len(d.encode()) for d in docs)
+        ends = np.flatnonzero(ids == tok.eos_token_id); assert len(ends) == len(docs)
+        assert tok.decode(ids[:ends[0]]) == docs[0]
+
+def test_saved_tokenizer_is_the_same_data(root, tmp_path):
+    data = load_data('gsm8k', data_dir=root, tokenizer='bpe', vocab_size=300, device='cpu'); data.tokenizer.save_pretrained(tmp_path/'tok')
+    again = load_data('gsm8k', data_dir=root, tokenizer=tmp_path/'tok', device='cpu')
+    assert torch.equal(again.train_ids, data.train_ids) and torch.equal(again.token_bytes, data.token_bytes)
+
+# ---- the catalog
+
+@pytest.mark.parametrize('id', list(catalog))
+def test_every_class_says_what_it_must(id):
+    ds = catalog[id](catalog[id].config or next(iter(catalog[id].configs), None))
+    assert ds.id == id and ds.role in ('train', 'eval', 'both') and ds.name.startswith(id) and find_dataset(ds.name).name == ds.name
+
+# ---- wrong input: one line, and the fix in it
+
+def own(tmp, name, text):
+    (tmp/name).write_text(text); return tmp/name
+
+@pytest.mark.parametrize('kw,says', [
+    (dict(dataset='pros'), "did you mean 'prose'"),
+    (dict(dataset='gsm8k', config='mian'), "did you mean 'main'"),
+    (dict(dataset='gsm8k', data_dir='{tmp}/hbu'), "did you mean 'hub'"),
+    (dict(dataset='imdb', data_dir='{tmp}/hub'), "'stanfordnlp/imdb' is not under"),
+    (dict(dataset='gsm8k', config='socratic', data_dir='{tmp}/hub'), "did you mean 'main'|there is: main"),
+    (dict(data_path='{tmp}/nothing'), 'there is no'),
+    (dict(data_path='{tmp}/zero.txt'), 'zero bytes'),
+    (dict(data_path='{tmp}/short.txt'), 'tokens are too few'),
+    (dict(data_path='{tmp}/other.jsonl'), 'name one with --text_column'),
+    (dict(data_path='{tmp}/other.jsonl', text_column='bdoy'), "did you mean 'body'"),
+    (dict(data_path='{tmp}/empty'), 'no file under'),
+    (dict(dataset='recall', max_length=0), 'at least 1'),
+    (dict(dataset='recall', bs=0), 'at least 1'),
+    (dict(dataset='recall', limit=0), 'at least 1'),
+    (dict(dataset='recall', tokenizer='byts'), "did you mean 'bytes'"),
+    (dict(dataset='recall', vocab_size=300), "belongs to the tokenizer 'bpe'"),
+    (dict(dataset='recall', tokenizer='bpe', vocab_size=90), 'too small'),
+])
+def test_wrong_input(root, tmp_path, monkeypatch, kw, says):
+    own(tmp_path, 'zero.txt', ''); own(tmp_path, 'short.txt', 'one line\n'); own(tmp_path, 'other.jsonl', '{"body": "b"}\n'); (tmp_path/'empty').mkdir()
+    kw = {k: v.format(tmp=tmp_path) if isinstance(v, str) else v for k,v in kw.items()}
+    with pytest.raises(InputError, match=says) as e: load_data(**{'device': 'cpu', **kw})
+    assert '\n' not in str(e.value)
