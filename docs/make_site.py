@@ -1,15 +1,18 @@
 """Build the site into `_docs/`: nbdev processes the notebooks, Sphinx lays them out in the order `_quarto.yml` gives.
 
-`python docs/make_site.py [--force]`. nbdev runs the exported cells and the imports of every notebook and lets `show_doc` write the API;
+nbdev runs the exported cells and the imports of every notebook and lets `show_doc` write the API;
 what it leaves in `_proc/` is Quarto's dialect. This file turns that into the dialect of MyST, page by page, and runs Sphinx, whose
 warnings are errors: a link that leads nowhere fails the build."""
-import json, posixpath, re, shutil, subprocess, sys
+import ast, inspect, json, os, posixpath, re, shutil, subprocess, sys
 from pathlib import Path
 
 import yaml
+from execnb.nbio import mk_cell, read_nb, write_nb
+from fastcore import docments
+from fastcore.parallel import parallel
 from nbdev.config import get_config
 from nbdev.doclinks import NbdevLookup
-from nbdev.serve import proc_nbs
+from nbdev.processors import FilterDefaults, exec_show_docs
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS, PROC = ROOT/'nbs', ROOT/'_proc'
@@ -35,6 +38,45 @@ def docname(page)->str: # '01_data/02_tokenizers.ipynb' -> '01_data/tokenizers',
 def slug(title)->str: # `Registry.build` stands at #registry.build
     "The anchor nbdev's links use for a heading"
     return title.strip().lower().replace(' ', '-')
+
+# --- nbdev's own processing
+
+IMPORTS, SHOWS = (ast.Import, ast.ImportFrom), {'export', 'exports', 'exporti', 'exec_doc'}
+
+class exec_docs(exec_show_docs):
+    "As nbdev does, but of a cell that mixes imports with other code only the imports run"
+    def __call__(self, cell):
+        trees = cell.cell_type == 'code' and cell.source and cell.parsed_() or []
+        imports = [t for t in trees if isinstance(t, IMPORTS)]
+        if not imports or SHOWS & cell.directives_.keys() or len(imports) == len(trees): return super().__call__(cell)
+        if self.nb.has_docs_ and cell.directives_.get('eval:', [''])[0].lower() != 'false': self.k.run_cell('\n'.join(map(ast.unparse, imports)))
+
+class Filter(FilterDefaults):
+    def base_procs(self): return [exec_docs if p is exec_show_docs else p for p in super().base_procs()]
+
+def signature(o, **kwargs):
+    "A signature whose annotations stay as written when they cannot be evaluated from here, as in `transformers`' configurations"
+    try: return inspect.signature(o, **kwargs)
+    except NameError: return inspect.signature(o)
+
+def split_title(nb):
+    "Title and quote in a cell of their own: nbdev makes them the page's head and drops what else their cell holds"
+    first = next(c for c in nb.cells if c.cell_type == 'markdown')
+    head, rest = re.match(r'(\s*# [^\n]*\n*(?:> [^\n]*(?:\n|$))*)(.*)', first.source, re.S).groups()
+    first.source = head.strip()
+    if rest.strip(): nb.cells.insert(nb.cells.index(first)+1, mk_cell(rest.strip(), 'markdown'))
+    for i, c in enumerate(nb.cells): c.idx_ = i
+    return first.source
+
+def process(page):
+    "What nbdev makes of a notebook: links, the API where something is exported, nothing hidden"
+    docments.signature = signature
+    (PROC/page).parent.mkdir(parents=True, exist_ok=True)
+    nb = read_nb(NBS/page)
+    head = split_title(nb)
+    Filter()(nb)
+    nb.cells.insert(0, mk_cell(NbdevLookup().linkify(head), 'markdown'))
+    write_nb(nb, PROC/page)
 
 # --- from Quarto's dialect to MyST's
 
@@ -101,38 +143,33 @@ def convert_cells(cells, page):
                                         ('code-fold', 'true', 'hide-input')) if found.get(key) == value]
         yield dict(cell_type='code', metadata=dict(tags=tags), source=code, outputs=cell.get('outputs', []), execution_count=None)
 
-def title_cell(page)->str:
-    "The opening of the notebook itself: nbdev keeps only its title and quote, and drops the rest"
-    cells = json.loads((NBS/page).read_text())['cells']
-    return NbdevLookup().linkify(''.join(next(c for c in cells if c['cell_type'] == 'markdown')['source']))
-
 def toctree(names): # hidden: the sidebar shows it
     return '```{toctree}\n:hidden:\n\n' + '\n'.join('/' + docname(n) for n in names) + '\n```'
 
 def write_page(page, below):
     "Convert one processed notebook; `below` are the pages that stand under it"
     nb = json.loads((PROC/page).read_text())
-    cells = [markdown(title_cell(page), page), *convert_cells(nb['cells'], page)]
+    cells = list(convert_cells(nb['cells'], page))
     if below: cells.append(dict(cell_type='markdown', metadata={}, source=toctree(below)))
     out = SITE/(docname(page) + '.ipynb'); out.parent.mkdir(parents=True, exist_ok=True)
     kernel = dict(kernelspec=dict(display_name='Python 3', language='python', name='python3'))
     out.write_text(json.dumps(dict(cells=cells, metadata=kernel, nbformat=4, nbformat_minor=4)))
 
-def main(force=False):
-    index, stale = ROOT/CFG.lib_path/'_modidx.py', PROC.exists() and PROC.stat().st_mtime
-    proc_nbs(n_workers=2, force=force or not stale or index.stat().st_mtime > stale)
-    missing = [p for p in pages() if not (PROC/p).exists()]
-    if missing: sys.exit(f"not processed (see above): {', '.join(missing)}")
-    shutil.rmtree(SITE, ignore_errors=True); shutil.rmtree(built := PROC/'html', ignore_errors=True)
+def main():
+    shutil.rmtree(PROC, ignore_errors=True)
+    os.environ['IN_TEST'] = '1' # nothing is exported meanwhile
+    parallel(process, pages(), n_workers=2, method='spawn')
     below = {o[0]: o[1] for o in contents() if not isinstance(o, str)}
     front, *rest = contents()
     below[front] = [o if isinstance(o, str) else o[0] for o in rest]
     for p in pages(): write_page(p, below.get(p))
     cmd = [sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going', '-b', 'html',
-           '-c', ROOT/'docs', '-d', PROC/'doctrees', SITE, built]
+           '-c', ROOT/'docs', '-d', PROC/'doctrees', SITE, PROC/'html']
     code = subprocess.run(cmd, cwd=PROC).returncode
     if code: return code
-    shutil.rmtree(OUT, ignore_errors=True); built.rename(OUT)
+    shutil.rmtree(OUT, ignore_errors=True); (PROC/'html').rename(OUT)
     print(f'the site: {(OUT/"index.html").as_uri()}')
 
-if __name__ == '__main__': sys.exit(main('--force' in sys.argv))
+if __name__ == '__main__':
+    import make_site # by its name, since the shells that run notebooks take the place of __main__
+    sys.exit(make_site.main())

@@ -24,7 +24,7 @@ fi
 
 log=$venv/install.log; : >"$log"
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
-show() { grep --line-buffered -E '^ *(Downloading|Building|Installing)' | cut -c-110 || true; }
+show() { grep --line-buffered -E '^ *(Downloading .*[MG]B\)|Building|Installing)' | cut -c-110 || true; }
 
 say "installing (everything pip says is in $log)"
 for try in 1 2 3; do
