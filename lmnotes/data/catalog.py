@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['catalog', 'short_names', 'Dataset', 'dataset', 'WikiText', 'Enwik8', 'TinyShakespeare', 'ask', 'Answered', 'GSM8K',
            'SQuAD', 'Labelled', 'IMDB', 'GLUE', 'Prose', 'Python', 'Arithmetic', 'Recall', 'find_dataset', 'load_rows',
-           'sample', 'load_documents', 'finish_documents']
+           'sample_documents', 'load_documents', 'finish_documents']
 
 # %% ../../nbs/01_data/04_catalog.ipynb #46a27912
 import os, random, re
@@ -174,7 +174,7 @@ def load_rows(
     return splits
 
 # %% ../../nbs/01_data/04_catalog.ipynb #2f8bc216
-def sample(
+def sample_documents(
     texts:list, # documents
     limit:int,  # how many to keep, at most; None: all
 )->list: # in the order they came
@@ -197,6 +197,6 @@ def finish_documents(splits, limit=None)->tuple:
     if limit is not None and limit < 1: raise InputError(f'limit is a number of documents, at least 1; {limit} came')
     if not splits.get('validation'):
         splits['train'],splits['validation'],note = held_out(splits['train']); notes.append(note)
-    if limit: splits = {s: sample(t, limit) for s,t in splits.items()}; notes.append(f'at most {limit} documents of each split, drawn at random')
+    if limit: splits = {s: sample_documents(t, limit) for s,t in splits.items()}; notes.append(f'at most {limit} documents of each split, drawn at random')
     if len(splits['train']) < 50 and sum(map(len, splits['train'])) < 50_000: notes.append(f"only {len(splits['train'])} training documents: expect little")
     return splits, notes
