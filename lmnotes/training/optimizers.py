@@ -36,7 +36,7 @@ def sgd(model, lr, wd, momentum=0.9):
 # %% ../../nbs/05_training/03_optimizers.ipynb #3ebbee4f
 def is_hidden_matrix(name:str, p)->bool:
     "Whether a parameter is a matrix inside the network, neither embedding nor head"
-    return p.ndim == 2 and not any(s in name for s in ('embed', 'lm_head', 'wte', 'wpe', 'shared'))
+    return p.ndim == 2 and not any(s in name for s in ('embed', 'head', 'wte', 'wpe', 'shared'))
 
 class SideBySide:
     "Several torch optimizers that step together"
