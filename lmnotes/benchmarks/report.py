@@ -8,14 +8,14 @@ __all__ = ['tables', 'report_forms', 'show_number', 'verdict_sentence', 'arm_col
            'differences_table', 'budgets_table', 'costs_table', 'cells_table', 'config_table', 'data_table',
            'env_table', 'report_md', 'report_html', 'write_report']
 
-# %% ../../nbs/07_benchmarks/06_report.ipynb #aee83b9d
+# %% ../../nbs/07_benchmarks/06_report.ipynb #a9775fac
 import io, math, re
 from html import escape
 from pathlib import Path
 import numpy as np
 from ..core import *
 
-# %% ../../nbs/07_benchmarks/06_report.ipynb #56145e0e
+# %% ../../nbs/07_benchmarks/06_report.ipynb #19703937
 def show_number(
     x,            # a number, or None when there is none
     kind='plain', # plain (3 decimals), diff (signed, 2 significant digits), size (the same, unsigned), short (1 decimal), count (1.23M), percent, bytes
@@ -26,14 +26,14 @@ def show_number(
     elif kind == 'bytes': s = f'{x/2**20:.1f} MiB' if x >= 2**20 else f'{x/2**10:.1f} KiB'
     elif kind == 'short': s = f'{x:.1f}'
     elif kind == 'percent': s = f'{100*x:.1f} %'
-    elif kind == 'diff': s = f'{x:+.{_places(x)}f}'
+    elif kind == 'diff': s = f"{x:{'+' if x else ''}.{_places(x)}f}"
     elif kind == 'size': s = f'{x:.{_places(x)}f}'
     else: s = f'{x:.3f}'
     return s.replace('-', '−')
 
 def _places(x): return min(max(3, 1-math.floor(math.log10(abs(x)))), 7) if x else 3
 
-# %% ../../nbs/07_benchmarks/06_report.ipynb #b1bb023d
+# %% ../../nbs/07_benchmarks/06_report.ipynb #9ba21df5
 _units = dict(bits_per_byte='bits per byte', loss='nats per token', token_accuracy='token accuracy')
 
 def verdict_sentence(
@@ -42,22 +42,23 @@ def verdict_sentence(
 )->str:
     "The outcome for one arm on one dataset, complete in itself"
     unit,base,n = _units.get(d['metric'], d['metric']),r['baseline'],d['n_seeds']
-    under = f"{r['budget']['text']}, {n} {'seed' if n == 1 else 'seeds'}"
+    under = f"{r['budget']['text']}, {n} {'seed' if n == 1 else 'seeds'}".replace(' seed', '\u00a0seed')
     diff = f"{show_number(d['mean'], 'diff')} {unit}"
     if d['low'] is None or not np.isfinite(d['low']):
         return f"On {d['dataset']}, {d['arm']} cannot be told from {base}: {d['reason']}. The difference is {diff} ({under})."
-    how = f"95 % interval {show_number(d['low'], 'diff')} to {show_number(d['high'], 'diff')}; {show_number(d['detectable'], 'size')} or more would have been found; {under}"
-    if d['verdict'] == 'cannot tell': return f"On {d['dataset']}, {d['arm']} cannot be told from {base}: the difference is {diff} ({how})."
+    how = f"95\u00a0% interval {show_number(d['low'], 'diff')} to {show_number(d['high'], 'diff')}; {show_number(d['detectable'], 'size')} or more would have been found; {under}"
+    why = '' if d['reason'] == 'the interval contains zero' else f"{d['reason']}; "
+    if d['verdict'] == 'cannot tell': return f"On {d['dataset']}, {d['arm']} cannot be told from {base}: {why}the difference is {diff} ({how})."
     return f"On {d['dataset']}, {d['arm']} is {d['verdict']} than {base}: {diff} ({how})."
 
-# %% ../../nbs/07_benchmarks/06_report.ipynb #84109b53
+# %% ../../nbs/07_benchmarks/06_report.ipynb #3c1d9078
 _ink,_faint = '#010101','#020202'
 _arm_colours = [f'#0a00{i:02x}' for i in range(6)]
 _css_names = {_ink: 'var(--ink)', _faint: 'var(--faint)', **{c: f'var(--c{i})' for i,c in enumerate(_arm_colours)}}
 
 def arm_colour(r, arm): return _arm_colours[r['arms'].index(arm) % len(_arm_colours)]
 
-def new_chart(width=4.2, height=2.6):
+def new_chart(width=3.8, height=2.4):
     "A bare figure and its axes, in placeholder colours"
     from matplotlib.figure import Figure
     fig = Figure(figsize=(width, height), layout='constrained'); ax = fig.add_subplot()
@@ -83,7 +84,7 @@ def svg(
     s = re.sub(r'\bid="(?!m)', f'id="{name}-', s)
     return s.replace('<svg', f'<svg class="chart" role="img" aria-label="{escape(label)}"', 1)
 
-# %% ../../nbs/07_benchmarks/06_report.ipynb #b0b8a03d
+# %% ../../nbs/07_benchmarks/06_report.ipynb #1d933a10
 def _curves(r, arm, ds):
     cs = [c['curve'] for c in r['cells'] if c['arm'] == arm and c['dataset'] == ds and c['status'] == 'done' and c.get('curve')]
     cs = [c for c in cs if len(c['tokens'])]
@@ -104,7 +105,7 @@ def loss_chart(r, ds):
     if ax.lines: ax.legend(frameon=False, fontsize=9, labelcolor=_ink)
     return fig
 
-# %% ../../nbs/07_benchmarks/06_report.ipynb #22be8e24
+# %% ../../nbs/07_benchmarks/06_report.ipynb #de41d938
 def forest_chart(r):
     "Differences with their intervals against zero; the bar behind spans the undetectable"
     rows = [d for d in r['differences'] if d['low'] is not None and np.isfinite(d['low'])]
@@ -118,7 +119,7 @@ def forest_chart(r):
     ax.set_xlabel(f"{_units.get(r['metric'], r['metric'])}, arm minus {r['baseline']} (left is better)"); ax.locator_params(axis='x', nbins=5)
     return fig
 
-# %% ../../nbs/07_benchmarks/06_report.ipynb #7127ea44
+# %% ../../nbs/07_benchmarks/06_report.ipynb #2c469285
 def level_chart(r):
     "Every seed of every arm on one scale, with the floors"
     rows = [(ds, a) for ds in r['datasets'] for a in r['arms']]
@@ -137,7 +138,7 @@ def _floor(ax, x, y, n, name, style):
     ax.plot([x, x], [y-.4, y+n-.6], style, color=_ink, lw=1.1)
     if name: ax.text(x, y-.5, name, color=_ink, fontsize=8, ha='center', va='bottom')
 
-# %% ../../nbs/07_benchmarks/06_report.ipynb #1da27c74
+# %% ../../nbs/07_benchmarks/06_report.ipynb #0a0bfbc8
 def cost_chart(
     r:dict,
     key:str,      # which of the `measures`
@@ -155,7 +156,7 @@ def cost_chart(
     ax.set_xticks([]); ax.spines['bottom'].set_visible(False)
     return fig
 
-# %% ../../nbs/07_benchmarks/06_report.ipynb #1a49e867
+# %% ../../nbs/07_benchmarks/06_report.ipynb #f78ef242
 class Num:
     "A number and the way it is printed"
     def __init__(self, value, kind='plain'): self.value,self.kind = value,kind
@@ -178,7 +179,7 @@ def md_table(head, rows)->str:
     line = lambda cs: '| '+' | '.join(map(cell, cs))+' |'
     return '\n'.join([line(head), '|'+'---|'*len(head), *map(line, rows)])
 
-# %% ../../nbs/07_benchmarks/06_report.ipynb #a65edbe4
+# %% ../../nbs/07_benchmarks/06_report.ipynb #7987dba7
 _scores = ['bits_per_byte', 'loss', 'perplexity', 'token_accuracy']
 
 def _done(r, arm, ds): return [c for c in r['cells'] if c['arm'] == arm and c['dataset'] == ds and c['status'] == 'done']
@@ -207,7 +208,7 @@ def summarize(
             out.append(dict(dataset=ds, arm=a, n=len(cs), bits_per_byte_sd=sd, **{k: mean(k) for k in _scores+['tokens', 'parameters', 'flops', 'seconds', 'steps']}))
     return out
 
-# %% ../../nbs/07_benchmarks/06_report.ipynb #558d5c21
+# %% ../../nbs/07_benchmarks/06_report.ipynb #ce097543
 def differences_table(r):
     "Differences from the baseline, with what decides"
     rows = [[d['dataset'], d['arm'], d['verdict'], Num(d['mean'], 'diff'), Num(d['low'], 'diff'), Num(d['high'], 'diff'), Num(d['detectable'], 'size'),
@@ -220,7 +221,7 @@ def budgets_table(r):
     return ['dataset', 'arm', 'tokens', 'parameters', 'FLOPs', 'seconds', 'steps'], rows
 
 _costs = dict(training_tokens_per_s=('training, tokens per second', 'count'), decoding_tokens_per_s=('decoding, tokens per second', 'count'),
-              peak_bytes=('peak memory of a training step', 'bytes'), saved_bytes=('held between forward and backward', 'bytes'))
+              peak_bytes=('peak memory of a training step', 'bytes'), held_bytes=('memory held between forward and backward', 'bytes'))
 
 def costs_table(r):
     "Memory and speed: medians of interleaved repeats, with quartiles"
@@ -233,7 +234,7 @@ def cells_table(r):
     rows = [[c['dataset'], c['arm'], c['seed'], c['status'], Num(c.get('bits_per_byte')), Num(c.get('seconds'), 'short'), c.get('reason') or c['path']] for c in r['cells']]
     return ['dataset', 'arm', 'seed', 'status', 'bits per byte', 'seconds', 'folder, or reason'], rows
 
-# %% ../../nbs/07_benchmarks/06_report.ipynb #dc6764d0
+# %% ../../nbs/07_benchmarks/06_report.ipynb #de4bb12d
 def config_table(r):
     "Settings in which the arms differ"
     return ['setting', *r['arms']], [[k, *(str(v.get(a, '')) for a in r['arms'])] for k,v in r['config_differences'].items()]
@@ -255,7 +256,7 @@ def env_table(r):
 tables = {'Differences': differences_table, 'Results and controls': results_table, 'Budgets': budgets_table, 'Memory and speed': costs_table,
           'How the arms differ': config_table, 'Data': data_table, 'Every run': cells_table, 'Settings and machine': env_table}
 
-# %% ../../nbs/07_benchmarks/06_report.ipynb #d0458828
+# %% ../../nbs/07_benchmarks/06_report.ipynb #e0a72afa
 def _title(r): return ' · '.join([r['baseline'], *(a for a in r['arms'] if a != r['baseline'])])
 
 def _notes(r):
@@ -267,7 +268,7 @@ def report_md(
     r:dict, # a comparison
 )->str:
     "The report in Markdown"
-    parts = [f"# {_title(r)}", f"Budget: {r['budget']['text']}. Seeds: {len(r['seeds'])}. Baseline: {r['baseline']}. Tokenizer: {r['tokenizer']}. {r['created']}",
+    parts = [f"# {_title(r)}", f"{'A test run, too short to judge by. ' if r.get('test') else ''}Budget: {r['budget']['text']}. Seeds: {len(r['seeds'])}. Baseline: {r['baseline']}. Tokenizer: {r['tokenizer']}. {r['created']}",
              '\n'.join(f'- {verdict_sentence(r, d)}' for d in r['differences'])]
     if _notes(r): parts += ['## Not measured', '\n'.join(f'- {n}' for n in _notes(r))]
     for name,f in tables.items():
@@ -275,7 +276,7 @@ def report_md(
         if rows: parts += [f'## {name}', md_table(head, rows)]
     return '\n\n'.join(parts)+f"\n\nFLOPs: {r['flops_formula']}.\n"
 
-# %% ../../nbs/07_benchmarks/06_report.ipynb #983a9b6d
+# %% ../../nbs/07_benchmarks/06_report.ipynb #cd55ced2
 _css = """
 :root{--bg:#fcfcfa;--card:#fff;--ink:#2a2c30;--soft:#666b73;--faint:#c3c5c9;--line:#e6e6e2;--good:#2c7a54;--bad:#b3432f;--none:#6d7178;
 --c0:#3b6fb6;--c1:#c8553d;--c2:#2f8f6b;--c3:#8a5fb0;--c4:#b8860b;--c5:#5b6770;color-scheme:light dark}
@@ -318,7 +319,7 @@ def _samples(r):
         return f'<figure><figcaption>{escape(s["arm"])} · {escape(s["dataset"])} · seed {s["seed"]}</figcaption><pre><u>{escape(p)}</u>{escape(rest)}</pre></figure>'
     return '<div class="grid">'+''.join(map(one, r['samples']))+'</div>'
 
-# %% ../../nbs/07_benchmarks/06_report.ipynb #09434c15
+# %% ../../nbs/07_benchmarks/06_report.ipynb #d16ec9b0
 def _verdicts(r):
     return ''.join(f'<p class="verdict {d["verdict"].replace(" ", "-")}"><b>{escape(d["arm"])} · {escape(d["dataset"].split("/")[-1])} · {d["verdict"]}</b>'
                    f'{escape(verdict_sentence(r, d))}</p>' for d in r['differences'])
@@ -336,8 +337,9 @@ def report_html(
 )->str:
     "The report as one page that needs nothing else"
     key = ''.join(f'<span><i style="background:{_css_names[arm_colour(r, a)]}"></i>{escape(a)}</span>' for a in r['arms'])
+    small = 'test run, too short to judge by · ' if r.get('test') else ''
     notes = f'<h2>Not measured</h2><ul>{"".join(f"<li>{escape(n)}</li>" for n in _notes(r))}</ul>' if _notes(r) else ''
-    parts = [f'<h1>{escape(_title(r))}</h1><p class="sub">{escape(r["budget"]["text"])} · {len(r["seeds"])} seeds · baseline {escape(r["baseline"])} · tokenizer {escape(r["tokenizer"])} · {escape(r["created"])}</p>',
+    parts = [f'<h1>{escape(_title(r))}</h1><p class="sub">{small}{escape(r["budget"]["text"])} · {len(r["seeds"])} seeds · baseline {escape(r["baseline"])} · tokenizer {escape(r["tokenizer"])} · {escape(r["created"])}</p>',
              _verdicts(r), notes, f'<h2>In pictures</h2><p class="sub key">{key}</p>', _charts(r)]
     if r.get('samples'): parts.append('<h2>What they write</h2>'+_samples(r))
     parts += [_section(name, html_table(*t)) for name,t in ((n, f(r)) for n,f in tables.items()) if t[1]]
@@ -345,7 +347,7 @@ def report_html(
             f'<title>{escape(_title(r))}</title><style>{_css}</style></head><body><main>{"".join(parts)}'
             f'<footer><p>{_method}</p><p>FLOPs: {escape(r["flops_formula"])}.</p></footer></main></body></html>')
 
-# %% ../../nbs/07_benchmarks/06_report.ipynb #72a51292
+# %% ../../nbs/07_benchmarks/06_report.ipynb #16669b5d
 report_forms = {'.html': report_html, '.md': report_md}
 
 def write_report(

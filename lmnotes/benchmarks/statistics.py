@@ -6,14 +6,14 @@
 __all__ = ['t_interval', 'cluster_means', 'neighbour_clusters', 'bootstrap_se', 'two_level_interval', 'detectable_effect',
            'Difference', 'paired_difference', 'Verdict', 'verdict']
 
-# %% ../../nbs/07_benchmarks/04_statistics.ipynb #4e1c40b6
+# %% ../../nbs/07_benchmarks/04_statistics.ipynb #9b0f00f1
 import numpy as np
 from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 from scipy import stats
 from ..core import *
 
-# %% ../../nbs/07_benchmarks/04_statistics.ipynb #f52fa40c
+# %% ../../nbs/07_benchmarks/04_statistics.ipynb #dab37a2a
 def t_interval(
     x,             # one mean difference per seed
     alpha=0.05,    # chance of missing the truth
@@ -24,7 +24,7 @@ def t_interval(
     half = stats.t.ppf(1-alpha/2, n-1)*x.std(ddof=1)/n**.5
     return x.mean()-half, x.mean()+half
 
-# %% ../../nbs/07_benchmarks/04_statistics.ipynb #2946dc9e
+# %% ../../nbs/07_benchmarks/04_statistics.ipynb #57f0903c
 def cluster_means(
     d,              # differences, (seeds, items)
     weights,        # (items,) positive, such as bytes
@@ -37,7 +37,7 @@ def cluster_means(
     W = np.bincount(k, weights)
     return np.stack([np.bincount(k, weights*row) for row in d])/W, W/W.sum()
 
-# %% ../../nbs/07_benchmarks/04_statistics.ipynb #f0cf9f26
+# %% ../../nbs/07_benchmarks/04_statistics.ipynb #01905bfe
 def neighbour_clusters(
     n:int,         # items, in the order of the text
     at_most=64,    # clusters
@@ -45,7 +45,7 @@ def neighbour_clusters(
     "Labels that put runs of neighbouring items together, all runs nearly equally long"
     return np.arange(n)*min(n, at_most)//max(n, 1)
 
-# %% ../../nbs/07_benchmarks/04_statistics.ipynb #e623466b
+# %% ../../nbs/07_benchmarks/04_statistics.ipynb #d1e3f819
 def bootstrap_se(
     m,            # cluster means, (seeds, clusters)
     W,            # cluster weights, (clusters,)
@@ -58,7 +58,7 @@ def bootstrap_se(
     ck = rng.multinomial(max(K-1, 1), np.full(K, 1/K), n_boot)*W
     return float((((ck@m.T)*cs).sum(1)/ck.sum(1)).std())
 
-# %% ../../nbs/07_benchmarks/04_statistics.ipynb #1f4c94f3
+# %% ../../nbs/07_benchmarks/04_statistics.ipynb #d28642e5
 def _noise(m, W):
     "Variances of the mean from seeds and from clusters, and Satterthwaite's degrees of freedom"
     S,K = m.shape
@@ -79,7 +79,7 @@ def two_level_interval(
     mean,half = (m@W).mean(), stats.t.ppf(1-alpha/2, _noise(m, W)[2])*bootstrap_se(m, W, n_boot, seed)
     return mean-half, mean+half
 
-# %% ../../nbs/07_benchmarks/04_statistics.ipynb #cb1cad04
+# %% ../../nbs/07_benchmarks/04_statistics.ipynb #421c40b3
 def detectable_effect(
     half,      # half-width of the interval
     se,        # standard error of the mean difference
@@ -89,7 +89,7 @@ def detectable_effect(
     "The smallest true difference that would be called with chance `power`"
     return float(half + stats.t.ppf(power, df)*se)
 
-# %% ../../nbs/07_benchmarks/04_statistics.ipynb #d0bea7e9
+# %% ../../nbs/07_benchmarks/04_statistics.ipynb #d0b81c18
 @dataclass
 class Difference:
     "Arm minus baseline, paired by seed and item"
@@ -104,7 +104,7 @@ class Difference:
     alpha:float = 0.05; power:float = 0.8
     def as_dict(self): return asdict(self)
 
-# %% ../../nbs/07_benchmarks/04_statistics.ipynb #a549e15a
+# %% ../../nbs/07_benchmarks/04_statistics.ipynb #b8896007
 def _pair(base, arm, weights):
     base,arm = np.atleast_2d(np.asarray(base, float)), np.atleast_2d(np.asarray(arm, float))
     if base.shape != arm.shape:
@@ -113,7 +113,7 @@ def _pair(base, arm, weights):
     if weights.shape != base.shape[1:] or (weights < 0).any() or not weights.sum() > 0:
         raise InputError(f"weights of shape {weights.shape} do not fit {base.shape[1]} items; give one number >= 0 per item")
     keep = weights > 0
-    return arm[:,keep]-base[:,keep], weights[keep], keep
+    with np.errstate(invalid='ignore'): return arm[:,keep]-base[:,keep], weights[keep], keep
 
 def paired_difference(
     base,            # scores of the baseline, (seeds, items)
@@ -126,6 +126,7 @@ def paired_difference(
     d,weights,keep = _pair(base, arm, weights)
     m,W = cluster_means(d, weights, None if clusters is None else np.asarray(clusters)[keep])
     (S,K),D = m.shape, m@W
+    if not np.isfinite(D).all(): return Difference(*[float('nan')]*3, 'none: a score is not finite', *[(float('nan'),)*2]*2, float('nan'), D.tolist(), S, d.shape[1], K, alpha, power)
     t,b = t_interval(D, alpha), two_level_interval(m, W, alpha, n_boot, seed)
     rule,(low,high) = ('bootstrap over seeds and items', b) if b[1]-b[0] > t[1]-t[0] else ('t over seeds', t)
     vs,vi,df = _noise(m, W)
@@ -133,7 +134,7 @@ def paired_difference(
     return Difference(float(D.mean()), float(low), float(high), rule, tuple(map(float, t)), tuple(map(float, b)), found,
                       D.tolist(), S, d.shape[1], K, alpha, power)
 
-# %% ../../nbs/07_benchmarks/04_statistics.ipynb #dda97c18
+# %% ../../nbs/07_benchmarks/04_statistics.ipynb #1315ff30
 class Verdict(NamedTuple):
     "A word and the reason for it"
     word:str   # 'better', 'worse' or 'cannot tell'
