@@ -17,6 +17,8 @@ from .assemble import *
 # %% ../../nbs/05_training/09_checkpoints.ipynb #32104467
 def save_model(model, tokenizer, path):
     "Weights, configuration and tokenizer into `path`, as `from_pretrained` reads them"
+    from transformers.utils import logging
+    logging.disable_progress_bar() # a bar for every checkpoint would drown the run's own
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
 

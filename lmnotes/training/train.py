@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['may_change', 'data_from', 'model_from', 'steps_for', 'StepTimer', 'step_seconds', 'flops_estimate', 'plan', 'slug',
-           'show_plan', 'newest_run', 'resumed', 'Run', 'run_folder', 'Evaluate', 'train']
+           'show_plan', 'newest_run', 'resumed', 'Run', 'run_folder', 'SkipValidation', 'Evaluate', 'train']
 
 # %% ../../nbs/05_training/10_train.ipynb #75fbae95
 import math, os, statistics, sys, time
@@ -157,6 +157,10 @@ def run_folder(o:TrainOptions, data)->Path:
     except OSError as e: raise InputError(f'cannot write into {path}: {e.strerror}; choose another --output_dir') from e
     return path
 
+class SkipValidation(Callback):
+    "Leave out fastai's validation at the end of an epoch: a run evaluates when it is asked to"
+    def before_validate(self): raise CancelValidException()
+
 class Evaluate(Callback):
     "Score the validation windows every `every` steps, a line of `evals.jsonl` each"
     order,run_valid = 55,False # before a checkpoint is written (80)
@@ -167,7 +171,7 @@ class Evaluate(Callback):
 # %% ../../nbs/05_training/10_train.ipynb #51f0f8dc
 def _callbacks(o, path, steps, lr, per_epoch, quiet):
     warmup = o.warmup_steps or round(o.warmup_ratio*steps)
-    cbs = [Schedule(o.lr_scheduler_type, lr, steps, warmup), Monitor(path/'metrics.jsonl', o.logging_steps), Progress(steps, quiet=quiet)]
+    cbs = [Schedule(o.lr_scheduler_type, lr, steps, warmup), Monitor(path/'metrics.jsonl', o.logging_steps), StepProgress(steps, quiet=quiet), SkipValidation()]
     if o.eval_steps: cbs.append(Evaluate(path/'evals.jsonl', o.eval_steps))
     every = dict(no=None, steps=o.save_steps, epoch=per_epoch)[o.save_strategy]
     if every: cbs.append(Checkpoints(path/'checkpoints', every, o.save_total_limit, note=dict(total_steps=steps)))
@@ -193,7 +197,7 @@ def _fit(learn, o, path, steps, p):
     _open_run(o, path, learn, p)
     began = time.perf_counter()
     if learn.step < steps:
-        with learn.no_bar(), learn.no_logging(): learn.fit(1)
+        with learn.no_logging(): learn.fit(1)
     if learn.dls.device.type == 'cuda': torch.cuda.synchronize()
     return time.perf_counter() - began
 
@@ -244,7 +248,7 @@ def _train(o, learn, path, steps, ck, p, quiet):
         for log in ('metrics.jsonl', 'evals.jsonl'): cut_log(path/log, learn.step)
     begun_at = learn.step
     per_epoch = max(len(learn.dls.train_blocks)//(o.batch_size*o.gradient_accumulation_steps), 1)
-    learn.remove_cbs([cb for cb in learn.cbs if cb.name in ('progress', 'recorder')])
+    learn.remove_cbs([cb for cb in learn.cbs if cb.name in ('progress', 'recorder', 'cast_to_tensor')])
     learn.add_cbs(_callbacks(o, path, steps, learn.lr, per_epoch, quiet))
     seconds = _fit(learn, o, path, steps, p)
     summary = _finish(learn, o, path, seconds, begun_at)
