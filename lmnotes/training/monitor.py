@@ -83,10 +83,11 @@ class StepProgress(Callback):
         self.every = max(self.total//10, 1)
     def after_step(self):
         l = self.learn
-        if l.step % 10 == 0 or l.step == self.total: # a GPU waits only every tenth step
-            self.seen += 1; l.average_loss += (float(l.step_loss) - l.average_loss)/min(self.seen, 10)
-            if self.live: self.bar.set_postfix_str(progress_text(l), refresh=False); self.bar.update(l.step - self.bar.n)
-        if not self.live and not self.quiet and (l.step % self.every == 0 or l.step == self.total):
+        tenth = l.step % self.every == 0 or l.step == self.total
+        if not (tenth or l.step % 10 == 0): return # a GPU waits only every tenth step
+        self.seen += 1; l.average_loss += (float(l.step_loss) - l.average_loss)/min(self.seen, 10)
+        if self.live: self.bar.set_postfix_str(progress_text(l), refresh=False); self.bar.update(l.step - self.bar.n)
+        elif tenth and not self.quiet:
             rate = getattr(l, 'monitor', None) and l.tokens/max(time.perf_counter() - l.monitor.started, 1e-9)
             print(f"{self.label}: step {l.step}/{self.total} · {progress_text(l)}" + (f" · {format_count(rate)} tok/s" if rate else ''), file=sys.stderr, flush=True)
     def after_fit(self): self.bar.close()

@@ -91,7 +91,7 @@ def plan(o:TrainOptions, data, model, steps:int|None)->dict:
     n,per_step = model.num_parameters(),o.batch_size*o.gradient_accumulation_steps*o.max_length
     what = 'saved weights' if _is_folder(o.model) else 'random weights'
     device = pick_device(o.device)
-    return dict(model=f"{o.model} ({what}; {'' if _is_folder(o.model) else o.size + ', '}{format_count(n)} parameters)",
+    p = dict(model=f"{o.model} ({what}; {'' if _is_folder(o.model) else o.size + ', '}{format_count(n)} parameters)",
         data=f'{data.name} ({format_count(len(data.train_ids))} tokens to train on, {format_count(len(data.valid_ids))} to validate; '
              f'tokenizer {data.spec["tokenizer"]}, {data.vocab_size} tokens)', mode='pretrain',
         device=f"{device}, {str(pick_dtype(device, precision_of(o), getattr(model.config, 'dim', None)))[6:]}",
@@ -100,6 +100,7 @@ def plan(o:TrainOptions, data, model, steps:int|None)->dict:
         tokens=format_count(steps*per_step) if steps else 'unknown until the probe', passes=f'{steps*per_step/max(len(data.train_ids), 1):.2f}' if steps else 'unknown',
         optimizer=f'{o.optimizer}, peak rate {o.learning_rate or default_lr(model):.2g}, {o.lr_scheduler_type}, weight decay {o.weight_decay:g}',
         writes=o.output_dir or f"runs/{datetime.now():%Y-%m-%d_%Hh%Mm}_{slug(o, data)}")
+    return p | (dict(note='; '.join(data.notes)) if data.notes else {})
 
 def slug(o:TrainOptions, data)->str: # such as 'standard_prose_pretrain_bs8_len128'
     "The name of a run, without its date"
