@@ -6,5 +6,7 @@ from .layers import *
 from .head import *
 from .decoder import *
 from .reversible import *
+from .probe import *
+from .generation import *
 AutoConfig.register('lmnotes', LMConfig, exist_ok=True)
 AutoModelForCausalLM.register(LMConfig, LM, exist_ok=True)
