@@ -5,21 +5,21 @@
 # %% auto #0
 __all__ = ['count_supervised', 'chunk_rows', 'head_loss', 'head_scores', 'head_matrix', 'module_loss', 'token_scores']
 
-# %% ../../nbs/02_models/02_head.ipynb #fb517061
+# %% ../../nbs/02_models/02_head.ipynb #73a73106
 import math, torch, torch.nn.functional as F
 from torch import nn, Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 from ..core import *
 
-# %% ../../nbs/02_models/02_head.ipynb #11d122ee
+# %% ../../nbs/02_models/02_head.ipynb #94dc66ee
 def count_supervised(labels)->int:
     "How many labels are not -100; none at all is an error"
     n = int((labels != -100).sum())
     if n == 0: raise InputError('no token of this batch carries a loss: all labels are -100; check the mask or raise max_length')
     return n
 
-# %% ../../nbs/02_models/02_head.ipynb #73a74883
+# %% ../../nbs/02_models/02_head.ipynb #87860baf
 def _softmax_rows_(
     z,          # (n, V) logits in at least float32; overwritten with p - onehot(y) when `grad`
     y,          # (n,) labels
@@ -36,7 +36,7 @@ def _softmax_rows_(
     if grad: e.div_(total).scatter_(1, y, ey/total - 1)
     return (top + total.log() - zy)[:,0],(zy > other)[:,0]
 
-# %% ../../nbs/02_models/02_head.ipynb #773124ef
+# %% ../../nbs/02_models/02_head.ipynb #e1ea5127
 def chunk_rows(
     vocab:int,     # words
     device='cpu',  # where
@@ -45,7 +45,7 @@ def chunk_rows(
     rows = max(256, 2**22//(4*vocab))
     return rows,(max(1, 2**21//(4*vocab)) if torch.device(device).type == 'cpu' else rows)
 
-# %% ../../nbs/02_models/02_head.ipynb #836b9c22
+# %% ../../nbs/02_models/02_head.ipynb #317de0dc
 def _add_product(
     out,        # (V, C) float32 sum
     p,          # (n, V) of the dtype we multiply in
@@ -86,7 +86,7 @@ def _head_pass(
         if need[2]: db += z.sum(0, dtype=wide)
     return nll,right,(dh, None if dw is None else dw.to(weight.dtype), None if db is None else db.to(bias.dtype))
 
-# %% ../../nbs/02_models/02_head.ipynb #2585e6b5
+# %% ../../nbs/02_models/02_head.ipynb #fb142788
 def _matmul_dtype(x):
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) and x.dtype != torch.float64 else x.dtype
@@ -111,7 +111,7 @@ class _HeadLoss(torch.autograd.Function):
             if grads is None: grads = _head_pass(*saved, ctx.dtype, ctx.need)[2]
             return *(None if d is None else d.mul_(g) for d in grads),None
 
-# %% ../../nbs/02_models/02_head.ipynb #6f4952dc
+# %% ../../nbs/02_models/02_head.ipynb #f5895b7b
 def head_loss(
     h:Tensor,        # (..., C) what comes into the head
     weight:Tensor,   # (V, C)
@@ -128,7 +128,7 @@ def head_loss(
     loss,right = _HeadLoss.apply(*parts, labels)
     return loss/(n if num_items is None else num_items),right
 
-# %% ../../nbs/02_models/02_head.ipynb #d6e8df2c
+# %% ../../nbs/02_models/02_head.ipynb #6c2c97a0
 @torch.no_grad()
 def head_scores(
     h:Tensor,      # (..., C)
@@ -146,7 +146,7 @@ def head_scores(
         nll[keep],right[keep] = n.float(),r
     return nll,right
 
-# %% ../../nbs/02_models/02_head.ipynb #3087f3a2
+# %% ../../nbs/02_models/02_head.ipynb #6e6c40e4
 def head_matrix(head:nn.Module): # (weight, bias), or None
     "The matrix that `head` multiplies by, when that is all it does"
     if head._forward_hooks or head._forward_pre_hooks or head._backward_hooks or head._backward_pre_hooks: return None
@@ -176,7 +176,7 @@ def module_loss(
         total,right = total + nll.sum(),right + r.sum()
     return total/(n if num_items is None else num_items),right
 
-# %% ../../nbs/02_models/02_head.ipynb #db2aeefa
+# %% ../../nbs/02_models/02_head.ipynb #919ce760
 @torch.no_grad()
 def token_scores(
     model,               # ours, or a causal model of transformers

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['ReversibleBlock', 'run_reversible']
 
-# %% ../../nbs/02_models/04_reversible.ipynb #f910dc52
+# %% ../../nbs/02_models/04_reversible.ipynb #6310a5a7
 import torch
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from itertools import groupby
 from torch import nn, Tensor
 from torch.autograd.function import once_differentiable
@@ -15,7 +15,7 @@ from ..core import *
 from .layers import *
 from .decoder import *
 
-# %% ../../nbs/02_models/04_reversible.ipynb #de5fb4f2
+# %% ../../nbs/02_models/04_reversible.ipynb #61b22ae9
 @residuals('reversible')
 class ReversibleBlock(Block):
     "Two streams: y1 = x1 + mix(x2), y2 = x2 + ffn(y1)"
@@ -28,7 +28,7 @@ class ReversibleBlock(Block):
     def finish(y1, y2): return (y1 + y2)/2
     run = staticmethod(run_plain)
 
-# %% ../../nbs/02_models/04_reversible.ipynb #e5aa41fe
+# %% ../../nbs/02_models/04_reversible.ipynb #a92bdc0c
 def _rng(device): # states of every generator a module on `device` may draw from
     return [torch.get_rng_state()] + ([getattr(torch, device.type).get_rng_state()] if device.type in ('cuda', 'mps', 'xpu') else [])
 
@@ -44,12 +44,12 @@ def _replay(device, states): # states from `_rng`, or None for no randomness
     try: yield
     finally: _set_rng(device, now)
 
-# %% ../../nbs/02_models/04_reversible.ipynb #9a206b43
+# %% ../../nbs/02_models/04_reversible.ipynb #04e88709
 def _precision(device): # arguments for `torch.autocast`
     kind = device.type
     return dict(device_type=kind, dtype=torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind), cache_enabled=False)
 
-# %% ../../nbs/02_models/04_reversible.ipynb #de0ac435
+# %% ../../nbs/02_models/04_reversible.ipynb #730b4dd0
 @contextmanager
 def _unhooked(params):
     "Put gradient hooks of `params` aside"
@@ -59,7 +59,7 @@ def _unhooked(params):
     finally:
         for hooks,kept in aside: hooks.update(kept)
 
-# %% ../../nbs/02_models/04_reversible.ipynb #0173cee6
+# %% ../../nbs/02_models/04_reversible.ipynb #8a361cb5
 class _Then:
     "How a branch ran: its parameters that learn, its precision, its randomness"
     def __init__(self, branch, ctx): self.branch,self.ctx,self.params,self.rng = branch,ctx,[p for p in branch.parameters() if p.requires_grad],None
@@ -79,15 +79,15 @@ class _Then:
             grads = torch.autograd.grad(y, wrt, dy.to(y.dtype), allow_unused=True) if wrt and y.requires_grad else [None]*len(wrt)
         return y.detach(),*((grads[0], grads[1:]) if need_x else (None, grads))
 
-# %% ../../nbs/02_models/04_reversible.ipynb #d6180948
+# %% ../../nbs/02_models/04_reversible.ipynb #e5446050
 class _Tape:
     "Where a layer leaves its rebuilt inputs for the layer below"
     streams = None
 
 class _Layer(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, tape, F, G, last, x1, x2, *params):
-        ctx.tape,ctx.F,ctx.G,ctx.last,ctx.precision = tape,F,G,last,_precision(x1.device)
+    def forward(ctx, tape, F, G, first, last, x1, x2, *params):
+        ctx.tape,ctx.F,ctx.G,ctx.first,ctx.last,ctx.precision = tape,F,G,first,last,_precision(x1.device)
         y1 = x1 + F.run(x2, ctx.precision)
         y2 = x2 + G.run(y1, ctx.precision)
         if last: ctx.save_for_backward(y1, y2)
@@ -95,17 +95,17 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, d1, d2):
-        tape,need = ctx.tape,any(ctx.needs_input_grad[4:6])
+        tape,need = ctx.tape,any(ctx.needs_input_grad[5:7])
         (y1,y2),tape.streams = ctx.saved_tensors if ctx.last else tape.streams,None
         g,dy1,dG = ctx.G.again(y1, d2, ctx.precision)
         x2 = y2 - g; del g,y2
         if dy1 is not None: d1 = d1 + dy1
         f,dx2,dF = ctx.F.again(x2, d1, ctx.precision, need)
         if dx2 is not None: d2 = d2 + dx2
-        if need: tape.streams = (y1 - f, x2)
-        return None,None,None,None,d1 if need else None,d2 if need else None,*dF,*dG
+        if need and not ctx.first: tape.streams = (y1 - f, x2)
+        return None,None,None,None,None,d1 if need else None,d2 if need else None,*dF,*dG
 
-# %% ../../nbs/02_models/04_reversible.ipynb #2128ca9d
+# %% ../../nbs/02_models/04_reversible.ipynb #ea91aa5e
 def _watched(b): # does something other than the block's own `forward` run when it is called?
     return bool('forward' in b.__dict__ or b._forward_hooks or b._forward_pre_hooks or b._backward_hooks or b._backward_pre_hooks)
 
@@ -123,7 +123,7 @@ def run_reversible(
         if plain: streams = run_plain(stretch, streams, ctx); continue
         for b in stretch:
             F,G = _Then(b.mixer, ctx),_Then(b.ffn, ctx)
-            streams = _Layer.apply(tape, F, G, b is stretch[-1], *streams, *F.params, *G.params)
+            streams = _Layer.apply(tape, F, G, b is stretch[0], b is stretch[-1], *streams, *F.params, *G.params)
     return streams
 
 ReversibleBlock.run = staticmethod(run_reversible)
