@@ -1,0 +1,151 @@
+"A comparison refuses what would mislead, and its report says what its JSON says"
+import json, math, re
+from html.parser import HTMLParser
+from types import SimpleNamespace
+import numpy as np, pytest, torch
+from lmnotes.core import InputError, RunError
+from lmnotes.benchmarks.comparison import Comparison, compare, flops_formula
+from lmnotes.benchmarks.metrics import evaluate_lm, unigram_scores
+from lmnotes.benchmarks.statistics import paired_difference, verdict
+from lmnotes.data.blocks import load_data
+from lmnotes.models.decoder import build_model
+
+tiny = dict(dim=32, n_layer=2, n_head=2, max_length=32, batch_size=4, limit=60, device='cpu')
+quiet = dict(say=lambda line: None)
+
+@pytest.fixture(scope='module')
+def data(): return load_data('arithmetic', max_length=32, bs=4, limit=60, device='cpu')
+
+@pytest.fixture(scope='module')
+def model(data): torch.manual_seed(0); return build_model('standard', size='tiny', vocab_size=data.vocab_size, max_length=32, dim=32, n_layer=2, n_head=2)
+
+@pytest.fixture(scope='module')
+def done(tmp_path_factory):
+    return compare('standard,reversible', 'arithmetic', seeds=2, budget='steps:12', output_dir=tmp_path_factory.mktemp('c')/'run', **tiny, **quiet)
+
+# ---- metrics
+
+def test_scores_do_not_depend_on_the_batch_size(data, model):
+    one,many = (evaluate_lm(model, data, bs=bs, limit=23) for bs in (1, 9))
+    assert abs(one.bits_per_byte-many.bits_per_byte) < 1e-6 and abs(one.loss-many.loss) < 1e-6
+    assert (one.tokens == many.tokens).all() and (one.bytes == many.bytes).all()
+
+def test_bits_per_byte_is_its_definition(data, model):
+    s = evaluate_lm(model, data, limit=5)
+    b = data.valid_blocks[[i*len(data.valid_blocks)//5 for i in range(5)]]
+    with torch.no_grad(): z = model(b['input_ids']).logits.double()
+    nll = torch.nn.functional.cross_entropy(z.flatten(0, 1), b['shift_labels'].flatten(), reduction='sum').item()
+    assert math.isclose(s.bits_per_byte, nll/math.log(2)/data.token_bytes[b['shift_labels']].sum().item(), rel_tol=1e-5)
+
+def test_a_model_that_looks_ahead_gets_no_score(data, model, capsys):
+    class Cheat(torch.nn.Module):
+        def __init__(self): super().__init__(); self.inner,self.config = model,model.config
+        def forward(self, input_ids, **kw):
+            out = self.inner(input_ids); out.logits = out.logits+out.logits.roll(-1, 1); return out
+    with pytest.raises(RunError): evaluate_lm(Cheat(), data)
+    assert capsys.readouterr().out == ''
+
+def test_the_floors_stand_in_order(data, model):
+    assert unigram_scores(data).bits_per_byte < evaluate_lm(model, data, limit=20).bits_per_byte
+
+# ---- verdicts
+
+def scores(effect, seeds=3, noise=.01, rng=np.random.default_rng(0)):
+    base = rng.normal(2, .3, (seeds, 80)); return base, base+effect+rng.normal(0, noise, base.shape)
+
+@pytest.mark.parametrize('effect,word', [(-.1, 'better'), (.1, 'worse'), (0., 'cannot tell')])
+def test_verdicts(effect, word): assert verdict(paired_difference(*scores(effect))).word == word
+
+def test_one_seed_or_none_that_is_finite_means_no_verdict():
+    base,arm = scores(-1., seeds=1)
+    assert verdict(paired_difference(base, arm)) == ('cannot tell', 'one seed: the spread between seeds is unknown; use at least 3')
+    base,arm = scores(-1.); arm[1,2] = np.inf
+    assert verdict(paired_difference(base, arm)).word == 'cannot tell'
+
+def test_the_wider_interval_rules():
+    base,arm = scores(.05)
+    d = paired_difference(base, arm)
+    assert d.high-d.low == pytest.approx(max(b-a for a,b in (d.t, d.bootstrap)))
+
+def test_higher_can_be_better(): assert verdict(paired_difference(*scores(.1)), lower_is_better=False).word == 'better'
+
+# ---- wrong input
+
+@pytest.mark.parametrize('kw,says', [
+    (dict(models='standard,reversable'), "did you mean 'reversible'?"), (dict(models='standard'), 'one model'), (dict(models='standard,standard'), 'given twice'),
+    (dict(datasets='arithmetik'), "did you mean 'arithmetic'?"), (dict(datasets=''), 'no dataset'), (dict(seeds=0), '--seeds'), (dict(seeds=-1), '--seeds'), (dict(seeds=[1, 1]), 'different'),
+    (dict(budget='tokens'), 'number above 0'), (dict(budget='tokens:0'), 'number above 0'), (dict(budget='watts:5'), 'unknown budget'), (dict(budget='params:1M'), 'not matched yet'),
+    (dict(budget='flops:10'), 'less than one step'), (dict(learning_rat=1), 'did you mean'), (dict(max_steps=5), 'set by the comparison'), (dict(batch_size=0), 'batch_size')])
+def test_wrong_input_writes_nothing(tmp_path, monkeypatch, kw, says):
+    monkeypatch.chdir(tmp_path)
+    asked = {**dict(models='standard,reversible', datasets='arithmetic', seeds=2, budget='steps:2', output_dir=tmp_path/'out'), **tiny, **quiet, **kw}
+    with pytest.raises(InputError) as e: compare(**asked)
+    assert says in str(e.value) and '\n' not in str(e.value)
+    assert not list(tmp_path.iterdir())
+
+def test_dry_run_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path); lines = []
+    compare('standard,reversible', 'arithmetic', dry_run=True, say=lines.append, **tiny)
+    assert not list(tmp_path.iterdir()) and any('6 runs' in l for l in lines)
+
+# ---- end to end
+
+def leaves(o):
+    if isinstance(o, dict): o = list(o.values())
+    if isinstance(o, list): return {x for v in o for x in leaves(v)}
+    return {float(o)} if isinstance(o, (int, float)) and not isinstance(o, bool) else set()
+
+class Values(HTMLParser):
+    def __init__(self): super().__init__(); self.values,self.tags = [],set()
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        if tag == 'data': self.values.append(float(dict(attrs)['value']))
+
+def test_a_real_comparison(done):
+    r = done.result
+    assert r['status'] == 'done' and len(done.cells) == 4 and not done.failed
+    assert {c['tokens'] for c in done.cells} == {12*4*32} and len({c['parameters'] for c in done.cells}) == 1
+    for c in done.cells:
+        assert c['flops'] > 0 and c['seconds'] > 0 and (done.path/c['path']/'summary.json').is_file()
+    controls = r['controls']['embedded/arithmetic']
+    assert set(controls) == {'unigram', 'untrained'}
+    assert all(c['bits_per_byte'] < controls['untrained']['bits_per_byte'] for c in done.cells)
+    assert set(r['measures']['standard']) >= {'training_tokens_per_s', 'peak_bytes'} and not r['not_measured']
+    assert list(done.verdicts) == [('embedded/arithmetic', 'reversible')]
+
+def test_arms_see_the_same_tokens(done):
+    first = {c['arm']: json.loads((done.path/c['path']/'metrics.jsonl').read_text().splitlines()[0])['loss'] for c in done.cells if c['seed'] == 0}
+    other = [json.loads((done.path/c['path']/'metrics.jsonl').read_text().splitlines()[0])['loss'] for c in done.cells if c['seed'] == 1]
+    assert abs(first['standard']-first['reversible']) < .2 and first['standard'] != other[0]
+
+def test_every_figure_of_the_report_is_in_the_json(done):
+    r = json.loads((done.path/'comparison.json').read_text())
+    page = (done.path/'report.html').read_text(); v = Values(); v.feed(page)
+    assert len(v.values) > 40 and set(v.values) <= leaves(r)
+    assert 'script' not in v.tags and 'link' not in v.tags and not re.search(r'(src|href)="(https?:|//)', page) and 'url(http' not in page
+    assert (done.path/'report.md').read_text().startswith('# standard · reversible')
+
+def test_it_loads_again_with_its_scores(done):
+    again = Comparison.load(done.path)
+    assert again.verdicts == done.verdicts and again.scores.keys() == done.scores.keys()
+    for k,s in done.scores.items(): assert (again.scores[k].nll == s.nll).all()
+
+def test_a_failed_cell_is_reported_and_the_rest_go_on(tmp_path):
+    from lmnotes.training.train import train
+    def flaky(**o):
+        if o['model'] == 'reversible' and o['seed'] == 0: raise RunError('<disk> full')
+        return train(**o)
+    c = compare('standard,reversible', 'arithmetic', seeds=2, budget='steps:2', output_dir=tmp_path/'c', train=flaky, costs=False, **tiny, **quiet)
+    assert [x['reason'] for x in c.failed] == ['RunError: <disk> full'] and c.result['status'] == 'partial'
+    assert c.result['differences'][0]['n_seeds'] == 1 and c.verdicts['embedded/arithmetic', 'reversible'] == 'cannot tell'
+    assert '&lt;disk&gt; full' in (tmp_path/'c/report.html').read_text()
+
+def test_when_all_cells_fail_it_is_an_error(tmp_path):
+    def broken(**o): raise RunError('no luck')
+    with pytest.raises(RunError, match='no luck'):
+        compare('standard,reversible', 'arithmetic', seeds=1, budget='steps:2', output_dir=tmp_path/'c', train=broken, costs=False, **tiny, **quiet)
+    assert Comparison.load(tmp_path/'c').result['status'] == 'partial'
+
+def test_seconds_give_each_arm_the_same_time(tmp_path):
+    c = compare('standard,reversible', 'arithmetic', seeds=1, budget='seconds:0.5', output_dir=tmp_path/'c', costs=False, **tiny, **quiet)
+    assert all(x['seconds'] < 2 and x['tokens'] > 0 for x in c.cells)
