@@ -6,12 +6,12 @@
 __all__ = ['benches', 'bench_modules', 'bench_names', 'get_bench', 'worst', 'is_met', 'bench_table', 'variants_table',
            'run_bench', 'run_benches']
 
-# %% ../../nbs/07_benchmarks/07_bench.ipynb #626ff794
+# %% ../../nbs/07_benchmarks/07_bench.ipynb #d0a6a49f
 import importlib, sys, time
 from pathlib import Path
 from ..core import Registry, InputError, did_you_mean, env_info, pick_device, write_json
 
-# %% ../../nbs/07_benchmarks/07_bench.ipynb #9b7a88f8
+# %% ../../nbs/07_benchmarks/07_bench.ipynb #9c18c10f
 benches = Registry('bench')
 bench_modules = {n: f'lmnotes.benchmarks.bench_{n}' for n in ('reversible', 'head', 'learner')}
 
@@ -24,7 +24,7 @@ def get_bench(name:str):
         importlib.import_module(bench_modules[name])
     return benches[name]
 
-# %% ../../nbs/07_benchmarks/07_bench.ipynb #a7eb08dd
+# %% ../../nbs/07_benchmarks/07_bench.ipynb #09f3fe5c
 def worst(
     variants:list, # dicts, one for each variant
     targets:dict,  # figure -> ('<=' or '>=', bound)
@@ -43,7 +43,7 @@ def is_met(
     op,bound = target
     return bool(value <= bound if op == '<=' else value >= bound) and value == value
 
-# %% ../../nbs/07_benchmarks/07_bench.ipynb #d7dbb707
+# %% ../../nbs/07_benchmarks/07_bench.ipynb #4a943cfb
 def _show(x):
     if x is None: return '–'
     if isinstance(x, float): return f'{x:.2e}' if x and not 1e-3 <= abs(x) < 1e5 else f'{x:.3f}'
@@ -69,7 +69,7 @@ def variants_table(figures:dict):
     for v in figures['variants']: t.add_row(*[_show(v.get(c)) for c in cols])
     return t
 
-# %% ../../nbs/07_benchmarks/07_bench.ipynb #f743f7e5
+# %% ../../nbs/07_benchmarks/07_bench.ipynb #dfd048ef
 def _progress(name, start): # a line on stderr for each thing measured
     def say(what): print(f'[{time.perf_counter() - start:5.0f} s] {name}: {what}', file=sys.stderr, flush=True)
     return say

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['SIZES', 'TARGETS', 'head_problem', 'head_step', 'max_error', 'bench_head']
 
-# %% ../../nbs/07_benchmarks/09_bench_head.ipynb #7eecbf04
+# %% ../../nbs/07_benchmarks/09_bench_head.ipynb #437a19af
 import torch, torch.nn.functional as F
 from ..core import InputError, has_fast_bf16
 from .bench import benches, worst
-from .memory import peak_memory
-from .speed import interleave, ratio
+from .memory import frozen_gc, peak_memory
+from .speed import interleave, paired_ratio
 from ..models.head import head_loss
 
-# %% ../../nbs/07_benchmarks/09_bench_head.ipynb #03129d8f
+# %% ../../nbs/07_benchmarks/09_bench_head.ipynb #afc0e78c
 def _plain(h, w, y): return F.cross_entropy(F.linear(h, w).float(), y)
 def _chunked(h, w, y): return head_loss(h, w, y)[0]
 
@@ -42,7 +42,7 @@ def head_step(
         return l.detach(),*grads
     return step
 
-# %% ../../nbs/07_benchmarks/09_bench_head.ipynb #e4e02101
+# %% ../../nbs/07_benchmarks/09_bench_head.ipynb #d6f40656
 def max_error(
     a, b, # tensors, or lists of tensors pairwise compared; `b` is the reference
 )->float:
@@ -50,7 +50,7 @@ def max_error(
     pairs = [(a, b)] if isinstance(a, torch.Tensor) else list(zip(a, b, strict=True))
     return max(float((x.double() - y.double()).abs().max()/y.double().abs().max().clamp(min=1e-300)) for x,y in pairs)
 
-# %% ../../nbs/07_benchmarks/09_bench_head.ipynb #1d743a05
+# %% ../../nbs/07_benchmarks/09_bench_head.ipynb #7161d321
 SIZES = dict(tiny=256, small=512, medium=768) # widths
 TARGETS = dict(memory_ratio=('>=', 10), memory_ratio_bf16=('>=', 8), time_ratio=('<=', 0.85), grad_error=('<=', 1e-5))
 
@@ -70,9 +70,10 @@ def _measure(problem, dtype, repeats, seconds, progress):
     progress(f'{name}: times')
     t = interleave(dict(plain=plain, chunked=chunked), repeats, 0, device, seconds)
     return dict(v, plain_seconds=t['plain'].median, chunked_seconds=t['chunked'].median, rounds=len(t['plain'].times),
-                time_ratio=ratio(t, 'chunked', 'plain').median)
+                time_ratio=paired_ratio(t, 'chunked', 'plain').median)
 
 @benches('head')
+@frozen_gc()
 def bench_head(
     device='cpu',
     size='medium', # tiny, small or medium: width 256, 512 or 768
