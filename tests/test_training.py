@@ -67,7 +67,7 @@ wrong = {
     'a missing folder':      ('train --data_path nowhere', 'nowhere'),
     'an empty text file':    ('train --data_path empty.txt', 'empty'),
     'no seeds':              ('compare --models standard,reversible --datasets arithmetic --seeds 0', 'seeds'),
-    'a lonely model':        ('compare --models standard --datasets arithmetic', 'two'),
+    'a lonely model':        ('compare --models standard --datasets arithmetic', 'at least one other'),
     'another vocabulary':    ('train --model saved --tokenizer chars --dataset arithmetic', 'tokens'),
     'a bad budget':          ('compare --budget much', 'much'),
     'an unknown bench':      ('bench headd', "did you mean 'head'?"),

@@ -22,6 +22,12 @@ def save_model(model, tokenizer, path):
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
 
+def _plain_numbers(o):
+    "NumPy scalars, which fastai's schedulers leave in an optimizer, as Python numbers: `weights_only` reads no others"
+    if isinstance(o, dict): return {k: _plain_numbers(v) for k,v in o.items()}
+    if isinstance(o, (list, tuple)): return type(o)(map(_plain_numbers, o))
+    return o.item() if isinstance(o, np.generic) else o
+
 def save_checkpoint(
     learn,  # an `LMLearner` between two steps
     path,   # folder to make; must not exist
@@ -33,7 +39,8 @@ def save_checkpoint(
         with atomic_dir(path) as d:
             save_model(learn.model, learn.dls.tokenizer, d)
             scaler = getattr(learn, 'scaler', None)
-            torch.save(dict(optimizer=learn.opt.opt.state_dict(), scaler=scaler.state_dict() if scaler else None), d/'trainer.pt')
+            with open(d/'trainer.pt', 'wb') as f: # our own handle, so that a full disk says so
+                torch.save(_plain_numbers(dict(optimizer=learn.opt.opt.state_dict(), scaler=scaler.state_dict() if scaler else None)), f)
             write_json(d/'state.json', state)
     except (OSError, RuntimeError) as e: raise RunError(f'could not save {path}: {e}; earlier checkpoints stand') from e
     except Exception as e: # safetensors has an error class of its own
