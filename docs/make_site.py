@@ -41,15 +41,17 @@ def slug(title)->str: # `Registry.build` stands at #registry.build
 
 # --- nbdev's own processing
 
-IMPORTS, SHOWS = (ast.Import, ast.ImportFrom), {'export', 'exports', 'exporti', 'exec_doc'}
+SHOWS = {'export', 'exports', 'exporti', 'exec_doc'}
+
+def shows(cell): return SHOWS & cell.directives_.keys() or re.search(r'^show_doc\(', cell.source or '', re.M)
 
 class exec_docs(exec_show_docs):
-    "As nbdev does, but of a cell that mixes imports with other code only the imports run"
+    "As nbdev does, but of a cell that exports nothing only the imports run"
     def __call__(self, cell):
-        trees = cell.cell_type == 'code' and cell.source and cell.parsed_() or []
-        imports = [t for t in trees if isinstance(t, IMPORTS)]
-        if not imports or SHOWS & cell.directives_.keys() or len(imports) == len(trees): return super().__call__(cell)
-        if self.nb.has_docs_ and cell.directives_.get('eval:', [''])[0].lower() != 'false': self.k.run_cell('\n'.join(map(ast.unparse, imports)))
+        if cell.cell_type != 'code' or shows(cell): return super().__call__(cell)
+        if not self.nb.has_docs_ or cell.directives_.get('eval:', [''])[0].lower() == 'false': return
+        imports = [t for t in cell.parsed_() or [] if isinstance(t, (ast.Import, ast.ImportFrom))]
+        if imports: self.k.run_cell('\n'.join(map(ast.unparse, imports)))
 
 class Filter(FilterDefaults):
     def base_procs(self): return [exec_docs if p is exec_show_docs else p for p in super().base_procs()]
