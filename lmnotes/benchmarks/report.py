@@ -8,14 +8,14 @@ __all__ = ['tables', 'report_forms', 'show_number', 'verdict_sentence', 'arm_col
            'differences_table', 'budgets_table', 'costs_table', 'cells_table', 'config_table', 'data_table',
            'env_table', 'report_md', 'report_html', 'write_report']
 
-# %% ../../nbs/07_benchmarks/06_report.ipynb #a9775fac
+# %% ../../nbs/07_benchmarks/06_report.ipynb #1df6a017
 import io, math, re
 from html import escape
 from pathlib import Path
 import numpy as np
 from ..core import *
 
-# %% ../../nbs/07_benchmarks/06_report.ipynb #19703937
+# %% ../../nbs/07_benchmarks/06_report.ipynb #54ef660b
 def show_number(
     x,            # a number, or None when there is none
     kind='plain', # plain (3 decimals), diff (signed, 2 significant digits), size (the same, unsigned), short (1 decimal), count (1.23M), percent, bytes
@@ -33,7 +33,7 @@ def show_number(
 
 def _places(x): return min(max(3, 1-math.floor(math.log10(abs(x)))), 7) if x else 3
 
-# %% ../../nbs/07_benchmarks/06_report.ipynb #9ba21df5
+# %% ../../nbs/07_benchmarks/06_report.ipynb #8e339288
 _units = dict(bits_per_byte='bits per byte', loss='nats per token', token_accuracy='token accuracy')
 
 def verdict_sentence(
@@ -51,7 +51,7 @@ def verdict_sentence(
     if d['verdict'] == 'cannot tell': return f"On {d['dataset']}, {d['arm']} cannot be told from {base}: {why}the difference is {diff} ({how})."
     return f"On {d['dataset']}, {d['arm']} is {d['verdict']} than {base}: {diff} ({how})."
 
-# %% ../../nbs/07_benchmarks/06_report.ipynb #3c1d9078
+# %% ../../nbs/07_benchmarks/06_report.ipynb #407a6898
 _ink,_faint = '#010101','#020202'
 _arm_colours = [f'#0a00{i:02x}' for i in range(6)]
 _css_names = {_ink: 'var(--ink)', _faint: 'var(--faint)', **{c: f'var(--c{i})' for i,c in enumerate(_arm_colours)}}
@@ -84,7 +84,7 @@ def svg(
     s = re.sub(r'\bid="(?!m)', f'id="{name}-', s)
     return s.replace('<svg', f'<svg class="chart" role="img" aria-label="{escape(label)}"', 1)
 
-# %% ../../nbs/07_benchmarks/06_report.ipynb #1d933a10
+# %% ../../nbs/07_benchmarks/06_report.ipynb #125f932f
 def _curves(r, arm, ds):
     cs = [c['curve'] for c in r['cells'] if c['arm'] == arm and c['dataset'] == ds and c['status'] == 'done' and c.get('curve')]
     cs = [c for c in cs if len(c['tokens'])]
@@ -105,21 +105,21 @@ def loss_chart(r, ds):
     if ax.lines: ax.legend(frameon=False, fontsize=9, labelcolor=_ink)
     return fig
 
-# %% ../../nbs/07_benchmarks/06_report.ipynb #de41d938
+# %% ../../nbs/07_benchmarks/06_report.ipynb #87f904c0
 def forest_chart(r):
     "Differences with their intervals against zero; the bar behind spans the undetectable"
     rows = [d for d in r['differences'] if d['low'] is not None and np.isfinite(d['low'])]
-    fig,ax = new_chart(height=1.0+.42*max(len(rows), 1))
+    fig,ax = new_chart(height=1.1+.42*max(len(rows), 1))
     for y,d in enumerate(rows):
         col = arm_colour(r, d['arm'])
         ax.barh(y, 2*d['detectable'], left=-d['detectable'], height=.55, color=_faint, alpha=.3, lw=0)
         ax.plot([d['low'], d['high']], [y, y], color=col, lw=2, solid_capstyle='round'); ax.plot(d['mean'], y, 'o', color=col, ms=6)
     ax.axvline(0, color=_ink, lw=.8); ax.set_ylim(len(rows)-.4, -.6)
     ax.set_yticks(range(len(rows)), [f"{d['dataset'].split('/')[-1]}\n{d['arm']}" for d in rows])
-    ax.set_xlabel(f"{_units.get(r['metric'], r['metric'])}, arm minus {r['baseline']} (left is better)"); ax.locator_params(axis='x', nbins=5)
+    ax.set_xlabel(f"{_units.get(r['metric'], r['metric'])}, arm minus {r['baseline']}\n(left is better)"); ax.locator_params(axis='x', nbins=5)
     return fig
 
-# %% ../../nbs/07_benchmarks/06_report.ipynb #2c469285
+# %% ../../nbs/07_benchmarks/06_report.ipynb #1ab7081f
 def level_chart(r):
     "Every seed of every arm on one scale, with the floors"
     rows = [(ds, a) for ds in r['datasets'] for a in r['arms']]
@@ -138,7 +138,7 @@ def _floor(ax, x, y, n, name, style):
     ax.plot([x, x], [y-.4, y+n-.6], style, color=_ink, lw=1.1)
     if name: ax.text(x, y-.5, name, color=_ink, fontsize=8, ha='center', va='bottom')
 
-# %% ../../nbs/07_benchmarks/06_report.ipynb #0a0bfbc8
+# %% ../../nbs/07_benchmarks/06_report.ipynb #0d2b7f7b
 def cost_chart(
     r:dict,
     key:str,      # which of the `measures`
@@ -156,7 +156,7 @@ def cost_chart(
     ax.set_xticks([]); ax.spines['bottom'].set_visible(False)
     return fig
 
-# %% ../../nbs/07_benchmarks/06_report.ipynb #f78ef242
+# %% ../../nbs/07_benchmarks/06_report.ipynb #5441404f
 class Num:
     "A number and the way it is printed"
     def __init__(self, value, kind='plain'): self.value,self.kind = value,kind
@@ -179,7 +179,7 @@ def md_table(head, rows)->str:
     line = lambda cs: '| '+' | '.join(map(cell, cs))+' |'
     return '\n'.join([line(head), '|'+'---|'*len(head), *map(line, rows)])
 
-# %% ../../nbs/07_benchmarks/06_report.ipynb #7987dba7
+# %% ../../nbs/07_benchmarks/06_report.ipynb #701e8920
 _scores = ['bits_per_byte', 'loss', 'perplexity', 'token_accuracy']
 
 def _done(r, arm, ds): return [c for c in r['cells'] if c['arm'] == arm and c['dataset'] == ds and c['status'] == 'done']
@@ -208,7 +208,7 @@ def summarize(
             out.append(dict(dataset=ds, arm=a, n=len(cs), bits_per_byte_sd=sd, **{k: mean(k) for k in _scores+['tokens', 'parameters', 'flops', 'seconds', 'steps']}))
     return out
 
-# %% ../../nbs/07_benchmarks/06_report.ipynb #ce097543
+# %% ../../nbs/07_benchmarks/06_report.ipynb #afe3013f
 def differences_table(r):
     "Differences from the baseline, with what decides"
     rows = [[d['dataset'], d['arm'], d['verdict'], Num(d['mean'], 'diff'), Num(d['low'], 'diff'), Num(d['high'], 'diff'), Num(d['detectable'], 'size'),
@@ -234,7 +234,7 @@ def cells_table(r):
     rows = [[c['dataset'], c['arm'], c['seed'], c['status'], Num(c.get('bits_per_byte')), Num(c.get('seconds'), 'short'), c.get('reason') or c['path']] for c in r['cells']]
     return ['dataset', 'arm', 'seed', 'status', 'bits per byte', 'seconds', 'folder, or reason'], rows
 
-# %% ../../nbs/07_benchmarks/06_report.ipynb #de4bb12d
+# %% ../../nbs/07_benchmarks/06_report.ipynb #8310e9b2
 def config_table(r):
     "Settings in which the arms differ"
     return ['setting', *r['arms']], [[k, *(str(v.get(a, '')) for a in r['arms'])] for k,v in r['config_differences'].items()]
@@ -256,7 +256,7 @@ def env_table(r):
 tables = {'Differences': differences_table, 'Results and controls': results_table, 'Budgets': budgets_table, 'Memory and speed': costs_table,
           'How the arms differ': config_table, 'Data': data_table, 'Every run': cells_table, 'Settings and machine': env_table}
 
-# %% ../../nbs/07_benchmarks/06_report.ipynb #e0a72afa
+# %% ../../nbs/07_benchmarks/06_report.ipynb #679e49fa
 def _title(r): return ' · '.join([r['baseline'], *(a for a in r['arms'] if a != r['baseline'])])
 
 def _notes(r):
@@ -276,7 +276,7 @@ def report_md(
         if rows: parts += [f'## {name}', md_table(head, rows)]
     return '\n\n'.join(parts)+f"\n\nFLOPs: {r['flops_formula']}.\n"
 
-# %% ../../nbs/07_benchmarks/06_report.ipynb #cd55ced2
+# %% ../../nbs/07_benchmarks/06_report.ipynb #ad05ade9
 _css = """
 :root{--bg:#fcfcfa;--card:#fff;--ink:#2a2c30;--soft:#666b73;--faint:#c3c5c9;--line:#e6e6e2;--good:#2c7a54;--bad:#b3432f;--none:#6d7178;
 --c0:#3b6fb6;--c1:#c8553d;--c2:#2f8f6b;--c3:#8a5fb0;--c4:#b8860b;--c5:#5b6770;color-scheme:light dark}
@@ -319,7 +319,7 @@ def _samples(r):
         return f'<figure><figcaption>{escape(s["arm"])} · {escape(s["dataset"])} · seed {s["seed"]}</figcaption><pre><u>{escape(p)}</u>{escape(rest)}</pre></figure>'
     return '<div class="grid">'+''.join(map(one, r['samples']))+'</div>'
 
-# %% ../../nbs/07_benchmarks/06_report.ipynb #d16ec9b0
+# %% ../../nbs/07_benchmarks/06_report.ipynb #154e49c1
 def _verdicts(r):
     return ''.join(f'<p class="verdict {d["verdict"].replace(" ", "-")}"><b>{escape(d["arm"])} · {escape(d["dataset"].split("/")[-1])} · {d["verdict"]}</b>'
                    f'{escape(verdict_sentence(r, d))}</p>' for d in r['differences'])
@@ -347,7 +347,7 @@ def report_html(
             f'<title>{escape(_title(r))}</title><style>{_css}</style></head><body><main>{"".join(parts)}'
             f'<footer><p>{_method}</p><p>FLOPs: {escape(r["flops_formula"])}.</p></footer></main></body></html>')
 
-# %% ../../nbs/07_benchmarks/06_report.ipynb #16669b5d
+# %% ../../nbs/07_benchmarks/06_report.ipynb #19ff46b1
 report_forms = {'.html': report_html, '.md': report_md}
 
 def write_report(
