@@ -7,7 +7,7 @@ __all__ = ['residuals', 'models', 'rewrites', 'sizes', 'LMConfig', 'Branch', 'Bl
            'LM', 'standard_lm', 'reversible_lm', 'count_parameters', 'find_rewrite', 'load_model', 'build_model',
            'from_qwen3']
 
-# %% ../../nbs/02_models/03_decoder.ipynb #b871c533
+# %% ../../nbs/02_models/03_decoder.ipynb #2d6f045d
 import torch
 from dataclasses import dataclass, fields
 from fastcore.basics import patch
@@ -20,10 +20,10 @@ from ..core import *
 from .layers import *
 from .head import *
 
-# %% ../../nbs/02_models/03_decoder.ipynb #42afb290
+# %% ../../nbs/02_models/03_decoder.ipynb #d8e2241e
 residuals,models,rewrites = Registry('residual'),Registry('model'),Registry('rewrite')
 
-# %% ../../nbs/02_models/03_decoder.ipynb #6ae46ea2
+# %% ../../nbs/02_models/03_decoder.ipynb #6303c810
 class LMConfig(PretrainedConfig):
     "Every choice that makes a model"
     model_type = 'lmnotes'
@@ -71,7 +71,7 @@ class LMConfig(PretrainedConfig):
 
 def _divisors(n): return ', '.join(str(d) for d in range(1, min(n, 64)+1) if n % d == 0)
 
-# %% ../../nbs/02_models/03_decoder.ipynb #1b994421
+# %% ../../nbs/02_models/03_decoder.ipynb #8b65b945
 def _check_parts(what, names, n_layer, registry):
     if isinstance(names, str): names = [names]*n_layer
     if len(names) != n_layer: raise InputError(f'{what} lists {len(names)} names for n_layer={n_layer}; give one name, or one for each layer')
@@ -91,7 +91,7 @@ def check(self:LMConfig):
     _check_parts('mixer', self.mixer, self.n_layer, mixers); _check_parts('ffn', self.ffn, self.n_layer, ffns)
     norms[self.norm]
 
-# %% ../../nbs/02_models/03_decoder.ipynb #ea2954fc
+# %% ../../nbs/02_models/03_decoder.ipynb #e510038c
 class Branch(nn.Module):
     "Norm, part, dropout: what one step adds to the stream"
     def __init__(self,
@@ -103,7 +103,7 @@ class Branch(nn.Module):
         self.norm,self.part,self.drop = norm,part,nn.Dropout(dropout)
     def forward(self, x, ctx): return self.drop(self.part(self.norm(x), ctx)) # (B, T, dim)
 
-# %% ../../nbs/02_models/03_decoder.ipynb #53922b8c
+# %% ../../nbs/02_models/03_decoder.ipynb #f6f5e1a1
 class Block(nn.Module):
     "One layer: a branch that mixes along time, one that works on channels"
     def __init__(self,
@@ -141,7 +141,7 @@ class StandardBlock(Block):
     def finish(x): return x
     run = staticmethod(run_plain)
 
-# %% ../../nbs/02_models/03_decoder.ipynb #c324284e
+# %% ../../nbs/02_models/03_decoder.ipynb #3b9ac42a
 @dataclass
 class LMOutput(CausalLMOutputWithPast):
     "What a model returns; `n_correct` counts supervised tokens predicted right"
@@ -184,7 +184,7 @@ class LM(PreTrainedModel, GenerationMixin):
             out.logits = self.head(h[:,keep])
         return out.to_tuple() if return_dict is False else out
 
-# %% ../../nbs/02_models/03_decoder.ipynb #669724d3
+# %% ../../nbs/02_models/03_decoder.ipynb #ad6fc5fe
 @patch
 def hidden(self:LM,
     input_ids=None,       # (B, T)
@@ -213,7 +213,7 @@ def hidden(self:LM,
     if seen is not None: seen[-1] = h # as transformers has it: the last is normed
     return h
 
-# %% ../../nbs/02_models/03_decoder.ipynb #5304e7b1
+# %% ../../nbs/02_models/03_decoder.ipynb #747f743b
 @patch
 def get_input_embeddings(self:LM): return self.embed
 @patch
@@ -223,10 +223,10 @@ def get_output_embeddings(self:LM): return self.head
 @patch
 def set_output_embeddings(self:LM, m): self.head = m
 
-# %% ../../nbs/02_models/03_decoder.ipynb #aaae8756
+# %% ../../nbs/02_models/03_decoder.ipynb #daeff8d3
 @patch
 def _init_weights(self:LM, m):
-    c = self.config; edge = min(0.02, 0.3*c.dim**-0.5)
+    c = self.config; edge = 0.35*c.dim**-0.5
     if m is self.head or isinstance(m, nn.Embedding): init.normal_(m.weight, std=edge)
     elif isinstance(m, nn.Linear):
         init.normal_(m.weight, std=0.5*m.in_features**-0.5*((2*c.n_layer)**-0.5 if getattr(m, 'ends_branch', False) else 1))
@@ -238,13 +238,13 @@ def _init_weights(self:LM, m):
         if m is self.norm and c.tie and not getattr(m.weight, '_is_hf_initialized', False):
             with torch.no_grad(): m.weight.mul_(torch.randint(0, 2, m.weight.shape, device=m.weight.device)*2 - 1)
 
-# %% ../../nbs/02_models/03_decoder.ipynb #2a86ddac
+# %% ../../nbs/02_models/03_decoder.ipynb #77f77552
 @patch
 def gradient_checkpointing_enable(self:LM, gradient_checkpointing_kwargs=None, **kwargs): self.gradient_checkpointing = True
 @patch
 def gradient_checkpointing_disable(self:LM): self.gradient_checkpointing = False
 
-# %% ../../nbs/02_models/03_decoder.ipynb #f44d9357
+# %% ../../nbs/02_models/03_decoder.ipynb #055197af
 _shim = "# lets AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True) find the installed package\nfrom lmnotes.models import LM, LMConfig\n"
 
 @patch
@@ -260,7 +260,7 @@ def save_pretrained(self:LM,
 def _stay(cls, auto_class=None): "Loading through the shim must not make the next save copy our sources"
 LM.register_for_auto_class = LMConfig.register_for_auto_class = classmethod(_stay)
 
-# %% ../../nbs/02_models/03_decoder.ipynb #4bcedbc9
+# %% ../../nbs/02_models/03_decoder.ipynb #c52ff186
 sizes = dict(
     tiny  =dict(dim=64,   n_layer=3,  n_head=2,  n_kv_head=1),
     small =dict(dim=512,  n_layer=8,  n_head=8,  n_kv_head=4),
@@ -274,14 +274,14 @@ def standard_lm(**kw): "Qwen3-style decoder"; return LM(LMConfig(**kw))
 @models('reversible')
 def reversible_lm(**kw): "Two streams that the backward pass rebuilds"; return LM(LMConfig(**{'residual': 'reversible', **kw}))
 
-# %% ../../nbs/02_models/03_decoder.ipynb #93bac77d
+# %% ../../nbs/02_models/03_decoder.ipynb #1e75cc30
 def count_parameters(model:nn.Module)->dict: # total, trainable, embedding (and head, once if tied)
     "Number of stored parameters, each counted once"
     ends = [m.weight for f in ('get_input_embeddings', 'get_output_embeddings') if (m := getattr(model, f, lambda: None)()) is not None]
     return dict(total=sum(p.numel() for p in model.parameters()), trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
                 embedding=sum(p.numel() for p in {id(p): p for p in ends}.values()))
 
-# %% ../../nbs/02_models/03_decoder.ipynb #bd69546d
+# %% ../../nbs/02_models/03_decoder.ipynb #d8c8d2ee
 def find_rewrite(name:str): # a name in `rewrites`, perhaps with `:argument`
     "The function that rewrites a model in place"
     import importlib.util
@@ -309,11 +309,11 @@ def _known(overrides):
         if k not in names: raise InputError(f"unknown model option '{k}': {did_you_mean(k, names)}")
     return overrides
 
-# %% ../../nbs/02_models/03_decoder.ipynb #3f1ffbd7
+# %% ../../nbs/02_models/03_decoder.ipynb #cf27597e
 def build_model(
     name:str='standard',  # a recipe, with rewrites after `+`; or the folder of a saved model
     size:str='tiny',      # a name in `sizes`
-    vocab_size:int=256,   # words
+    vocab_size:int=None,  # words; default 256, or those of the saved model
     **overrides,          # any field of `LMConfig`
 )->LM:
     "A model by name, with random weights unless it is a saved one"
@@ -321,7 +321,7 @@ def build_model(
     where = Path(base).expanduser()
     if base not in models and (where.is_dir() or base.startswith(('.', '~')) or where.is_absolute()):
         model = load_model(where, **overrides)
-        if vocab_size != model.config.vocab_size and vocab_size != 256: raise InputError(f'{base} has {model.config.vocab_size} words, the data {vocab_size}; use the tokenizer it was trained with')
+        if vocab_size not in (None, model.config.vocab_size): raise InputError(f'{base} has {model.config.vocab_size} words, the data {vocab_size}; use the tokenizer it was trained with')
         for p in parts: find_rewrite(p)(model)
         return model
     if base not in models and ('/' in base or base.partition('-')[0] in ('gpt2', 'bert', 'llama', 'qwen')):
@@ -331,9 +331,9 @@ def build_model(
     for p in parts: find_rewrite(p)
     overrides = {LMConfig.attribute_map.get(k, k): v for k,v in _known(overrides).items()}
     given = dict(sizes[size]) if 'dim' not in overrides and 'n_head' not in overrides else {k: v for k,v in sizes[size].items() if k not in ('n_head', 'n_kv_head')}
-    return recipe(**{**given, 'vocab_size': vocab_size, 'rewrites': parts, **overrides})
+    return recipe(**{**given, 'vocab_size': 256 if vocab_size is None else vocab_size, 'rewrites': parts, **overrides})
 
-# %% ../../nbs/02_models/03_decoder.ipynb #4b262925
+# %% ../../nbs/02_models/03_decoder.ipynb #e8818261
 _qwen3 = {'model.embed_tokens.': 'embed.', 'model.layers.': 'blocks.', 'self_attn.': 'mixer.part.', 'mlp.': 'ffn.part.', 'model.norm.': 'norm.',
           'lm_head.': 'head.', 'input_layernorm.': 'mixer.norm.', 'post_attention_layernorm.': 'ffn.norm.'}
 

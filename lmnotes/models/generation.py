@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['StopAt', 'generate']
 
-# %% ../../nbs/02_models/06_generation.ipynb #269e2c27
+# %% ../../nbs/02_models/06_generation.ipynb #bb096cdf
 import torch
 from transformers import StoppingCriteria
 from ..core import *
 
-# %% ../../nbs/02_models/06_generation.ipynb #5866e801
+# %% ../../nbs/02_models/06_generation.ipynb #3563773f
 class StopAt(StoppingCriteria):
     "True once any of the strings appears in what was generated"
     def __init__(self,
@@ -22,7 +22,7 @@ class StopAt(StoppingCriteria):
         tails = [self.tokenizer.decode(row[max(self.start, len(row)-self.reach):]) for row in ids]
         return torch.tensor([any(s in t for s in self.stop) for t in tails], device=ids.device)
 
-# %% ../../nbs/02_models/06_generation.ipynb #0388a9bd
+# %% ../../nbs/02_models/06_generation.ipynb #72471d3a
 def _check(model, n, new, temperature, top_p):
     longest = getattr(model.config, 'max_position_embeddings', None)
     if new < 1: raise InputError(f'max_new_tokens={new} must be at least 1')
@@ -39,7 +39,7 @@ def _encode(tokenizer, prompt):
         ids = [start]
     return ids
 
-# %% ../../nbs/02_models/06_generation.ipynb #c7485e86
+# %% ../../nbs/02_models/06_generation.ipynb #9ba065ad
 def generate(
     model,                 # a causal model of ours or of transformers
     tokenizer,             # a transformers tokenizer

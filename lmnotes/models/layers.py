@@ -6,17 +6,17 @@
 __all__ = ['mixers', 'ffns', 'norms', 'RMSNorm', 'LayerNorm', 'rope_tables', 'rotate', 'Context', 'who_sees', 'Attention',
            'FeedForward', 'GELU', 'ReLU2', 'SwiGLU']
 
-# %% ../../nbs/02_models/01_layers.ipynb #16df3696
+# %% ../../nbs/02_models/01_layers.ipynb #11398b74
 import torch, torch.nn.functional as F
 from dataclasses import dataclass
 from torch import nn, Tensor
 from torch.autograd.function import once_differentiable
 from ..core import *
 
-# %% ../../nbs/02_models/01_layers.ipynb #51c87ece
+# %% ../../nbs/02_models/01_layers.ipynb #14c18d30
 mixers,ffns,norms = Registry('mixer'),Registry('feed-forward'),Registry('norm')
 
-# %% ../../nbs/02_models/01_layers.ipynb #1dd1789c
+# %% ../../nbs/02_models/01_layers.ipynb #c5b5498d
 class _RMSNorm(torch.autograd.Function):
     "RMSNorm on a CPU, its backward by LayerNorm's fused kernel"
     @staticmethod
@@ -33,7 +33,7 @@ class _RMSNorm(torch.autograd.Function):
         if need[0]: dx.addcmul_((g@w).unsqueeze(-1), r, value=1/len(w))
         return dx, dw, None
 
-# %% ../../nbs/02_models/01_layers.ipynb #cf5a29d9
+# %% ../../nbs/02_models/01_layers.ipynb #52cdb049
 @norms('rmsnorm')
 class RMSNorm(nn.Module):
     "Scale each vector to root mean square 1, then by a learned gain"
@@ -57,7 +57,7 @@ class LayerNorm(nn.LayerNorm):
         with torch.autocast(x.device.type, enabled=False):
             return F.layer_norm(x.to(wide), w.shape, w.to(wide), self.bias.to(wide), self.eps).to(w.dtype)
 
-# %% ../../nbs/02_models/01_layers.ipynb #34beec8a
+# %% ../../nbs/02_models/01_layers.ipynb #66e9678d
 def rope_tables(
     positions:Tensor,   # (B or 1, T) whole numbers
     dim:int,            # head width, even
@@ -68,7 +68,7 @@ def rope_tables(
     angles = (positions[...,None].float()*freqs)[:,:,None]
     return angles.cos(), angles.sin()
 
-# %% ../../nbs/02_models/01_layers.ipynb #0dad2779
+# %% ../../nbs/02_models/01_layers.ipynb #48c0336c
 def _turn(x, cos, sin, sign):
     y = x*torch.cat((cos, cos), -1)
     (x1,x2),(y1,y2) = x.chunk(2, -1),y.chunk(2, -1)
@@ -89,7 +89,7 @@ def rotate(
     "Turn channel pairs (i, i+D/2) by their angles"
     return _Rotate.apply(x, cos.to(x.dtype), sin.to(x.dtype))
 
-# %% ../../nbs/02_models/01_layers.ipynb #032776e8
+# %% ../../nbs/02_models/01_layers.ipynb #1569af0c
 @dataclass
 class Context:
     "What all layers of one forward pass share"
@@ -98,7 +98,7 @@ class Context:
     causal:bool=True  # whether a token sees only itself and the past
     cache:object=None # a transformers `Cache`, or None
 
-# %% ../../nbs/02_models/01_layers.ipynb #f2df3c4e
+# %% ../../nbs/02_models/01_layers.ipynb #ffafe8e6
 def who_sees(
     T:int,              # queries
     past:int=0,         # keys already in the cache
@@ -115,7 +115,7 @@ def who_sees(
     if keep is None: return see[None,None]
     return (see & keep[:,None,None,:].bool()) | (i == j)
 
-# %% ../../nbs/02_models/01_layers.ipynb #976cbe20
+# %% ../../nbs/02_models/01_layers.ipynb #0399daef
 @mixers('attention')
 class Attention(nn.Module):
     "Causal self-attention with grouped keys, normed queries and keys, and rotary positions"
@@ -149,7 +149,7 @@ class Attention(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=ctx.mask, is_causal=causal, enable_gqa=self.grouped)
         return self.o_proj(y.transpose(1, 2).flatten(2))
 
-# %% ../../nbs/02_models/01_layers.ipynb #a1781fd3
+# %% ../../nbs/02_models/01_layers.ipynb #e3dfae19
 class FeedForward(nn.Module):
     "Up, bend, down"
     def __init__(self,

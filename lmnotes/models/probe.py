@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['leak_probe', 'check_causal']
 
-# %% ../../nbs/02_models/05_probe.ipynb #f65aecbc
+# %% ../../nbs/02_models/05_probe.ipynb #5fc6e294
 import copy, torch
 from torch import nn, Tensor
 from ..core import *
 
-# %% ../../nbs/02_models/05_probe.ipynb #ad77fa71
+# %% ../../nbs/02_models/05_probe.ipynb #b37fbd71
 def _shaken(model, noise, seed, dtype):
     "A copy in evaluation mode with every floating parameter moved a little"
     twin = copy.deepcopy(model).eval()
@@ -51,7 +51,7 @@ def leak_probe(
 def _logits(model, ids):
     with torch.autocast(ids.device.type, enabled=False): return model(ids).logits
 
-# %% ../../nbs/02_models/05_probe.ipynb #032f20e8
+# %% ../../nbs/02_models/05_probe.ipynb #a6d8f73c
 def check_causal(
     model:nn.Module, # gives `.logits` from ids
     name='model',    # what to call it in the error

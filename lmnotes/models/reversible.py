@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ReversibleBlock', 'run_reversible']
 
-# %% ../../nbs/02_models/04_reversible.ipynb #6310a5a7
+# %% ../../nbs/02_models/04_reversible.ipynb #928f262e
 import torch
 from contextlib import contextmanager
 from itertools import groupby
@@ -15,7 +15,7 @@ from ..core import *
 from .layers import *
 from .decoder import *
 
-# %% ../../nbs/02_models/04_reversible.ipynb #61b22ae9
+# %% ../../nbs/02_models/04_reversible.ipynb #1dbcb0c8
 @residuals('reversible')
 class ReversibleBlock(Block):
     "Two streams: y1 = x1 + mix(x2), y2 = x2 + ffn(y1)"
@@ -28,7 +28,7 @@ class ReversibleBlock(Block):
     def finish(y1, y2): return (y1 + y2)/2
     run = staticmethod(run_plain)
 
-# %% ../../nbs/02_models/04_reversible.ipynb #a92bdc0c
+# %% ../../nbs/02_models/04_reversible.ipynb #07728225
 def _rng(device): # states of every generator a module on `device` may draw from
     return [torch.get_rng_state()] + ([getattr(torch, device.type).get_rng_state()] if device.type in ('cuda', 'mps', 'xpu') else [])
 
@@ -44,12 +44,12 @@ def _replay(device, states): # states from `_rng`, or None for no randomness
     try: yield
     finally: _set_rng(device, now)
 
-# %% ../../nbs/02_models/04_reversible.ipynb #04e88709
+# %% ../../nbs/02_models/04_reversible.ipynb #9e514f16
 def _precision(device): # arguments for `torch.autocast`
     kind = device.type
     return dict(device_type=kind, dtype=torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind), cache_enabled=False)
 
-# %% ../../nbs/02_models/04_reversible.ipynb #730b4dd0
+# %% ../../nbs/02_models/04_reversible.ipynb #28e16b79
 @contextmanager
 def _unhooked(params):
     "Put gradient hooks of `params` aside"
@@ -59,7 +59,7 @@ def _unhooked(params):
     finally:
         for hooks,kept in aside: hooks.update(kept)
 
-# %% ../../nbs/02_models/04_reversible.ipynb #8a361cb5
+# %% ../../nbs/02_models/04_reversible.ipynb #c3433d91
 class _Then:
     "How a branch ran: its parameters that learn, its precision, its randomness"
     def __init__(self, branch, ctx): self.branch,self.ctx,self.params,self.rng = branch,ctx,[p for p in branch.parameters() if p.requires_grad],None
@@ -79,7 +79,7 @@ class _Then:
             grads = torch.autograd.grad(y, wrt, dy.to(y.dtype), allow_unused=True) if wrt and y.requires_grad else [None]*len(wrt)
         return y.detach(),*((grads[0], grads[1:]) if need_x else (None, grads))
 
-# %% ../../nbs/02_models/04_reversible.ipynb #e5446050
+# %% ../../nbs/02_models/04_reversible.ipynb #572e4ff7
 class _Tape:
     "Where a layer leaves its rebuilt inputs for the layer below"
     streams = None
@@ -105,7 +105,7 @@ class _Layer(torch.autograd.Function):
         if need and not ctx.first: tape.streams = (y1 - f, x2)
         return None,None,None,None,None,d1 if need else None,d2 if need else None,*dF,*dG
 
-# %% ../../nbs/02_models/04_reversible.ipynb #ea91aa5e
+# %% ../../nbs/02_models/04_reversible.ipynb #427f2776
 def _watched(b): # does something other than the block's own `forward` run when it is called?
     return bool('forward' in b.__dict__ or b._forward_hooks or b._forward_pre_hooks or b._backward_hooks or b._backward_pre_hooks)
 

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['quantizers', 'ternarize', 'TernaryLinear', 'quantize', 'ternary_rewrite']
 
-# %% ../../nbs/03_quantizers/01_ternary.ipynb #f595633d
+# %% ../../nbs/03_quantizers/01_ternary.ipynb #26208c56
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
 from ..core import *
 from ..models.decoder import *
 
-# %% ../../nbs/03_quantizers/01_ternary.ipynb #4cf8c7c9
+# %% ../../nbs/03_quantizers/01_ternary.ipynb #77b6c0a2
 def ternarize(
     w:Tensor,       # weights, any shape
     eps:float=1e-8, # smallest scale allowed, in the units of `w`
@@ -20,7 +20,7 @@ def ternarize(
     scale = w.abs().mean().clamp(min=eps)
     return (w/scale).round().clamp(-1, 1),scale
 
-# %% ../../nbs/03_quantizers/01_ternary.ipynb #7b1d6b64
+# %% ../../nbs/03_quantizers/01_ternary.ipynb #bb4176b6
 quantizers = Registry('quantizer')
 
 @quantizers('ternary')
@@ -31,7 +31,7 @@ class TernaryLinear(nn.Linear):
         return w + (q*s - w).detach()
     def forward(self, x): return F.linear(x, self.dense_weight(), self.bias) # (..., n_in) -> (..., n_out)
 
-# %% ../../nbs/03_quantizers/01_ternary.ipynb #2681d042
+# %% ../../nbs/03_quantizers/01_ternary.ipynb #33970fac
 def quantize(
     model:nn.Module,       # ours, or any with `nn.Linear` layers
     name:str='ternary',    # a name in `quantizers`
@@ -55,7 +55,7 @@ def _said(model, name, found):
     n,total = sum(p.numel() for p in {id(m.weight): m.weight for m in found.values()}.values()),sum(p.numel() for p in model.parameters())
     return f'{name}: {len(found)} linear layers, {format_count(n)} of {format_count(total)} weights ({n/total:.0%}); the rest stays as it was'
 
-# %% ../../nbs/03_quantizers/01_ternary.ipynb #f3fadfa4
+# %% ../../nbs/03_quantizers/01_ternary.ipynb #c181346d
 @rewrites('ternary')
 def ternary_rewrite(
     model:nn.Module,
