@@ -49,6 +49,7 @@ class TrainOptions:
     seed: int = 0                      # of the weights, the data order and dropout
     logging_steps: int = 10            # steps between flushes of metrics.jsonl
     eval_steps: int | None = None      # steps between evaluations; default: at the end only
+    eval_max_batches: int = -1         # validation batches an evaluation looks at; -1: all
     save_strategy: Literal['no', 'steps', 'epoch'] = 'steps' # when to write checkpoints
     save_steps: int = 500              # steps between checkpoints
     save_total_limit: int = 3          # checkpoints kept
@@ -96,7 +97,7 @@ def check_options(
 def shrink(o:TrainOptions)->TrainOptions:
     "The same run, small enough for well under a minute"
     return replace(o, size='tiny', max_length=min(o.max_length, 128), batch_size=min(o.batch_size, 8), max_seconds=None,
-                   max_steps=min(o.max_steps or 40, 40), eval_steps=None, limit=min(o.limit or 2000, 2000))
+                   max_steps=min(o.max_steps or 40, 40), eval_steps=None, eval_max_batches=64, limit=min(o.limit or 2000, 2000))
 
 def precision_of(o:TrainOptions)->str: # 'auto', 'fp16', 'bf16' or 'fp32', as `pick_dtype` takes it
     "The precision that the three switches ask for"

@@ -112,7 +112,7 @@ def show_plan(p:dict, file=None):
     for k,v in p.items(): print(f'{k:>10}  {v}', file=file or sys.stdout)
 
 # %% ../../nbs/05_training/10_train.ipynb #fd52b1d2
-may_change = {'save_steps', 'save_total_limit', 'save_strategy', 'logging_steps', 'eval_steps', 'device', 'resume_from_checkpoint', 'data_dir', 'dry_run', 'output_dir'}
+may_change = {'eval_max_batches', 'save_steps', 'save_total_limit', 'save_strategy', 'logging_steps', 'eval_steps', 'device', 'resume_from_checkpoint', 'data_dir', 'dry_run', 'output_dir'}
 
 def newest_run(given:dict, root='runs')->Path:
     "The newest run under `root` whose options agree with those `given`"
@@ -165,15 +165,17 @@ class SkipValidation(Callback):
 class Evaluate(Callback):
     "Score the validation windows every `every` steps, a line of `evals.jsonl` each"
     order,run_valid = 55,False # before a checkpoint is written (80)
-    def __init__(self, path, every:int): self.path,self.every = Path(path),every
+    def __init__(self, path, every:int, max_batches:int|None=None): self.path,self.every,self.max_batches = Path(path),every,max_batches
     def after_step(self):
-        if self.learn.step % self.every == 0: append_jsonl(self.path, dict(step=self.learn.step, trained=self.learn.tokens) | evaluate(self.learn))
+        if self.learn.step % self.every == 0: append_jsonl(self.path, dict(step=self.learn.step, trained=self.learn.tokens) | evaluate(self.learn, self.max_batches))
 
 # %% ../../nbs/05_training/10_train.ipynb #51f0f8dc
+def _batches(o): return o.eval_max_batches if o.eval_max_batches > 0 else None
+
 def _callbacks(o, path, steps, lr, per_epoch, quiet):
     warmup = o.warmup_steps or round(o.warmup_ratio*steps)
     cbs = [Schedule(o.lr_scheduler_type, lr, steps, warmup), Monitor(path/'metrics.jsonl', o.logging_steps), StepProgress(steps, quiet=quiet), SkipValidation()]
-    if o.eval_steps: cbs.append(Evaluate(path/'evals.jsonl', o.eval_steps))
+    if o.eval_steps: cbs.append(Evaluate(path/'evals.jsonl', o.eval_steps, _batches(o)))
     every = dict(no=None, steps=o.save_steps, epoch=per_epoch)[o.save_strategy]
     if every: cbs.append(Checkpoints(path/'checkpoints', every, o.save_total_limit, note=dict(total_steps=steps)))
     return cbs
@@ -204,7 +206,7 @@ def _fit(learn, o, path, steps, p):
 
 def _finish(learn, o, path, seconds, begun_at):
     check_causal(learn.model)
-    scores = evaluate(learn)
+    scores = evaluate(learn, _batches(o))
     if not (path/'final').exists():
         with atomic_dir(path/'final') as d: save_model(learn.model, learn.dls.tokenizer, d)
     _sample(learn, path, o)
