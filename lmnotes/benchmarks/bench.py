@@ -6,12 +6,12 @@
 __all__ = ['benches', 'bench_modules', 'bench_names', 'get_bench', 'worst', 'is_met', 'bench_table', 'variants_table',
            'run_bench', 'run_benches']
 
-# %% ../../nbs/07_benchmarks/07_bench.ipynb #d0a6a49f
+# %% ../../nbs/07_benchmarks/07_bench.ipynb #ea0f068e
 import importlib, sys, time
 from pathlib import Path
 from ..core import Registry, InputError, did_you_mean, env_info, pick_device, write_json
 
-# %% ../../nbs/07_benchmarks/07_bench.ipynb #9c18c10f
+# %% ../../nbs/07_benchmarks/07_bench.ipynb #b038ca37
 benches = Registry('bench')
 bench_modules = {n: f'lmnotes.benchmarks.bench_{n}' for n in ('reversible', 'head', 'learner')}
 
@@ -24,7 +24,7 @@ def get_bench(name:str):
         importlib.import_module(bench_modules[name])
     return benches[name]
 
-# %% ../../nbs/07_benchmarks/07_bench.ipynb #09f3fe5c
+# %% ../../nbs/07_benchmarks/07_bench.ipynb #41603941
 def worst(
     variants:list, # dicts, one for each variant
     targets:dict,  # figure -> ('<=' or '>=', bound)
@@ -43,10 +43,10 @@ def is_met(
     op,bound = target
     return bool(value <= bound if op == '<=' else value >= bound) and value == value
 
-# %% ../../nbs/07_benchmarks/07_bench.ipynb #4a943cfb
+# %% ../../nbs/07_benchmarks/07_bench.ipynb #0b59a946
 def _show(x):
     if x is None: return '–'
-    if isinstance(x, float): return f'{x:.2e}' if x and not 1e-3 <= abs(x) < 1e5 else f'{x:.3f}'
+    if isinstance(x, float): return f'{x:.1e}' if x and not 1e-3 <= abs(x) < 1e5 else f'{x:.4g}'
     return str(x)
 
 def bench_table(
@@ -62,14 +62,14 @@ def bench_table(
     return t
 
 def variants_table(figures:dict):
-    "A rich table with a row for each variant"
+    "A rich table with a column for each variant"
     from rich.table import Table
-    cols = list(dict.fromkeys(k for v in figures['variants'] for k,x in v.items() if not isinstance(x, (dict, list))))
-    t = Table(*cols, title='variants')
-    for v in figures['variants']: t.add_row(*[_show(v.get(c)) for c in cols])
+    vs = figures['variants']
+    t = Table('', *map(str, range(1, len(vs)+1)), title='variants')
+    for k in dict.fromkeys(k for v in vs for k,x in v.items() if not isinstance(x, (dict, list))): t.add_row(k, *[_show(v.get(k)) for v in vs])
     return t
 
-# %% ../../nbs/07_benchmarks/07_bench.ipynb #dfd048ef
+# %% ../../nbs/07_benchmarks/07_bench.ipynb #1104a09c
 def _progress(name, start): # a line on stderr for each thing measured
     def say(what): print(f'[{time.perf_counter() - start:5.0f} s] {name}: {what}', file=sys.stderr, flush=True)
     return say
