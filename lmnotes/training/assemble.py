@@ -15,9 +15,9 @@ from .precision import *
 
 # %% ../../nbs/05_training/08_assemble.ipynb #1e97d508
 def default_lr(model)->float:
-    "Peak learning rate for AdamW: 0.4 over the model's width (0.4/768 where a model does not tell)"
+    "Peak learning rate for AdamW: 0.3 over the model's width (0.3/768 where a model does not tell)"
     c = model.config
-    return 0.4/(getattr(c, 'dim', None) or getattr(c, 'hidden_size', None) or 768)
+    return 0.3/(getattr(c, 'dim', None) or getattr(c, 'hidden_size', None) or 768)
 
 def check_vocab(model, data):
     "Refuse a model and data that count tokens differently"
