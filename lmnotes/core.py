@@ -215,4 +215,6 @@ def hide_broken_torchvision():
     "Keep a torchvision that cannot load away from transformers, and say so"
     if 'torchvision' in sys.modules or torchvision_state() != 'broken': return
     sys.modules['torchvision'] = None
+    for f in vars(sys.modules.get('transformers.utils.import_utils', sys)).values(): # transformers may have looked already
+        if hasattr(f, 'cache_clear'): f.cache_clear()
     warnings.warn('the installed torchvision cannot load beside this torch and is ignored; `pip uninstall torchvision` silences this', stacklevel=2)

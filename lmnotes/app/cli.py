@@ -59,6 +59,7 @@ def compare_command(o, given):
     if o.dry_run: return
     c.table()
     print(f'\nreport: {c.report()}')
+    return 1 if c.failed else 0 # a cell that failed is in the report, with its reason
 
 # %% ../../nbs/08_app/01_cli.ipynb #94cc0956
 @dataclass
@@ -80,9 +81,9 @@ def generate_command(o, given):
     from lmnotes.core import pick_device
     from lmnotes.training.checkpoints import model_folder
     folder = model_folder(o.model)
-    from transformers import AutoTokenizer
     from lmnotes.models.decoder import build_model
     from lmnotes.models.generation import generate
+    from transformers import AutoTokenizer
     model = build_model(str(folder)).to(pick_device(o.device))
     print(generate(model, AutoTokenizer.from_pretrained(folder), o.prompt, max_new_tokens=o.max_new_tokens, temperature=o.temperature,
                    top_p=o.top_p, seed=o.seed, stop=o.stop))
