@@ -6,7 +6,7 @@ export PATH := $(BIN):$(PATH)
 WORKERS ?= 2
 
 # the demo: what a stranger sees first
-DEMO ?= compare --models standard,reversible --datasets prose,python --seeds 3 --budget tokens:1M
+DEMO ?= compare --models standard,reversible --datasets prose,python --seeds 3 --budget tokens:500k
 
 help:             ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 10

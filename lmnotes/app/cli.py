@@ -175,6 +175,7 @@ def main(argv=None)->int:
     if words[0] == '--version': print(__version__); return 0
     warnings.showwarning = lambda message, *_, **__: print(f'warning: {message}', file=sys.stderr)
     os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+    os.environ.setdefault('HF_HUB_DISABLE_PROGRESS_BARS', '1') # a bar for loading one file tells nobody anything
     try:
         run = commands[words[0]]
         if {'-h', '--help'} & set(words): parse(words[0], words[1:])
