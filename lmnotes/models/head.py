@@ -81,9 +81,10 @@ def _head_pass(
             if bias is not None: fine = fine.add_(bias)
             nll[at],right[at] = _softmax_rows_(fine, labels[at], any(need))
             if any(need) and fine.dtype != part.dtype: part.copy_(fine)
-        if need[0]: dh[i:i+rows] = z@w
+        if need[0]: torch.mm(z, w, out=dh[i:i+rows]) if dh.dtype == z.dtype else dh[i:i+rows].copy_(z@w)
         if need[1]: _add_product(dw, z, x)
         if need[2]: db += z.sum(0, dtype=wide)
+        z = part = fine = None # before the next chunk's logits are made
     return nll,right,(dh, None if dw is None else dw.to(weight.dtype), None if db is None else db.to(bias.dtype))
 
 # %% ../../nbs/02_models/02_head.ipynb #fb142788
