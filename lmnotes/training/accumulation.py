@@ -17,17 +17,17 @@ class Accumulate(Callback):
     def after_create(self): self.learn.step = self.learn.tokens = 0
     def before_fit(self): self.seen = 0
     def before_batch(self):
-        labels = self.yb[0]
+        labels = self.learn.yb[0]
         if self.seen == 0: self.expected,self.items,self.nll,self.right = labels.numel()*self.n,0,0.,0
-        self.xb[0]['num_items_in_batch'] = self.expected
+        self.learn.xb[0]['num_items_in_batch'] = self.expected
         self.here = (labels != -100).sum()
     def after_loss(self):
-        if not self.training: return
-        self.items = self.items + self.here; self.right = self.right + self.pred.n_correct
-        nll = self.loss_grad.detach()*self.expected
+        l = self.learn
+        self.items = self.items + self.here; self.right = self.right + l.pred.n_correct
+        nll = l.loss_grad.detach()*self.expected
         self.nll = self.nll + nll
-        self.learn.loss = nll/self.here # what is shown: the mean over this batch's own tokens
-        self.learn.tokens += self.yb[0].numel()
+        l.loss = nll/self.here # what is shown: the mean over this batch's own tokens
+        l.tokens += l.yb[0].numel()
     def before_step(self):
         self.seen += 1
         if self.seen < self.n: raise CancelBatchException()
@@ -47,11 +47,11 @@ class Clip(Callback):
         norm = torch.nn.utils.get_total_norm(grads)*scale
         if self.max_norm: scale = scale*(self.max_norm/(norm + 1e-6)).clamp(max=1.)
         self.learn.grad_norm = norm
-        if norm.device.type == 'cpu' or getattr(self.learn, 'scaler', None) is not None: self._check(norm)
+        if norm.device.type == 'cpu' or self.learn.scaler is not None: self._check(norm)
         if norm.device.type != 'cpu' or float(scale) != 1: torch._foreach_mul_(grads, scale)
     def _check(self, norm):
         if torch.isfinite(norm): return
-        if getattr(self.learn, 'scaler', None) is not None: raise CancelStepException()
+        if self.learn.scaler is not None: raise CancelStepException()
         raise RunError(f'the gradient stopped being finite at step {self.learn.step + 1} (loss {float(self.learn.step_loss):.4g}); '
                        'the last checkpoint stands. Try a lower learning rate')
 

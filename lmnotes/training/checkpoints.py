@@ -38,7 +38,7 @@ def save_checkpoint(
     try:
         with atomic_dir(path) as d:
             save_model(learn.model, learn.dls.tokenizer, d)
-            scaler = getattr(learn, 'scaler', None)
+            scaler = learn.scaler
             with open(d/'trainer.pt', 'wb') as f: # our own handle, so that a full disk says so
                 torch.save(_plain_numbers(dict(optimizer=learn.opt.opt.state_dict(), scaler=scaler.state_dict() if scaler else None)), f)
             write_json(d/'state.json', state)

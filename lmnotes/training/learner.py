@@ -17,7 +17,11 @@ from fastai.callback.schedule import *
 class LMLearner(Learner):
     "A fastai `Learner` whose model returns its own `loss` from a batch of named tensors"
     forward_context = staticmethod(nullcontext) # a callback may put autocast here
-    def __init__(self, dls, model, **kwargs): super().__init__(dls, model, loss_func=noop, **kwargs)
+    scaler = None                               # and a loss scaler here
+    def __init__(self, dls, model, **kwargs):
+        self._heard = {}
+        super().__init__(dls, model, loss_func=noop, **kwargs)
+        self.remove_cb(CastToTensor) # a dictionary of tensors needs no cast
     def _split(self, b): self.xb,self.yb = b,(b[0]['shift_labels'],)
     def _do_one_batch(self):
         with self.forward_context(): self.pred = self.model(**self.xb[0])
@@ -26,6 +30,22 @@ class LMLearner(Learner):
         self.loss = self.loss_grad.detach()
         self('after_loss')
         if self.training: self._do_grad_opt()
+
+# %% ../../nbs/05_training/02_learner.ipynb #9e30a815
+@patch
+def add_cb(self:LMLearner, cb): self._heard = {}; return Learner.add_cb(self, cb)
+@patch
+def remove_cb(self:LMLearner, cb): self._heard = {}; return Learner.remove_cb(self, cb)
+@patch
+def __call__(self:LMLearner, event_name): # one event, or a list of them
+    if not isinstance(event_name, str): return [self(e) for e in event_name]
+    if event_name not in self._heard:
+        self._heard[event_name] = [cb for cb in self.cbs.sorted('order') if event_name == 'after_fit' or hasattr(cb, event_name)]
+    for cb in self._heard[event_name]: cb(event_name)
+@patch
+def _set_device(self:LMLearner, b):
+    device = next(self.model.parameters()).device
+    return b if b[0]['input_ids'].device == device else to_device(b, device)
 
 # %% ../../nbs/05_training/02_learner.ipynb #68c67b5f
 class TokenMetric(Metric):

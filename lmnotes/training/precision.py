@@ -17,15 +17,13 @@ class Precision(Callback):
     def before_fit(self):
         self._set()
         kind = self.learn.dls.device.type if self.learn.dls.device else 'cpu'
-        if self.dtype == torch.float16 and getattr(self.learn, 'scaler', None) is None: self.learn.scaler = torch.amp.GradScaler(kind)
+        if self.dtype == torch.float16 and self.learn.scaler is None: self.learn.scaler = torch.amp.GradScaler(kind)
     def _set(self):
         kind = torch.device(getattr(self.learn.dls, 'device', None) or 'cpu').type
         if self.dtype != torch.float32: self.learn.forward_context = partial(torch.autocast, kind, dtype=self.dtype)
-    @property
-    def _scaler(self): return getattr(self.learn, 'scaler', None)
     def before_backward(self):
-        if self._scaler: self.learn.loss_grad = self._scaler.scale(self.loss_grad)
+        if self.learn.scaler: self.learn.loss_grad = self.learn.scaler.scale(self.learn.loss_grad)
     def before_step(self):
-        if self._scaler: self._scaler.unscale_(self.opt.opt)
+        if self.learn.scaler: self.learn.scaler.unscale_(self.learn.opt.opt)
     def after_step(self):
-        if self._scaler: self._scaler.update()
+        if self.learn.scaler: self.learn.scaler.update()

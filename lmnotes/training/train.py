@@ -251,7 +251,7 @@ def _train(o, learn, path, steps, ck, p, quiet):
         for log in ('metrics.jsonl', 'evals.jsonl'): cut_log(path/log, learn.step)
     begun_at = learn.step
     per_epoch = max(len(learn.dls.train_blocks)//(o.batch_size*o.gradient_accumulation_steps), 1)
-    learn.remove_cbs([cb for cb in learn.cbs if cb.name in ('progress', 'recorder', 'cast_to_tensor')])
+    learn.remove_cbs([cb for cb in learn.cbs if cb.name in ('progress', 'recorder')])
     learn.add_cbs(_callbacks(o, path, steps, learn.lr, per_epoch, quiet))
     seconds = _fit(learn, o, path, steps, p)
     summary = _finish(learn, o, path, seconds, begun_at)
