@@ -218,6 +218,7 @@ def _finish(learn, o, path, seconds, begun_at):
     write_json(path/'summary.json', summary)
     return summary
 
+# %% ../../nbs/05_training/10_train.ipynb #82628347
 def train(
     quiet:bool=False, # print nothing
     **options,        # fields of `TrainOptions`, or their aliases
@@ -242,6 +243,7 @@ def train(
     except RunError as e: raise RunError(_plain_message(e)) from e
     except OSError as e: raise RunError(f'the run stopped while writing to {path}: {e.strerror or e}; its last checkpoint stands') from e
 
+# %% ../../nbs/05_training/10_train.ipynb #22aa5a20
 def _plain_message(e): return str(e).split(':\n\t')[-1] # fastai puts the callback's name in front
 
 def _train(o, learn, path, steps, ck, p, quiet):
