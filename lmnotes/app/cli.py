@@ -7,7 +7,7 @@ __all__ = ['commands', 'command', 'train_command', 'CompareOptions', 'compare_co
            'BenchOptions', 'bench_command', 'DoctorOptions', 'doctor_command', 'normalize', 'parse', 'usage', 'main']
 
 # %% ../../nbs/08_app/01_cli.ipynb #841abde5
-import contextlib, io, os, re, sys, warnings
+import contextlib, io, os, sys, warnings
 from dataclasses import dataclass, fields, asdict
 from tyro.conf import Positional
 from .. import __version__
@@ -26,8 +26,8 @@ def command(name:str, options:type):
 @command('train', TrainOptions)
 def train_command(o, given):
     "Train a model and leave a run folder"
-    from lmnotes.training.train import train, show_plan
-    p = train(**{k: getattr(o, k) for k in given})
+    from lmnotes.training.train import train
+    train(**{k: getattr(o, k) for k in given})
 
 # %% ../../nbs/08_app/01_cli.ipynb #58caa04b
 @dataclass

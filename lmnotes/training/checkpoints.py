@@ -7,7 +7,7 @@ __all__ = ['save_model', 'save_checkpoint', 'load_checkpoint', 'Checkpoints', 's
            'sweep', 'save_run', 'load_run']
 
 # %% ../../nbs/05_training/09_checkpoints.ipynb #0c450ec3
-import json, os, re, shutil
+import os, shutil
 from pathlib import Path
 from fastai.basics import *
 from ..core import *

@@ -7,8 +7,8 @@ __all__ = ['may_change', 'data_from', 'model_from', 'steps_for', 'StepTimer', 's
            'show_plan', 'newest_run', 'resumed', 'Run', 'run_folder', 'SkipValidation', 'Evaluate', 'train']
 
 # %% ../../nbs/05_training/10_train.ipynb #75fbae95
-import math, os, statistics, sys, time
-from dataclasses import dataclass, asdict, replace, fields
+import statistics, sys, time
+from dataclasses import dataclass, asdict, replace
 from datetime import datetime
 from pathlib import Path
 from fastai.basics import *
