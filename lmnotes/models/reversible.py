@@ -77,20 +77,26 @@ def _unhooked(params):
 class _Then:
     "How a branch ran: its parameters that learn, its precision, its randomness"
     def __init__(self, branch, ctx): self.branch,self.ctx,self.params,self.rng = branch,ctx,[p for p in branch.parameters() if p.requires_grad],None
+    def call(self, x):
+        "The branch's output, and the sum of the losses it adds on the way (None when it adds none)"
+        kept,self.ctx.losses = self.ctx.losses,[]
+        try: return snap(self.branch(x, self.ctx)),sum(self.ctx.losses) if self.ctx.losses else None
+        finally: self.ctx.losses = kept
     def run(self, x, precision):
         before = _rng(x.device)
-        with torch.autocast(**precision): y = snap(self.branch(x, self.ctx))
+        with torch.autocast(**precision): y,self.added = self.call(x)
         if any(not torch.equal(a, b) for a,b in zip(before, _rng(x.device))): self.rng = before
         self.versions = [p._version for p in self.params]
         return y
-    def again(self, x, dy, precision, need_x=True):
+    def again(self, x, dy, da, precision, need_x=True): # `da`: the gradient of what it added
         "The branch's output, the gradient of `x`, and those of its parameters"
         if self.versions != [p._version for p in self.params]: raise RuntimeError('a parameter was changed in place between forward and backward')
         x = x.detach().requires_grad_(need_x)
-        with torch.enable_grad(), torch.autocast(**precision), _replay(x.device, self.rng): y = snap(self.branch(x, self.ctx))
+        with torch.enable_grad(), torch.autocast(**precision), _replay(x.device, self.rng): y,added = self.call(x)
         wrt = [x, *self.params] if need_x else self.params
+        outs = [(o, d.to(o.dtype)) for o,d in ((y, dy), (added, da)) if o is not None and o.requires_grad]
         with _unhooked(self.params):
-            grads = torch.autograd.grad(y, wrt, dy.to(y.dtype), allow_unused=True) if wrt and y.requires_grad else [None]*len(wrt)
+            grads = torch.autograd.grad([o for o,_ in outs], wrt, [d for _,d in outs], allow_unused=True) if wrt and outs else [None]*len(wrt)
         return y.detach(),*((grads[0], grads[1:]) if need_x else (None, grads))
 
 # %% ../../nbs/02_models/04_reversible.ipynb #572e4ff7
@@ -105,16 +111,16 @@ class _Layer(torch.autograd.Function):
         y1 = x1 + F.run(x2, ctx.precision)
         y2 = x2 + G.run(y1, ctx.precision)
         if last: ctx.save_for_backward(y1, y2)
-        return y1,y2
+        return y1,y2,sum((b.added for b in (F, G) if b.added is not None), x1.new_zeros(()))
     @staticmethod
     @once_differentiable
-    def backward(ctx, d1, d2):
+    def backward(ctx, d1, d2, da):
         tape,need = ctx.tape,any(ctx.needs_input_grad[5:7])
         (y1,y2),tape.streams = ctx.saved_tensors if ctx.last else tape.streams,None
-        g,dy1,dG = ctx.G.again(y1, d2, ctx.precision)
+        g,dy1,dG = ctx.G.again(y1, d2, da, ctx.precision)
         x2 = y2 - g; del g,y2
         if dy1 is not None: d1 = d1 + dy1
-        f,dx2,dF = ctx.F.again(x2, d1, ctx.precision, need)
+        f,dx2,dF = ctx.F.again(x2, d1, da, ctx.precision, need)
         if dx2 is not None: d2 = d2 + dx2
         if need and not ctx.first: tape.streams = (y1 - f, x2)
         return None,None,None,None,None,d1 if need else None,d2 if need else None,*dF,*dG
@@ -137,7 +143,8 @@ def run_reversible(
         if plain: streams = run_plain(stretch, streams, ctx); continue
         for b in stretch:
             F,G = _Then(b.mixer, ctx),_Then(b.ffn, ctx)
-            streams = _Layer.apply(tape, F, G, b is stretch[0], b is stretch[-1], *streams, *F.params, *G.params)
+            *streams,added = _Layer.apply(tape, F, G, b is stretch[0], b is stretch[-1], *streams, *F.params, *G.params)
+            if ctx.losses is not None and not (F.added is None and G.added is None): ctx.losses.append(added)
     return streams
 
 ReversibleBlock.run = staticmethod(run_reversible)
