@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Recurrent', 'LSTM', 'GRU', 'rnn_lm']
 
-# %% ../../nbs/02_models/06_recurrent.ipynb #92a86350
+# %% ../../nbs/02_models/06_recurrent.ipynb #6a237be9
 import torch
 from torch import nn, Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -13,7 +13,7 @@ from ..core import *
 from .layers import *
 from .decoder import *
 
-# %% ../../nbs/02_models/06_recurrent.ipynb #001f818e
+# %% ../../nbs/02_models/06_recurrent.ipynb #41a8cdc3
 def _pack(state): return None if state is None else tuple(t[None] for t in state) if len(state) > 1 else state[0][None]
 
 class Recurrent(nn.Module):
@@ -61,7 +61,7 @@ class LSTM(Recurrent): "State: what it says and what it holds, (h, c)"; kind = n
 @mixers('gru')
 class GRU(Recurrent): "State: one vector"; kind = nn.GRU
 
-# %% ../../nbs/02_models/06_recurrent.ipynb #024df3d5
+# %% ../../nbs/02_models/06_recurrent.ipynb #2228de8d
 @models('rnn')
 def rnn_lm(
     cell:str='lstm', # lstm or gru; `mixer` says the same
