@@ -1,12 +1,14 @@
 "Language models made of swappable parts"
 from ..core import hide_broken_torchvision
 hide_broken_torchvision() # before transformers is imported
-from transformers import AutoConfig, AutoModelForCausalLM
+import transformers
 from .layers import *
 from .head import *
 from .decoder import *
 from .reversible import *
 from .probe import *
 from .generation import *
-AutoConfig.register('lmnotes', LMConfig, exist_ok=True)
-AutoModelForCausalLM.register(LMConfig, LM, exist_ok=True)
+from .heads import *
+transformers.AutoConfig.register('lmnotes', LMConfig, exist_ok=True)
+for c in (LM, *task_heads.values()): getattr(transformers, c.auto_class).register(LMConfig, c, exist_ok=True)
+transformers.AutoModelForMaskedLM.register(LMConfig, LM, exist_ok=True)

@@ -174,6 +174,7 @@ class LM(PreTrainedModel, GenerationMixin):
     "A decoder of swappable parts"
     config_class = LMConfig
     base_model_prefix = ''
+    auto_class = 'AutoModelForCausalLM'
     supports_gradient_checkpointing = True
     _tied_weights_keys = {'head.weight': 'embed.weight'}
     _no_split_modules = ['Block', 'StandardBlock', 'ReversibleBlock']
@@ -301,7 +302,7 @@ def gradient_checkpointing_enable(self:LM, gradient_checkpointing_kwargs=None, *
 def gradient_checkpointing_disable(self:LM): self.gradient_checkpointing = False
 
 # %% ../../nbs/02_models/03_decoder.ipynb #055197af
-_shim = "# lets AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True) find the installed package\nfrom lmnotes.models import LM, LMConfig\n"
+_shim = "# lets from_pretrained(folder, trust_remote_code=True) find the installed package\nfrom lmnotes.models import {name}, LMConfig\n"
 
 @patch
 def save_pretrained(self:LM,
@@ -309,9 +310,10 @@ def save_pretrained(self:LM,
     **kwargs,
 ):
     "Save weights, config, and where to find the code"
-    self.config.auto_map = dict(AutoConfig='modeling_lmnotes.LMConfig', AutoModelForCausalLM='modeling_lmnotes.LM')
+    name = type(self).__name__; auto = self.auto_class if self.config.causal or self.head is None else 'AutoModelForMaskedLM'
+    self.config.auto_map = {'AutoConfig': 'modeling_lmnotes.LMConfig', auto: f'modeling_lmnotes.{name}'}
     PreTrainedModel.save_pretrained(self, path, **kwargs)
-    atomic_write(Path(path)/'modeling_lmnotes.py', _shim)
+    atomic_write(Path(path)/'modeling_lmnotes.py', _shim.format(name=name))
 
 def _stay(cls, auto_class=None): "Loading through the shim must not make the next save copy our sources"
 LM.register_for_auto_class = LMConfig.register_for_auto_class = classmethod(_stay)
@@ -366,7 +368,10 @@ def load_model(
     if kind != LMConfig.model_type: raise InputError(f"{path} holds a '{kind}' model, not one of ours; `build_model` loads both")
     path = path/'final' if (path/'final'/'config.json').is_file() else path
     config = LMConfig.from_pretrained(path, **_known(overrides))
-    return LM.from_pretrained(path, config=config)
+    return _class_named((config.architectures or ['LM'])[0]).from_pretrained(path, config=config)
+
+def _class_named(name, cls=LM): # a model with a task head is a subclass
+    return cls if cls.__name__ == name else next((c for s in cls.__subclasses__() if (c := _class_named(name, s)) is not None), None)
 
 def _known(overrides):
     names = {f.name for f in fields(LMConfig)} | set(LMConfig.attribute_map)
