@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['route', 'dispatch', 'balance_loss', 'z_loss', 'MoE', 'moe_lm', 'active_parameters', 'expert_load']
 
-# %% ../../nbs/02_models/08_experts.ipynb #b7a56eff
+# %% ../../nbs/02_models/08_experts.ipynb #60ba69d8
 import torch
 from torch import nn, Tensor
 from ..core import *
 from .layers import *
 from .decoder import *
 
-# %% ../../nbs/02_models/08_experts.ipynb #7cb5fa96
+# %% ../../nbs/02_models/08_experts.ipynb #e6124f25
 def route(
     logits:Tensor, # (N, E) one row for each token
     k:int,         # experts a token uses
@@ -22,7 +22,7 @@ def route(
     w,experts = p.topk(k, -1)
     return w/w.sum(-1, keepdim=True),experts,p
 
-# %% ../../nbs/02_models/08_experts.ipynb #41e5a00b
+# %% ../../nbs/02_models/08_experts.ipynb #7f31638a
 def dispatch(
     experts,       # functions (n, C) -> (n, C), E of them
     x:Tensor,      # (N, C) tokens
@@ -37,7 +37,7 @@ def dispatch(
     y = y[order.argsort()].unflatten(0, chosen.shape) # (N, k, C)
     return (w.unsqueeze(-1).to(y.dtype)*y).sum(1),counts
 
-# %% ../../nbs/02_models/08_experts.ipynb #9b2c98da
+# %% ../../nbs/02_models/08_experts.ipynb #f2936708
 def balance_loss(
     p:Tensor,      # (N, E) probabilities of the router
     chosen:Tensor, # (N, k)
@@ -50,7 +50,7 @@ def z_loss(logits:Tensor)->Tensor: # (N, E) -> scalar
     "Mean squared logarithm of the softmax's denominator"
     return logits.logsumexp(-1).square().mean()
 
-# %% ../../nbs/02_models/08_experts.ipynb #b23bde1a
+# %% ../../nbs/02_models/08_experts.ipynb #d92f92a7
 @ffns('moe')
 class MoE(nn.Module):
     "Top-k routed SwiGLU experts; `counts` holds the tokens each expert got in the last pass"
@@ -80,7 +80,7 @@ class MoE(nn.Module):
         if ctx is not None and ctx.losses is not None: ctx.losses.append(self.aux_coef*balance_loss(p, chosen) + self.z_coef*z_loss(z))
         return y.view_as(x)
 
-# %% ../../nbs/02_models/08_experts.ipynb #04356368
+# %% ../../nbs/02_models/08_experts.ipynb #42e1f8f8
 @models('moe')
 def moe_lm(**kw)->LM: # fields of `LMConfig`
     "Standard decoder whose feed-forwards are routed experts"
@@ -90,12 +90,14 @@ def moe_lm(**kw)->LM: # fields of `LMConfig`
         known['ffn_dim'] = -(-dim*8//(96*max(k, 1)))*32
     return LM(LMConfig(**{'ffn': 'moe', **known}))
 
+moe_lm.sizes = {**sizes, 'tiny': dict(sizes['tiny'], n_experts=4)} # few enough that a handful of tokens reaches them all
+
 def active_parameters(model:nn.Module)->int:
     "Parameters that one token computes with: all but those of the experts it does not use"
     idle = [(len(m.experts) - m.n_active)*sum(p.numel() for p in m.experts[0].parameters()) for m in model.modules() if isinstance(m, MoE)]
     return count_parameters(model)['total'] - sum(idle)
 
-# %% ../../nbs/02_models/08_experts.ipynb #1614fd0b
+# %% ../../nbs/02_models/08_experts.ipynb #d0a90444
 def expert_load(model:nn.Module)->Tensor: # (layers, experts) whole numbers; rows sum to tokens times `n_active`
     "Tokens that each expert of each layer got in the last forward pass"
     parts = [m for m in model.modules() if isinstance(m, MoE)]
