@@ -140,6 +140,7 @@ def fingerprint(
 
 class LMData(DataLoaders):
     "Training and validation batches of a corpus, and everything a model must know about them"
+    masked = False # whether labels are hidden tokens instead of next ones
     def __init__(self, name, spec, tokenizer, train_ids, valid_ids, notes=()):
         self.name,self.spec,self.tokenizer,self.notes = name,spec,tokenizer,list(notes)
         self.train_ids,self.valid_ids,self.max_length,self.bs = train_ids,valid_ids,spec['max_length'],spec['bs']
@@ -170,6 +171,7 @@ def load_data(
     text_column:str=None,   # the column of `data_path` to read
     limit:int=None,         # documents of each split, at most, drawn at random
     device:str=None,        # where batches go; None: the best there is
+    masked:bool=False,      # hide tokens to be guessed instead of asking for the next; see `masked_data`
 )->LMData:
     "Text by name to batches, ready for a `Learner`"
     if data_path: name,stamp = Path(data_path).name,_stamp(data_path)
@@ -182,4 +184,7 @@ def load_data(
     spec = dict(dataset=dataset, config=config, tokenizer=str(tokenizer), max_length=max_length, bs=bs, seed=seed, vocab_size=vocab_size, text_column=text_column, limit=limit, **asked)
     source = dataset, config, asked['data_dir'], asked['data_path'], text_column, limit, stamp
     tok,train,valid,notes = _tokens(source, str(tokenizer), vocab_size, _stamp(tokenizer))
-    return LMData(name, spec, tok, train, valid, notes)
+    data = LMData(name, spec, tok, train, valid, notes)
+    if not masked: return data
+    from lmnotes.data.masking import masked_data
+    return masked_data(data)

@@ -132,8 +132,8 @@ def _encode_any(tok, texts, size=1024):
 def tokenizer_kind(tok)->str: # 'bytes', 'chars' or 'other'
     "Which of our own tokenizers this is, told by its vocabulary, so that it holds after a save and a load"
     vocab = tok.get_vocab()
-    if len(vocab) == 258 and tok.convert_ids_to_tokens(range(256)) == list(byte_names()): return 'bytes'
     plain = set(vocab) - set(tok.all_special_tokens)
+    if len(plain) == 256 and tok.convert_ids_to_tokens(range(256)) == list(byte_names()): return 'bytes'
     return 'chars' if tok.unk_token == UNK and max(map(len, plain), default=2) == 1 else 'other'
 
 def encode_documents(

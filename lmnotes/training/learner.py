@@ -80,9 +80,9 @@ class BitsPerByte(TokenMetric):
 def evaluate(
     learn,             # an `LMLearner`
     max_batches=None,  # stop after so many; default: all of them
-)->dict: # loss in nats per token, accuracy, bits_per_byte, and how many tokens that was
+)->dict: # loss in nats per token, accuracy, bits_per_byte (not of masked data), and how many tokens that was
     "Score the learner's model on its validation windows"
-    metrics = [TokenLoss(), TokenAccuracy()] + ([BitsPerByte(learn.dls.token_bytes)] if hasattr(learn.dls, 'token_bytes') else [])
+    metrics = [TokenLoss(), TokenAccuracy()] + ([BitsPerByte(learn.dls.token_bytes)] if hasattr(learn.dls, 'token_bytes') and not getattr(learn.dls, 'masked', False) else [])
     was_training = learn.model.training
     learn.model.eval()
     for m in metrics: m.reset()

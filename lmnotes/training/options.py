@@ -14,12 +14,23 @@ from ..core import InputError, did_you_mean
 @dataclass
 class TrainOptions:
     "Train a language model and leave a run folder"
-    model: str = 'standard'            # recipe, rewrites joined by '+', or the folder of a saved model
+    model: str = 'standard'            # recipe, folder, tiny:FAMILY or hub id; rewrites joined by '+'
     size: str = 'tiny'                 # tiny, small, medium, large or xlarge
     dim: int | None = None             # model width, instead of the size's
     n_layer: int | None = None         # number of layers, instead of the size's
     n_head: int | None = None          # attention heads, instead of the size's
+    num_frequencies: int | None = None # oscillators of each resonance layer, instead of the size's
     dropout: float | None = None       # probability in [0,1)
+    init: str | None = None            # start a recipe from the weights of this folder or hub id
+    from_scratch: bool = False         # of a hub model take only the config, with random weights
+    attn_implementation: str = 'auto'  # auto, eager, sdpa, flash_attention_2, flash_attention_3 or flex_attention
+    use_flash_attention: bool = False  # take flash attention where it is installed
+    load_in_4bit: bool = False         # load a hub model in 4 bits
+    load_in_8bit: bool = False         # load a hub model in 8 bits
+    moe_load_in_4bit: bool = False     # load the experts of a hub model in 4 bits
+    moe_load_in_8bit: bool = False     # load the experts of a hub model in 8 bits
+    trust_remote_code: bool = False    # run Python code that comes with a hub model
+    task: Literal['auto', 'generate', 'mlm'] = 'auto' # what is learnt; auto: mlm for models that look both ways
     gradient_checkpointing: bool = False # recompute activations in the backward pass
     dataset: str = 'prose'             # a name of the catalog or a hub id
     dataset_config: str | None = None  # configuration of a hub dataset
@@ -40,7 +51,7 @@ class TrainOptions:
     lr_scheduler_type: str = 'cosine'  # constant, linear or cosine
     warmup_steps: int = 0              # steps of linear warm-up
     warmup_ratio: float = 0.05         # the same as a share of all steps, when warmup_steps is 0
-    weight_decay: float = 0.1          # decoupled, on matrices only
+    weight_decay: float | None = None  # decoupled, on matrices only; default: 0.1, and 0 for weights of the hub
     max_grad_norm: float = 1.0         # gradient norm above which it is scaled down; 0 switches clipping off
     device: str = 'auto'               # auto, cuda, mps or cpu
     fp16: bool = False                 # train in float16 with loss scaling (GPU)
@@ -81,15 +92,16 @@ def check_options(
 )->TrainOptions: # the same
     "Refuse values that contradict each other or lie out of range, in one line"
     positive = 'max_length batch_size gradient_accumulation_steps logging_steps save_steps save_total_limit'.split()
-    optional = 'max_steps max_seconds num_train_epochs eval_steps dim n_layer n_head limit vocab_size'.split()
+    optional = 'max_steps max_seconds num_train_epochs eval_steps dim n_layer n_head num_frequencies limit vocab_size'.split()
     for n in positive + [n for n in optional if getattr(o, n) is not None]:
         if getattr(o, n) <= 0: raise InputError(f'--{n} must be above 0, not {getattr(o, n)}')
     for n in 'warmup_steps weight_decay max_grad_norm'.split():
-        if getattr(o, n) < 0: raise InputError(f'--{n} must not be negative, and {getattr(o, n)} is')
+        if (getattr(o, n) or 0) < 0: raise InputError(f'--{n} must not be negative, and {getattr(o, n)} is')
     if not 0 <= o.warmup_ratio < 1: raise InputError(f'--warmup_ratio is a share of the steps in [0,1), not {o.warmup_ratio}')
     if o.learning_rate is not None and not 0 < o.learning_rate < 100: raise InputError(f'--learning_rate must be above 0, not {o.learning_rate}')
     asked = [n for n in ('fp16', 'bf16', 'no_mixed_precision') if getattr(o, n)]
     if len(asked) > 1: raise InputError(f'--{asked[0]} and --{asked[1]} contradict each other; give one')
+    if o.load_in_4bit and o.load_in_8bit: raise InputError('--load_in_4bit and --load_in_8bit contradict each other; give one')
     if o.max_steps and o.max_seconds: raise InputError('--max_steps and --max_seconds both say when to stop; give one')
     return o
 
