@@ -6,16 +6,17 @@
 __all__ = ['precisions', 'extra_flops', 'pretend', 'meta_model', 'parameter_kinds', 'routing', 'count_active', 'weight_bytes',
            'matmul_weights', 'forward_flops', 'model_flops', 'activation_bytes']
 
-# %% ../../nbs/02_models/14_accounting.ipynb #bc19fa7a
+# %% ../../nbs/02_models/14_accounting.ipynb #edc83a88
 import torch
 from contextlib import contextmanager
+from copy import copy
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from ..core import *
 from .layers import *
 from .decoder import *
 
-# %% ../../nbs/02_models/14_accounting.ipynb #72766ba8
+# %% ../../nbs/02_models/14_accounting.ipynb #c5a77aae
 class _Pretend(FakeTensorMode):
     "Tensors of shapes only, except where a program's course depends on what is in them"
     def __init__(self): super().__init__(allow_non_fake_inputs=True)
@@ -32,7 +33,7 @@ def pretend():
     "Inside, tensors that are made have a shape and no contents, and operations take no time"
     with _Pretend(): yield
 
-# %% ../../nbs/02_models/14_accounting.ipynb #cbfa5628
+# %% ../../nbs/02_models/14_accounting.ipynb #080240f2
 def meta_model(
     config, # of ours or of transformers, for generation (causal or seq2seq)
 )->nn.Module:
@@ -45,7 +46,7 @@ def meta_model(
     model.tie_weights()
     return model
 
-# %% ../../nbs/02_models/14_accounting.ipynb #4f6f7a10
+# %% ../../nbs/02_models/14_accounting.ipynb #f9caa9d3
 def _stored(model): # (path of the module, module, parameter), each parameter once
     seen = set()
     for path,m in model.named_modules():
@@ -72,7 +73,7 @@ def parameter_kinds(
     for path,m,p in _stored(model): k = _kind(path, m, head); out[k] = out.get(k, 0) + p.numel()
     return out
 
-# %% ../../nbs/02_models/14_accounting.ipynb #cab01652
+# %% ../../nbs/02_models/14_accounting.ipynb #d6b5f3a8
 def _first(c, names, default=None): return next((v for n in names if (v := getattr(c, n, None)) is not None), default)
 
 def routing(config)->tuple[int,int]: # (experts a token visits, experts there are)
@@ -86,7 +87,7 @@ def count_active(model)->int:
     k,E = routing(model.config); kinds = parameter_kinds(model)
     return sum(kinds.values()) - kinds.get('experts', 0)*(E - k)//E
 
-# %% ../../nbs/02_models/14_accounting.ipynb #e6efa446
+# %% ../../nbs/02_models/14_accounting.ipynb #1f9aed96
 precisions = ('fp32', 'bf16', '8bit', '4bit')
 
 def _rewritten(path, m, p, kind): # is this a matrix that quantized loading rewrites?
@@ -108,7 +109,7 @@ def weight_bytes(
     head = getattr(model, 'get_output_embeddings', lambda: None)()
     return sum(_bytes(p, _rewritten(path, m, p, _kind(path, m, head)), precision) for path,m,p in _stored(model))
 
-# %% ../../nbs/02_models/14_accounting.ipynb #12ee560b
+# %% ../../nbs/02_models/14_accounting.ipynb #6f9985a7
 extra_flops = Registry('mixer') # class of a mixer -> operations of a token beyond its matrices
 
 def _products(model): # (module, products of one token with its own matrices, those of them that train)
@@ -126,7 +127,7 @@ def matmul_weights(
     "Weights that multiply each token, experts by the share of tokens they see"
     return sum(n for _,n,learns in _products(model) if learns or not trainable)
 
-# %% ../../nbs/02_models/14_accounting.ipynb #676d8160
+# %% ../../nbs/02_models/14_accounting.ipynb #b9c34c4c
 def _keys(length, causal): return (length + 1)/2 if causal else length # that a query sees, on average
 
 @extra_flops('Attention')
@@ -136,7 +137,7 @@ def _own_extra(model, length, causal):
     parts = (m for _,m in model.named_modules(remove_duplicate=False))
     return sum(extra_flops[n](m, length, causal) for m in parts if (n := type(m).__name__) in extra_flops)
 
-# %% ../../nbs/02_models/14_accounting.ipynb #1b46855f
+# %% ../../nbs/02_models/14_accounting.ipynb #32f4c44e
 def _hub_extra(model, length, causal):
     c = model.config.get_text_config(); heads = _first(c, ('num_attention_heads', 'n_head', 'num_heads'), 0)
     D = _first(c, ('head_dim', 'd_kv')) or _first(c, ('hidden_size', 'n_embd', 'd_model'), 0)//max(heads, 1)
@@ -147,7 +148,7 @@ def _hub_extra(model, length, causal):
     enc = _first(c, ('encoder_layers', 'num_layers'), 0); dec = _first(c, ('decoder_layers', 'num_decoder_layers'), enc)
     return each*(enc*length + dec*(_keys(length, causal) + length))
 
-# %% ../../nbs/02_models/14_accounting.ipynb #b15911cf
+# %% ../../nbs/02_models/14_accounting.ipynb #01794df4
 def forward_flops(
     model,           # ours or of transformers, on any device
     length:int,      # tokens in the window (for an encoder-decoder: on each side)
@@ -169,17 +170,28 @@ def model_flops(
     forward = forward_flops(model, length, causal)
     return tokens*(2*forward + (forward - 2*matmul_weights(model)) + 2*matmul_weights(model, trainable=True))
 
-# %% ../../nbs/02_models/14_accounting.ipynb #dd835c63
-def activation_bytes(
-    config,      # an `LMConfig`, or one's fields as a dict
-    batch:int,   # windows
-    length:int,  # tokens in each
-)->int: # below the head, in fp32
-    "Bytes that autograd keeps for the backward pass of one training step, weights not counted"
-    config = LMConfig(**config) if isinstance(config, dict) else config
+# %% ../../nbs/02_models/14_accounting.ipynb #6af90fbb
+def _kept(config, batch, length): # bytes that one pass keeps
     sizes,key = {},lambda t: t.untyped_storage()._cdata
     def pack(t): sizes[key(t)] = t.untyped_storage().nbytes(); return t
     with pretend():
         model = LM(config).train()
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): h = model.hidden(torch.zeros(batch, length, dtype=torch.long))
         return sum(sizes.values()) - sum(sizes.get(key(p), 0) for p in model.parameters())
+
+# %% ../../nbs/02_models/14_accounting.ipynb #b3dd43c1
+def _line(f, x, near): # f at x by the straight line through its values at `near` and the next, or f itself at smaller x
+    if x <= near + 1: return f(x)
+    a,b = f(near),f(near + 1); return a + (x - near)*(b - a)
+
+def activation_bytes(
+    config,      # an `LMConfig`, or its fields as a dict
+    batch:int,   # windows
+    length:int,  # tokens in each
+)->int: # below the head, in fp32
+    "Bytes that autograd keeps for the backward pass of one training step, weights not counted"
+    config = LMConfig(**config) if isinstance(config, dict) else config
+    def layers(n): c = copy(config); c.n_layer = n; return c
+    alike = isinstance(config.mixer, str) and isinstance(config.ffn, str)
+    deep = lambda b: _line(lambda n: _kept(layers(n), b, length), config.n_layer, 2) if alike else _kept(config, b, length)
+    return _line(deep, batch, 1)
