@@ -66,7 +66,10 @@ def test_quantized_bytes_are_those_of_bitsandbytes():
     m = build_model('standard', vocab_size=20, dim=128, n_layer=1, n_head=2, ffn_dim=96)
     rest = sum(p.numel() for p in m.parameters()) - 4*128*128 - 3*128*96
     per = lambda r, c: r*c//2 + 4*(r*c//64)
+    kinds,products = parameter_kinds(m),matmul_weights(m); up = m.blocks[0].ffn.part.up_proj
+    packed = bnb.nn.Linear4bit(128, 96, bias=False); packed.weight = bnb.nn.Params4bit(up.weight.data, requires_grad=False)
     assert codes.nbytes + state.absmax.nbytes == per(96, 128) and weight_bytes(m, '4bit') == 2*rest + 4*per(128, 128) + 3*per(96, 128)
+    m.blocks[0].ffn.part.up_proj = packed.to('cpu'); assert parameter_kinds(m) == kinds and matmul_weights(m) == products # counted as what they stand for
 
 @pytest.mark.parametrize('text,n', [('24GB', 24e9), ('24G', 24e9), ('24gb', 24e9), ('800MB', 8e8), ('800 mb', 8e8), ('1.5T', 1.5e12), ('16GiB', 2**34), ('512k', 512e3)])
 def test_memory(text, n): assert parse_memory(text) == n
