@@ -120,6 +120,16 @@ def test_recurrent_flops(mixer):
     m = build_model('standard', vocab_size=80, dim=64, n_layer=2, n_head=4, mixer=mixer, pos='none'); own = 2*sum(p.numel() for p in m.parameters() if p.dim() == 2)
     assert forward_flops(m, 10) == forward_flops(m, 1000) == own # products only, whatever the length
 
+@pytest.mark.parametrize('mixer', ['resonance', 'associative'])
+def test_resonance_flops(mixer):
+    if mixer not in mixers: pytest.skip(f'no {mixer} here')
+    m = build_model('standard', vocab_size=80, dim=64, n_layer=2, n_head=4, mixer=mixer, pos='none'); T = 256; parts = [b.mixer.part for b in m.blocks]
+    assert len(parts) == 2 and all(type(p).__mro__[1].__name__ in ('Resonance', 'Module') for p in parts)
+    products = forward_flops(m, T) - sum(64*(p.gates or 1)*(10*9 + 6) + 2*p.taps.numel() for p in parts) # the books hold no transforms (2T = 2**9) and no taps
+    with torch.no_grad(): assert T*products/_counted(lambda: m(torch.zeros(1, T, dtype=torch.long))) == pytest.approx(1, abs=.05)
+    looking = lambda T: forward_flops(m, T) - 2*matmul_weights(m)
+    assert 1 < looking(32768)/looking(2048) < 1.4
+
 def test_tied_head_and_frozen_body():
     m = build_model('standard', vocab_size=80, dim=64, n_layer=2, n_head=4); assert model_flops(m, 7, 9) == pytest.approx(21*forward_flops(m, 9))
     m.requires_grad_(False); assert model_flops(m, 7, 9) == pytest.approx(21*forward_flops(m, 9) - 14*matmul_weights(m)) # attention has no weights to freeze

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['describe', 'code_for', 'draw_description', 'description_table', 'model_builder']
 
-# %% ../../nbs/08_app/03_builder.ipynb #9a854b6b
+# %% ../../nbs/08_app/03_builder.ipynb #0bfc6162
 import io
 from html import escape
 from ..core import *
@@ -14,7 +14,7 @@ from ..models.accounting import *
 from ..models.layers import mixers, ffns, norms
 from ..models.decoder import residuals
 
-# %% ../../nbs/08_app/03_builder.ipynb #737c5eb5
+# %% ../../nbs/08_app/03_builder.ipynb #f1c78951
 def describe(
     cfg,            # an `LMConfig`, or its fields as a dict
     batch:int=8,    # windows in a step
@@ -31,7 +31,7 @@ def describe(
     return dict(kinds=kinds, total=n, active=count_active(model), memory=memory, bytes=sum(memory.values()), flops=forward, training_flops=model_flops(model, 1, length),
                 looking=1 - 2*matmul_weights(model)/forward, code=code_for(cfg), batch=batch, length=length)
 
-# %% ../../nbs/08_app/03_builder.ipynb #108c53e2
+# %% ../../nbs/08_app/03_builder.ipynb #78acb726
 _always = ('vocab_size', 'dim', 'n_layer', 'n_head') # else a named size would decide
 _parts = ('n_kv_head', 'ffn_dim', 'max_length', 'mixer', 'ffn', 'residual', 'norm', 'pos', 'tie', 'causal', 'qk_norm', 'bias', 'dropout', 'num_frequencies', 'short_conv',
           'n_experts', 'n_active', 'step')
@@ -44,7 +44,7 @@ def code_for(
     differs = [k for k in _parts if getattr(cfg, k) != getattr(usual, k)]
     return f"build_model('standard', {', '.join(f'{k}={getattr(cfg, k)!r}' for k in (*_always, *differs))})"
 
-# %% ../../nbs/08_app/03_builder.ipynb #545b7fb3
+# %% ../../nbs/08_app/03_builder.ipynb #fc62d502
 _scales = {1e9: ('billion ', 'GB'), 1e6: ('million ', 'MB'), 1e3: ('thousand ', 'kB'), 1: ('', 'bytes')}
 
 def _bar(ax, parts, bytes): # kinds side by side, each with its size
@@ -65,7 +65,7 @@ def draw_description(
     _bar(one, d['kinds'], False); _bar(two, d['memory'], True); fig.tight_layout()
     return fig
 
-# %% ../../nbs/08_app/03_builder.ipynb #8e065370
+# %% ../../nbs/08_app/03_builder.ipynb #b6af6899
 def description_table(
     d:dict, # from `describe`
 )->str: # HTML
@@ -77,7 +77,7 @@ def description_table(
             ('FLOPs a token', f"{format_count(d['flops'])} forward, {format_count(d['training_flops'])} to train; {d['looking']:.0%} looking back")]
     return '<table>' + ''.join(f'<tr><td>{k}</td><td>{v}</td></tr>' for k,v in rows) + '</table>'
 
-# %% ../../nbs/08_app/03_builder.ipynb #d35d3628
+# %% ../../nbs/08_app/03_builder.ipynb #b756fedf
 _steps = dict(dim=(32, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 4096), n_layer=(1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48), n_head=(1, 2, 3, 4, 6, 8, 12, 16, 24, 32),
               vocab_size=(258, 1024, 8192, 32_000, 50_257, 151_936), length=(64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768), batch=(1, 2, 4, 8, 16, 32, 64, 128))
 
@@ -96,7 +96,7 @@ def _start(given):
     for k,r in (('mixer', mixers), ('ffn', ffns), ('residual', residuals), ('norm', norms)): r[start[k]] # an unknown name is an error with a suggestion
     return start
 
-# %% ../../nbs/08_app/03_builder.ipynb #49ede40c
+# %% ../../nbs/08_app/03_builder.ipynb #5bd5e223
 def _png(d):
     from matplotlib.figure import Figure
     f = io.BytesIO(); draw_description(d, Figure(figsize=(6.5, 2.4), dpi=100)).savefig(f, format='png'); return f.getvalue()

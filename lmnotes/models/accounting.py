@@ -6,7 +6,7 @@
 __all__ = ['precisions', 'extra_flops', 'pretend', 'meta_model', 'parameter_kinds', 'routing', 'count_active', 'weight_bytes',
            'matmul_weights', 'forward_flops', 'model_flops', 'activation_bytes']
 
-# %% ../../nbs/02_models/14_accounting.ipynb #13722137
+# %% ../../nbs/02_models/14_accounting.ipynb #217d269e
 import torch
 from contextlib import contextmanager
 from copy import copy
@@ -17,7 +17,7 @@ from ..core import *
 from .layers import *
 from .decoder import *
 
-# %% ../../nbs/02_models/14_accounting.ipynb #4db438f3
+# %% ../../nbs/02_models/14_accounting.ipynb #9cd7cda5
 class _Pretend(FakeTensorMode):
     "Tensors of shapes only, except where a program's course depends on what is in them"
     def __init__(self): super().__init__(allow_non_fake_inputs=True)
@@ -34,7 +34,7 @@ def pretend():
     "Inside, tensors that are made have a shape and no contents, and operations take no time"
     with _Pretend(): yield
 
-# %% ../../nbs/02_models/14_accounting.ipynb #c1a24c60
+# %% ../../nbs/02_models/14_accounting.ipynb #20d3a963
 def meta_model(
     config, # of ours or of transformers, for generation (causal or seq2seq)
 )->nn.Module:
@@ -47,7 +47,7 @@ def meta_model(
     model.tie_weights()
     return model
 
-# %% ../../nbs/02_models/14_accounting.ipynb #9fd439f9
+# %% ../../nbs/02_models/14_accounting.ipynb #363e10d7
 def _stored(model): # (path of the module, module, parameter), each parameter once
     seen = set()
     for path,m in model.named_modules():
@@ -78,7 +78,7 @@ def parameter_kinds(
     for path,m,p in _stored(model): k = _kind(path, m, head); out[k] = out.get(k, 0) + _size(p)
     return out
 
-# %% ../../nbs/02_models/14_accounting.ipynb #59cb5342
+# %% ../../nbs/02_models/14_accounting.ipynb #17413492
 def _first(c, names, default=None): return next((v for n in names if (v := getattr(c, n, None)) is not None), default)
 
 def routing(config)->tuple[int,int]: # (experts a token visits, experts there are)
@@ -92,7 +92,7 @@ def count_active(model)->int:
     k,E = routing(model.config); kinds = parameter_kinds(model)
     return sum(kinds.values()) - kinds.get('experts', 0)*(E - k)//E
 
-# %% ../../nbs/02_models/14_accounting.ipynb #ae843835
+# %% ../../nbs/02_models/14_accounting.ipynb #cfe94e07
 precisions = ('fp32', 'bf16', '8bit', '4bit')
 
 def _rewritten(path, m, p, kind): # is this a matrix that quantized loading rewrites?
@@ -114,13 +114,15 @@ def weight_bytes(
     head = getattr(model, 'get_output_embeddings', lambda: None)()
     return sum(_bytes(p, _rewritten(path, m, p, _kind(path, m, head)), precision) for path,m,p in _stored(model))
 
-# %% ../../nbs/02_models/14_accounting.ipynb #a9beb191
-extra_flops = Registry('mixer') # class of a mixer -> (module, length, causal, config) -> operations of a token beyond its linear layers
+# %% ../../nbs/02_models/14_accounting.ipynb #08b3014c
+extra_flops = Registry('mixer') # class of a mixer -> (module, length, causal) -> operations of a token beyond its linear layers
+
+def _entry(m): return next((c.__name__ for c in type(m).__mro__ if c.__name__ in extra_flops), None)
 
 def _products(model): # (products of one token with a module's own matrices, whether those learn)
     k,E = routing(model.config)
     for path,m in model.named_modules(remove_duplicate=False):
-        if isinstance(m, nn.Embedding) or 'norm' in type(m).__name__.lower() or type(m).__name__ in extra_flops: continue
+        if isinstance(m, nn.Embedding) or 'norm' in type(m).__name__.lower() or _entry(m): continue
         own = [p for p in m._parameters.values() if p is not None and (p.dim() >= 2 or isinstance(m, nn.Linear))]
         n = m.in_features*m.out_features if isinstance(m, nn.Linear) else sum(map(_size, own))
         if n: yield n*(k/E if _of_experts(path, m) else 1), any(p.requires_grad for p in own)
@@ -132,20 +134,22 @@ def matmul_weights(
     "Weights that multiply each token, experts by the share of tokens they see"
     return sum(n for n,learns in _products(model) if learns or not trainable)
 
-# %% ../../nbs/02_models/14_accounting.ipynb #7273a761
+# %% ../../nbs/02_models/14_accounting.ipynb #c6c6a497
 def _keys(length, causal): return (length + 1)/2 if causal else length # that a query sees, on average
 
 @extra_flops('Attention')
-def _attention(m, length, causal, c): return 4*m.q_proj.out_features*_keys(length, causal)
+def _attention(m, length, causal): return 4*m.q_proj.out_features*_keys(length, causal)
 
 @extra_flops('Resonance')
-def _resonance(m, length, causal, c): return c.dim*(10*log2(2*length) + 6 + 2*c.short_conv) + 4*c.n_head*c.num_frequencies
+def _resonance(m, length, causal):
+    rows = m.o_proj.in_features*(m.gates or 1) # that are transformed: channels, times the gates each is filed under
+    return rows*(10*log2(2*length) + 6) + 2*m.taps.numel() + 4*m.magnitude.numel()
 
 def _own_extra(model, length, causal):
     parts = (m for _,m in model.named_modules(remove_duplicate=False))
-    return sum(extra_flops[n](m, length, causal, model.config) for m in parts if (n := type(m).__name__) in extra_flops)
+    return sum(extra_flops[n](m, length, causal) for m in parts if (n := _entry(m)))
 
-# %% ../../nbs/02_models/14_accounting.ipynb #f2e34bf3
+# %% ../../nbs/02_models/14_accounting.ipynb #e1029d58
 def _hub_extra(model, length, causal):
     c = model.config.get_text_config(); heads = _first(c, ('num_attention_heads', 'n_head', 'num_heads'), 0)
     D = _first(c, ('head_dim', 'd_kv')) or _first(c, ('hidden_size', 'n_embd', 'd_model'), 0)//max(heads, 1)
@@ -156,7 +160,7 @@ def _hub_extra(model, length, causal):
     enc = _first(c, ('encoder_layers', 'num_layers'), 0); dec = _first(c, ('decoder_layers', 'num_decoder_layers'), enc)
     return each*(enc*length + dec*(_keys(length, causal) + length))
 
-# %% ../../nbs/02_models/14_accounting.ipynb #f632c3a0
+# %% ../../nbs/02_models/14_accounting.ipynb #c4ea74b6
 def forward_flops(
     model,           # ours or of transformers, on any device
     length:int,      # tokens in the window (for an encoder-decoder: on each side)
@@ -178,7 +182,7 @@ def model_flops(
     forward = forward_flops(model, length, causal)
     return tokens*(2*forward + (forward - 2*matmul_weights(model)) + 2*matmul_weights(model, trainable=True))
 
-# %% ../../nbs/02_models/14_accounting.ipynb #7657f42f
+# %% ../../nbs/02_models/14_accounting.ipynb #73173618
 def _kept(config, batch, length): # bytes that one pass keeps
     sizes,key = {},lambda t: t.untyped_storage()._cdata
     def pack(t): sizes[key(t)] = t.untyped_storage().nbytes(); return t
@@ -187,10 +191,10 @@ def _kept(config, batch, length): # bytes that one pass keeps
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): h = model.hidden(torch.zeros(batch, length, dtype=torch.long))
         return sum(sizes.values()) - sum(sizes.get(key(p), 0) for p in model.parameters())
 
-# %% ../../nbs/02_models/14_accounting.ipynb #3e5a1f68
-def _line(f, x, near): # f at x by the straight line through its values at `near` and the next, or f itself at smaller x
-    if x <= near + 1: return f(x)
-    a,b = f(near),f(near + 1); return a + (x - near)*(b - a)
+# %% ../../nbs/02_models/14_accounting.ipynb #a6935317
+def _line(f, x, a, b): # f at x, beyond b by the straight line through its values at a and b
+    if x <= b: return f(x)
+    return f(a) + (x - a)*(f(b) - f(a))//(b - a)
 
 def activation_bytes(
     config,      # an `LMConfig`, or its fields as a dict
@@ -201,5 +205,6 @@ def activation_bytes(
     config = LMConfig(**config) if isinstance(config, dict) else config
     def layers(n): c = copy(config); c.n_layer = n; return c
     alike = isinstance(config.mixer, str) and isinstance(config.ffn, str)
-    deep = lambda b: _line(lambda n: _kept(layers(n), b, length), config.n_layer, 2) if alike else _kept(config, b, length)
-    return _line(deep, batch, 1)
+    long = lambda c, b: _line(lambda T: _kept(c, b, T), length, 256, 512)
+    deep = lambda b: _line(lambda n: long(layers(n), b), config.n_layer, 2, 3) if alike else long(config, b)
+    return _line(deep, batch, 1, 2)

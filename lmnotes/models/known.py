@@ -6,14 +6,14 @@
 __all__ = ['known_models', 'known_id', 'known_config', 'kv_cache_bytes', 'count_config', 'parse_memory', 'machine_memory',
            'memory_needed', 'model_rows', 'own_rows', 'models_table', 'show_models', 'tiny_families']
 
-# %% ../../nbs/02_models/15_known.ipynb #087412f3
+# %% ../../nbs/02_models/15_known.ipynb #b0618422
 import re, sys
 from functools import lru_cache
 from ..core import *
 from .decoder import *
 from .accounting import *
 
-# %% ../../nbs/02_models/15_known.ipynb #c46d4997
+# %% ../../nbs/02_models/15_known.ipynb #cb8f481a
 _families = dict(
     gpt2    = ('GPT2Config', {}),
     qwen2   = ('Qwen2Config', dict(vocab_size=151936, rms_norm_eps=1e-6, rope_theta=1e6, tie_word_embeddings=True)),
@@ -30,7 +30,7 @@ _families = dict(
     deepseek= ('Glm4MoeConfig', dict(use_qk_norm=False, attention_bias=False, rope_theta=1e4)),
     arctic  = ('Qwen2MoeConfig', dict(qkv_bias=False, rope_theta=1e4, tie_word_embeddings=False)))
 
-# %% ../../nbs/02_models/15_known.ipynb #e14a1c9a
+# %% ../../nbs/02_models/15_known.ipynb #7117dc22
 def _gpt(dim, layers, heads): return dict(n_embd=dim, n_layer=layers, n_head=heads)
 def _qwen(dim, ffn, layers, heads, kv, **kw): return dict(hidden_size=dim, intermediate_size=ffn, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv, **kw)
 def _t5(dim, ffn, layers, heads, d_kv=64): return dict(d_model=dim, d_ff=ffn, num_layers=layers, num_heads=heads, d_kv=d_kv)
@@ -61,7 +61,7 @@ known_models = {f'{org}/{name}': (family, own) for org,family,members in [
                              num_experts=128, num_experts_per_tok=2, max_position_embeddings=4096)}),
 ] for name,own in members.items()}
 
-# %% ../../nbs/02_models/15_known.ipynb #4560a2fe
+# %% ../../nbs/02_models/15_known.ipynb #b2154360
 def known_id(
     name:str, # an id, or its last part
 )->str|None: # the full id, or None when it is not one we know
@@ -83,7 +83,7 @@ def known_config(
     c._name_or_path,c.stands_in = i,family in ('deepseek', 'arctic')
     return c
 
-# %% ../../nbs/02_models/15_known.ipynb #3021ce38
+# %% ../../nbs/02_models/15_known.ipynb #4e7fd26a
 def kv_cache_bytes(
     config,          # of transformers or ours
     length=2048,     # tokens
@@ -109,7 +109,7 @@ def count_config(
     "Parameters and bytes of the model that `config` describes; nothing is loaded"
     return _counted(type(config), config.to_json_string(use_diff=False))
 
-# %% ../../nbs/02_models/15_known.ipynb #c2333fda
+# %% ../../nbs/02_models/15_known.ipynb #92406589
 def parse_memory(s)->int: # bytes
     "Bytes from `24GB`, `24G`, `800MB` or `16GiB`"
     m = re.fullmatch(r'\s*(\d+(?:\.\d+)?)\s*([kmgt])(i?)b?\s*', str(s), re.I)
@@ -124,7 +124,7 @@ def machine_memory()->tuple[int,str]: # bytes, and of what
     if torch.backends.mps.is_available(): return torch.mps.recommended_max_memory(), 'Apple GPU'
     return psutil.virtual_memory().available, 'free here'
 
-# %% ../../nbs/02_models/15_known.ipynb #58576453
+# %% ../../nbs/02_models/15_known.ipynb #476daf03
 def memory_needed(
     counts:dict,   # from `count_config`
     precision:str, # fp32, bf16, 8bit or 4bit
@@ -140,7 +140,7 @@ def model_rows(
     row = lambda name, c: dict(name=name, total=c['total'], active=c['active'], bytes=c['bytes'], fits={p: memory_needed(c, p) <= memory for p in precisions})
     return [row(i, count_config(known_config(i))) for i in known_models]
 
-# %% ../../nbs/02_models/15_known.ipynb #2d4053ed
+# %% ../../nbs/02_models/15_known.ipynb #a92a47f6
 @lru_cache(maxsize=64)
 def _own_row(name, size):
     with pretend(): model = build_model(name, size, vocab_size=258)
@@ -153,7 +153,7 @@ def own_rows(memory:int)->list[dict]: # as `model_rows`
     rows = [_own_row(n, s) for n in models.names() for s in getattr(models[n], 'sizes', sizes)]
     return [dict(r, fits={p: memory_needed(r, p) <= memory for p in precisions}) for r in rows]
 
-# %% ../../nbs/02_models/15_known.ipynb #a911c271
+# %% ../../nbs/02_models/15_known.ipynb #e4fee892
 def _size(n): return format_count(n).replace('B', 'G')
 
 def _line(r): return [r['name'], format_count(r['total']), '' if r['active'] == r['total'] else format_count(r['active']),
@@ -182,7 +182,7 @@ def show_models(
     console.print(models_table(memory)); tiny = tiny_families()
     if tiny: console.print('\nsmall random models with a byte tokenizer, no hub: ' + ', '.join(tiny), soft_wrap=True)
 
-# %% ../../nbs/02_models/15_known.ipynb #0ca19d20
+# %% ../../nbs/02_models/15_known.ipynb #7ad378ff
 def tiny_families()->list[str]: # such as 'tiny:gpt2'
     "Names of the small random models of hub families"
     from importlib.util import find_spec
