@@ -236,6 +236,21 @@ def test_ours_and_adapters_are_models_too(tmp_path):
         if 'lora_B' in k: nn.init.normal_(p, std=0.1)
     save_lora(a, tmp_path/'adapter'); assert torch.equal(logits(hub_model(tmp_path/'adapter').eval(), ids), logits(a, ids))
 
+def test_an_id_of_the_hub_in_the_local_cache(saved, tmp_path, monkeypatch):
+    "Offline, what was fetched before is found by its id"
+    home = tmp_path/'models--someone--tiny'; (home/'refs').mkdir(parents=True); (home/'refs'/'main').write_text('0'*40)
+    shutil.copytree(saved('llama'), home/'snapshots'/('0'*40)); ids = tokens()
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path))
+    for kw in ({}, dict(load_in_8bit=True)):
+        m = build_model('someone/tiny', vocab_size=V, **kw).eval(); a,b = logits(m, ids),logits(hub_model(saved('llama'), **kw).eval(), ids); assert torch.equal(a, b)
+    (home/'snapshots'/('0'*40)/'model.safetensors').unlink(); refused('cannot be reached', 'someone/tiny')
+
+def test_a_few_bits_model_counts_all_its_weights(saved):
+    n = sum(p.numel() for p in hub_model(saved('mixtral')).parameters())
+    for kw in (dict(load_in_4bit=True), dict(load_in_8bit=True), dict(moe_load_in_4bit=True)):
+        m = hub_model(saved('mixtral'), **kw); assert trainable_share(m)['total'] == sum(true_numel(k, p) for k,p in m.named_parameters()) == n
+        assert leak_probe(m, V) <= 1e-6
+
 def test_encoders_take_their_tasks():
     ids = tokens()
     assert hub_model('tiny:bert', vocab_size=V, task='classify', num_labels=3)(ids).logits.shape == (2, 3)

@@ -6,9 +6,9 @@
 __all__ = ['families', 'tiny_config', 'field_names', 'find_model', 'describe_model', 'full_id', 'hub_config', 'is_encoder_only',
            'auto_class', 'model_class', 'expert_counts', 'is_moe', 'check_context', 'check_vocabulary', 'bytes_needed',
            'free_memory', 'check_memory', 'resolve_attention', 'attention_of', 'adopt', 'decoder_logits',
-           'quantize_experts', 'quantized_share', 'hub_model', 'create_model']
+           'quantize_experts', 'true_numel', 'quantized_share', 'hub_model', 'create_model']
 
-# %% ../../nbs/02_models/12_hub.ipynb #c602c059
+# %% ../../nbs/02_models/12_hub.ipynb #600a26e2
 import functools, importlib.util, json, logging, re, tempfile, torch, torch.nn.utils.parametrize, warnings
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..core import *
 from .head import *
 from .decoder import *
 
-# %% ../../nbs/02_models/12_hub.ipynb #dac8819c
+# %% ../../nbs/02_models/12_hub.ipynb #cd3ac61c
 families = Registry('tiny family')
 
 _llama = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, intermediate_size=64, head_dim=32, max_position_embeddings=512)
@@ -39,7 +39,7 @@ families.update(
     bert=dict(model_type='bert', **_bert),
     llava=dict(model_type='llava', vision_config=_eye, vision_feature_layer=-1, image_seq_length=4, text_config=dict(model_type='llama', **_llama)))
 
-# %% ../../nbs/02_models/12_hub.ipynb #0cfd381e
+# %% ../../nbs/02_models/12_hub.ipynb #fa8574ee
 def tiny_config(
     name:str,           # a name in `families`
     vocab_size:int=258, # words; the last two are end and padding
@@ -58,7 +58,7 @@ def tiny_config(
         return AutoConfig.for_model(**spec, text_config=text, image_token_index=V)
     return AutoConfig.for_model(**{**spec, **words, **sizes})
 
-# %% ../../nbs/02_models/12_hub.ipynb #28cd045a
+# %% ../../nbs/02_models/12_hub.ipynb #e1ef5eae
 def field_names(
     config,        # of transformers
     options:dict,  # names of ours, the usual ones or the family's own
@@ -77,7 +77,7 @@ def _near(name, names):
     said = did_you_mean(name, names)
     return said if said.startswith('did you mean') else ''
 
-# %% ../../nbs/02_models/12_hub.ipynb #7662dcab
+# %% ../../nbs/02_models/12_hub.ipynb #c2953abb
 def find_model(
     name, # `tiny:family`, a folder, or a hub id
 )->tuple: # kind (`tiny`, `ours`, `adapter`, `folder` or `hub`), and the family, folder or id
@@ -104,7 +104,7 @@ def describe_model(
     what = dict(ours='a saved model of lmnotes', adapter='a LoRA adapter and its base', folder='a local model', hub='a model of the hub')[kind]
     return f"{name}: {what}, {'random weights (only its config is taken)' if from_scratch else 'with its weights'}"
 
-# %% ../../nbs/02_models/12_hub.ipynb #6b68e2e4
+# %% ../../nbs/02_models/12_hub.ipynb #84600b0d
 def _remote(where): return f"{where} brings its own Python code, which is not run; if you trust it, add --trust_remote_code"
 
 def _known():
@@ -147,7 +147,7 @@ def _hub_errors(name):
         if 'safetensors' in str(e): raise InputError(_pickled(name)) from None
         raise InputError(f"'{name}' cannot be read: {said[:200]}") from e
 
-# %% ../../nbs/02_models/12_hub.ipynb #7b3fcab8
+# %% ../../nbs/02_models/12_hub.ipynb #566cd70d
 def hub_config(
     name,                    # `tiny:family`, a folder or a hub id
     vocab_size:int=None,     # for a model with random weights
@@ -172,7 +172,7 @@ def hub_config(
     for k,v in field_names(config, options).items(): setattr(text if hasattr(text, k) else config, k, v)
     return config
 
-# %% ../../nbs/02_models/12_hub.ipynb #73e24056
+# %% ../../nbs/02_models/12_hub.ipynb #b58fef8c
 _heads = dict(mlm='AutoModelForMaskedLM', classify='AutoModelForSequenceClassification', tag='AutoModelForTokenClassification', span='AutoModelForQuestionAnswering')
 
 def is_encoder_only(config)->bool:
@@ -205,7 +205,7 @@ def model_class(config, auto): # None when the class is remote code
     found = auto._model_mapping.get(type(config), None)
     return found[0] if isinstance(found, (list, tuple)) else found
 
-# %% ../../nbs/02_models/12_hub.ipynb #9f832962
+# %% ../../nbs/02_models/12_hub.ipynb #7f7a058e
 def expert_counts(config)->tuple: # experts of a layer, and how many a token uses; (0, 0) for a dense model
     "Experts, from the config"
     c = config.get_text_config()
@@ -218,7 +218,7 @@ def is_moe(config)->bool:
     "Whether a config has routed experts"
     return expert_counts(config)[0] > 0
 
-# %% ../../nbs/02_models/12_hub.ipynb #52d71e91
+# %% ../../nbs/02_models/12_hub.ipynb #6da18f79
 def check_context(config, max_length, name='the model'):
     "Refuse texts longer than the model can read"
     longest = getattr(config.get_text_config(), 'max_position_embeddings', None)
@@ -268,7 +268,7 @@ def check_memory(need, device='cpu', name='the model', also=''): # bytes; a devi
     free = min(free_memory(d) for d in {'cpu', str(device)} if not d.startswith('mps'))
     if need > free: raise InputError(f"{name}'s weights take {need/1e9:.1f} GB and {free/1e9:.1f} GB are free; choose a smaller model{also}")
 
-# %% ../../nbs/02_models/12_hub.ipynb #505b1a93
+# %% ../../nbs/02_models/12_hub.ipynb #917851b9
 _flags = dict(sdpa='_supports_sdpa', flash_attention_2='_supports_flash_attn', flash_attention_3='_supports_flash_attn', flex_attention='_supports_flex_attn')
 _install = dict(flash_attention_2='`pip install flash-attn --no-build-isolation`',
                 flash_attention_3='`python setup.py install` in the folder hopper of https://github.com/Dao-AILab/flash-attention')
@@ -303,7 +303,7 @@ def attention_of(model)->str:
     "The attention a model runs with"
     return model.config._attn_implementation
 
-# %% ../../nbs/02_models/12_hub.ipynb #105aed97
+# %% ../../nbs/02_models/12_hub.ipynb #51caa23b
 @contextmanager
 def _stand_in(head, f): # for the time of one call the head does `f`
     was = head.__dict__.get('forward'); head.forward = f
@@ -324,7 +324,7 @@ def _bare_head(model, plain, vocab): # is the logits tensor what the head puts o
     finally: model.train(was)
     return len(seen) == 1 and z.shape == seen[0].shape and torch.equal(z.float(), seen[0].float())
 
-# %% ../../nbs/02_models/12_hub.ipynb #0d42aeb5
+# %% ../../nbs/02_models/12_hub.ipynb #c5fe4199
 class _Adopted:
     "What an adopted model can do beyond its own class"
     @property
@@ -373,7 +373,7 @@ def adopt(
     model.__class__ = _adopted(cls); model._bare = bare
     return model
 
-# %% ../../nbs/02_models/12_hub.ipynb #7986cbcd
+# %% ../../nbs/02_models/12_hub.ipynb #cb9d1f69
 def decoder_logits(
     model,       # an encoder-decoder
     input_ids,   # (B, T) what its decoder reads
@@ -384,7 +384,7 @@ def decoder_logits(
     if source is None: source = torch.randint(model.config.get_text_config().vocab_size, (1, 16), generator=g)
     return model(input_ids=source.to(input_ids.device).expand(len(input_ids), -1), decoder_input_ids=input_ids, use_cache=False).logits
 
-# %% ../../nbs/02_models/12_hub.ipynb #546cb036
+# %% ../../nbs/02_models/12_hub.ipynb #8e116950
 def _bits(load4, load8, moe4, moe8): # bits of projections, bits of experts
     if load4 and load8: raise InputError('load_in_4bit and load_in_8bit exclude each other; give one')
     if moe4 and moe8: raise InputError('moe_load_in_4bit and moe_load_in_8bit exclude each other; give one')
@@ -456,17 +456,20 @@ def quantize_experts(
         else: model.set_submodule(parent, _shrink_linear(m, bits, p.dtype))
     return done
 
+def true_numel(
+    name:str,    # of a parameter
+    p:nn.Parameter,
+)->int:
+    "Weights behind a stored parameter: packed in 4 bits it holds two a byte"
+    packed = type(p).__name__ == 'Params4bit' or p.dtype == torch.uint8 and name.endswith('.original')
+    return 2*p.numel()*p.element_size() if packed else p.numel()
+
 def quantized_share(model)->float:
     "Share of a model's weights that are kept in 4 or 8 bits"
-    numel = lambda p: p.quant_state.shape.numel() if getattr(p, 'quant_state', None) is not None else p.numel()
-    few = total = 0
-    for name,p in model.named_parameters():
-        owner = model.get_submodule(name.rpartition('.')[0])
-        n = 2*p.numel() if p.dtype == torch.uint8 and isinstance(owner, nn.utils.parametrize.ParametrizationList) else numel(p)
-        total += n; few += n*(p.dtype in (torch.uint8, torch.int8))
-    return few/total
+    n = [(true_numel(k, p), p.dtype in (torch.uint8, torch.int8)) for k,p in model.named_parameters()]
+    return sum(k for k,few in n if few)/sum(k for k,_ in n)
 
-# %% ../../nbs/02_models/12_hub.ipynb #bc16baef
+# %% ../../nbs/02_models/12_hub.ipynb #006527db
 def _pickled(where): return f'{where} holds its weights only as a pickle (pytorch_model.bin), which can run code when opened; convert them to model.safetensors'
 
 def _check_files(path):
@@ -487,11 +490,11 @@ def _skip(config, auto, bits, expert_bits, trust): # names of linear layers that
     keep = {n.rpartition('.')[0] for n,p in _quantizable(model, bits) if not _is_expert(n) or expert_bits == bits}
     return [n for n,m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and n not in keep]
 
-def _quantization(config, auto, bits, expert_bits, dtype, trust):
+def _quantization(config, auto, bits, expert_bits, dtype, trust, device):
     if not bits: return {}
     from transformers import BitsAndBytesConfig
     _bnb(); how = dict(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_compute_dtype=dtype) if bits == 4 else dict(load_in_8bit=True)
-    return dict(quantization_config=BitsAndBytesConfig(**how, llm_int8_skip_modules=_skip(config, auto, bits, expert_bits, trust)))
+    return dict(device_map={'': str(device)}, quantization_config=BitsAndBytesConfig(**how, llm_int8_skip_modules=_skip(config, auto, bits, expert_bits, trust)))
 
 def _read(auto, where, config, task, **how):
     "Weights from a folder or the hub, all of them and no others"
@@ -513,7 +516,7 @@ def _dtype(dtype):
     if not isinstance(found, torch.dtype): raise InputError(f"unknown dtype '{dtype}': {did_you_mean(dtype, _dtypes)}")
     return found
 
-# %% ../../nbs/02_models/12_hub.ipynb #f8b80e02
+# %% ../../nbs/02_models/12_hub.ipynb #f8861b9c
 _fixed = {*LMConfig.attribute_map, *LMConfig.attribute_map.values(), 'head_dim', 'vocab_size'} - {'max_length'}
 
 def _random(auto, config, dtype, attn, trust):
@@ -541,7 +544,10 @@ def hub_model(
     kind,where = find_model(name)
     if kind == 'hub': where = full_id(where)
     if kind == 'ours': return _ours(where, vocab_size, attn_implementation, use_flash_attention, device, load_in_4bit or load_in_8bit or moe_load_in_4bit or moe_load_in_8bit, options)
-    if kind == 'adapter': return _with_adapter(where, vocab_size=vocab_size, attn_implementation=attn_implementation, load_in_4bit=load_in_4bit, load_in_8bit=load_in_8bit, device=device, **options)
+    if kind == 'adapter':
+        if from_scratch: raise InputError(f'{name} is an adapter and its base; --from_scratch would leave nothing of either')
+        return _with_adapter(where, dict(vocab_size=vocab_size, attn_implementation=attn_implementation, use_flash_attention=use_flash_attention, load_in_4bit=load_in_4bit, load_in_8bit=load_in_8bit,
+            moe_load_in_4bit=moe_load_in_4bit, moe_load_in_8bit=moe_load_in_8bit, trust_remote_code=trust_remote_code, dtype=dtype, max_length=max_length, task=task, device=device, **options))
     bits,expert_bits = _bits(load_in_4bit, load_in_8bit, moe_load_in_4bit, moe_load_in_8bit)
     random,dtype,trust = from_scratch or kind == 'tiny',_dtype(dtype),dict(trust_remote_code=True) if trust_remote_code else {}
     if not random and (fixed := sorted(_fixed & set(options))): raise InputError(f"{name} comes with its weights, so {fixed[0]} cannot be chosen; leave it out, or add --from_scratch")
@@ -555,7 +561,7 @@ def hub_model(
     check_memory(bytes_needed(config, auto, dtype, bits, expert_bits, trust_remote_code), device, name, '' if bits else ', or load_in_8bit or load_in_4bit')
     attn = dict(attn_implementation=resolve_attention(attn_implementation, device, cls, use_flash_attention))
     if random and not (bits or expert_bits): model = _random(auto, config, dtype, attn, trust)
-    else: model = _few_bits(auto, config, where, random, bits, expert_bits, dtype, attn, trust, task)
+    else: model = _few_bits(auto, config, where, random, bits, expert_bits, dtype, attn, trust, task, device)
     if random: model.train()
     return model if task in _heads else adopt(model)
 
@@ -565,23 +571,24 @@ def _ours(path, vocab_size, attention, flash, device, few, options):
     model.config._attn_implementation = resolve_attention(attention, device, type(model), flash)
     return model
 
-def _few_bits(auto, config, where, random, bits, expert_bits, dtype, attn, trust, task):
+def _few_bits(auto, config, where, random, bits, expert_bits, dtype, attn, trust, task, device):
+    "Weights from a folder or the hub (random ones by way of a folder), in few bits if asked"
     with tempfile.TemporaryDirectory() if random else nullcontext(where) as folder, _no_bars():
         if random: _random(auto, config, dtype, attn, trust).save_pretrained(folder)
-        model = _read(auto, folder, config, task, dtype=dtype, **attn, **trust, **_quantization(config, auto, bits, expert_bits, dtype, trust))
+        model = _read(auto, folder, config, task, dtype=dtype, **attn, **trust, **_quantization(config, auto, bits, expert_bits, dtype, trust, device))
     if expert_bits: quantize_experts(model, expert_bits)
     _settle(model)
-    if bits or expert_bits: model.requires_grad_(False)
+    if bits or expert_bits: model.requires_grad_(False).is_quantized = True
     return model.train()
 
-def _with_adapter(path, **how):
+def _with_adapter(path, how):
     from lmnotes.models.lora import load_lora
     base = read_json(path/'adapter_config.json').get('base_model_name_or_path')
     if not base: raise InputError(f'{path} is an adapter that does not say which model it belongs to; build that model and use load_lora(model, path)')
     if base in models: raise InputError(f'{path} is an adapter of the recipe {base}, whose weights are not saved with it; build that model and use load_lora(model, path)')
     return load_lora(hub_model(base, **how), path)
 
-# %% ../../nbs/02_models/12_hub.ipynb #7749c256
+# %% ../../nbs/02_models/12_hub.ipynb #475b0e88
 def create_model(
     model_type:str='transformer', # transformer or rnn
     **config, # `hidden_size`, `num_hidden_layers`, `num_attention_heads`, `intermediate_size`, `vocab_size`, or any field of `LMConfig`
