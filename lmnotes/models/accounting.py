@@ -6,7 +6,7 @@
 __all__ = ['precisions', 'extra_flops', 'pretend', 'meta_model', 'parameter_kinds', 'routing', 'count_active', 'weight_bytes',
            'matmul_weights', 'forward_flops', 'model_flops', 'activation_bytes']
 
-# %% ../../nbs/02_models/14_accounting.ipynb #217d269e
+# %% ../../nbs/02_models/14_accounting.ipynb #90c460a6
 import torch
 from contextlib import contextmanager
 from copy import copy
@@ -17,7 +17,7 @@ from ..core import *
 from .layers import *
 from .decoder import *
 
-# %% ../../nbs/02_models/14_accounting.ipynb #9cd7cda5
+# %% ../../nbs/02_models/14_accounting.ipynb #616aa833
 class _Pretend(FakeTensorMode):
     "Tensors of shapes only, except where a program's course depends on what is in them"
     def __init__(self): super().__init__(allow_non_fake_inputs=True)
@@ -34,7 +34,7 @@ def pretend():
     "Inside, tensors that are made have a shape and no contents, and operations take no time"
     with _Pretend(): yield
 
-# %% ../../nbs/02_models/14_accounting.ipynb #20d3a963
+# %% ../../nbs/02_models/14_accounting.ipynb #446cc58c
 def meta_model(
     config, # of ours or of transformers, for generation (causal or seq2seq)
 )->nn.Module:
@@ -47,7 +47,7 @@ def meta_model(
     model.tie_weights()
     return model
 
-# %% ../../nbs/02_models/14_accounting.ipynb #363e10d7
+# %% ../../nbs/02_models/14_accounting.ipynb #92acf270
 def _stored(model): # (path of the module, module, parameter), each parameter once
     seen = set()
     for path,m in model.named_modules():
@@ -78,7 +78,7 @@ def parameter_kinds(
     for path,m,p in _stored(model): k = _kind(path, m, head); out[k] = out.get(k, 0) + _size(p)
     return out
 
-# %% ../../nbs/02_models/14_accounting.ipynb #17413492
+# %% ../../nbs/02_models/14_accounting.ipynb #08a52a54
 def _first(c, names, default=None): return next((v for n in names if (v := getattr(c, n, None)) is not None), default)
 
 def routing(config)->tuple[int,int]: # (experts a token visits, experts there are)
@@ -92,7 +92,7 @@ def count_active(model)->int:
     k,E = routing(model.config); kinds = parameter_kinds(model)
     return sum(kinds.values()) - kinds.get('experts', 0)*(E - k)//E
 
-# %% ../../nbs/02_models/14_accounting.ipynb #cfe94e07
+# %% ../../nbs/02_models/14_accounting.ipynb #ceb8334b
 precisions = ('fp32', 'bf16', '8bit', '4bit')
 
 def _rewritten(path, m, p, kind): # is this a matrix that quantized loading rewrites?
@@ -114,7 +114,7 @@ def weight_bytes(
     head = getattr(model, 'get_output_embeddings', lambda: None)()
     return sum(_bytes(p, _rewritten(path, m, p, _kind(path, m, head)), precision) for path,m,p in _stored(model))
 
-# %% ../../nbs/02_models/14_accounting.ipynb #08b3014c
+# %% ../../nbs/02_models/14_accounting.ipynb #d42acce5
 extra_flops = Registry('mixer') # class of a mixer -> (module, length, causal) -> operations of a token beyond its linear layers
 
 def _entry(m): return next((c.__name__ for c in type(m).__mro__ if c.__name__ in extra_flops), None)
@@ -134,7 +134,7 @@ def matmul_weights(
     "Weights that multiply each token, experts by the share of tokens they see"
     return sum(n for n,learns in _products(model) if learns or not trainable)
 
-# %% ../../nbs/02_models/14_accounting.ipynb #c6c6a497
+# %% ../../nbs/02_models/14_accounting.ipynb #ed430569
 def _keys(length, causal): return (length + 1)/2 if causal else length # that a query sees, on average
 
 @extra_flops('Attention')
@@ -149,7 +149,7 @@ def _own_extra(model, length, causal):
     parts = (m for _,m in model.named_modules(remove_duplicate=False))
     return sum(extra_flops[n](m, length, causal) for m in parts if (n := _entry(m)))
 
-# %% ../../nbs/02_models/14_accounting.ipynb #e1029d58
+# %% ../../nbs/02_models/14_accounting.ipynb #ba1e3dec
 def _hub_extra(model, length, causal):
     c = model.config.get_text_config(); heads = _first(c, ('num_attention_heads', 'n_head', 'num_heads'), 0)
     D = _first(c, ('head_dim', 'd_kv')) or _first(c, ('hidden_size', 'n_embd', 'd_model'), 0)//max(heads, 1)
@@ -160,7 +160,7 @@ def _hub_extra(model, length, causal):
     enc = _first(c, ('encoder_layers', 'num_layers'), 0); dec = _first(c, ('decoder_layers', 'num_decoder_layers'), enc)
     return each*(enc*length + dec*(_keys(length, causal) + length))
 
-# %% ../../nbs/02_models/14_accounting.ipynb #c4ea74b6
+# %% ../../nbs/02_models/14_accounting.ipynb #7cd18b76
 def forward_flops(
     model,           # ours or of transformers, on any device
     length:int,      # tokens in the window (for an encoder-decoder: on each side)
@@ -182,7 +182,7 @@ def model_flops(
     forward = forward_flops(model, length, causal)
     return tokens*(2*forward + (forward - 2*matmul_weights(model)) + 2*matmul_weights(model, trainable=True))
 
-# %% ../../nbs/02_models/14_accounting.ipynb #73173618
+# %% ../../nbs/02_models/14_accounting.ipynb #527b113c
 def _kept(config, batch, length): # bytes that one pass keeps
     sizes,key = {},lambda t: t.untyped_storage()._cdata
     def pack(t): sizes[key(t)] = t.untyped_storage().nbytes(); return t
@@ -191,7 +191,7 @@ def _kept(config, batch, length): # bytes that one pass keeps
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): h = model.hidden(torch.zeros(batch, length, dtype=torch.long))
         return sum(sizes.values()) - sum(sizes.get(key(p), 0) for p in model.parameters())
 
-# %% ../../nbs/02_models/14_accounting.ipynb #a6935317
+# %% ../../nbs/02_models/14_accounting.ipynb #3e86d699
 def _line(f, x, a, b): # f at x, beyond b by the straight line through its values at a and b
     if x <= b: return f(x)
     return f(a) + (x - a)*(f(b) - f(a))//(b - a)
@@ -200,7 +200,7 @@ def activation_bytes(
     config,      # an `LMConfig`, or its fields as a dict
     batch:int,   # windows
     length:int,  # tokens in each
-)->int: # below the head, in fp32
+)->int: # below the head, in fp32, by the kernels of a CPU
     "Bytes that autograd keeps for the backward pass of one training step, weights not counted"
     config = LMConfig(**config) if isinstance(config, dict) else config
     def layers(n): c = copy(config); c.n_layer = n; return c
