@@ -195,7 +195,7 @@ def test_mistakes_are_one_line(saved, tmp_path, monkeypatch):
     refused('the tokenizer has 258 words', saved('gpt2'), vocab_size=258); refused('dim cannot be chosen', saved('gpt2'), dim=32)
     refused("unknown option 'hiden_size'", 'tiny:llama', hiden_size=3); refused("did you mean 'mlm'", 'tiny:bert', task='mln')
     refused('has no head|no head for task', 'tiny:mixtral', task='mlm'); refused("unknown dtype 'fp33'", 'tiny:gpt2', dtype='fp33')
-    refused('holds no model', tmp_path); refused('is not a folder', saved('gpt2')/'config.json'); refused('neither a folder nor a hub id', 'a b')
+    refused('no gpt2 model has these sizes', 'tiny:gpt2', n_head=3); refused('holds no model', tmp_path); refused('is not a folder', saved('gpt2')/'config.json'); refused('neither a folder nor a hub id', 'a b')
     refused("hub cannot be reached; did you mean 'reversible'", 'reversibel'); refused('which cannot be reached', 'gpt2'); refused('hub cannot be reached. Two ways on', 'nobody/nothing-known')
     refused('reads at most 1024', 'gpt2', max_length=4096)
     monkeypatch.setattr(hub, 'free_memory', lambda d: 1000); refused('are free; choose a smaller model', saved('gpt2'))
@@ -235,6 +235,12 @@ def test_ours_and_adapters_are_models_too(tmp_path):
     for k,p in a.named_parameters():
         if 'lora_B' in k: nn.init.normal_(p, std=0.1)
     save_lora(a, tmp_path/'adapter'); assert torch.equal(logits(hub_model(tmp_path/'adapter').eval(), ids), logits(a, ids))
+
+@pytest.mark.parametrize('family', TEXT)
+def test_sizes_can_be_chosen_where_weights_are_random(family, saved):
+    for name,kw in ((f'tiny:{family}', {}), (saved(family), dict(from_scratch=True))):
+        m = hub_model(name, vocab_size=V, n_layer=3, dim=96, **kw).eval(); text = m.config.get_text_config()
+        assert (text.hidden_size, text.num_hidden_layers) == (96, 3) and logits(m, tokens()).isfinite().all()
 
 def test_an_id_of_the_hub_in_the_local_cache(saved, tmp_path, monkeypatch):
     "Offline, what was fetched before is found by its id"
