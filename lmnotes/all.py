@@ -9,12 +9,22 @@ from lmnotes.data.embedded import *
 from lmnotes.data.tokenizers import *
 from lmnotes.data.catalog import *
 from lmnotes.data.blocks import *
+from lmnotes.data.masking import *
 from lmnotes.models.layers import *
 from lmnotes.models.head import *
 from lmnotes.models.decoder import *
 from lmnotes.models.reversible import *
+from lmnotes.models.midpoint import *
+from lmnotes.models.recurrent import *
+from lmnotes.models.resonance import *
+from lmnotes.models.experts import *
 from lmnotes.models.probe import *
 from lmnotes.models.generation import *
+from lmnotes.models.heads import *
+from lmnotes.models.hub import *
+from lmnotes.models.lora import *
+from lmnotes.models.accounting import *
+from lmnotes.models.known import *
 from lmnotes.quantizers.ternary import *
 from lmnotes.training.options import *
 from lmnotes.training.learner import *
@@ -33,3 +43,4 @@ from lmnotes.benchmarks.statistics import *
 from lmnotes.benchmarks.comparison import *
 from lmnotes.benchmarks.report import *
 from lmnotes.benchmarks.bench import *
+from lmnotes.app.builder import *

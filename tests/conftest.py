@@ -1,0 +1,12 @@
+"What the tests measured, printed when they are done"
+
+def pytest_terminal_summary(terminalreporter):
+    results = {}
+    for r in [*terminalreporter.stats.get('passed', []), *terminalreporter.stats.get('failed', [])]:
+        for key,value in getattr(r, 'user_properties', []):
+            if key == 'contract': results.setdefault(value[0], {})[value[1]] = value[2]
+    if not results: return
+    from rich.console import Console
+    from lmnotes.models.contract import clauses, contract_table
+    whole = {k: {n: r.get(n) for n in clauses} for k,r in sorted(results.items())}
+    Console(width=110).print(contract_table(whole))
