@@ -132,7 +132,7 @@ def test_lora_on_every_recipe(name):
 
 @pytest.mark.parametrize('bits', [4, 8])
 @pytest.mark.parametrize('family', ['qwen3', 'gpt2', 'mixtral', 'deepseek', 'switch', 't5'])
-def test_few_bits(family, bits, saved):
+def test_few_bits(family, bits, saved, tmp_path):
     full,few = hub_model(saved(family)).eval(),hub_model(saved(family), **{f'load_in_{bits}bit': True}).eval(); ids = tokens()
     a,b = logits(full, ids),logits(few, ids)
     assert (a - b).norm()/a.norm() < {4: 0.25, 8: 0.03}[bits] and quantized_share(few) > 0.4
@@ -142,6 +142,11 @@ def test_few_bits(family, bits, saved):
     if not full.config.is_encoder_decoder:
         m = add_lora(again, r=2, dropout=0., verbose=False); m(input_ids=ids, shift_labels=ids).loss.backward()
         assert all(p.grad is not None for p in m.parameters() if p.requires_grad)
+        for k,p in m.named_parameters():
+            if 'lora_B' in k: nn.init.normal_(p, std=0.05)
+        z = logits(m.eval(), ids); whole = merge_lora(m).eval(); off = (logits(whole, ids) - z).norm()/z.norm()
+        assert off < {4: 1e-5, 8: 0.05}[bits] and not is_quantized(whole) # an 8-bit product rounds what comes in, too
+        whole.save_pretrained(tmp_path); assert torch.equal(logits(hub_model(tmp_path).eval(), ids), logits(whole, ids))
 
 def test_random_models_in_few_bits(): assert quantized_share(hub_model('tiny:qwen3', load_in_4bit=True)) > 0.5
 

@@ -8,7 +8,7 @@ __all__ = ['families', 'tiny_config', 'field_names', 'find_model', 'describe_mod
            'check_vocabulary', 'bytes_needed', 'free_memory', 'check_memory', 'resolve_attention', 'attention_of',
            'adopt', 'decoder_logits', 'quantize_experts', 'true_numel', 'quantized_share', 'hub_model', 'create_model']
 
-# %% ../../nbs/02_models/12_hub.ipynb #db00d2e8
+# %% ../../nbs/02_models/12_hub.ipynb #7683524a
 import functools, importlib.util, json, logging, re, tempfile, torch, torch.nn.utils.parametrize, warnings
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..core import *
 from .head import *
 from .decoder import *
 
-# %% ../../nbs/02_models/12_hub.ipynb #d9d4b1d5
+# %% ../../nbs/02_models/12_hub.ipynb #a7621482
 families = Registry('tiny family')
 
 _llama = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, intermediate_size=64, head_dim=32, max_position_embeddings=512)
@@ -39,7 +39,7 @@ families.update(
     bert=dict(model_type='bert', **_bert),
     llava=dict(model_type='llava', vision_config=_eye, vision_feature_layer=-1, image_seq_length=4, text_config=dict(model_type='llama', **_llama)))
 
-# %% ../../nbs/02_models/12_hub.ipynb #0dec7298
+# %% ../../nbs/02_models/12_hub.ipynb #8b17c879
 def tiny_config(
     name:str,           # a name in `families`
     vocab_size:int=258, # words; the last two are end and padding
@@ -58,7 +58,7 @@ def tiny_config(
         return AutoConfig.for_model(**spec, text_config=text, image_token_index=V)
     return AutoConfig.for_model(**{**spec, **words, **sizes})
 
-# %% ../../nbs/02_models/12_hub.ipynb #e60faa23
+# %% ../../nbs/02_models/12_hub.ipynb #1aef550b
 def field_names(
     config,        # of transformers
     options:dict,  # names of ours, the usual ones or the family's own
@@ -77,7 +77,7 @@ def _near(name, names):
     said = did_you_mean(name, names)
     return said if said.startswith('did you mean') else ''
 
-# %% ../../nbs/02_models/12_hub.ipynb #626202ce
+# %% ../../nbs/02_models/12_hub.ipynb #0d00819f
 def find_model(
     name, # `tiny:family`, a folder, or a hub id
 )->tuple: # kind (`tiny`, `ours`, `adapter`, `folder` or `hub`), and the family, folder or id
@@ -104,7 +104,7 @@ def describe_model(
     what = dict(ours='a saved model of lmnotes', adapter='a LoRA adapter and its base', folder='a local model', hub='a model of the hub')[kind]
     return f"{name}: {what}, {'random weights (only its config is taken)' if from_scratch else 'with its weights'}"
 
-# %% ../../nbs/02_models/12_hub.ipynb #1e9b28e9
+# %% ../../nbs/02_models/12_hub.ipynb #6e9ec9f6
 def _remote(where): return f"{where} brings its own Python code, which is not run; if you trust it, add --trust_remote_code"
 
 def _known():
@@ -147,7 +147,7 @@ def _hub_errors(name):
         if 'safetensors' in str(e): raise InputError(_pickled(name)) from None
         raise InputError(f"'{name}' cannot be read: {said[:200]}") from e
 
-# %% ../../nbs/02_models/12_hub.ipynb #5549b3dc
+# %% ../../nbs/02_models/12_hub.ipynb #1bea07d0
 def with_fields(
     config,       # of transformers
     options:dict, # see `field_names`
@@ -186,7 +186,7 @@ def hub_config(
         if (config := _published(where)) is None: raise
     return with_fields(config, options if vocab_size is None else dict(options, vocab_size=vocab_size))
 
-# %% ../../nbs/02_models/12_hub.ipynb #96b53654
+# %% ../../nbs/02_models/12_hub.ipynb #81cf8934
 _heads = dict(mlm='AutoModelForMaskedLM', classify='AutoModelForSequenceClassification', tag='AutoModelForTokenClassification', span='AutoModelForQuestionAnswering')
 
 def is_encoder_only(config)->bool:
@@ -219,7 +219,7 @@ def model_class(config, auto): # None when the class is remote code
     found = auto._model_mapping.get(type(config), None)
     return found[0] if isinstance(found, (list, tuple)) else found
 
-# %% ../../nbs/02_models/12_hub.ipynb #693fa618
+# %% ../../nbs/02_models/12_hub.ipynb #541fc2a5
 def expert_counts(config)->tuple: # experts of a layer, and how many a token uses; (0, 0) for a dense model
     "Experts, from the config"
     c = config.get_text_config()
@@ -232,7 +232,7 @@ def is_moe(config)->bool:
     "Whether a config has routed experts"
     return expert_counts(config)[0] > 0
 
-# %% ../../nbs/02_models/12_hub.ipynb #9ae8a54b
+# %% ../../nbs/02_models/12_hub.ipynb #3c6018be
 def check_context(config, max_length, name='the model'):
     "Refuse texts longer than the model can read"
     longest = getattr(config.get_text_config(), 'max_position_embeddings', None)
@@ -287,7 +287,7 @@ def check_memory(need, device='cpu', name='the model', also=''): # bytes; a devi
     free = min(free_memory(d) for d in {'cpu', str(device)} if not d.startswith('mps'))
     if need > free: raise InputError(f"{name}'s weights take {need/1e9:.1f} GB and {free/1e9:.1f} GB are free; choose a smaller model{also}")
 
-# %% ../../nbs/02_models/12_hub.ipynb #298f1fcc
+# %% ../../nbs/02_models/12_hub.ipynb #681f250a
 _flags = dict(sdpa='_supports_sdpa', flash_attention_2='_supports_flash_attn', flash_attention_3='_supports_flash_attn', flex_attention='_supports_flex_attn')
 _install = dict(flash_attention_2='`pip install flash-attn --no-build-isolation`',
                 flash_attention_3='`python setup.py install` in the folder hopper of https://github.com/Dao-AILab/flash-attention')
@@ -322,7 +322,7 @@ def attention_of(model)->str:
     "The attention a model runs with"
     return model.config._attn_implementation
 
-# %% ../../nbs/02_models/12_hub.ipynb #d3b5ae26
+# %% ../../nbs/02_models/12_hub.ipynb #0655e4dd
 @contextmanager
 def _stand_in(head, f): # for the time of one call the head does `f`
     was = head.__dict__.get('forward'); head.forward = f
@@ -343,7 +343,7 @@ def _bare_head(model, plain, vocab): # is the logits tensor what the head puts o
     finally: model.train(was)
     return len(seen) == 1 and z.shape == seen[0].shape and torch.equal(z.float(), seen[0].float())
 
-# %% ../../nbs/02_models/12_hub.ipynb #c6d8435f
+# %% ../../nbs/02_models/12_hub.ipynb #5f8882e0
 class _Adopted:
     "What an adopted model can do beyond its own class"
     @property
@@ -392,7 +392,7 @@ def adopt(
     model.__class__ = _adopted(cls); model._bare = bare
     return model
 
-# %% ../../nbs/02_models/12_hub.ipynb #9263ba20
+# %% ../../nbs/02_models/12_hub.ipynb #141a537f
 def decoder_logits(
     model,       # an encoder-decoder
     input_ids,   # (B, T) what its decoder reads
@@ -403,7 +403,7 @@ def decoder_logits(
     if source is None: source = torch.randint(model.config.get_text_config().vocab_size, (1, 16), generator=g)
     return model(input_ids=source.to(input_ids.device).expand(len(input_ids), -1), decoder_input_ids=input_ids, use_cache=False).logits
 
-# %% ../../nbs/02_models/12_hub.ipynb #42121ea4
+# %% ../../nbs/02_models/12_hub.ipynb #9c2a83b1
 def _bits(load4, load8, moe4, moe8): # bits of projections, bits of experts
     if load4 and load8: raise InputError('load_in_4bit and load_in_8bit exclude each other; give one')
     if moe4 and moe8: raise InputError('moe_load_in_4bit and moe_load_in_8bit exclude each other; give one')
@@ -488,7 +488,7 @@ def quantized_share(model)->float:
     n = [(true_numel(k, p), p.dtype in (torch.uint8, torch.int8)) for k,p in model.named_parameters()]
     return sum(k for k,few in n if few)/sum(k for k,_ in n)
 
-# %% ../../nbs/02_models/12_hub.ipynb #6311a9d7
+# %% ../../nbs/02_models/12_hub.ipynb #d0de51d4
 def _pickled(where): return f'{where} holds its weights only as a pickle (pytorch_model.bin), which can run code when opened; convert them to model.safetensors'
 
 def _check_files(path):
@@ -535,7 +535,7 @@ def _dtype(dtype):
     if not isinstance(found, torch.dtype): raise InputError(f"unknown dtype '{dtype}': {did_you_mean(dtype, _dtypes)}")
     return found
 
-# %% ../../nbs/02_models/12_hub.ipynb #8ef0a560
+# %% ../../nbs/02_models/12_hub.ipynb #fbae48ff
 _fixed = {*LMConfig.attribute_map, *LMConfig.attribute_map.values(), 'head_dim', 'vocab_size'} - {'max_length'}
 
 def hub_model(
@@ -592,6 +592,7 @@ def _few_bits(auto, config, where, random, bits, expert_bits, dtype, attn, trust
     with tempfile.TemporaryDirectory() if random else nullcontext(where) as folder, _no_bars():
         if random: _random(auto, config, dtype=dtype, **attn, **trust).save_pretrained(folder)
         model = _read(auto, folder, config, task, dtype=dtype, **attn, **trust, **_quantization(config, auto, bits, expert_bits, dtype, trust, device))
+    if random: model.name_or_path = model.config._name_or_path = '' # the folder is gone
     if expert_bits: quantize_experts(model, expert_bits)
     _settle(model)
     if bits or expert_bits: model.requires_grad_(False).is_quantized = True
@@ -604,7 +605,7 @@ def _with_adapter(path, how):
     if base in models: raise InputError(f'{path} is an adapter of the recipe {base}, whose weights are not saved with it; build that model and use load_lora(model, path)')
     return load_lora(hub_model(base, **how), path)
 
-# %% ../../nbs/02_models/12_hub.ipynb #ac2b44fe
+# %% ../../nbs/02_models/12_hub.ipynb #5e083632
 def create_model(
     model_type:str='transformer', # transformer or rnn
     **config, # `hidden_size`, `num_hidden_layers`, `num_attention_heads`, `intermediate_size`, `vocab_size`, or any field of `LMConfig`

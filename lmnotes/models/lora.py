@@ -6,7 +6,7 @@
 __all__ = ['projections', 'has_fused_experts', 'find_targets', 'is_quantized', 'trainable_share', 'add_lora', 'describe_lora',
            'save_lora', 'load_lora', 'merge_lora']
 
-# %% ../../nbs/02_models/13_lora.ipynb #c7eb30c0
+# %% ../../nbs/02_models/13_lora.ipynb #bc268b01
 import importlib.util, logging, re, torch, torch.nn.utils.parametrize, warnings
 from pathlib import Path
 from torch import nn, Tensor
@@ -14,7 +14,7 @@ from ..core import *
 from .decoder import *
 from .hub import *
 
-# %% ../../nbs/02_models/13_lora.ipynb #047fc42d
+# %% ../../nbs/02_models/13_lora.ipynb #ae3aba4a
 def _adaptable(m):
     from transformers.pytorch_utils import Conv1D
     return isinstance(m, (nn.Linear, Conv1D))
@@ -30,14 +30,14 @@ def projections(
         if inside and _adaptable(m): found.setdefault(last, []).append(name)
     return found
 
-# %% ../../nbs/02_models/13_lora.ipynb #6294871d
+# %% ../../nbs/02_models/13_lora.ipynb #5a0fce11
 _of_experts = {'gate_proj', 'up_proj', 'down_proj', 'w1', 'w2', 'w3'}
 
 def has_fused_experts(model)->bool:
     "Whether a model of transformers keeps a layer's experts as one parameter"
     return not isinstance(model, LM) and any('Experts' in type(m).__name__ and any(p.dim() > 1 for p in m.parameters(recurse=False)) or 'parametrizations' in m._modules for m in model.modules())
 
-# %% ../../nbs/02_models/13_lora.ipynb #2aa1a17c
+# %% ../../nbs/02_models/13_lora.ipynb #3cdae46d
 def find_targets(
     model,        # ours or of transformers
     targets=None, # names of linear layers, as a list or with commas; default all of `projections`
@@ -55,7 +55,7 @@ def find_targets(
         if not any(n == t or n.endswith(f'.{t}') for n in everything): raise InputError(f"no linear layer is called '{t}': {did_you_mean(t, have)}")
     return targets
 
-# %% ../../nbs/02_models/13_lora.ipynb #9ecff958
+# %% ../../nbs/02_models/13_lora.ipynb #a8bc5515
 def _is_few_bits(m): return type(m).__name__ in ('Linear4bit', 'Linear8bitLt')
 
 def is_quantized(model)->bool:
@@ -71,7 +71,7 @@ def trainable_share(
     return dict(trainable=learn, total=total, share=learn/total)
 
 def _peft():
-    if importlib.util.find_spec('peft') is None: raise InputError("LoRA needs peft: `pip install 'lmnotes[rl]'`")
+    if importlib.util.find_spec('peft') is None: raise InputError("LoRA needs peft: `pip install 'peft>=0.19'`")
     logging.getLogger('bitsandbytes.backends.cpu.ops').setLevel(logging.ERROR) # peft imports it where it is installed
     import peft
     return peft
@@ -84,7 +84,7 @@ def _ready(model):
     if getattr(model, 'is_gradient_checkpointing', False): model.enable_input_require_grads()
     return model
 
-# %% ../../nbs/02_models/13_lora.ipynb #0fb5de36
+# %% ../../nbs/02_models/13_lora.ipynb #83124af9
 def _task_type(model):
     if not hasattr(model, 'prepare_inputs_for_generation') or not getattr(model.config, 'causal', True): return None
     return 'SEQ_2_SEQ_LM' if model.config.is_encoder_decoder else 'CAUSAL_LM'
@@ -113,7 +113,7 @@ def describe_lora(model)->str: # a model with adapters
     s,c = trainable_share(model),model.active_peft_config
     return f"LoRA of rank {c.r} on {', '.join(sorted(c.target_modules))}: {format_count(s['trainable'])} of {format_count(s['total'])} weights learn ({s['share']:.1%})"
 
-# %% ../../nbs/02_models/13_lora.ipynb #aba5094d
+# %% ../../nbs/02_models/13_lora.ipynb #f929ef92
 def save_lora(model, path): # with adapters; a folder
     "Write the adapters, not the base"
     model.save_pretrained(path, save_embedding_layers=False)
@@ -133,7 +133,7 @@ def load_lora(
         if 'size mismatch' not in str(e): raise
         raise InputError(f'the adapter in {path} was made for a model of other sizes') from None
 
-# %% ../../nbs/02_models/13_lora.ipynb #131793e6
+# %% ../../nbs/02_models/13_lora.ipynb #b92c3b64
 def _full_width(m, delta=0.): # an ordinary layer with the weights of one in 4 or 8 bits
     from peft.utils.integrations import dequantize_module_weight
     from transformers.pytorch_utils import Conv1D
