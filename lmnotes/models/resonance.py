@@ -6,7 +6,7 @@
 __all__ = ['oscillator_kernel', 'fast_length', 'fft_conv', 'short_conv', 'cut_streams', 'resonate', 'final_state',
            'free_response', 'Resonance', 'AssociativeResonance', 'resonance_lm', 'hybrid_lm']
 
-# %% ../../nbs/02_models/07_resonance.ipynb #ed8596de
+# %% ../../nbs/02_models/07_resonance.ipynb #01e31f4e
 import math, torch, torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn, Tensor
@@ -15,7 +15,7 @@ from ..core import *
 from .layers import *
 from .decoder import *
 
-# %% ../../nbs/02_models/07_resonance.ipynb #c4627b68
+# %% ../../nbs/02_models/07_resonance.ipynb #bdff5bda
 def _wide(device): # where and in what tables are made: not every device has double precision
     return torch.device('cpu') if device.type == 'mps' else device,torch.float64
 
@@ -52,7 +52,7 @@ def oscillator_kernel(
     with torch.autocast(home.type, enabled=False):
         return _ring(magnitude*phase.cos(), magnitude*phase.sin(), gamma, omega, T, 0, dtype if device == home else wide).to(home, dtype)
 
-# %% ../../nbs/02_models/07_resonance.ipynb #b0201148
+# %% ../../nbs/02_models/07_resonance.ipynb #7c060790
 def fast_length(
     n:int, # at least this
 )->int:
@@ -73,7 +73,7 @@ def fft_conv(
     T = z.shape[-1]; L = fast_length(2*T)
     return torch.fft.irfft(torch.fft.rfft(z, L)*torch.fft.rfft(h, L), L)[...,:T]
 
-# %% ../../nbs/02_models/07_resonance.ipynb #826ed744
+# %% ../../nbs/02_models/07_resonance.ipynb #3ea9a252
 def _pieces(n, size, device): # slices of range(n), each of about two megabytes when one row is `size` numbers
     step = max(1, (2**19 if device.type == 'cpu' else 2**27)//max(1, size))
     return [slice(i, i+step) for i in range(0, n, step)]
@@ -110,7 +110,7 @@ def short_conv(
     "Causal convolution of each channel with a few taps of its own"
     with torch.autocast(x.device.type, enabled=False): return _ShortConv.apply(x, w)
 
-# %% ../../nbs/02_models/07_resonance.ipynb #4a5e9d34
+# %% ../../nbs/02_models/07_resonance.ipynb #ecdd22f1
 def cut_streams(
     s:Tensor,   # (B, channels, T): gates out, gates in, values
     n_head:int,
@@ -121,7 +121,7 @@ def cut_streams(
     n = n_head*gates; q,k,v = (a.unflatten(1, (n_head, -1)) for a in s.split((n, n, s.shape[1]-2*n), 1))
     return q[:,:,:,None],k[:,:,:,None],v
 
-# %% ../../nbs/02_models/07_resonance.ipynb #81f71c07
+# %% ../../nbs/02_models/07_resonance.ipynb #1c2defd6
 def _budget(device): return 2**20 if device.type == 'cpu' else 2**27 # numbers in a padded piece
 
 def _blocks(B, H, D, size, budget): # slices of rows, heads, channels with about `budget` numbers, one channel being `size`
@@ -177,7 +177,7 @@ def resonate(
     "Sum over i of q_i * (h convolved with k_i * v)"
     with torch.autocast(s.device.type, enabled=False): return _Resonate.apply(s, h, gates)
 
-# %% ../../nbs/02_models/07_resonance.ipynb #e3d904fe
+# %% ../../nbs/02_models/07_resonance.ipynb #96d0db9e
 def _last_ring(z, gamma, omega, block=256): # z (..., T); gamma, omega (n,) in double -> (..., n) complex: sum_t lambda^(T-1-t) z_t
     block = min(block, z.shape[-1]); z = F.pad(z.to(gamma), (-z.shape[-1] % block, 0)).unflatten(-1, (-1, block))
     t = torch.arange(max(block, z.shape[-2]), device=gamma.device, dtype=gamma.dtype)
@@ -206,7 +206,7 @@ def free_response(
     a = state*c.view(c.shape[0], *[1]*(state.dim() - 3), -1)
     with torch.autocast(state.device.type, enabled=False): return _ring(a.real.flatten(0, -2), a.imag.flatten(0, -2), gamma, omega, T, 1, dtype).view(*a.shape[:-1], T)
 
-# %% ../../nbs/02_models/07_resonance.ipynb #b7c5d395
+# %% ../../nbs/02_models/07_resonance.ipynb #85700a6a
 @mixers('resonance')
 class Resonance(nn.Module):
     "Gate, ring, gate: a long convolution with damped oscillators, and a recurrence with the same outputs"
@@ -244,7 +244,7 @@ class Resonance(nn.Module):
         if ctx.cache is not None: ctx.cache.states[self.layer] = new
         return self.o_proj(y.mT)
 
-# %% ../../nbs/02_models/07_resonance.ipynb #94234055
+# %% ../../nbs/02_models/07_resonance.ipynb #ea707193
 @patch
 def project(self:Resonance, x): # (B, T, dim) -> (B, channels, T)
     p = self.in_proj
@@ -274,7 +274,7 @@ def streams(self:Resonance, p)->Tensor: # (B, channels, T) from `project`, or wi
     unit = F.normalize(gates.unflatten(1, (-1, self.gates)).to(torch.promote_types(s.dtype, torch.float32)), dim=2)
     return torch.cat((unit.flatten(1, 2).to(s.dtype), v), 1)
 
-# %% ../../nbs/02_models/07_resonance.ipynb #9c918c92
+# %% ../../nbs/02_models/07_resonance.ipynb #2bd39df6
 @patch
 def mix(self:Resonance,
     p,          # (B, channels, T) from `project`
@@ -317,7 +317,7 @@ def ring_on(self:Resonance, ring, T, dtype): # (B, H, R, D, n, 2) -> (B, H, R, D
     gamma,omega,*_ = self.oscillators()
     return free_response(torch.view_as_complex(ring.to(gamma)), self.amplitudes(), gamma, omega, T, dtype).to(self.damping.device)
 
-# %% ../../nbs/02_models/07_resonance.ipynb #d44b4824
+# %% ../../nbs/02_models/07_resonance.ipynb #19aba881
 def _right(x, lengths): # (N, C, L) of which `lengths` are real -> the same at the right end, zeros before
     L = x.shape[-1]; at = torch.arange(L, device=x.device) - (L - lengths[:,None])
     return x.gather(-1, at.clamp(min=0)[:,None].expand_as(x))*(at >= 0)[:,None]
@@ -345,13 +345,13 @@ def ending(self:Resonance, rows, lengths, state=None): # (B, L, dim), of which (
     z = k.to(torch.promote_types(p.dtype, torch.float32))*v[:,:,None]*real[:,None,None,None]
     return p[...,p.shape[-1]-past:].clone(),torch.view_as_real(self.advance(z, state and state[1], lengths)).to(p.device)
 
-# %% ../../nbs/02_models/07_resonance.ipynb #99352862
+# %% ../../nbs/02_models/07_resonance.ipynb #3607e4fd
 @mixers('associative')
 class AssociativeResonance(Resonance):
     "Resonance whose heads file values under keys: `gates` shared by all channels of a head"
     gates = 8
 
-# %% ../../nbs/02_models/07_resonance.ipynb #c4f03454
+# %% ../../nbs/02_models/07_resonance.ipynb #f02b1358
 @models('resonance')
 def resonance_lm(**kw): "Every layer rings: n log n in the context, constant state in decoding"; return LM(LMConfig(**{'mixer': 'resonance', 'pos': 'none', **kw}))
 
