@@ -6,13 +6,13 @@
 __all__ = ['WORDS', 'MIXERS', 'SHAPE', 'SIZES', 'TARGETS', 'recall_batch', 'copy_batch', 'recall_model', 'accuracy', 'learn',
            'recall_at', 'copy_at', 'bench_recall']
 
-# %% ../../nbs/07_benchmarks/12_bench_recall.ipynb #45863f40
+# %% ../../nbs/07_benchmarks/12_bench_recall.ipynb #891b409a
 import torch, lmnotes.models.recurrent, lmnotes.models.resonance
 from ..core import InputError, seed_for
 from .bench import benches
 from ..models import build_model, count_parameters
 
-# %% ../../nbs/07_benchmarks/12_bench_recall.ipynb #70b0fbc8
+# %% ../../nbs/07_benchmarks/12_bench_recall.ipynb #0422be3e
 WORDS = 32 # keys, and as many values
 
 def recall_batch(
@@ -42,7 +42,7 @@ def copy_batch(
     x = torch.cat([w, torch.full((n, 1), WORDS), w[:,:-1]], 1)
     return x,torch.cat([torch.full((n, length), -100), w], 1)
 
-# %% ../../nbs/07_benchmarks/12_bench_recall.ipynb #2ce961cf
+# %% ../../nbs/07_benchmarks/12_bench_recall.ipynb #04defa1f
 MIXERS = dict(attention=dict(name='standard'), resonance=dict(name='resonance'), associative=dict(name='resonance', mixer='associative'),
               hybrid=dict(name='hybrid'), lstm=dict(name='rnn'))
 SHAPE = dict(vocab_size=2*WORDS, dim=64, n_layer=2, n_head=2, n_kv_head=2, tie=False, qk_norm=False)
@@ -63,7 +63,7 @@ def recall_model(
     with torch.no_grad(): model.embed.weight.mul_(8)
     return model
 
-# %% ../../nbs/07_benchmarks/12_bench_recall.ipynb #d8560be9
+# %% ../../nbs/07_benchmarks/12_bench_recall.ipynb #130c1cdd
 def accuracy(model, batch)->float: # `batch`: tokens and labels
     "Share of right answers"
     x,y = batch
@@ -91,7 +91,7 @@ def learn(
         if seen and seen[-1][1] >= enough: break
     return seen
 
-# %% ../../nbs/07_benchmarks/12_bench_recall.ipynb #db756f02
+# %% ../../nbs/07_benchmarks/12_bench_recall.ipynb #c3d7213e
 SIZES = dict(tiny=dict(recall=(32, 64), copy=(4, 8, 16, 32)), small=dict(recall=(32, 64, 128, 256), copy=(4, 8, 16, 32, 64, 128)))
 TARGETS = dict(attention_recall=('>=', 0.95), hybrid_gap=('<=', 0.05))
 
