@@ -215,7 +215,7 @@ if __name__ == '__main__':
 
 def test_wrong_input_is_one_line():
     for f,words in [(lambda: build_model('reversable'), "did you mean 'reversible'"), (lambda: build_model('standard', 'smal'), "did you mean 'small'"),
-                    (lambda: build_model('Qwen/Qwen3-0.6B'), 'model of the hub'), (lambda: build_model('/nowhere'), 'config.json is missing'),
+                    (lambda: build_model('Qwen/Qwen3-0.6B'), 'on the hub, which'), (lambda: build_model('/nowhere'), 'there is no folder'),
                     (lambda: build_model('standard', dim=65), 'does not divide'), (lambda: build_model('standard+ternari'), "did you mean 'ternary'"),
                     (lambda: build_model('standard', n_layres=2), "did you mean 'n_layer'")]:
         with pytest.raises(InputError, match=words) as e: f()
@@ -243,3 +243,23 @@ assert torch.equal(m(ids).logits, ref); m.save_pretrained(r"{tmp_path}/again")''
 def test_generate_resumes_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter('error'); make('standard').eval().generate(tokens(1, 4), max_new_tokens=3, do_sample=False, pad_token_id=0)
+
+@pytest.mark.parametrize('name', ['standard', 'rnn', 'resonance', 'hybrid'])
+@torch.no_grad()
+def test_a_prompt_in_pieces_with_padding_equals_the_prompt_at_once(name):
+    m,ids = make(name).double().eval(),tokens(2, 12); real = torch.ones_like(ids); real[0,:4] = 0 # a piece ends where the padding does
+    pos,cache,parts = (real.cumsum(1) - 1).clamp(min=0),None,[]
+    for i in range(0, 12, 4):
+        out = m(ids[:,i:i+4], attention_mask=real[:,:i+4], position_ids=pos[:,i:i+4], past_key_values=cache, use_cache=True); cache = out.past_key_values
+        parts.append(out.logits)
+    whole = m(ids, attention_mask=real, position_ids=pos).logits
+    torch.testing.assert_close(torch.cat(parts, 1)[real.bool()], whole[real.bool()], atol=1e-10, rtol=0)
+
+def test_states_need_our_cache():
+    from transformers import DynamicCache
+    with pytest.raises(InputError, match='DynamicCache cannot hold'): make('rnn')(tokens(), past_key_values=DynamicCache())
+
+def test_beams_take_their_states_along():
+    m = make('hybrid').eval(); ids = tokens(1, 6)
+    a,b = (m.generate(ids, max_new_tokens=8, num_beams=3, do_sample=False, pad_token_id=0, use_cache=c) for c in (True, False))
+    assert torch.equal(a, b)

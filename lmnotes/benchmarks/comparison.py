@@ -152,12 +152,15 @@ def plan_comparison(
 
 def _checked(arms, names, seeds, b, o, max_windows, test):
     "Load each dataset and build each arm, so that a name that does not exist is found now"
-    from lmnotes.benchmarks.speed import model_flops
+    from lmnotes.models.accounting import model_flops
+    from lmnotes.training.train import is_masked
+    if filler := next((a for a in arms if is_masked(replace(o, model=a))), None):
+        raise InputError(f"'{filler}' looks both ways and fills gaps, so it has no bits per byte to compare; train it with `lmnotes train --model {filler}`")
     data = {d: load_for(o, d, seeds[0]) for d in names}
     ids = _listed([d.name for d in data.values()], 'dataset')
-    first = next(iter(data.values())); batch = first.train.batch(0)
+    first = next(iter(data.values()))
     built = {a: build_for(o, a, first.vocab_size).to(first.device) for a in arms}
-    p = Plan(arms, ids, seeds, b, o, {d.name: d for d in data.values()}, {a: model_flops(m, batch) for a,m in built.items()},
+    p = Plan(arms, ids, seeds, b, o, {d.name: d for d in data.values()}, {a: model_flops(m, 1, o.max_length) for a,m in built.items()},
              {a: sum(p.numel() for p in m.parameters()) for a,m in built.items()}, {a: shapes_of(m) for a,m in built.items()}, max_windows, dict(zip(ids, names)), test)
     for f in p.token_flops.values(): budget_options(b, p.step_tokens, f)
     return p
@@ -339,12 +342,13 @@ def _new_result(p:Plan)->dict:
                 flops_formula=flops_formula, data=data, cells=[], summary=[], differences=[], controls={}, measures={}, not_measured=[], samples=[],
                 config_differences=differ, settings=o, env=env_info())
 
-flops_formula = ('6 x weights that multiply + 6 x layers x width x context, per training token (Kaplan et al. 2020, arXiv:2001.08361, table 1; half the context, since attention is causal); '
+flops_formula = ('6 x weights that multiply (experts by the share of tokens they see), and 3 x what a mixer does besides, per training token (after Kaplan et al. 2020, arXiv:2001.08361, table 1; attention over half the context, since it is causal); '
                  'what a reversible or checkpointed model computes twice is counted once')
 
 def _describe(p:Plan)->list:
+    from lmnotes.training.train import weights_of
     return [f"compare  {p.arms[0]} (baseline) with {', '.join(p.arms[1:])}, size {p.options.size}",
-            *(f"arm      {a}: {'saved' if Path(a).is_dir() else 'random'} weights, {format_count(p.parameters[a])} parameters, {format_count(p.token_flops[a])} FLOPs per token" for a in p.arms),
+            *(f"arm      {a}: {weights_of(replace(p.options, model=a))} weights, {format_count(p.parameters[a])} parameters, {format_count(p.token_flops[a])} FLOPs per token" for a in p.arms),
             *(f'data     {d}' for d in p.data.values()),
             f"budget   {p.budget.text}, in steps of {p.step_tokens} tokens; {len(p.seeds)} {'seed' if len(p.seeds) == 1 else 'seeds'}",
             f'cells    {len(p.cells)} runs'] + (['note     with one seed no verdict can be given'] if len(p.seeds) == 1 else [])

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['residuals', 'models', 'rewrites', 'sizes', 'donors', 'LMConfig', 'Branch', 'Block', 'run_plain', 'StandardBlock',
-           'LMCache', 'LMOutput', 'LM', 'standard_lm', 'reversible_lm', 'gpt_lm', 'encoder_lm', 'count_parameters',
-           'find_rewrite', 'load_model', 'build_model', 'saved_kind', 'from_qwen3', 'from_gpt2']
+           'LMCache', 'LMOutput', 'LM', 'document_positions', 'standard_lm', 'reversible_lm', 'gpt_lm', 'encoder_lm',
+           'count_parameters', 'find_rewrite', 'load_model', 'build_model', 'saved_kind', 'from_qwen3', 'from_gpt2']
 
 # %% ../../nbs/02_models/03_decoder.ipynb #2d6f045d
-import torch
+import inspect, torch
 from dataclasses import dataclass, fields
 from fastcore.basics import patch
 from pathlib import Path
@@ -94,6 +94,8 @@ def check(self:LMConfig):
     if self.n_head % self.n_kv_head: raise InputError(f'n_kv_head={self.n_kv_head} does not divide n_head={self.n_head}; choose among {_divisors(self.n_head)}')
     if self.pos not in ('rope', 'learned', 'none'): raise InputError(f"unknown pos '{self.pos}': {did_you_mean(self.pos, ['rope', 'learned', 'none'])}")
     if self.pos == 'rope' and self.head_dim % 2: raise InputError(f'rotary positions turn pairs of channels, and head_dim={self.head_dim} is odd; choose another n_head or head_dim')
+    if self.n_active > self.n_experts: raise InputError(f'n_active={self.n_active} experts for a token are more than the n_experts={self.n_experts} there are')
+    if not self.step > 0: raise InputError(f'step={self.step} of the midpoint rule must be above 0')
     if not 0 <= self.dropout < 1: raise InputError(f'dropout={self.dropout} must be at least 0 and below 1')
     parts = _check_parts('mixer', self.mixer, self.n_layer, mixers); _check_parts('ffn', self.ffn, self.n_layer, ffns)
     norms[self.norm]
@@ -177,7 +179,7 @@ class LM(PreTrainedModel, GenerationMixin):
     auto_class = 'AutoModelForCausalLM'
     supports_gradient_checkpointing = True
     _tied_weights_keys = {'head.weight': 'embed.weight'}
-    _no_split_modules = ['Block', 'StandardBlock', 'ReversibleBlock']
+    _no_split_modules = ['Block', 'StandardBlock', 'ReversibleBlock', 'MidpointBlock']
     _skip_keys_device_placement = ['past_key_values']
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
     _supports_default_dynamic_cache = classmethod(lambda cls: False) # `generate` leaves the cache to us
@@ -191,6 +193,7 @@ class LM(PreTrainedModel, GenerationMixin):
         self.norm = norms[c.norm](c.dim, eps=c.eps)
         self.head = nn.Linear(c.dim, c.vocab_size, bias=False)
         self.gradient_checkpointing = c.checkpointing
+        self.carries_state = any(not getattr(b.mixer.part, 'both_ways', False) for b in self.blocks) # mixers that run along time
         for name in c.rewrites: find_rewrite(name)(self)
         self.post_init()
         self.generation_config.max_length = None # ours says how long a sequence may be, theirs when `generate` stops
@@ -233,8 +236,10 @@ def hidden(self:LM,
     x = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
     c,cache,T = self.config,past_key_values,x.shape[1]
     past = cache.get_seq_length() if cache is not None else 0
+    if cache is not None and not isinstance(cache, LMCache) and self.carries_state: raise InputError(f'this model carries states besides keys and values, which {type(cache).__name__} cannot hold; give an LMCache, or only use_cache=True')
+    if past and getattr(cache, 'states', None) and attention_mask is not None and attention_mask.dim() == 2: _begin_anew(cache, attention_mask[:,past-1])
     if past and documents is not None: raise InputError('documents in one row cannot be continued from a cache; give each a row of its own')
-    pos = _positions(T, past, documents, x.device) if position_ids is None else position_ids
+    pos = past + document_positions(T, documents, x.device) if position_ids is None else position_ids
     if self.pos_embed is not None:
         if past + T > c.max_length: raise InputError(f'{past + T} tokens do not fit the {c.max_length} learned positions of this model')
         x = x + self.pos_embed(pos)
@@ -252,8 +257,17 @@ def hidden(self:LM,
     if isinstance(cache, LMCache): cache.seen += T
     return h
 
-def _positions(T, past, documents, device): # (1 or B, T): counted on from the cache, anew in each document
-    pos = torch.arange(past, past+T, device=device)[None]
+def _begin_anew(cache, last): # a row whose last token was padding has no past yet
+    if not bool((last == 0).any()): return
+    for k,state in cache.states.items(): cache.states[k] = tuple(t*(last != 0).view(-1, *[1]*(t.dim() - 1)).to(t.dtype) for t in state)
+
+def document_positions(
+    T:int,                 # tokens in a row
+    documents:Tensor=None, # (B, T) a new document begins where the number changes; None: one a row
+    device=None,
+)->Tensor: # (1 or B, T)
+    "Each token's place in its document"
+    pos = torch.arange(T, device=device)[None]
     if documents is None: return pos
     begins = torch.ones_like(documents, dtype=torch.bool); begins[:,1:] = documents[:,1:] != documents[:,:-1]
     return pos - (pos*begins).cummax(1).values
@@ -373,8 +387,8 @@ def load_model(
 def _class_named(name, cls=LM): # a model with a task head is a subclass
     return cls if cls.__name__ == name else next((c for s in cls.__subclasses__() if (c := _class_named(name, s)) is not None), None)
 
-def _known(overrides):
-    names = {f.name for f in fields(LMConfig)} | set(LMConfig.attribute_map)
+def _known(overrides, more=()):
+    names = {f.name for f in fields(LMConfig)} | set(LMConfig.attribute_map) | set(more) - {'kw'}
     for k in overrides:
         if k not in names: raise InputError(f"unknown model option '{k}': {did_you_mean(k, names)}")
     return overrides
@@ -403,7 +417,8 @@ def build_model(
 def _recipe(name, size, vocab_size, overrides):
     recipe = models[name]; known = getattr(recipe, 'sizes', sizes)
     if size not in known: raise InputError(f"unknown size '{size}' of {name}: {did_you_mean(size, known)}")
-    overrides = {LMConfig.attribute_map.get(k, k): v for k,v in _known(overrides).items()}
+    own = set(inspect.signature(recipe).parameters) # a recipe may take choices of its own, such as `cell`
+    overrides = {LMConfig.attribute_map.get(k, k): v for k,v in _known(overrides, own).items()}
     given = dict(known[size])
     if 'dim' in overrides or 'n_head' in overrides: given = {k: v for k,v in given.items() if k not in ('n_head', 'n_kv_head', 'ffn_dim')}
     return recipe(**{**given, 'vocab_size': 256 if vocab_size is None else vocab_size, **overrides})

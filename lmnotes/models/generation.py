@@ -24,7 +24,7 @@ class StopAt(StoppingCriteria):
 
 # %% ../../nbs/02_models/10_generation.ipynb #72471d3a
 def _check(model, n, new, temperature, top_p):
-    c = model.config; longest = getattr(c, 'max_position_embeddings', None) or getattr(c, 'n_positions', None)
+    c = model.config.get_text_config(); longest = getattr(c, 'max_position_embeddings', None)
     if getattr(c, 'causal', True) is False or not model.can_generate(): raise InputError(f"{type(model).__name__} looks both ways and cannot continue a text; use `fill` for gaps, or a causal model")
     if getattr(c, 'is_encoder_decoder', False): n = 0 # the answer has its own positions
     if new < 1: raise InputError(f'max_new_tokens={new} must be at least 1')

@@ -14,6 +14,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from torch import nn, Tensor
 from ..core import *
+from .layers import who_sees
 from .head import *
 from .decoder import *
 
@@ -318,9 +319,10 @@ def resolve_attention(
         warnings.warn(f"no flash attention: {lacks['flash_attention_2']}", stacklevel=2)
     return 'eager' if device.type == 'mps' or _lacking('sdpa', device, model_class) else 'sdpa'
 
-def attention_of(model)->str:
+def attention_of(model)->str: # 'none' where there is no attention
     "The attention a model runs with"
-    return model.config._attn_implementation
+    mixers = getattr(model.config, 'mixer', 'attention') if isinstance(model, LM) else 'attention'
+    return (model.config._attn_implementation or 'eager') if 'attention' in mixers else 'none'
 
 # %% ../../nbs/02_models/12_hub.ipynb #0655e4dd
 @contextmanager
@@ -344,6 +346,24 @@ def _bare_head(model, plain, vocab): # is the logits tensor what the head puts o
     return len(seen) == 1 and z.shape == seen[0].shape and torch.equal(z.float(), seen[0].float())
 
 # %% ../../nbs/02_models/12_hub.ipynb #5f8882e0
+def _packed(model, documents): # (B, T) -> what keeps documents apart, in the words of transformers
+    T,how = documents.shape[1],model.config._attn_implementation or 'eager'
+    pos = dict(position_ids=document_positions(T, documents, documents.device))
+    if how.startswith('flash'): return pos # it finds the borders where positions begin again
+    mask = who_sees(T, device=documents.device, documents=documents)
+    return dict(pos, attention_mask=mask if how == 'sdpa' else torch.zeros(mask.shape, dtype=model.dtype, device=mask.device).masked_fill(~mask, torch.finfo(model.dtype).min))
+
+@torch.no_grad()
+def _keeps_apart(model): # do two documents in a row give what two rows give?
+    device,was = next(model.parameters()).device,model.training; model.eval()
+    ids = torch.arange(8, device=device)[None]; docs = (ids >= 4).long()
+    try:
+        packed = model._original.forward(model, ids, use_cache=False, **_packed(model, docs)).logits.view(2, 4, -1)
+        alone = model._original.forward(model, ids.view(2, 4), use_cache=False).logits
+        return bool((packed - alone).abs().max() <= 2e-2*alone.abs().max())
+    except (TypeError, ValueError, RuntimeError): return False
+    finally: model.train(was)
+
 class _Adopted:
     "What an adopted model can do beyond its own class"
     @property
@@ -354,13 +374,19 @@ class _Adopted:
     def _capture(self, args, inputs):
         if self.config.is_encoder_decoder: raise InputError('an encoder-decoder has no hidden states without a target; call it with labels')
         seen = []
-        with _stand_in(self.get_output_embeddings(), lambda h: seen.append(h) or h): out = self._original.forward(self, *args, **{'use_cache': False, **inputs})
+        with _stand_in(self.get_output_embeddings(), lambda h: seen.append(h) or h): out = self._original.forward(self, *args, **self._apart({'use_cache': False, **inputs}))
         return seen[0],out
+    def _apart(self, inputs): # `documents`, numbers of the documents in a row, as positions and a mask
+        documents = inputs.pop('documents', None)
+        if documents is None: return inputs
+        if self.__dict__.get('_keeps_apart') is None: self._keeps_apart = None; self._keeps_apart = _keeps_apart(self)
+        if not self._keeps_apart: raise InputError(f'{type(self).__name__} cannot keep documents in one row apart; train it without packing')
+        return dict(inputs, **_packed(self, documents))
     def _supervised(self, args, inputs, labels, num_items, return_logits):
         if self.config.is_encoder_decoder: raise InputError('an encoder-decoder trains on pairs: give input_ids and labels, not shift_labels')
         inputs.pop('labels', None); inputs.pop('return_dict', None); count_supervised(labels)
         if self._bare: h,out = self._capture(args, inputs)
-        else: out = self._original.forward(self, *args, **{'use_cache': False, **inputs}); h = out.logits
+        else: out = self._original.forward(self, *args, **self._apart({'use_cache': False, **inputs})); h = out.logits
         loss,right = module_loss(self.head if self._bare else nn.Identity(), h, labels, num_items)
         aux = getattr(out, 'aux_loss', None)
         if self.training and torch.is_tensor(aux): loss = loss + self.config.get_text_config().router_aux_loss_coef*aux.to(loss.device)
@@ -378,7 +404,7 @@ def _adopted(cls): # a child of `cls` that nobody can tell from it
     def forward(self, *args, shift_labels=None, num_items_in_batch=None, return_logits=None, **inputs):
         if shift_labels is not None: return self._supervised(args, inputs, shift_labels, num_items_in_batch, return_logits)
         if num_items_in_batch is not None: inputs['num_items_in_batch'] = num_items_in_batch
-        return cls.forward(self, *args, **inputs)
+        return cls.forward(self, *args, **self._apart(inputs))
     return type(cls.__name__, (_Adopted, cls), dict(forward=forward, _original=cls, __module__=cls.__module__, __qualname__=cls.__qualname__, __doc__=cls.__doc__))
 
 def _revive(cls): new = _adopted(cls); return new.__new__(new)
@@ -566,8 +592,9 @@ def hub_model(
             moe_load_in_4bit=moe_load_in_4bit, moe_load_in_8bit=moe_load_in_8bit, trust_remote_code=trust_remote_code, dtype=dtype, max_length=max_length, task=task, device=device, **options))
     bits,expert_bits = _bits(load_in_4bit, load_in_8bit, moe_load_in_4bit, moe_load_in_8bit)
     random,dtype,trust = from_scratch or kind == 'tiny',_dtype(dtype),dict(trust_remote_code=True) if trust_remote_code else {}
-    if not random and (fixed := sorted(_fixed & set(options))): raise InputError(f"{name} comes with its weights, so {fixed[0]} cannot be chosen; leave it out, or add --from_scratch")
-    config = hub_config(name, vocab_size if random else None, trust_remote_code, **options)
+    fixed = set() if random else _fixed & set(options)
+    config = hub_config(name, vocab_size if random else None, trust_remote_code, **{k: v for k,v in options.items() if k not in fixed})
+    if fixed: raise InputError(f"{name} comes with its weights, so {min(fixed)} cannot be chosen; leave it out, or add --from_scratch")
     auto = auto_class(config, task)
     cls = model_class(config, auto)
     if cls is None and not trust_remote_code: raise InputError(_remote(name))
@@ -579,6 +606,7 @@ def hub_model(
     if random and not (bits or expert_bits): model = _random(auto, config, dtype=dtype, **attn, **trust)
     else: model = _few_bits(auto, config, where, random, bits, expert_bits, dtype, attn, trust, task, device)
     if random: model.train()
+    model.random_weights = random # which learning rate is right hangs on it
     return model if task in _heads else adopt(model)
 
 def _ours(path, vocab_size, attention, flash, device, few, options):

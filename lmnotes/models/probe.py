@@ -43,7 +43,7 @@ def leak_probe(
     device = next(model.parameters()).device
     if dtype == 'auto': dtype = torch.float32 if device.type == 'mps' else torch.float64
     config = getattr(model, 'config', None); image = getattr(config, 'image_token_id', None)
-    V = vocab_size or config.get_text_config().vocab_size
+    V = vocab_size or getattr(config, 'get_text_config', lambda: config)().vocab_size
     was,twin,g,worst,alive = model.training,_shaken(model, noise, seed, dtype),torch.Generator().manual_seed(seed),0.,False
     for T in [length] if isinstance(length, int) else length:
         ids = torch.randint(V, (1, T), generator=g)
