@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['fill', 'alone', 'best_fit', 'pack', 'fit_to', 'Packed', 'PackedLoader', 'PaddedLoader', 'padded_loader', 'unpack']
 
-# %% ../../nbs/01_data/12_packing.ipynb #7d0c2140
+# %% ../../nbs/01_data/12_packing.ipynb #7792b5d4
 import bisect
 import numpy as np, torch
 from fastcore.basics import patch
 from ..core import *
 from .blocks import *
 
-# %% ../../nbs/01_data/12_packing.ipynb #b9efec85
+# %% ../../nbs/01_data/12_packing.ipynb #f01f9304
 def fill(
     bins:list, # rows: lists of indices
     lengths,   # of all documents, in tokens
@@ -26,7 +26,7 @@ def alone(lengths, size)->list:
     "Every document in a row of its own: what padding does"
     return [[i] for i in range(len(lengths))]
 
-# %% ../../nbs/01_data/12_packing.ipynb #1d412417
+# %% ../../nbs/01_data/12_packing.ipynb #fdefc152
 def _checked(lengths, size):
     n = np.asarray(lengths, dtype=np.int64)
     if size < 1: raise InputError(f'a row has at least 1 place; size={size} came')
@@ -50,7 +50,7 @@ def best_fit(
         if r: rooms[r].append(b); free |= 1 << r
     return bins
 
-# %% ../../nbs/01_data/12_packing.ipynb #a238b0ca
+# %% ../../nbs/01_data/12_packing.ipynb #7caf649e
 def _top_up(have, alive, room): # how many there are of each length; lengths there are, ascending -> lengths whose sum is as near `room` as can be
     reach,steps,mask = 1,[],(1 << room+1) - 1
     for l in reversed(alive[:bisect.bisect_right(alive, room)]):
@@ -75,7 +75,7 @@ def _subset_sums(n, size): # rows as lists of lengths: the longest there is, the
             if not have[l]: alive.pop(bisect.bisect_left(alive, l))
     return rows
 
-# %% ../../nbs/01_data/12_packing.ipynb #a5486990
+# %% ../../nbs/01_data/12_packing.ipynb #aae352c5
 def _dealt(rows, n): # rows of lengths -> rows of indices
     order = np.argsort(n, kind='stable')
     at = dict(zip(*(a.tolist() for a in np.unique(n[order], return_index=True))))
@@ -91,7 +91,7 @@ def pack(
     ours,plain = _subset_sums(n, size),best_fit(n, size)
     return _dealt(ours, n) if len(ours) < len(plain) else plain
 
-# %% ../../nbs/01_data/12_packing.ipynb #4842979a
+# %% ../../nbs/01_data/12_packing.ipynb #bc1dc041
 def _shorten(e, size): # an example without the middle of its prompt, at most size+1 tokens
     ids,start = np.asarray(e['ids'], np.int32),e['start']
     keep = max(size + 1 - (len(ids) - start), min(start, size//4))
@@ -115,7 +115,7 @@ def fit_to(
         out += parts; origin += [i]*len(parts)
     return out, np.array(origin, np.int64), cut, parted
 
-# %% ../../nbs/01_data/12_packing.ipynb #5f0d8fec
+# %% ../../nbs/01_data/12_packing.ipynb #e32d0df8
 class Packed:
     "Examples in rows of `size` places, and how to gather them"
     def __init__(self,
@@ -140,7 +140,7 @@ class Packed:
         return (f'{int(self.origin[-1]) + 1} documents in {len(self)} rows of {self.size}, fill {self.fill:.4f}; '
                 f'{self.n_parted} cut into pieces, {self.n_cut} tokens cut away')
 
-# %% ../../nbs/01_data/12_packing.ipynb #1fbf39ed
+# %% ../../nbs/01_data/12_packing.ipynb #64cb3ed5
 @patch
 def gather(self:Packed,
     rows,       # lists of numbers of examples, one for each row
@@ -160,7 +160,7 @@ def gather(self:Packed,
     d[target] = np.repeat(np.arange(len(items)) - (np.cumsum(many) - many)[row], n)
     return tuple(torch.from_numpy(a.reshape(len(rows), width)) for a in (x, y, d))
 
-# %% ../../nbs/01_data/12_packing.ipynb #df837923
+# %% ../../nbs/01_data/12_packing.ipynb #13249b3b
 @patch
 def deal(self:Packed,
     seed:int,  # of the run
@@ -176,7 +176,7 @@ def deal(self:Packed,
         self._deals[seed, epoch] = np.split(new, np.cumsum([len(b) for b in self.bins])[:-1])
     return self._deals[seed, epoch]
 
-# %% ../../nbs/01_data/12_packing.ipynb #ea0984d5
+# %% ../../nbs/01_data/12_packing.ipynb #e143a19a
 class PackedLoader(BlockLoader):
     "Batches of `Packed` rows: `input_ids`, `shift_labels`, `documents`"
     def rows(self, k:int)->list: # numbers of examples, for each row of batch `k` on this rank
@@ -195,7 +195,7 @@ class PackedLoader(BlockLoader):
         out = BlockLoader.new(self, dataset, **kwargs); out.__class__ = type(self)
         return out
 
-# %% ../../nbs/01_data/12_packing.ipynb #e58f5102
+# %% ../../nbs/01_data/12_packing.ipynb #c803317b
 class PaddedLoader(PackedLoader):
     "Batches with one example to a row: `input_ids`, `shift_labels`, `attention_mask`"
     longest = True # pad to the longest of the batch; False: to the full size
@@ -216,7 +216,7 @@ def padded_loader(
     dl = PaddedLoader(Packed(examples, size, pack=alone), **kwargs); dl.longest = longest
     return dl
 
-# %% ../../nbs/01_data/12_packing.ipynb #4b73f5b8
+# %% ../../nbs/01_data/12_packing.ipynb #c6f4062d
 def unpack(
     batch:dict, # with `documents`
 )->list: # dicts of `input_ids` and `shift_labels`, each (1, length)
