@@ -607,7 +607,7 @@ def hub_model(
     else: model = _few_bits(auto, config, where, random, bits, expert_bits, dtype, attn, trust, task, device)
     if random: model.train()
     model.random_weights = random # which learning rate is right hangs on it
-    return model if task in _heads else adopt(model)
+    return adopt(model) if task not in _heads or task == 'mlm' else model
 
 def _ours(path, vocab_size, attention, flash, device, few, options):
     if few: raise InputError(f'{path} is a model of lmnotes; 4 and 8 bit loading is for those of transformers. Ours take a rewrite such as +ternary')

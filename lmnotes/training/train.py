@@ -78,6 +78,7 @@ def model_from(o:TrainOptions, vocab_size:int):
     return model
 
 def _check_objective(o, model):
+    if not any(p.requires_grad for p in model.parameters()): raise InputError(f'the weights of {_base(o)} are kept in few bits and stay as they are, so nothing would learn; leave --load_in_4bit and its like out, or train an adapter on it with add_lora')
     if getattr(model.config, 'is_encoder_decoder', False): raise InputError(f'{_base(o)} is an encoder-decoder: it learns pairs of a question and an answer, not running text; choose a causal model')
     both = getattr(model.config, 'causal', True) is False
     if both and not is_masked(o): raise InputError(f'{_base(o)} looks both ways and cannot learn to continue a text; use --task mlm')
