@@ -8,7 +8,7 @@ __all__ = ['kinds', 'catalog', 'short_names', 'Dataset', 'import_catalog', 'Cata
            'Prose', 'Python', 'Arithmetic', 'Recall', 'find_dataset', 'load_rows', 'sample_documents', 'load_documents',
            'finish_documents', 'finish_rows']
 
-# %% ../../nbs/01_data/05_catalog.ipynb #335dea6e
+# %% ../../nbs/01_data/05_catalog.ipynb #1d8885ca
 import importlib, os, random, re, string
 from fastcore.basics import patch
 from importlib.util import find_spec
@@ -17,7 +17,7 @@ from .sources import *
 from .embedded import *
 from .scores import *
 
-# %% ../../nbs/01_data/05_catalog.ipynb #28b78a23
+# %% ../../nbs/01_data/05_catalog.ipynb #85c687d0
 kinds = 'corpus classification choice similarity questions math code tagging translation instructions retrieval vision'.split()
 
 class Dataset:
@@ -46,7 +46,7 @@ class Dataset:
     def documents(self, rows)->list: return [self.text(r) for r in rows]
     def prepare(self, splits)->dict: return splits # a look at the rows when they are loaded
 
-# %% ../../nbs/01_data/05_catalog.ipynb #502fcdf7
+# %% ../../nbs/01_data/05_catalog.ipynb #980de9e4
 @patch
 def references(self:Dataset, row)->list: # of texts without the leading space, one at least
     "The answers that count as right"
@@ -66,7 +66,7 @@ def choices(self:Dataset, row)->list: return None # the targets there are to cho
 @patch
 def scored(self:Dataset, row)->bool: return True # whether the answer is known; False where a benchmark hides its labels
 
-# %% ../../nbs/01_data/05_catalog.ipynb #fa534a6d
+# %% ../../nbs/01_data/05_catalog.ipynb #bc17fc29
 def import_catalog():
     "Import the notebooks that add datasets to the table"
     for name in 'classification', 'questions', 'corpora':
@@ -83,7 +83,7 @@ class Catalog(Registry):
     def __contains__(self, name): import_catalog(); return super().__contains__(name)
     def __missing__(self, name): return self.get(name) if name in self else super().__missing__(name)
 
-# %% ../../nbs/01_data/05_catalog.ipynb #0d225a1a
+# %% ../../nbs/01_data/05_catalog.ipynb #8707fc78
 catalog = Catalog('dataset')
 short_names = {} # short name -> (id, configuration or None)
 
@@ -98,7 +98,7 @@ def dataset(*short): # short names: a string, or a pair of a string and a config
         return catalog(cls.id)(cls)
     return add
 
-# %% ../../nbs/01_data/05_catalog.ipynb #ddd1e182
+# %% ../../nbs/01_data/05_catalog.ipynb #2724f697
 @dataset('wikitext', 'wikitext2', ('wikitext103', 'wikitext-103-raw-v1'))
 class WikiText(Dataset):
     id, hub_id, config = 'wikitext', 'Salesforce/wikitext', 'wikitext-2-raw-v1'
@@ -110,7 +110,7 @@ class WikiText(Dataset):
         if not starts or any(l.strip() for l in lines[:starts[0]]): starts,ends = [0, *starts],[*starts[:1], *ends] if starts else ends
         return [''.join(l or '\n' for l in lines[a:b]) for a,b in zip(starts, ends)]
 
-# %% ../../nbs/01_data/05_catalog.ipynb #e3eedf81
+# %% ../../nbs/01_data/05_catalog.ipynb #12e41f69
 @dataset('enwik8')
 class Enwik8(Dataset):
     id, hub_id, revision, config, configs = 'enwik8', 'LTCB/enwik8', 'refs/convert/parquet', 'enwik8-raw', ('enwik8-raw', 'enwik8')
@@ -119,7 +119,7 @@ class Enwik8(Dataset):
 @dataset('tiny_shakespeare', 'shakespeare')
 class TinyShakespeare(Dataset): id, revision = 'karpathy/tiny_shakespeare', 'refs/convert/parquet'
 
-# %% ../../nbs/01_data/05_catalog.ipynb #d09ba9e4
+# %% ../../nbs/01_data/05_catalog.ipynb #fa214ee6
 def ask(
     instruction:str, # one sentence
     cue:str,         # word before the answer
@@ -128,7 +128,7 @@ def ask(
     "A prompt, ready for its answer"
     return '\n'.join([instruction, '', *(f"{k.replace('_', ' ')}: {v}" for k,v in fields.items()), f'{cue}:'])
 
-# %% ../../nbs/01_data/05_catalog.ipynb #c782329a
+# %% ../../nbs/01_data/05_catalog.ipynb #016ca1b3
 class Answered(Dataset):
     "A dataset whose rows have a question side and an answer side"
     instruction, cue, kind, modes = None, None, 'questions', ('sft', 'rl')
@@ -147,7 +147,7 @@ class GSM8K(Answered):
     def answer(self, row): return row['answer']
     def score(self, row, text): return same_number(text, row['answer'])
 
-# %% ../../nbs/01_data/05_catalog.ipynb #243f496b
+# %% ../../nbs/01_data/05_catalog.ipynb #f7bdd89c
 @dataset('squad')
 class SQuAD(Answered):
     role = 'both'
@@ -157,7 +157,7 @@ class SQuAD(Answered):
     def references(self, row): return list(row['answers']['text'])
     def score(self, row, text): return token_f1(text, self.references(row))
 
-# %% ../../nbs/01_data/05_catalog.ipynb #fd7f1eef
+# %% ../../nbs/01_data/05_catalog.ipynb #2a249b7a
 def label_names(
     ds:Dataset,   # with `labels`, the column, and `published`, the order to fall back on
     splits:dict,  # split name -> `Rows`
@@ -178,7 +178,7 @@ def _id(label): # an int where it is one in any form; csv gives '1', pandas 1.0
     if isinstance(label, str): return int(label) if re.fullmatch(r'-?[0-9]{1,9}', label) else label
     return int(label) if label == int(label) else label
 
-# %% ../../nbs/01_data/05_catalog.ipynb #58783b9e
+# %% ../../nbs/01_data/05_catalog.ipynb #97d9bb9f
 class Labelled(Answered):
     "A dataset whose answer is one of a few words"
     kind, labels, words = 'classification', 'label', {} # the label's column; the data's own names -> the words we ask for
@@ -190,7 +190,7 @@ class Labelled(Answered):
             raise InputError(f"'{self.name}' names a label '{new[0]}', which the catalog does not know; there is: {', '.join(self.words)}.")
         return splits
     def answer(self, row): return self.word(row[self.labels])
-    def choices(self, row): return [' ' + self.words[n] for n in self.names or self.words]
+    def choices(self, row): return list(dict.fromkeys(' ' + self.words[n] for n in self.names or self.words))
     def score(self, row, text): return label_score(text, self.answer(row), list(self.words.values()))
     def scored(self, row): return _id(row.get(self.labels)) != -1
 
@@ -205,7 +205,7 @@ def word(self:Labelled, label)->str: # `label`: an id, or the data's own name
     if not isinstance(i, int) or not 0 <= i < len(self.names): raise InputError(f"'{self.name}' has no label {label!r}; there is: {', '.join(self.names or self.words)}.")
     return self.words[self.names[i]]
 
-# %% ../../nbs/01_data/05_catalog.ipynb #e2f95e8f
+# %% ../../nbs/01_data/05_catalog.ipynb #68360cb0
 class Choice(Answered):
     "A dataset whose answer is the letter of an option; say where `question`, `options` and `gold` are"
     kind, role, instruction, cue = 'choice', 'eval', 'Choose the right answer and give its letter.', 'Answer'
@@ -222,7 +222,7 @@ class Choice(Answered):
         if not isinstance(g, int) or not 0 <= g < len(letters): raise InputError(f"gold missing: '{self.name}' marks option {g} of {len(letters)}")
         return letters[g]
 
-# %% ../../nbs/01_data/05_catalog.ipynb #f732c535
+# %% ../../nbs/01_data/05_catalog.ipynb #69c810f7
 class Tagged(Answered):
     "A dataset whose answer is one tag for each word"
     kind, cue, tokens, labels = 'tagging', 'Tags', 'tokens', 'tags' # `tokens`, `labels`: columns
@@ -245,7 +245,7 @@ def tags(self:Tagged, row)->list:
     if bad := [i for i in ids if not isinstance(i, int) or not 0 <= i < len(self.names)]: raise InputError(f"'{self.name}' has no tag {bad[0]}; there is: {', '.join(self.names)}.")
     return [self.names[i] for i in ids]
 
-# %% ../../nbs/01_data/05_catalog.ipynb #db5040f6
+# %% ../../nbs/01_data/05_catalog.ipynb #c387dbfe
 @dataset('prose')
 class Prose(Dataset): id = 'embedded/prose'
 
@@ -262,7 +262,7 @@ class Recall(Dataset):
     def target(self, row): return row['answer']
     def text(self, row): return f"{row['pairs']} ? {row['queries']}"
 
-# %% ../../nbs/01_data/05_catalog.ipynb #90231514
+# %% ../../nbs/01_data/05_catalog.ipynb #a6cc9986
 def find_dataset(
     name:str,         # short name, id, or id/configuration
     config:str=None,  # configuration, unless the name has it
@@ -277,7 +277,7 @@ def find_dataset(
     if own and config and own != config: raise InputError(f"'{name}' already says the configuration '{own}', and '{config}' came too; give one")
     return catalog[id](config or own)
 
-# %% ../../nbs/01_data/05_catalog.ipynb #a3a11bb1
+# %% ../../nbs/01_data/05_catalog.ipynb #e4933644
 def load_rows(
     ds:Dataset,     # from `find_dataset`
     data_dir=None,  # root in hub layout; None: the environment variable LMNOTES_DATA_DIR, else the hub
@@ -291,7 +291,7 @@ def load_rows(
     if not any(splits.values()): raise InputError(f"'{ds.name}' has no rows here (splits: {', '.join(found)}; ours: {', '.join(ds.splits.values())}); choose another configuration or source")
     return ds.prepare(splits)
 
-# %% ../../nbs/01_data/05_catalog.ipynb #6abb42ec
+# %% ../../nbs/01_data/05_catalog.ipynb #7c5a25f6
 def sample_documents(
     texts:list, # documents
     limit:int,  # how many to keep, at most; None: all
@@ -308,7 +308,7 @@ def load_documents(
     limit:int=None,  # documents kept of each split
 )->tuple: # split name -> documents; sentences about what was done
     "Training and validation documents of a dataset"
-    splits = {s: [d for d in ds.documents(rows) if d.strip()] for s,rows in load_rows(ds, data_dir).items() if s != 'test'}
+    splits = {s: [d for d in ds.documents(rows) if d.strip()] for s,rows in load_rows(ds, data_dir).items() if s in ('train', 'validation')}
     return finish_documents(_train_from(ds, splits), limit)
 
 def _train_from(ds, splits)->dict: # no training rows: validation takes their place, to be cut
@@ -316,7 +316,7 @@ def _train_from(ds, splits)->dict: # no training rows: validation takes their pl
     if not splits.get('validation'): raise InputError(f"'{ds.name}' has no training rows here (splits: {', '.join(splits) or 'test'}); choose another configuration or source")
     return {'train': splits['validation'], **{s: r for s,r in splits.items() if s not in ('train', 'validation')}}
 
-# %% ../../nbs/01_data/05_catalog.ipynb #db89d0cc
+# %% ../../nbs/01_data/05_catalog.ipynb #e6e15e95
 def finish_documents(splits, limit=None)->tuple:
     "Cut a validation split if there is none, sample, and say so"
     splits,notes = dict(splits),[]
@@ -331,7 +331,7 @@ def _few(n, what): return f'only {n} training {what}: expect little'
 def _check_limit(limit):
     if limit is not None and limit < 1: raise InputError(f'limit is a number of documents, at least 1; {limit} came')
 
-# %% ../../nbs/01_data/05_catalog.ipynb #7a484839
+# %% ../../nbs/01_data/05_catalog.ipynb #6735ac80
 def finish_rows(
     ds:Dataset,      # the dataset of the rows
     splits:dict,     # from `load_rows`
