@@ -210,6 +210,7 @@ def free_response(
 @mixers('resonance')
 class Resonance(nn.Module):
     "Gate, ring, gate: a long convolution with damped oscillators, and a recurrence with the same outputs"
+    no_decay = 'magnitude', 'phase', 'taps' # amplitudes, angles and taps are no weights of a sum to keep small
     gates = None # gates a head shares among its channels; None: a pair for each channel
     def __init__(self,
         dim:int,          # width of the stream

@@ -15,9 +15,11 @@ def decay_groups(
     wd:float,        # decoupled weight decay, per step and unit of learning rate
     among=None,      # parameters to group; default: all that require a gradient
 )->list[dict]: # two groups: matrices with `wd`, vectors without
-    "Parameter groups in which only tensors of two dimensions or more decay"
+    "Parameter groups in which only tensors of two dimensions or more decay, except those a module names in `no_decay`"
     ps = [p for p in (model.parameters() if among is None else among) if p.requires_grad]
-    groups = [dict(params=[p for p in ps if p.ndim >= 2], weight_decay=wd), dict(params=[p for p in ps if p.ndim < 2], weight_decay=0.)]
+    spared = {id(getattr(m, n)) for m in model.modules() for n in getattr(m, 'no_decay', ())}
+    decays = lambda p: p.ndim >= 2 and id(p) not in spared
+    groups = [dict(params=[p for p in ps if decays(p)], weight_decay=wd), dict(params=[p for p in ps if not decays(p)], weight_decay=0.)]
     return [g for g in groups if g['params']]
 
 # %% ../../nbs/05_training/03_optimizers.ipynb #914aef93
