@@ -7,7 +7,7 @@ __all__ = ['glue_tasks', 'IMDB', 'Opinions', 'GLUE', 'SentenceSimilarity', 'Phra
            'FiQASentiment', 'FinanceTasks', 'MMLU', 'MMLUPro', 'CoNLL2003', 'Entities', 'UniversalDependencies',
            'ListOps']
 
-# %% ../../nbs/01_data/06_classification.ipynb #9a1a7ad0
+# %% ../../nbs/01_data/06_classification.ipynb #37dd3c67
 import re
 from ..core import *
 from .sources import *
@@ -15,7 +15,7 @@ from .embedded import *
 from .scores import *
 from .catalog import *
 
-# %% ../../nbs/01_data/06_classification.ipynb #6b160d00
+# %% ../../nbs/01_data/06_classification.ipynb #64df82d9
 @dataset('imdb')
 class IMDB(Labelled):
     id, role, instruction, cue = 'stanfordnlp/imdb', 'both', 'Say whether the review is negative or positive.', 'Sentiment'
@@ -30,7 +30,7 @@ class Opinions(Labelled):
     words, modes = dict(negative='negative', positive='positive'), ('pretrain', 'sft', 'rl')
     def fields(self, row): return dict(Review=row['text'])
 
-# %% ../../nbs/01_data/06_classification.ipynb #7daf50be
+# %% ../../nbs/01_data/06_classification.ipynb #5b39164f
 _pair = dict(Sentence_1='sentence1', Sentence_2='sentence2')
 _entails = 'entailment', 'not_entailment'
 
@@ -45,7 +45,7 @@ glue_tasks = dict( # configuration -> instruction, cue, words, prompt field -> c
     wnli=('Say whether the second sentence follows from the first: entailment or not_entailment.', 'Relation', _entails, _pair),
     stsb=('Say how similar the two sentences are, from 0.0 to 5.0.', 'Similarity', (), _pair))
 
-# %% ../../nbs/01_data/06_classification.ipynb #72005e56
+# %% ../../nbs/01_data/06_classification.ipynb #cd20c578
 @dataset(*[(t, t) for t in glue_tasks])
 class GLUE(Labelled):
     id, hub_id, configs, role = 'glue', 'nyu-mll/glue', tuple(glue_tasks), 'both'
@@ -71,7 +71,7 @@ class SentenceSimilarity(GLUE):
     def score(self, row, text): return scale_score(text, float(self.answer(row)))
     def scored(self, row): return row.get('label') is not None and 0 <= float(row['label']) <= 5
 
-# %% ../../nbs/01_data/06_classification.ipynb #e5c51666
+# %% ../../nbs/01_data/06_classification.ipynb #e14d6452
 @dataset('phrasebank')
 class PhraseBank(Labelled):
     id, revision, role, config = 'takala/financial_phrasebank', 'refs/convert/parquet', 'both', 'sentences_50agree'
@@ -87,7 +87,7 @@ class FinanceTweets(Labelled):
     words = dict(bearish='bearish', bullish='bullish', neutral='neutral', Bearish='bearish', Bullish='bullish', Neutral='neutral')
     def fields(self, row): return dict(Tweet=row['text'].strip())
 
-# %% ../../nbs/01_data/06_classification.ipynb #52220bda
+# %% ../../nbs/01_data/06_classification.ipynb #f93726ba
 def fiqa_label(
     score:float,         # in [-1,1]
     threshold:float=0.1, # in the units of `score`
@@ -108,7 +108,7 @@ class FiQASentiment(Labelled):
         return fiqa_label(float(row['score']))
     def scored(self, row): return row.get('score') not in (None, '')
 
-# %% ../../nbs/01_data/06_classification.ipynb #a0921428
+# %% ../../nbs/01_data/06_classification.ipynb #67584308
 @dataset('finance_tasks')
 class FinanceTasks(Answered):
     id, role, configs, kind = 'AdaptLLM/finance-tasks', 'eval', ('ConvFinQA', 'FPB', 'FiQA_SA', 'Headline', 'NER'), 'classification'
@@ -130,7 +130,7 @@ class FinanceTasks(Answered):
         if self.config == 'NER': return token_f1(text, answer)
         return same_number(text, answer) if last_number(answer) is not None else exact_match(text, answer)
 
-# %% ../../nbs/01_data/06_classification.ipynb #3a51fc91
+# %% ../../nbs/01_data/06_classification.ipynb #4021840a
 _subjects = '''abstract_algebra anatomy astronomy business_ethics clinical_knowledge college_biology college_chemistry college_computer_science college_mathematics college_medicine college_physics
 computer_security conceptual_physics econometrics electrical_engineering elementary_mathematics formal_logic global_facts high_school_biology high_school_chemistry high_school_computer_science
 high_school_european_history high_school_geography high_school_government_and_politics high_school_macroeconomics high_school_mathematics high_school_microeconomics high_school_physics high_school_psychology
@@ -158,7 +158,7 @@ class MMLUPro(Choice):
         if i >= 0 and a and a != chr(ord('A') + i): raise InputError(f"'{self.name}' gives the answer as {a} and as option {i}; one of the two is wrong")
         return i
 
-# %% ../../nbs/01_data/06_classification.ipynb #1622f933
+# %% ../../nbs/01_data/06_classification.ipynb #fa2a3475
 @dataset('conll')
 class CoNLL2003(Tagged):
     id, hub_id, revision, role, labels = 'conll2003', 'eriktks/conll2003', 'refs/convert/parquet', 'both', 'ner_tags'
@@ -173,7 +173,8 @@ class Entities(CoNLL2003):
 
 @dataset('ud')
 class UniversalDependencies(Tagged):
-    id, hub_id, role, labels, config = 'universal_dependencies', 'universal-dependencies/universal_dependencies', 'both', 'upos', 'en_ewt'
+    id, hub_id, revision = 'universal_dependencies', 'universal-dependencies/universal_dependencies', 'refs/convert/parquet'
+    role, labels, config = 'both', 'upos', 'en_ewt'
     configs = 'en_ewt', 'en_gum', 'en_lines', 'en_partut', 'de_gsd', 'es_ancora', 'fr_gsd', 'it_isdt' # the best known; any `language_treebank` is taken
     instruction = 'Give the part of speech of each word.'
     published = 'NOUN PUNCT ADP NUM SYM SCONJ ADJ PART DET CCONJ PROPN PRON X _ ADV INTJ VERB AUX'.split()
@@ -188,7 +189,7 @@ class UniversalDependencies(Tagged):
         if len(keep) != len(row[self.tokens]): return row # an error that `tags` reports
         return dict(row, **{c: [v for v,k in zip(row[c], keep) if k] for c in (self.tokens, self.labels)})
 
-# %% ../../nbs/01_data/06_classification.ipynb #592cd9db
+# %% ../../nbs/01_data/06_classification.ipynb #0575e717
 @dataset()
 class ListOps(Labelled):
     id, role, config, configs, labels = 'listops', 'both', 'd20s', ('d20s',), 'Target'

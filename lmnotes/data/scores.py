@@ -6,13 +6,13 @@
 __all__ = ['normalize_answer', 'exact_match', 'token_f1', 'numbers_of', 'last_number', 'same_number', 'label_score', 'label_of',
            'choice_letter', 'scale_score', 'tags_of', 'tag_accuracy', 'entity_spans', 'entity_f1']
 
-# %% ../../nbs/01_data/04_scores.ipynb #d45cde1f
+# %% ../../nbs/01_data/04_scores.ipynb #3326692c
 import re, string
 from collections import Counter
 from fractions import Fraction
 from ..core import *
 
-# %% ../../nbs/01_data/04_scores.ipynb #aa4a866f
+# %% ../../nbs/01_data/04_scores.ipynb #2a257c02
 def normalize_answer(text:str)->str:
     "An answer without case, punctuation, articles and spare white space, as SQuAD compares it"
     text = ''.join(c for c in text.lower() if c not in _punctuation)
@@ -20,7 +20,7 @@ def normalize_answer(text:str)->str:
 
 _punctuation = set(string.punctuation)
 
-# %% ../../nbs/01_data/04_scores.ipynb #45839fc2
+# %% ../../nbs/01_data/04_scores.ipynb #782c89bb
 def exact_match(
     text:str,   # what the model wrote
     references, # acceptable answers: a list, or one as a string
@@ -33,7 +33,7 @@ def _several(references)->list:
     if not references: raise InputError('gold missing: a score needs at least one reference, and none came')
     return references
 
-# %% ../../nbs/01_data/04_scores.ipynb #b5fcfa1b
+# %% ../../nbs/01_data/04_scores.ipynb #7f4632f0
 def token_f1(
     text:str,         # what the model wrote
     references,       # acceptable answers: a list, or one as a string
@@ -47,9 +47,9 @@ def _f1(said:list, gold:list, empty:bool=False)->float:
     same = sum((Counter(said) & Counter(gold)).values())
     return 2*same/(len(said) + len(gold)) if same else 0.
 
-# %% ../../nbs/01_data/04_scores.ipynb #f2634cee
+# %% ../../nbs/01_data/04_scores.ipynb #f1c7ac84
 _plain = r'(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|(?<![0-9.])\.[0-9]+)(?:[eE][+-]?[0-9]{1,2}(?![0-9]))?'
-_number = re.compile(rf'(?<![A-Za-z_0-9])(?P<sign>(?<![\w)\]])[-−])?[$€£]?(?P<sign2>(?<=[$€£])[-−])?(?:(?P<whole>[0-9]+)\s+(?=[0-9]+/[0-9]))?(?P<top>{_plain})(?:\s?[/⁄]\s?(?P<under>[0-9]+(?:\.[0-9]+)?))?')
+_number = re.compile(rf'(?<![A-Za-z_0-9])(?P<sign>(?<![\w)\]])[-−])?[$€£]?(?P<sign2>(?<=[$€£])[-−])?(?:(?P<whole>[0-9]+) (?=[0-9]+/[0-9]))?(?P<top>{_plain})(?:\s?[/⁄]\s?(?P<under>[0-9]+(?:\.[0-9]+)?))?')
 
 def numbers_of(text:str)->list: # of `Fraction`
     "The numbers in a text, in the order they stand"
@@ -66,7 +66,7 @@ def last_number(text:str): # a `Fraction`, or None where there is none
     "The last number in a text"
     return next(iter(numbers_of(text)[::-1]), None)
 
-# %% ../../nbs/01_data/04_scores.ipynb #7ef3fabb
+# %% ../../nbs/01_data/04_scores.ipynb #3a643a2a
 def same_number(
     text:str,            # what the model wrote
     reference,           # the right number, or a text whose last number it is
@@ -77,7 +77,7 @@ def same_number(
     if gold is None: raise InputError(f"gold missing: the reference {str(reference)[:40]!r} holds no number")
     return float(said is not None and abs(said - gold) <= Fraction(tolerance)*abs(gold))
 
-# %% ../../nbs/01_data/04_scores.ipynb #a614e412
+# %% ../../nbs/01_data/04_scores.ipynb #39b46b56
 def label_score(
     text:str,  # what the model wrote
     label:str, # the right label
@@ -98,20 +98,20 @@ def label_of(
 def _words(text)->str: return ' '.join(re.findall(r'[^\W_]+', text.lower()))
 _lead = re.compile(r'\W*(?:[A-Za-z]+\W+){0,4}?(?:[A-Za-z]+\s*:|is\b)') # at most five words that end in `:` or in `is`
 
-# %% ../../nbs/01_data/04_scores.ipynb #00d68718
+# %% ../../nbs/01_data/04_scores.ipynb #b6f585d5
 def choice_letter(
     text:str, # what the model wrote
     n:int=4,  # how many options there are, at most 26
 )->str: # a capital letter, or None
     "The letter of the option that a text chooses"
-    last = string.ascii_uppercase[n-1]
-    m = re.match(rf'\W*(?:.{{0,40}}?\banswer(?:\s+is)?\W+)?([A-{last}])(?:\W*$|[).:,*\]]|\s*\n)', text.strip(), re.I | re.S)
+    last,said = string.ascii_uppercase[n-1],text.strip()
+    m = re.match(rf'\W*(?:.{{0,40}}?\banswer(?:\s+is)?\W+)?([A-{last}])(?:\W*$|[).:,*\]]|\s*\n)', said, re.I | re.S)
     if not m: return None
     letter = m[1].upper()
-    others = re.findall(rf'(?<![\w\'’])[A-{last}](?![\w\'’])(?! [a-z])', text[:m.start(1)] + text[m.end(1):])
-    return letter if set(others) <= {letter} else None
+    others = re.findall(rf'(?<![\w\'’])[A-{last}](?![\w\'’])(?! [a-z])', said[:m.start(1)] + said[m.end(1):], re.I)
+    return letter if {o.upper() for o in others} <= {letter} else None
 
-# %% ../../nbs/01_data/04_scores.ipynb #3f743f71
+# %% ../../nbs/01_data/04_scores.ipynb #ba0f44a7
 def scale_score(
     text:str,         # what the model wrote
     reference:float,  # the right value
@@ -121,7 +121,7 @@ def scale_score(
     said = numbers_of(text)
     return max(0., 1 - abs(float(said[0]) - reference)/scale) if len(said) == 1 else 0.
 
-# %% ../../nbs/01_data/04_scores.ipynb #296d5bb2
+# %% ../../nbs/01_data/04_scores.ipynb #7acb20a0
 def tags_of(text:str)->list: return text.replace(',', ' ').split()
 
 def tag_accuracy(
@@ -131,7 +131,7 @@ def tag_accuracy(
     "Share of the words with the right tag"
     return sum(a == b for a,b in zip(said, gold))/max(len(said), len(gold), 1)
 
-# %% ../../nbs/01_data/04_scores.ipynb #d2f3d789
+# %% ../../nbs/01_data/04_scores.ipynb #a17b14cc
 def entity_spans(tags:list)->set: # of (first word, one past the last, type)
     "The entities that a sequence of `B-`, `I-` and `O` tags marks"
     spans,start,kind = set(),0,None
