@@ -8,16 +8,17 @@ __all__ = ['readers', 'ways_on', 'converted', 'Rows', 'read_file', 'local_config
            'split_by_hash', 'split_tail', 'find_text', 'find_pair', 'own_splits', 'columns_of', 'own_rows', 'own_texts',
            'held_out']
 
-# %% ../../nbs/01_data/01_sources.ipynb #28209b07
+# %% ../../nbs/01_data/01_sources.ipynb #fe6b2eb1
 import csv, hashlib, json, math, os, re, socket, sys, time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 from urllib.request import getproxies
 from ..core import *
 
-# %% ../../nbs/01_data/01_sources.ipynb #786fea6d
+# %% ../../nbs/01_data/01_sources.ipynb #316284ad
 class Rows(list):
     "A list of dicts, with the label names of each column that has them in `.labels`"
     def __init__(self, rows=(), labels=None):
@@ -25,7 +26,7 @@ class Rows(list):
     def take(self, idxs)->'Rows': # the rows at `idxs`, in that order
         return Rows((self[i] for i in idxs), self.labels)
 
-# %% ../../nbs/01_data/01_sources.ipynb #5b929ea5
+# %% ../../nbs/01_data/01_sources.ipynb #dba02d1d
 def _decode(path)->str:
     raw = Path(path).read_bytes()
     try: return raw.decode('utf-8-sig')
@@ -44,7 +45,7 @@ def _read_jsonl(path)->Rows:
         rows.append(row)
     return rows
 
-# %% ../../nbs/01_data/01_sources.ipynb #1614b6a0
+# %% ../../nbs/01_data/01_sources.ipynb #50728b32
 def _read_csv(path)->Rows:
     csv.field_size_limit(2**31 - 1)
     rows = list(csv.DictReader(_decode(path).splitlines(keepends=True)))
@@ -62,7 +63,7 @@ def _read_parquet(path)->Rows:
     except pa.ArrowInvalid as e: raise InputError(f'{path} is not a whole parquet file ({str(e).splitlines()[0]})') from None
     return Rows(table.to_pylist(), _parquet_labels(table.schema))
 
-# %% ../../nbs/01_data/01_sources.ipynb #b147ccbe
+# %% ../../nbs/01_data/01_sources.ipynb #b35211f4
 readers = {'.parquet': _read_parquet, '.jsonl': _read_jsonl, '.csv': _read_csv, '.txt': _read_txt}
 
 def read_file(
@@ -79,7 +80,7 @@ def _nearby(path)->str:
     root = next((p for p in path.parents if p.is_dir()), Path('.'))
     return f"in {root}/ " + did_you_mean(path.relative_to(root).parts[0] if path != root else path.name, [p.name for p in root.iterdir()])
 
-# %% ../../nbs/01_data/01_sources.ipynb #44ea519f
+# %% ../../nbs/01_data/01_sources.ipynb #e2addc00
 def local_config(
     data_dir,         # root in hub layout
     id:str,           # hub id, such as `openai/gsm8k`
@@ -98,7 +99,7 @@ def local_config(
         raise InputError(f"'{id}' has no configuration '{config or 'default'}' under {root}: {did_you_mean(config or 'default', have)}")
     return folder
 
-# %% ../../nbs/01_data/01_sources.ipynb #fb5ccc09
+# %% ../../nbs/01_data/01_sources.ipynb #69dc2ca9
 def local_rows(
     data_dir,         # root in hub layout
     id:str,           # hub id
@@ -110,7 +111,7 @@ def local_rows(
     if not files: raise InputError(f'{folder} holds no split; put a file such as train.parquet there')
     return {f.stem: read_file(f) for f in files}
 
-# %% ../../nbs/01_data/01_sources.ipynb #95dae9b8
+# %% ../../nbs/01_data/01_sources.ipynb #ce921412
 @dataclass
 class Patience:
     "How long to wait for a source that others run"
@@ -138,7 +139,7 @@ def patiently(
     said = f'{type(last).__name__}: {last}'.split('\n')[0][:160]
     raise error(f'{what() if callable(what) else what}: gave up after {p.tries} tries and {time.monotonic() - start:.1f} s (time-out {p.timeout:g} s a read; last: {said})') from last
 
-# %% ../../nbs/01_data/01_sources.ipynb #e35a6c10
+# %% ../../nbs/01_data/01_sources.ipynb #7fd792f5
 ways_on = 'give a local root in hub layout with --data_dir, or use an embedded dataset (prose, python, arithmetic, recall)'
 converted = 'refs/convert/parquet' # the branch where the hub keeps every set as parquet files
 
@@ -161,7 +162,7 @@ def _hub_error(e, id, config)->InputError:
     if 'script' in str(e): return InputError(f"'{id}' is a script, which `datasets` no longer runs, and its revision {converted} could not be read either ({said}); {ways_on}")
     return InputError(f"could not fetch '{id}' from the hub ({said}): {ways_on}")
 
-# %% ../../nbs/01_data/01_sources.ipynb #1ec37a99
+# %% ../../nbs/01_data/01_sources.ipynb #08e2c410
 def hub_answers(timeout:float=5)->bool: # seconds to wait for the hub to accept a connection
     "Whether the hub (or the `HF_ENDPOINT` that stands for it) accepts a connection; behind a proxy we cannot tell and say yes"
     url = urlsplit(_endpoint())
@@ -181,7 +182,7 @@ def offline_if_silent():
     finally:
         for m,o in zip(mods, old): m.HF_HUB_OFFLINE = o
 
-# %% ../../nbs/01_data/01_sources.ipynb #6a6010bd
+# %% ../../nbs/01_data/01_sources.ipynb #1c66adb7
 @contextmanager
 def _hub_timeout(seconds):
     import huggingface_hub.constants as hub
@@ -223,7 +224,12 @@ def hub_rows(
     def labels(ds): return {k: f.names for k,f in ds.features.items() if hasattr(f, 'names')}
     return {k: Rows(ds.to_list(), labels(ds)) for k,ds in splits.items()}
 
-# %% ../../nbs/01_data/01_sources.ipynb #be6299d4
+# %% ../../nbs/01_data/01_sources.ipynb #b0327893
+@lru_cache(1)
+def _session(pid): # kept open between reads, one for each process
+    import requests
+    return requests.Session()
+
 def hub_get(
     url:str,                 # whole, or a path under the hub's endpoint
     timeout:float=30.,       # seconds without a byte
@@ -231,14 +237,13 @@ def hub_get(
     first:int=None, last:int=None, # range of bytes, both included; None: all
 ):
     "One HTTP read with the hub's token; `OSError` where another try may help, `InputError` where not"
-    import requests
     from huggingface_hub import get_token
     from huggingface_hub.constants import HF_HUB_OFFLINE
     if HF_HUB_OFFLINE: raise InputError(f"'{id}' is on the hub, and HF_HUB_OFFLINE is set; unset it, or {ways_on}")
     url = url if '://' in url else f'{_endpoint()}/{url}'
     headers = {'Accept-Encoding': 'identity'} | ({'Authorization': f'Bearer {get_token()}'} if get_token() and url.startswith(_endpoint()) else {})
     if first is not None: headers['Range'] = f'bytes={first}-{last}'
-    r = requests.get(url, headers=headers, timeout=timeout)
+    r = _session(os.getpid()).get(url, headers=headers, timeout=timeout)
     if r.status_code in (401, 403): raise _gated(id) if 'gated' in f"{r.headers.get('X-Error-Code', '')} {r.text[:500]}".lower() else InputError(
         f"'{id}' is not there or not open to you (HTTP {r.status_code}): check the name; for a private set make a token at {_endpoint()}/settings/tokens and `hf auth login`")
     if r.status_code == 404: raise InputError(f"'{id}' is not on the hub (HTTP 404 for {urlsplit(url).path}): check the name, or {ways_on}")
@@ -257,7 +262,7 @@ def _tree(id, revision, patience)->list: # {'path', 'size'} of every parquet fil
         files += [dict(path=f['path'], size=f['size']) for f in found if f['path'].endswith('.parquet')]
     return files
 
-# %% ../../nbs/01_data/01_sources.ipynb #f4f5be8b
+# %% ../../nbs/01_data/01_sources.ipynb #002fc88c
 _split_words = r'(train|training|validation|valid|val|dev|test|testing)'
 
 def _place(path)->tuple: # configuration, split, whether it is only the first part; guessed for files outside the parquet branch
@@ -293,7 +298,7 @@ def pick_config(id:str, found:dict, config:str=None)->str:
     if config not in found: raise _no_config(id, config, found)
     return config
 
-# %% ../../nbs/01_data/01_sources.ipynb #05129815
+# %% ../../nbs/01_data/01_sources.ipynb #13b9a4c3
 def content_hash(text:str)->int: # 64 bits, the same on every machine
     "A number that depends on what a document says and on nothing else"
     return int.from_bytes(hashlib.blake2b(text.encode('utf-8', 'replace'), digest_size=8).digest(), 'big')
@@ -310,7 +315,7 @@ def split_by_hash(
     train = [i for i,h in enumerate(hashes) if h > limit]
     return train, [i for i,h in enumerate(hashes) if h <= limit]
 
-# %% ../../nbs/01_data/01_sources.ipynb #b00dcb79
+# %% ../../nbs/01_data/01_sources.ipynb #88bfbf2a
 def split_tail(
     text:str,             # one document
     fraction:float=0.05,  # share of the characters held out, in (0,1)
@@ -321,7 +326,7 @@ def split_tail(
     if cut <= len(text)*(1 - 4*fraction): cut = mark # lines longer than the tail: cut where the mark is
     return text[:cut], text[cut:]
 
-# %% ../../nbs/01_data/01_sources.ipynb #ce02052b
+# %% ../../nbs/01_data/01_sources.ipynb #347584ad
 _pairs = dict(prompt='response', instruction='output')
 _layouts = "'text', 'prompt'+'response', 'instruction'+'output' or 'messages'"
 
@@ -352,7 +357,7 @@ def find_text(
     if 'messages' in columns: return lambda r: '\n'.join(f'{who}: {said}' for who,said in _turns(r))
     raise InputError(f"no column {_layouts} among {', '.join(map(str, columns))}; name one with --text_column")
 
-# %% ../../nbs/01_data/01_sources.ipynb #3ccc175b
+# %% ../../nbs/01_data/01_sources.ipynb #b68ed1cd
 def _answer(prompt, text)->str: # with the space before it, unless there is one
     return text if text[:1].isspace() or prompt[-1:].isspace() else ' ' + text
 
@@ -383,7 +388,7 @@ def find_pair(
     if {'instruction', 'output'} <= set(columns): return sides(_instruction, column('output'))
     if 'messages' in columns: return sides(lambda r: _chat(r)[0], lambda r: _chat(r)[1])
 
-# %% ../../nbs/01_data/01_sources.ipynb #42743c90
+# %% ../../nbs/01_data/01_sources.ipynb #c2b12cf5
 _split_names = dict(train='train', validation='validation', valid='validation', val='validation', dev='validation', test='test')
 
 def _own_files(path)->list:
@@ -429,7 +434,7 @@ def own_rows(
     "The rows of a file or folder of one's own"
     return {s: _rows_of(files, list(filter(None, need))) for s,files in own_splits(path).items()}
 
-# %% ../../nbs/01_data/01_sources.ipynb #065c5051
+# %% ../../nbs/01_data/01_sources.ipynb #ce5b70b9
 def own_texts(
     path,                  # file or folder
     text_column:str=None,  # column to read, when the usual names do not fit
@@ -446,7 +451,7 @@ def own_texts(
         if not docs: raise InputError(f'{path} holds no text for {s}; every row is blank')
     return splits
 
-# %% ../../nbs/01_data/01_sources.ipynb #96016df6
+# %% ../../nbs/01_data/01_sources.ipynb #0c1f51ad
 def held_out(
     texts:list,           # documents
     fraction:float=0.05,  # share held out
