@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['plain_words', 'Contamination', 'contamination', 'contamination_table']
 
-# %% ../../nbs/01_data/16_contamination.ipynb #33796ae9
+# %% ../../nbs/01_data/16_contamination.ipynb #3a58cea5
 import re
 from dataclasses import dataclass, field
 from itertools import repeat
@@ -13,7 +13,7 @@ import numpy as np
 from ..core import *
 from .sources import content_hash
 
-# %% ../../nbs/01_data/16_contamination.ipynb #8e69cc54
+# %% ../../nbs/01_data/16_contamination.ipynb #853b9209
 _spaceless = '\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff'
 _word = re.compile(f'[{_spaceless}]|[^\\W_{_spaceless}]+')
 _ascii = bytes(ord(chr(i).lower()) if chr(i).isalnum() and i < 128 else 32 for i in range(256))
@@ -25,7 +25,7 @@ def plain_words(
     if text.isascii(): return text.encode().translate(_ascii).decode().split() # the same, ten times as fast
     return _word.findall(text.lower())
 
-# %% ../../nbs/01_data/16_contamination.ipynb #97c6fa61
+# %% ../../nbs/01_data/16_contamination.ipynb #76ffe110
 _P = np.uint64(0x9E3779B97F4A7C15) # odd, so that no word of a run is lost in the product
 
 def _runs(ids, n)->np.ndarray: # where a run of n known words begins
@@ -40,7 +40,7 @@ def _hashes(ids, starts, n, values)->np.ndarray: # 64 bits for each run
 def _word_values(n_words)->np.ndarray: # 64 random bits for each word
     return np.random.default_rng(0).integers(0, 2**64, n_words, dtype=np.uint64)
 
-# %% ../../nbs/01_data/16_contamination.ipynb #68ce715c
+# %% ../../nbs/01_data/16_contamination.ipynb #20797fa3
 class _Index:
     "The word runs of one evaluation set, ready to be met"
     def __init__(self, texts, n, vocab):
@@ -55,19 +55,18 @@ class _Index:
         starts = _runs(self.ids, self.n)
         self.keys,first,self.gram = np.unique(_hashes(self.ids, starts, self.n, values), return_index=True, return_inverse=True)
         self.first,self.owner = starts[first], self.example[starts]
-        self.hit, self.exact, self.proof = np.zeros(len(self.keys), bool), {}, {}
-        self.dirty, self.copies = [], []
+        self.doc = np.full(len(self.keys), -1) # the document that each run was first met in
+        self.exact, self.dirty, self.copies = {}, [], []
     def meet(self, ids, starts, hashes, docs): # `docs`: the document of each run
         if not len(self.keys) or not len(starts): return
         k = np.searchsorted(self.keys, hashes).clip(max=len(self.keys) - 1)
         m = np.flatnonzero(self.keys[k] == hashes)
-        same = [np.array_equal(ids[s:s+self.n], self.ids[f:f+self.n]) for s,f in zip(starts[m], self.first[k[m]])]
-        m = m[np.array(same, bool)]
-        self.hit[k[m]] = True
+        for j in range(self.n): m = m[ids[starts[m] + j] == self.ids[self.first[k[m]] + j]] # word by word
+        met,at = np.unique(k[m], return_index=True)
+        self.doc[met] = np.where(self.doc[met] < 0, docs[m][at], self.doc[met])
         self.dirty.extend(np.unique(docs[m]).tolist())
-        for g,d in zip(k[m].tolist(), docs[m].tolist()): self.proof.setdefault(g, d)
 
-# %% ../../nbs/01_data/16_contamination.ipynb #40519876
+# %% ../../nbs/01_data/16_contamination.ipynb #eff98442
 @dataclass
 class Contamination:
     "What a training source and an evaluation set have in common"
@@ -93,8 +92,8 @@ class Contamination:
         return (f'{len(self.dirty)} of {self.n_examples} examples ({self.share:.1%}) share {self.n} words in a row with the training text, {len(self.exact)} of them stand there whole'
                 f'{short}; {len(self.documents)} of {self.n_documents} training documents ({self.document_share:.2%}) are concerned')
 
-# %% ../../nbs/01_data/16_contamination.ipynb #c0d771eb
-def _batches(texts, known, lengths, size=500_000): # arrays of ids, of document numbers, and the documents whose whole text may match
+# %% ../../nbs/01_data/16_contamination.ipynb #bd634ac5
+def _batches(texts, known, lengths, size=200_000): # arrays of ids, of document numbers, and the documents whose whole text may match
     ids, docs, whole, filled = [], [], [], 0
     for d,t in enumerate(texts):
         w = plain_words(t)
@@ -117,11 +116,12 @@ def _walk(texts, sets, vocab, n)->tuple: # documents, words
                 if h in s.whole: s.copies.append(d); s.exact.update({i: d for i in s.whole[h]})
     return n_docs, n_words - n_docs
 
-# %% ../../nbs/01_data/16_contamination.ipynb #c015fdd8
+# %% ../../nbs/01_data/16_contamination.ipynb #b18cec64
 def _result(s, texts, n, n_docs, n_words)->Contamination:
     proof = {i: (i, d, ' '.join(plain_words(texts[i])[:n])) for i,d in s.exact.items()}
-    for g,i in zip(s.gram.tolist(), s.owner.tolist()): # of the runs that were met, the first of each example
-        if s.hit[g] and i not in proof: proof[i] = (i, s.proof[g], s.words(g))
+    met = np.flatnonzero(s.doc[s.gram] >= 0)
+    for i,at in zip(*np.unique(s.owner[met], return_index=True)): # the first run of each example
+        g = s.gram[met[at]]; proof.setdefault(int(i), (int(i), int(s.doc[g]), s.words(g)))
     dirty = sorted(proof)
     return Contamination(n=n, n_examples=len(texts), n_documents=n_docs, n_words=n_words, n_short=int((s.lengths < n).sum()), dirty=dirty,
                          exact=sorted(s.exact), documents=sorted({*s.dirty, *s.copies}), examples=[proof[i] for i in dirty])
@@ -145,7 +145,7 @@ def contamination(
     out = {k: _result(s, v, n, *sizes) for s,(k,v) in zip(sets, many.items())}
     return out if isinstance(eval_texts, dict) else out['eval']
 
-# %% ../../nbs/01_data/16_contamination.ipynb #4007564f
+# %% ../../nbs/01_data/16_contamination.ipynb #831c8cf7
 def contamination_table(
     found:dict, # evaluation set -> `Contamination`
     title=None, # what the training source is called

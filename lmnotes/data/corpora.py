@@ -8,10 +8,11 @@ __all__ = ['Corpus', 'WikiText', 'Enwik8', 'TinyShakespeare', 'BookCorpus', 'Ope
            'FinanceAlpaca', 'chrf', 'Translation', 'WMT14', 'IWSLT2017', 'FinanceVision', 'check_vision', 'picture',
            'vision_batch', 'check_role', 'hub_is_up', 'local_configs', 'catalog_rows', 'catalog_table']
 
-# %% ../../nbs/01_data/08_corpora.ipynb #9ff9ed45
+# %% ../../nbs/01_data/08_corpora.ipynb #e969acc4
 import io, json, os, re, threading
 from collections import Counter
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 from ..core import *
 from .sources import *
@@ -19,14 +20,14 @@ from .embedded import embedded
 from .scores import *
 from .catalog import *
 
-# %% ../../nbs/01_data/08_corpora.ipynb #1b7521bc
+# %% ../../nbs/01_data/08_corpora.ipynb #39cf13f6
 class Corpus(Dataset):
     "A dataset of plain text, in one column"
     column = 'text'
     def target(self, row): return row[self.column]
     def references(self, row): raise InputError(f"gold missing: '{self.name}' is text to read, and its rows have no answer to score")
 
-# %% ../../nbs/01_data/08_corpora.ipynb #362c5876
+# %% ../../nbs/01_data/08_corpora.ipynb #0c290a0f
 @dataset('wikitext', 'wikitext2', ('wikitext103', 'wikitext-103-raw-v1'))
 class WikiText(Corpus):
     id, hub_id, config, role = 'wikitext', 'Salesforce/wikitext', 'wikitext-2-raw-v1', 'both'
@@ -38,7 +39,7 @@ class WikiText(Corpus):
         if not starts or any(l.strip() for l in lines[:starts[0]]): starts,ends = [0, *starts],[*starts[:1], *ends] if starts else ends
         return [''.join(l or '\n' for l in lines[a:b]) for a,b in zip(starts, ends)]
 
-# %% ../../nbs/01_data/08_corpora.ipynb #a29a21e7
+# %% ../../nbs/01_data/08_corpora.ipynb #428e045e
 @dataset('enwik8')
 class Enwik8(Corpus):
     id, hub_id, revision, config, configs, role = 'enwik8', 'LTCB/enwik8', 'refs/convert/parquet', 'enwik8-raw', ('enwik8-raw', 'enwik8'), 'both'
@@ -52,7 +53,7 @@ class BookCorpus(Corpus):
     id, revision, sentences = 'bookcorpus/bookcorpus', 'refs/convert/parquet', 512
     def documents(self, rows): return ['\n'.join(r['text'] for r in rows[i:i+self.sentences]) for i in range(0, len(rows), self.sentences)]
 
-# %% ../../nbs/01_data/08_corpora.ipynb #feafc6f2
+# %% ../../nbs/01_data/08_corpora.ipynb #767be3c4
 @dataset('openwebtext')
 class OpenWebText(Corpus): id, revision = 'Skylion007/openwebtext', 'refs/convert/parquet'
 
@@ -75,7 +76,7 @@ class SlimPajama(Corpus): id, role = 'cerebras/SlimPajama-627B', 'both'
 @dataset('code')
 class CodeParrot(Corpus): id, kind, column = 'codeparrot/codeparrot-clean', 'code', 'content'
 
-# %% ../../nbs/01_data/08_corpora.ipynb #e01f8218
+# %% ../../nbs/01_data/08_corpora.ipynb #5b55744b
 @dataset('sec')
 class FinancialReports(Answered):
     id, revision, kind, modes, role = 'JanosAudran/financial-reports-sec', 'refs/convert/parquet', 'corpus', ('pretrain', 'sft'), 'both'
@@ -96,7 +97,7 @@ class FinancialReports(Answered):
         for r in rows: filings.setdefault(r['docID'], []).append(r['sentence'].strip())
         return [' '.join(f) for f in filings.values()]
 
-# %% ../../nbs/01_data/08_corpora.ipynb #81bd891f
+# %% ../../nbs/01_data/08_corpora.ipynb #bf860016
 @dataset('news')
 class FinancialNews(Answered):
     id, kind, modes, instruction, cue = 'ashraq/financial-news-articles', 'corpus', ('pretrain', 'sft'), 'Write the headline of the article.', 'Headline'
@@ -110,7 +111,7 @@ class FinancialNews(Answered):
     def text(self, row): return '\n\n'.join(t for t in ((row.get('title') or '').strip(), row['text'].strip()) if t)
     def documents(self, rows): return [self.text(r) for r in rows]
 
-# %% ../../nbs/01_data/08_corpora.ipynb #319bf88c
+# %% ../../nbs/01_data/08_corpora.ipynb #96385733
 class Instructions(Answered):
     "Instructions with a response, under Alpaca's headings"
     kind, modes, cue = 'instructions', ('sft',), '### Response'
@@ -128,7 +129,7 @@ class Alpaca(Instructions): id = 'tatsu-lab/alpaca'
 @dataset('finance_alpaca')
 class FinanceAlpaca(Instructions): id = 'gbharti/finance-alpaca'
 
-# %% ../../nbs/01_data/08_corpora.ipynb #61478d7e
+# %% ../../nbs/01_data/08_corpora.ipynb #077184e5
 def chrf(
     text:str,      # what the model wrote
     reference:str, # the right translation
@@ -145,7 +146,7 @@ def chrf(
     p,r = (sum(x)/len(parts) for x in zip(*parts))
     return (1 + beta**2)*p*r/(beta**2*p + r) if p + r else 0.
 
-# %% ../../nbs/01_data/08_corpora.ipynb #5b03506a
+# %% ../../nbs/01_data/08_corpora.ipynb #49c5c80f
 _languages = dict(ar='Arabic', cs='Czech', de='German', en='English', fr='French', hi='Hindi', it='Italian', ja='Japanese', ko='Korean', nl='Dutch', ro='Romanian', ru='Russian', zh='Chinese')
 
 class Translation(Answered):
@@ -170,7 +171,7 @@ class IWSLT2017(Translation):
     id, hub_id, revision, config = 'iwslt2017', 'IWSLT/iwslt2017', 'refs/convert/parquet', 'iwslt2017-en-de'
     configs = tuple(f'iwslt2017-{p}' for p in ('ar-en de-en en-ar en-de en-fr en-it en-ja en-ko en-nl en-ro en-zh fr-en it-en it-nl it-ro ja-en ko-en nl-en nl-it nl-ro ro-en ro-it ro-nl zh-en').split())
 
-# %% ../../nbs/01_data/08_corpora.ipynb #84fa8b16
+# %% ../../nbs/01_data/08_corpora.ipynb #7c70971e
 @dataset('finance_vision')
 class FinanceVision(Answered):
     id, kind, modes, role = 'sujet-ai/Sujet-Finance-QA-Vision-100k', 'vision', ('sft',), 'both'
@@ -186,7 +187,7 @@ class FinanceVision(Answered):
     def score(self, row, text): return token_f1(text, self.references(row))
     def documents(self, rows): raise InputError(f"'{self.name}' is pictures with questions and has no text to read; fine-tune a vision-language model with it (--mode sft)")
 
-# %% ../../nbs/01_data/08_corpora.ipynb #94b15224
+# %% ../../nbs/01_data/08_corpora.ipynb #8831a5c2
 def check_vision(
     ds:Dataset, # any dataset
     model,      # a model, or its class
@@ -208,7 +209,7 @@ def picture(
     try: return (Image.open(image) if isinstance(image, (str, Path, io.BytesIO)) else image).convert('RGB')
     except (OSError, AttributeError, ValueError): raise InputError(f'a row holds no picture that can be read ({str(image)[:40]})') from None
 
-# %% ../../nbs/01_data/08_corpora.ipynb #b30a6e23
+# %% ../../nbs/01_data/08_corpora.ipynb #54944564
 def vision_batch(
     ds:FinanceVision, # the dataset
     rows:list,        # rows with `image`, `question`, `answer`
@@ -234,7 +235,7 @@ def _vision_prompt(processor, text)->str:
     message = dict(role='user', content=[dict(type='image'), dict(type='text', text=text)])
     return processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
 
-# %% ../../nbs/01_data/08_corpora.ipynb #ac643be2
+# %% ../../nbs/01_data/08_corpora.ipynb #0d7dc197
 def check_role(
     ds:Dataset,                 # the set that is to be trained on
     allow_eval_data:bool=False, # whether that was asked for
@@ -244,7 +245,7 @@ def check_role(
     if not allow_eval_data: raise InputError(f"'{ds.name}' is kept for evaluation, and a model trained on it has read the answers; take another set, or give --allow_eval_data (summary and reports will say so)")
     return True
 
-# %% ../../nbs/01_data/08_corpora.ipynb #15e03af0
+# %% ../../nbs/01_data/08_corpora.ipynb #752e8996
 def hub_is_up(
     timeout:float=2., # seconds, in all
 )->bool:
@@ -253,6 +254,7 @@ def hub_is_up(
     url, said = os.environ.get('HF_ENDPOINT', 'https://huggingface.co'), []
     def knock():
         try: urlopen(Request(url, method='HEAD'), timeout=timeout).close(); said.append(True)
+        except HTTPError as e: said.append(True) if e.code in (401, 404, 405, 501) else None # it is there and does not like the question
         except Exception: pass # no answer, whatever the reason, is the answer
     t = threading.Thread(target=knock, daemon=True); t.start(); t.join(timeout)
     return bool(said)
@@ -265,7 +267,7 @@ def local_configs(
     home = Path(data_dir)/cls.id.replace('/', '__') if data_dir else None
     return sorted(f.name for f in home.iterdir() if f.is_dir() and any(x.suffix in readers for x in f.iterdir())) if home and home.is_dir() else []
 
-# %% ../../nbs/01_data/08_corpora.ipynb #741dde58
+# %% ../../nbs/01_data/08_corpora.ipynb #e0a651e4
 def catalog_rows(
     data_dir=None, # root in hub layout; None: the environment variable LMNOTES_DATA_DIR
     hub:bool=None, # whether the hub is there; None: ask it
