@@ -146,7 +146,8 @@ def plan_comparison(
     if len(arms) < 2: raise InputError(f"one model ('{arms[0]}') cannot be compared; name a baseline and at least one other")
     taken = {'model', 'dataset', 'seed', 'output_dir', 'max_steps', 'max_seconds', 'num_train_epochs', 'resume_from_checkpoint', 'dry_run'} & set(options)
     if taken: raise InputError(f"'{sorted(taken)[0]}' is set by the comparison itself; use models, datasets, seeds and budget")
-    o = check_options(options_from(TrainOptions, size=size, tokenizer=tokenizer, **options))
+    o = check_options(options_from(TrainOptions, size=size, tokenizer=tokenizer, **{'mode': 'pretrain', **options})) # bits per byte are of running text
+    if o.mode != 'pretrain': raise InputError(f'a comparison scores running text, in bits per byte; leave --mode {o.mode} out')
     if test: o,b,seeds,max_windows = _shrunk(o, b, seeds, max_windows)
     return _checked(arms, names, seeds, b, o, max_windows, test)
 

@@ -140,7 +140,7 @@ def fingerprint(
 
 class LMData(DataLoaders):
     "Training and validation batches of a corpus, and everything a model must know about them"
-    masked = False # whether labels are hidden tokens instead of next ones
+    masked, mode, task = False, 'pretrain', None # whether labels are hidden tokens instead of next ones; a corpus asks no questions
     def __init__(self, name, spec, tokenizer, train_ids, valid_ids, notes=()):
         self.name,self.spec,self.tokenizer,self.notes = name,spec,tokenizer,list(notes)
         self.train_ids,self.valid_ids,self.max_length,self.bs = train_ids,valid_ids,spec['max_length'],spec['bs']
@@ -149,6 +149,9 @@ class LMData(DataLoaders):
         self.train_blocks,self.valid_blocks = (_blocks(i, self.max_length, f'{name} ({s})') for i,s in ((train_ids, 'training'), (valid_ids, 'validation')))
         super().__init__(BlockLoader(self.train_blocks, self.bs, spec['seed']), BlockLoader(self.valid_blocks, self.bs, shuffle=False),
                          device=pick_device(spec['device'] or 'auto'))
+    @property
+    def n_tokens(self): return len(self.train_ids),len(self.valid_ids) # of training and validation
+    def sample_prompt(self, n): return self.tokenizer.decode(self.valid_blocks[0]['input_ids'][:n], skip_special_tokens=True) # `n` tokens of validation text
     def __repr__(self):
         return (f'{self.name}: {format_count(len(self.train_ids))} training and {format_count(len(self.valid_ids))} validation tokens, vocabulary {self.vocab_size}, '
                 f'{len(self.train_blocks)} and {len(self.valid_blocks)} windows of {self.max_length}')
@@ -172,8 +175,15 @@ def load_data(
     limit:int=None,         # documents of each split, at most, drawn at random
     device:str=None,        # where batches go; None: the best there is
     masked:bool=False,      # hide tokens to be guessed instead of asking for the next; see `masked_data`
+    mode:str='pretrain',    # `pretrain`: windows of running text; `sft`: questions, of which the answers are learnt
+    **more,                 # for `sft`: see `task_data`
 )->LMData:
     "Text by name to batches, ready for a `Learner`"
+    if mode not in ('pretrain', 'sft'): raise InputError(f"unknown mode '{mode}': {did_you_mean(mode, ['pretrain', 'sft'])}")
+    if mode == 'sft':
+        from lmnotes.data.tuning import task_data
+        return task_data(dataset, config, tokenizer, max_length, bs, seed, vocab_size, data_dir, data_path, limit=limit, device=device, **more)
+    if more: raise InputError(f"'{next(iter(more))}' belongs to mode='sft'; leave it out, or choose that mode")
     if data_path: name,stamp = Path(data_path).name,_stamp(data_path)
     else:
         ds = find_dataset(dataset, config); name = ds.name

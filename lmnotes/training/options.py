@@ -30,6 +30,7 @@ class TrainOptions:
     moe_load_in_4bit: bool = False     # load the experts of a hub model in 4 bits
     moe_load_in_8bit: bool = False     # load the experts of a hub model in 8 bits
     trust_remote_code: bool = False    # run Python code that comes with a hub model
+    mode: Literal['auto', 'pretrain', 'sft'] = 'auto' # running text, or answers; auto: sft where the data has answers
     task: Literal['auto', 'generate', 'mlm'] = 'auto' # what is learnt; auto: mlm for models that look both ways
     gradient_checkpointing: bool = False # recompute activations in the backward pass
     dataset: str = 'prose'             # a name of the catalog or a hub id
@@ -37,6 +38,12 @@ class TrainOptions:
     data_dir: str | None = None        # local root in hub layout; default: the environment's LMNOTES_DATA_DIR
     data_path: str | None = None       # a file or folder of your own: txt, jsonl, csv, parquet
     text_column: str | None = None     # the column of your own data that holds the text
+    prompt_column: str | None = None   # the columns of your own data that hold questions
+    target_column: str | None = None   # and answers
+    prompt_template: str | None = None # another form of prompts, with columns in braces
+    chat_template: bool = False        # write prompts in the tokenizer's chat form
+    use_packing: bool = False          # several examples in a row (sft)
+    allow_eval_data: bool = False      # train on a dataset that is meant for evaluation
     limit: int | None = None           # use only this many rows
     tokenizer: str = 'auto'            # bytes, chars, bpe, a folder or hub id; auto: the saved model's own, else bytes
     vocab_size: int | None = None      # tokens a trained tokenizer may have
