@@ -373,8 +373,8 @@ class _Adopted:
     @torch.compiler.disable(recursive=False) # what it calls is compiled, the exchange of heads is not
     def _capture(self, args, inputs):
         if self.config.is_encoder_decoder: raise InputError('an encoder-decoder has no hidden states without a target; call it with labels')
-        seen = []
-        with _stand_in(self.get_output_embeddings(), lambda h: seen.append(h) or h): out = self._original.forward(self, *args, **self._apart({'use_cache': False, **inputs}))
+        seen,inputs = [],self._apart({'use_cache': False, **inputs})
+        with _stand_in(self.get_output_embeddings(), lambda h: seen.append(h) or h): out = self._original.forward(self, *args, **inputs)
         return seen[0],out
     def _apart(self, inputs): # `documents`, numbers of the documents in a row, as positions and a mask
         documents = inputs.pop('documents', None)
