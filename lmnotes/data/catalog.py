@@ -44,6 +44,7 @@ class Dataset:
     def text(self, row)->str: return self.prompt(row) + self.target(row)
     def documents(self, rows)->list: return [self.text(r) for r in rows]
     def prepare(self, splits)->dict: return splits # a look at the rows when they are loaded
+    def group(self, row)->str: return self.prompt(row) or self.text(row) # rows with the same one stay together when validation is cut off
 
 # %% ../../nbs/01_data/05_catalog.ipynb #d21de239
 @patch
@@ -215,7 +216,7 @@ class Python(Dataset): id = 'embedded/python'
 
 @dataset('recall')
 class Recall(Dataset):
-    id, kind, modes = 'embedded/recall', 'questions', ('pretrain', 'sft', 'rl')
+    id, kind, role, modes = 'embedded/recall', 'questions', 'both', ('pretrain', 'sft', 'rl')
     def prompt(self, row): return f"{row['pairs']} ? {row['question']}"
     def target(self, row): return row['answer']
     def text(self, row): return f"{row['pairs']} ? {row['queries']}"
@@ -310,7 +311,7 @@ def finish_rows(
     notes = [f'{len(splits[s]) - len(k)} of {len(splits[s])} {s} rows have a hidden label and are left out' for s,k in known.items() if len(k) < len(splits[s])]
     splits = _train_from(ds, {s: splits[s].take(k) for s,k in known.items() if k})
     if not splits.get('validation'):
-        rows = splits['train']; train,valid = split_by_hash([ds.prompt(r) or ds.text(r) for r in rows])
+        rows = splits['train']; train,valid = split_by_hash([ds.group(r) for r in rows])
         splits.update(train=rows.take(train), validation=rows.take(valid)); notes.append(f'no validation split: {len(valid)} of {len(rows)} rows are held out by content hash')
     if limit: splits = {s: r.take(_sample(len(r), limit)) if len(r) > limit else r for s,r in splits.items()}; notes.append(f'at most {limit} rows of each split, drawn at random')
     if len(splits['train']) < 50: notes.append(_few(len(splits['train']), 'rows'))
