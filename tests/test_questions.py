@@ -82,6 +82,7 @@ def test_documents_in_their_schema(root, name):
 def test_pages_become_questions(root):
     ds = find_dataset('finance_vision'); rows = load_rows(ds, root)['train']
     assert len(rows) == 120 and rows[0]['image'] is rows[1]['image'] and ds.target(rows[6]) == ' The number 3'
+    split,_ = finish_rows(ds, dict(train=rows)); assert not {r['page'] for r in split['train']} & {r['page'] for r in split['validation']}
     with pytest.raises(InputError, match='no text to read'): load_documents(ds, root)
     class Text:
         def forward(self, input_ids): ...

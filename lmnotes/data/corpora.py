@@ -8,7 +8,7 @@ __all__ = ['Corpus', 'WikiText', 'Enwik8', 'TinyShakespeare', 'BookCorpus', 'Ope
            'FinanceAlpaca', 'chrf', 'Translation', 'WMT14', 'IWSLT2017', 'FinanceVision', 'check_vision', 'picture',
            'vision_batch', 'check_role', 'hub_is_up', 'local_configs', 'catalog_rows', 'catalog_table']
 
-# %% ../../nbs/01_data/08_corpora.ipynb #e969acc4
+# %% ../../nbs/01_data/08_corpora.ipynb #b65d01dd
 import io, json, os, re, threading
 from collections import Counter
 from pathlib import Path
@@ -20,14 +20,14 @@ from .embedded import embedded
 from .scores import *
 from .catalog import *
 
-# %% ../../nbs/01_data/08_corpora.ipynb #39cf13f6
+# %% ../../nbs/01_data/08_corpora.ipynb #32f4e481
 class Corpus(Dataset):
     "A dataset of plain text, in one column"
     column = 'text'
     def target(self, row): return row[self.column]
     def references(self, row): raise InputError(f"gold missing: '{self.name}' is text to read, and its rows have no answer to score")
 
-# %% ../../nbs/01_data/08_corpora.ipynb #0c290a0f
+# %% ../../nbs/01_data/08_corpora.ipynb #b558a290
 @dataset('wikitext', 'wikitext2', ('wikitext103', 'wikitext-103-raw-v1'))
 class WikiText(Corpus):
     id, hub_id, config, role = 'wikitext', 'Salesforce/wikitext', 'wikitext-2-raw-v1', 'both'
@@ -39,7 +39,7 @@ class WikiText(Corpus):
         if not starts or any(l.strip() for l in lines[:starts[0]]): starts,ends = [0, *starts],[*starts[:1], *ends] if starts else ends
         return [''.join(l or '\n' for l in lines[a:b]) for a,b in zip(starts, ends)]
 
-# %% ../../nbs/01_data/08_corpora.ipynb #428e045e
+# %% ../../nbs/01_data/08_corpora.ipynb #1e4584c0
 @dataset('enwik8')
 class Enwik8(Corpus):
     id, hub_id, revision, config, configs, role = 'enwik8', 'LTCB/enwik8', 'refs/convert/parquet', 'enwik8-raw', ('enwik8-raw', 'enwik8'), 'both'
@@ -53,7 +53,7 @@ class BookCorpus(Corpus):
     id, revision, sentences = 'bookcorpus/bookcorpus', 'refs/convert/parquet', 512
     def documents(self, rows): return ['\n'.join(r['text'] for r in rows[i:i+self.sentences]) for i in range(0, len(rows), self.sentences)]
 
-# %% ../../nbs/01_data/08_corpora.ipynb #767be3c4
+# %% ../../nbs/01_data/08_corpora.ipynb #527dc478
 @dataset('openwebtext')
 class OpenWebText(Corpus): id, revision = 'Skylion007/openwebtext', 'refs/convert/parquet'
 
@@ -76,7 +76,7 @@ class SlimPajama(Corpus): id, role = 'cerebras/SlimPajama-627B', 'both'
 @dataset('code')
 class CodeParrot(Corpus): id, kind, column = 'codeparrot/codeparrot-clean', 'code', 'content'
 
-# %% ../../nbs/01_data/08_corpora.ipynb #5b55744b
+# %% ../../nbs/01_data/08_corpora.ipynb #f718a923
 @dataset('sec')
 class FinancialReports(Answered):
     id, revision, kind, modes, role = 'JanosAudran/financial-reports-sec', 'refs/convert/parquet', 'corpus', ('pretrain', 'sft'), 'both'
@@ -92,12 +92,13 @@ class FinancialReports(Answered):
     def references(self, row): return [self.answer(row)]
     def score(self, row, text): return label_score(text, self.answer(row), [self.answer(dict(section=i)) for i in range(len(self.names or ()))] or [self.answer(row)])
     def text(self, row): return row['sentence']
+    def group(self, row): return row['docID']
     def documents(self, rows):
         filings = {}
         for r in rows: filings.setdefault(r['docID'], []).append(r['sentence'].strip())
         return [' '.join(f) for f in filings.values()]
 
-# %% ../../nbs/01_data/08_corpora.ipynb #bf860016
+# %% ../../nbs/01_data/08_corpora.ipynb #16f668a7
 @dataset('news')
 class FinancialNews(Answered):
     id, kind, modes, instruction, cue = 'ashraq/financial-news-articles', 'corpus', ('pretrain', 'sft'), 'Write the headline of the article.', 'Headline'
@@ -111,7 +112,7 @@ class FinancialNews(Answered):
     def text(self, row): return '\n\n'.join(t for t in ((row.get('title') or '').strip(), row['text'].strip()) if t)
     def documents(self, rows): return [self.text(r) for r in rows]
 
-# %% ../../nbs/01_data/08_corpora.ipynb #96385733
+# %% ../../nbs/01_data/08_corpora.ipynb #f6205644
 class Instructions(Answered):
     "Instructions with a response, under Alpaca's headings"
     kind, modes, cue = 'instructions', ('sft',), '### Response'
@@ -129,7 +130,7 @@ class Alpaca(Instructions): id = 'tatsu-lab/alpaca'
 @dataset('finance_alpaca')
 class FinanceAlpaca(Instructions): id = 'gbharti/finance-alpaca'
 
-# %% ../../nbs/01_data/08_corpora.ipynb #077184e5
+# %% ../../nbs/01_data/08_corpora.ipynb #f50c05c4
 def chrf(
     text:str,      # what the model wrote
     reference:str, # the right translation
@@ -146,7 +147,7 @@ def chrf(
     p,r = (sum(x)/len(parts) for x in zip(*parts))
     return (1 + beta**2)*p*r/(beta**2*p + r) if p + r else 0.
 
-# %% ../../nbs/01_data/08_corpora.ipynb #49c5c80f
+# %% ../../nbs/01_data/08_corpora.ipynb #13e7dab7
 _languages = dict(ar='Arabic', cs='Czech', de='German', en='English', fr='French', hi='Hindi', it='Italian', ja='Japanese', ko='Korean', nl='Dutch', ro='Romanian', ru='Russian', zh='Chinese')
 
 class Translation(Answered):
@@ -171,7 +172,7 @@ class IWSLT2017(Translation):
     id, hub_id, revision, config = 'iwslt2017', 'IWSLT/iwslt2017', 'refs/convert/parquet', 'iwslt2017-en-de'
     configs = tuple(f'iwslt2017-{p}' for p in ('ar-en de-en en-ar en-de en-fr en-it en-ja en-ko en-nl en-ro en-zh fr-en it-en it-nl it-ro ja-en ko-en nl-en nl-it nl-ro ro-en ro-it ro-nl zh-en').split())
 
-# %% ../../nbs/01_data/08_corpora.ipynb #7c70971e
+# %% ../../nbs/01_data/08_corpora.ipynb #2b67b704
 @dataset('finance_vision')
 class FinanceVision(Answered):
     id, kind, modes, role = 'sujet-ai/Sujet-Finance-QA-Vision-100k', 'vision', ('sft',), 'both'
@@ -180,14 +181,15 @@ class FinanceVision(Answered):
     def questions(self, row)->list: # a row for each question
         try: pairs = [(p['question'], p['answer']) for p in json.loads(row['qa_pairs'])]
         except (ValueError, TypeError, KeyError): raise InputError(f"'{self.name}': qa_pairs is not a JSON list of questions and answers ({str(row.get('qa_pairs'))[:40]!r})") from None
-        rest = {k: v for k,v in row.items() if k != 'qa_pairs'}
+        rest = {k: v for k,v in row.items() if k != 'qa_pairs'} | dict(page=f"{content_hash(row['qa_pairs']):016x}")
         return [dict(rest, question=q, answer=a) for q,a in pairs]
+    def group(self, row): return row['page'] # its questions stay together
     def fields(self, row): return dict(Question=row['question'].strip())
     def answer(self, row): return row['answer'].strip()
     def score(self, row, text): return token_f1(text, self.references(row))
     def documents(self, rows): raise InputError(f"'{self.name}' is pictures with questions and has no text to read; fine-tune a vision-language model with it (--mode sft)")
 
-# %% ../../nbs/01_data/08_corpora.ipynb #8831a5c2
+# %% ../../nbs/01_data/08_corpora.ipynb #57864347
 def check_vision(
     ds:Dataset, # any dataset
     model,      # a model, or its class
@@ -209,7 +211,7 @@ def picture(
     try: return (Image.open(image) if isinstance(image, (str, Path, io.BytesIO)) else image).convert('RGB')
     except (OSError, AttributeError, ValueError): raise InputError(f'a row holds no picture that can be read ({str(image)[:40]})') from None
 
-# %% ../../nbs/01_data/08_corpora.ipynb #54944564
+# %% ../../nbs/01_data/08_corpora.ipynb #adbc6d5d
 def vision_batch(
     ds:FinanceVision, # the dataset
     rows:list,        # rows with `image`, `question`, `answer`
@@ -235,7 +237,7 @@ def _vision_prompt(processor, text)->str:
     message = dict(role='user', content=[dict(type='image'), dict(type='text', text=text)])
     return processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
 
-# %% ../../nbs/01_data/08_corpora.ipynb #0d7dc197
+# %% ../../nbs/01_data/08_corpora.ipynb #fca52c14
 def check_role(
     ds:Dataset,                 # the set that is to be trained on
     allow_eval_data:bool=False, # whether that was asked for
@@ -245,7 +247,7 @@ def check_role(
     if not allow_eval_data: raise InputError(f"'{ds.name}' is kept for evaluation, and a model trained on it has read the answers; take another set, or give --allow_eval_data (summary and reports will say so)")
     return True
 
-# %% ../../nbs/01_data/08_corpora.ipynb #752e8996
+# %% ../../nbs/01_data/08_corpora.ipynb #bd200bf1
 def hub_is_up(
     timeout:float=2., # seconds, in all
 )->bool:
@@ -267,7 +269,7 @@ def local_configs(
     home = Path(data_dir)/cls.id.replace('/', '__') if data_dir else None
     return sorted(f.name for f in home.iterdir() if f.is_dir() and any(x.suffix in readers for x in f.iterdir())) if home and home.is_dir() else []
 
-# %% ../../nbs/01_data/08_corpora.ipynb #e0a651e4
+# %% ../../nbs/01_data/08_corpora.ipynb #372efcc7
 def catalog_rows(
     data_dir=None, # root in hub layout; None: the environment variable LMNOTES_DATA_DIR
     hub:bool=None, # whether the hub is there; None: ask it

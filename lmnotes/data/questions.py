@@ -7,14 +7,14 @@ __all__ = ['Questions', 'gold_of', 'SQuAD', 'SQuADv2', 'FiQA', 'FinancialQA10K',
            'plain_number', 'unbytes', 'MathDataset', 'code_of', 'find_function', 'signature_of', 'does_something',
            'signature_score', 'BigCodeBench']
 
-# %% ../../nbs/01_data/07_questions.ipynb #5d6e37c2
+# %% ../../nbs/01_data/07_questions.ipynb #9663e950
 import ast, math, re, textwrap, warnings
 from ..core import *
 from .sources import *
 from .scores import *
 from .catalog import *
 
-# %% ../../nbs/01_data/07_questions.ipynb #1a812e66
+# %% ../../nbs/01_data/07_questions.ipynb #69e3be59
 class Questions(Answered):
     "A dataset of questions whose answer is a few words"
     role, cue = 'both', 'Answer'
@@ -34,14 +34,15 @@ def gold_of(
     if not found: raise InputError(f"gold missing: a row of '{ds.name}' has no answer ({str(row)[:60]}…); leave the row out or mend the file")
     return found
 
-# %% ../../nbs/01_data/07_questions.ipynb #9ac5dfa2
+# %% ../../nbs/01_data/07_questions.ipynb #f6d1e430
 @dataset('squad')
 class SQuAD(Questions):
     id, hub_id, instruction = 'squad', 'rajpurkar/squad', 'Answer the question with words from the context.'
     def fields(self, row): return dict(Context=row['context'], Question=row['question'])
+    def group(self, row): return row['context'] # its questions stay together
     def references(self, row): return gold_of(row['answers']['text'], self, row)
 
-# %% ../../nbs/01_data/07_questions.ipynb #0c94b8f9
+# %% ../../nbs/01_data/07_questions.ipynb #4c99244b
 @dataset('squad2')
 class SQuADv2(SQuAD):
     id, hub_id, instruction = 'squad_v2', 'rajpurkar/squad_v2', 'Answer the question with words from the context, or write unanswerable.'
@@ -51,7 +52,7 @@ class SQuADv2(SQuAD):
         said = '' if normalize_answer(text) == self.none else text
         return token_f1(said, row['answers']['text'] or [''], empty=True)
 
-# %% ../../nbs/01_data/07_questions.ipynb #f67d87ec
+# %% ../../nbs/01_data/07_questions.ipynb #c445ae20
 @dataset('fiqa')
 class FiQA(Questions):
     id, instruction = 'LLukas22/fiqa', 'Answer the question about money.'
@@ -60,13 +61,14 @@ class FiQA(Questions):
 class FinancialQA10K(Questions):
     id, instruction = 'virattt/financial-qa-10K', 'Answer the question with the help of the context.'
     def fields(self, row): return dict(Context=row['context'], Question=row['question'])
+    def group(self, row): return row['context']
 
-# %% ../../nbs/01_data/07_questions.ipynb #b8ab690f
+# %% ../../nbs/01_data/07_questions.ipynb #70d8ef3a
 @dataset('reading')
 class Reading(SQuAD):
     id, hub_id, modes = 'embedded/reading', None, ('pretrain', 'sft', 'rl')
 
-# %% ../../nbs/01_data/07_questions.ipynb #39e42c19
+# %% ../../nbs/01_data/07_questions.ipynb #e8fc2dbe
 @dataset('gsm8k', 'math')
 class GSM8K(Answered):
     id, config, configs = 'openai/gsm8k', 'main', ('main', 'socratic')
@@ -77,13 +79,13 @@ class GSM8K(Answered):
     def references(self, row): return gold_of(row['answer'].split('####')[1:][-1:], self, row)
     def score(self, row, text): return same_number(text, self.references(row)[0])
 
-# %% ../../nbs/01_data/07_questions.ipynb #5549db21
+# %% ../../nbs/01_data/07_questions.ipynb #88c52ad5
 @dataset('arithmetic')
 class Arithmetic(GSM8K):
     id, config, configs = 'embedded/arithmetic', None, ()
     modes = 'pretrain', 'sft', 'rl'
 
-# %% ../../nbs/01_data/07_questions.ipynb #8e2a7c47
+# %% ../../nbs/01_data/07_questions.ipynb #ad1e32e1
 @dataset('financemath')
 class FinanceMath(Answered):
     id, role, kind = 'yale-nlp/FinanceMath', 'both', 'math'
@@ -103,7 +105,7 @@ def plain_number(
     "A number as one would write it"
     return f'{x:.10f}'.rstrip('0').rstrip('.') if math.isfinite(x) else str(x)
 
-# %% ../../nbs/01_data/07_questions.ipynb #edd4a530
+# %% ../../nbs/01_data/07_questions.ipynb #2cc19593
 def unbytes(
     s:str, # a text, or a bytes literal such as `b'7\n'`
 )->str:
@@ -113,7 +115,7 @@ def unbytes(
         except (SyntaxError, ValueError): pass
     return s.strip()
 
-# %% ../../nbs/01_data/07_questions.ipynb #61a1b232
+# %% ../../nbs/01_data/07_questions.ipynb #21f86aa5
 _kinds = dict(
     algebra='linear_1d linear_1d_composed linear_2d linear_2d_composed polynomial_roots polynomial_roots_composed sequence_next_term sequence_nth_term',
     arithmetic='add_or_sub add_or_sub_in_base add_sub_multiple div mixed mul mul_div_multiple nearest_integer_root simplify_surd',
@@ -140,7 +142,7 @@ class MathDataset(Answered):
 
 def _bare(text)->str: return re.sub(r'\s', '', text).lower().rstrip('.')
 
-# %% ../../nbs/01_data/07_questions.ipynb #a4929130
+# %% ../../nbs/01_data/07_questions.ipynb #d388e70e
 def code_of(
     text:str, # what a model wrote
 )->str: # its first fenced block, or all of it
@@ -159,7 +161,7 @@ def find_function(
     except (SyntaxError, ValueError, RecursionError, MemoryError): return None
     return next((f for f in reversed(tree.body) if isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef)) and f.name == name), None)
 
-# %% ../../nbs/01_data/07_questions.ipynb #6b627b3b
+# %% ../../nbs/01_data/07_questions.ipynb #2d12eca1
 def signature_of(f)->tuple: # names and kinds of the arguments, and which may be left out
     "What a call of a function has to look like"
     a = f.args
@@ -183,7 +185,7 @@ def signature_score(
     if wanted is None: raise InputError(f"gold missing: the lines given do not hold a function '{name}' ({asked[:40]!r})")
     return float(f is not None and signature_of(f) == signature_of(wanted) and does_something(f))
 
-# %% ../../nbs/01_data/07_questions.ipynb #c8d4b804
+# %% ../../nbs/01_data/07_questions.ipynb #aac07da3
 @dataset('bigcodebench')
 class BigCodeBench(Answered):
     id, role, kind = 'bigcode/bigcodebench', 'eval', 'code'
