@@ -7,7 +7,7 @@ __all__ = ['shard_kinds', 'LARGEST', 'is_shards', 'shard_files', 'shard_splits',
            'order_gain', 'looks', 'ShardReport', 'validate', 'split', 'Shards', 'block_order', 'ShardLoader',
            'tokenize', 'recommend']
 
-# %% ../../nbs/01_data/15_shards.ipynb #c3181361
+# %% ../../nbs/01_data/15_shards.ipynb #45d02c60
 import hashlib, math, os, time, zipfile, zlib
 import numpy as np, torch
 from collections import Counter
@@ -20,7 +20,7 @@ from .blocks import *
 from .catalog import *
 from .tokenizers import *
 
-# %% ../../nbs/01_data/15_shards.ipynb #43afb90e
+# %% ../../nbs/01_data/15_shards.ipynb #cf79f650
 shard_kinds = '.npy', '.pt'
 
 def is_shards(path)->bool:
@@ -43,7 +43,7 @@ def shard_splits(path)->dict: # split -> folder; empty where none is named
     found = {s: Path(path)/s for s in ('train', 'validation')}
     return found if all(map(is_shards, found.values())) else {}
 
-# %% ../../nbs/01_data/15_shards.ipynb #daa6d6ca
+# %% ../../nbs/01_data/15_shards.ipynb #7e90ab05
 def _open_npy(file):
     with open(file, 'rb') as f: head = f.read(6)
     if not head: raise InputError('is empty (zero bytes)')
@@ -84,35 +84,50 @@ def open_shard(
         return a
     except InputError as e: raise InputError(f'{file.name} {e}') from None
 
-# %% ../../nbs/01_data/15_shards.ipynb #a0ed6818
+# %% ../../nbs/01_data/15_shards.ipynb #900277f3
 LARGEST = 2**20 # ids; no vocabulary is near
 
 @cache
 def _compiled():
     try: import numba
-    except ImportError: return None
+    except ImportError: return {}
+    m,seed = np.uint64(0x9E3779B97F4A7C15),np.uint64(1469598103934665603)
     @numba.njit(nogil=True)
-    def scan(rows, tables, hashes): # (n, L) whole numbers, (4, ids) uint32, (n,) uint64 -> tokens of no table
-        n,L = np.uint64(tables.shape[1]),rows.shape[1]
-        t0,t1,t2,t3 = tables[0],tables[1],tables[2],tables[3]
-        m,bad = np.uint64(0x9E3779B97F4A7C15),0
+    def any_type(rows, tables, hashes): # (n, L) whole numbers, (4, ids) uint32, (n,) uint64 -> tokens of no table
+        n,bad = np.uint64(tables.shape[1]),0
         for r in range(rows.shape[0]):
-            row = rows[r]; a = b = c = d = np.uint64(1469598103934665603)
-            for i in range(0, L - L%4, 4):
-                p,q,s,t = np.uint64(row[i]),np.uint64(row[i+1]),np.uint64(row[i+2]),np.uint64(row[i+3])
-                a = (a ^ p)*m; b = (b ^ q)*m; c = (c ^ s)*m; d = (d ^ t)*m
-                if p < n and q < n and s < n and t < n: t0[p] += 1; t1[q] += 1; t2[s] += 1; t3[t] += 1
-                else:
-                    for x in (p, q, s, t):
-                        if x < n: t0[x] += 1
-                        else: bad += 1
-            for i in range(L - L%4, L):
-                p = np.uint64(row[i]); a = (a ^ p)*m
-                if p < n: t0[p] += 1
+            a = seed
+            for i in range(rows.shape[1]):
+                p = np.uint64(rows[r,i]); a = (a ^ p)*m
+                if p < n: tables[i & 3, p] += 1
                 else: bad += 1
-            hashes[r] = (a ^ (b >> np.uint64(7)) ^ (c >> np.uint64(15)) ^ (d >> np.uint64(23)))*m
+            hashes[r] = a
         return bad
-    return scan
+    @numba.njit(nogil=True)
+    def words16(words, tables, hashes): # (n, L/4) uint64, four tokens in a word; every id has its place in the tables
+        t0,t1,t2,t3 = tables[0],tables[1],tables[2],tables[3]; low = np.uint64(0xFFFF)
+        for r in range(words.shape[0]):
+            row = words[r]; a = seed
+            for i in range(len(row)):
+                w = row[i]; a = (a ^ w)*m
+                t0[w & low] += 1; t1[(w >> np.uint64(16)) & low] += 1; t2[(w >> np.uint64(32)) & low] += 1; t3[w >> np.uint64(48)] += 1
+            hashes[r] = a
+        return 0
+    @numba.njit(nogil=True)
+    def words32(words, tables, hashes): # (n, L/2) uint64, two tokens in a word
+        t0,t1 = tables[0],tables[1]; low = np.uint64(0xFFFFFFFF); n,bad = np.uint64(tables.shape[1]),0
+        for r in range(words.shape[0]):
+            row = words[r]; a = seed
+            for i in range(len(row)):
+                w = row[i]; a = (a ^ w)*m; p,q = w & low,w >> np.uint64(32)
+                if p < n and q < n: t0[p] += 1; t1[q] += 1
+                else:
+                    if p < n: t0[p] += 1
+                    if q < n: t1[q] += 1
+                    bad += (p >= n) + (q >= n)
+            hashes[r] = a
+        return bad
+    return dict(any=any_type, uint16=words16, int32=words32, uint32=words32)
 
 def _plain_scan(rows, tables, hashes):
     bad = 0
@@ -126,31 +141,33 @@ def scan_rows(
     a,             # (n, length) whole numbers
     n_ids=LARGEST, # ids that count
     compiled=True, # by numba if it is there
+    words=True,    # eight bytes at a time where that goes; hashes compare only within one type of number
 )->tuple: # how often each id came (n_ids,) int64; hash of each row (n,) uint64; tokens outside 0..n_ids-1
     "Counts and row hashes in one pass"
-    scan = compiled and _compiled() or _plain_scan
+    scans = _compiled() if compiled else {}
+    by_words = words and str(a.dtype) in scans and a.flags.c_contiguous and a.shape[1]*a.itemsize % 8 == 0 and (a.itemsize > 2 or n_ids >= 2**16)
+    scan = scans.get(str(a.dtype) if by_words else 'any', _plain_scan)
     total,hashes,bad = np.zeros(n_ids, np.int64),np.zeros(len(a), np.uint64),0
-    step = max(1, 2**27//a.shape[1])
+    step = max(1, 2**27//a.shape[1]) # the counters have 32 bits
     for i in range(0, len(a), step):
         tables = np.zeros((4, n_ids), np.uint32)
-        bad += scan(a[i:i+step], tables, hashes[i:i+step])
-        top = int(np.flatnonzero(tables.any(0))[-1:].sum()) + 1 # beyond it nothing was touched
-        for t in tables: total[:top] += t[:top]
+        bad += scan(a[i:i+step].view(np.uint64) if by_words else a[i:i+step], tables, hashes[i:i+step])
+        for t in tables: total += t
     return total,hashes,bad
 
-# %% ../../nbs/01_data/15_shards.ipynb #28060dcd
+# %% ../../nbs/01_data/15_shards.ipynb #a383c146
 def entropy(counts)->float: # bits a token
     "Entropy of the shares of ids"
     p = counts[counts > 0]/counts.sum()
     return float(-(p*np.log2(p)).sum())
 
-def _squeezed(row): return len(zlib.compress(row.tobytes(), 6))
+def _squeezed(row): return len(zlib.compress(row.tobytes(), 1))
 
 def order_gain(
     row, # (length,) tokens
 )->float: # 0: order tells nothing
     "How much better a row compresses than the same tokens shuffled"
-    row = np.ascontiguousarray(row).astype(np.uint16 if int(row.max()) < 2**16 else np.int32)
+    row = np.asarray(row)[:16384]; row = row.astype(np.uint8 if row.max() < 2**8 else np.uint16 if row.max() < 2**16 else np.int32)
     return 1 - _squeezed(row)/_squeezed(np.random.default_rng(0).permutation(row))
 
 def looks(
@@ -161,11 +178,11 @@ def looks(
     said,n,H = [],int((counts > 0).sum()),entropy(counts)
     if n >= 32 and H > .985*math.log2(n): said.append(f'random noise: ids are spread evenly ({H:.2f} bits a token of {math.log2(n):.2f} possible; text has far less)')
     elif n > 1 and len(samples) and np.median([order_gain(r) for r in samples]) < .01: said.append('random noise: rows compress no better than the same tokens shuffled')
-    flat = sum(_squeezed(np.ascontiguousarray(r)) < .01*r.nbytes + 64 for r in samples if len(r) >= 1024)
+    flat = sum(_squeezed(r[:16384]) < .02*r[:16384].nbytes + 64 for r in samples if len(r) >= 1024)
     if flat: said.append(f'repeated data: {flat} of {len(samples)} rows looked at repeat a short pattern')
     return said
 
-# %% ../../nbs/01_data/15_shards.ipynb #ec53e078
+# %% ../../nbs/01_data/15_shards.ipynb #94e45741
 @dataclass
 class ShardReport:
     "What `validate` found"
@@ -189,19 +206,19 @@ def _meta(path): # what `tokenize` wrote down
     f = next((f for f in (Path(path)/'meta.json', Path(path).parent/'meta.json') if f.is_file()), None)
     return read_json(f) if f else {}
 
-def _headers(files): # shapes of the arrays that can be opened; lines for the others
+def _headers(files): # rows, length and type of the arrays that can be opened; lines for the others
     good,problems = {},[]
     for f in files:
-        try: good[f] = open_shard(f).shape
+        try: a = open_shard(f); good[f] = (*a.shape, a.dtype)
         except InputError as e: problems.append(str(e))
-    length = Counter(L for _,L in good.values()).most_common(1)[0][0] if good else 0
-    for f,(_,L) in list(good.items()):
+    length = Counter(L for _,L,_ in good.values()).most_common(1)[0][0] if good else 0
+    for f,(_,L,_) in list(good.items()):
         if L != length: problems.append(f'{f.name} has rows of {L} tokens, the others of {length}'); good.pop(f)
     return good,length,problems
 
-def _look(file, n_ids): # opens anew, so that a thread holds one file at a time
-    a = open_shard(file); counts,hashes,bad = scan_rows(a, n_ids)
-    if bad and n_ids < LARGEST: counts,hashes,bad = scan_rows(a, LARGEST)
+def _look(file, n_ids, words): # opens anew, so that a thread holds one file at a time
+    a = open_shard(file); counts,hashes,bad = scan_rows(a, n_ids, words=words)
+    if bad and n_ids < LARGEST: counts,hashes,bad = scan_rows(a, LARGEST, words=words)
     return counts[:int(np.flatnonzero(counts)[-1:].sum()) + 1],hashes,bad
 
 def validate(
@@ -214,10 +231,10 @@ def validate(
     shapes,length,problems = _headers(files)
     report = ShardReport(list(shapes), length, problems=problems)
     if not shapes: return report
-    samples = [np.array(open_shard(f)[i]) for f,(n,_) in list(shapes.items())[:4] for i in sorted({0, n//2})]
+    samples = [np.array(open_shard(f)[i]) for f,(n,*_) in list(shapes.items())[:4] for i in sorted({0, n//2})]; words = len({d for *_,d in shapes.values()}) == 1
     likely = 2**max(16, int(max(vocab_size or 1, *(int(r.max()) for r in samples))).bit_length()) # a small table stays in the cache
     _compiled()
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool: found = list(pool.map(lambda f: _look(f, min(likely, LARGEST)), shapes))
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool: found = list(pool.map(lambda f: _look(f, min(likely, LARGEST), words), shapes))
     counts = np.zeros(max(len(c) for c,_,_ in found), np.int64)
     for f,(c,_,bad) in zip(shapes, found):
         counts[:len(c)] += c
@@ -233,7 +250,7 @@ def _summed(report, shapes, counts, hashes, samples):
     if r.duplicates: r.warnings.append(f'repeated data: {r.duplicates:,} of {r.rows:,} rows are copies of another')
     return r
 
-# %% ../../nbs/01_data/15_shards.ipynb #b8851192
+# %% ../../nbs/01_data/15_shards.ipynb #36f3d491
 def _link(file, folder, root):
     new = folder/file.relative_to(root); new.parent.mkdir(parents=True, exist_ok=True)
     try: os.link(file.resolve(), new)
@@ -294,7 +311,7 @@ def _ranges(rows): # ascending row numbers -> [[first, behind the last], ...]
     cuts = np.flatnonzero(np.diff(rows) > 1) + 1
     return [[int(r[0]), int(r[-1]) + 1] for r in np.split(rows, cuts)]
 
-# %% ../../nbs/01_data/15_shards.ipynb #f3f5a728
+# %% ../../nbs/01_data/15_shards.ipynb #ab7faeb9
 class Shards:
     "Windows over the rows of many files, none of them held"
     def __init__(self,
@@ -322,7 +339,7 @@ class Shards:
         file,first,n = self.spans[s]
         return np.array(self._open(file)[first + row - (self.ends[s] - n), part*self.T:(part + 1)*self.T + 1], np.int64) # (T+1,)
 
-# %% ../../nbs/01_data/15_shards.ipynb #da57ea0e
+# %% ../../nbs/01_data/15_shards.ipynb #78bbe3d7
 def block_order(
     p,         # positions in the epoch, an array
     n:int,     # windows
@@ -340,7 +357,7 @@ def block_order(
         return (int(order[q//block])*block + q%block + shift) % n
     return np.array([at(int(x)) for x in p], np.int64)
 
-# %% ../../nbs/01_data/15_shards.ipynb #d815750d
+# %% ../../nbs/01_data/15_shards.ipynb #ac38c7f4
 class ShardLoader(BlockLoader):
     "Batches of `Shards` in block-shuffled order, a pure function of (`seed`, batch number)"
     def batch(self, k):
@@ -357,7 +374,7 @@ class ShardLoader(BlockLoader):
         out = BlockLoader.new(self, dataset, **kwargs); out.__class__ = type(self)
         return out
 
-# %% ../../nbs/01_data/15_shards.ipynb #a1944b8e
+# %% ../../nbs/01_data/15_shards.ipynb #fc6faba6
 def _write_rows(stream, folder, length, dtype, per_file): # arrays of tokens -> files; rows, tokens left over
     rest,n = np.zeros(0, dtype),0
     def save(a):
@@ -398,7 +415,7 @@ def tokenize(
         tok.save_pretrained(aside/'tokenizer'); write_json(aside/'meta.json', meta)
     return meta
 
-# %% ../../nbs/01_data/15_shards.ipynb #a0a40e2e
+# %% ../../nbs/01_data/15_shards.ipynb #44fbe430
 def _probe(model, length, device): # operations a second in one training step
     from lmnotes.models.accounting import model_flops
     model = model.to(device); ids = torch.randint(model.config.vocab_size, (1, length), device=device); times = []
