@@ -52,7 +52,7 @@ def lm_learner(
     dtype = pick_dtype(device, precision, getattr(model.config, 'hidden_size', None))
     core = [Accumulate(accumulate), StepSeed(seed), Precision(dtype), Clip(max_grad_norm)]
     learn = LMLearner(data, model, lr=lr or default_lr(model), opt_func=opt_func_for(optimizer, model, weight_decay),
-                      metrics=[TokenAccuracy()] + ([] if data.masked else [BitsPerByte(data.token_bytes)]), cbs=core + L(cbs), **kwargs)
+                      metrics=[TokenAccuracy()] + ([] if data.masked or not hasattr(data, 'token_bytes') else [BitsPerByte(data.token_bytes)]), cbs=core + L(cbs), **kwargs)
     learn.spec = dict(lr=learn.lr, optimizer=optimizer, precision=precision, accumulate=accumulate, max_grad_norm=max_grad_norm,
                       weight_decay=weight_decay, seed=seed)
     return learn

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['save_model', 'save_checkpoint', 'load_checkpoint', 'Checkpoints', 'steps_in', 'find_checkpoint', 'model_folder',
-           'sweep', 'save_run', 'load_run']
+           'sweep', 'save_run', 'data_again', 'load_run']
 
 # %% ../../nbs/05_training/09_checkpoints.ipynb #0c450ec3
 import os, shutil
@@ -20,7 +20,7 @@ def save_model(model, tokenizer, path):
     from transformers.utils import logging
     logging.disable_progress_bar() # a bar for every checkpoint would drown the run's own
     model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
+    if tokenizer is not None: tokenizer.save_pretrained(path) # shards may be numbers of a tokenizer that is not here
 
 def _plain_numbers(o):
     "NumPy scalars, which fastai's schedulers leave in an optimizer, as Python numbers: `weights_only` reads no others"
@@ -134,15 +134,21 @@ def save_run(
     if aside.exists(): shutil.rmtree(aside)
     return path
 
+def data_again(spec):
+    "The data that a spec describes, whatever kind it is"
+    from lmnotes.data.blocks import load_data
+    if spec.get('mode') != 'shards': return load_data(**spec)
+    from lmnotes.data.shard_data import shard_data
+    return shard_data(**{k: v for k,v in spec.items() if k != 'mode'})
+
 def load_run(path):
     "The learner that `save_run` kept, or the trained model of a run folder with its data"
-    from lmnotes.data.blocks import load_data
     from lmnotes.models.decoder import build_model
     path = Path(path)
     if not (path/'args.json').is_file(): raise InputError(f'{path} is not a run: it has no args.json; give a folder that save_run or lmnotes train made')
     if not (path/'final').is_dir(): raise InputError(f"{path} has no trained model yet; resume it with `lmnotes train --resume {path}`")
     args = read_json(path/'args.json')
-    data = load_data(**args['data'])
+    data = data_again(args['data'])
     learn = lm_learner(build_model(str(path/'final')), data, **args['learner'])
     if (path/'final/trainer.pt').is_file(): load_checkpoint(learn, path/'final'); learn.dls.train.start = 0
     return learn

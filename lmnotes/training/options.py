@@ -115,8 +115,9 @@ def check_options(
 # %% ../../nbs/05_training/01_options.ipynb #7adfff66
 def shrink(o:TrainOptions)->TrainOptions:
     "The same run, small enough for well under a minute"
-    return replace(o, size='tiny', max_length=min(o.max_length, 128), batch_size=min(o.batch_size, 8), max_seconds=None,
-                   max_steps=min(o.max_steps or 40, 40), eval_steps=None, eval_max_batches=64, limit=min(o.limit or 2000, 2000))
+    long = o.max_length > 4096 # what is tried then is the length itself
+    return replace(o, size='tiny', max_length=o.max_length if long else min(o.max_length, 128), batch_size=1 if long else min(o.batch_size, 8), max_seconds=None,
+                   max_steps=min(o.max_steps or 40, 5 if long else 40), eval_steps=None, eval_max_batches=4 if long else 64, limit=min(o.limit or 2000, 2000))
 
 def precision_of(o:TrainOptions)->str: # 'auto', 'fp16', 'bf16' or 'fp32', as `pick_dtype` takes it
     "The precision that the three switches ask for"
