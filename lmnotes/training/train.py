@@ -34,12 +34,13 @@ from .checkpoints import *
 # %% ../../nbs/05_training/10_train.ipynb #74b74bee
 def _base(o): return o.model.partition('+')[0] # without rewrites
 def _is_folder(name)->bool: return Path(name).expanduser().is_dir()
+def _saved(o)->bool: return _base(o) not in models and _is_folder(_base(o)) # a recipe is one also where a folder bears its name
 
 def weights_of(o:TrainOptions)->str: # 'random', 'saved', 'hub' or 'init'
     "Where the weights come from"
     if _base(o) in models: return 'init' if o.init else 'random'
     if o.from_scratch or _base(o).startswith('tiny:'): return 'random'
-    return 'saved' if _is_folder(_base(o)) else 'hub'
+    return 'saved' if _saved(o) else 'hub'
 
 def _tokenizer(o):
     "The model's own where it has one, else bytes"
@@ -51,7 +52,7 @@ def _tokenizer(o):
 def is_masked(o:TrainOptions)->bool:
     "Whether hidden tokens are to be learnt instead of next ones"
     if o.task != 'auto': return o.task == 'mlm'
-    if _is_folder(_base(o)): return read_json(model_folder(_base(o))/'config.json').get('causal', True) is False
+    if _saved(o): return read_json(model_folder(_base(o))/'config.json').get('causal', True) is False
     return _base(o) == 'encoder'
 
 def long_windows(o:TrainOptions, given)->TrainOptions: # `given`: names of the options that were typed
@@ -92,7 +93,7 @@ def model_from(o:TrainOptions, vocab_size:int):
     shape,loading = {k: getattr(o, k) for k in _shape if getattr(o, k) is not None},[k for k in _loading if getattr(o, k)]
     _check_kind(o, shape, loading)
     own = _base(o) in models or saved_kind(_base(o)) == 'lmnotes'
-    if own: model = build_model(o.model, size=o.size, vocab_size=vocab_size, init=o.init, **(shape if o.init or _is_folder(_base(o)) else dict(shape, max_length=o.max_length)))
+    if own: model = build_model(o.model, size=o.size, vocab_size=vocab_size, init=o.init, **(shape if o.init or _saved(o) else dict(shape, max_length=o.max_length)))
     else: model = build_model(o.model, vocab_size=vocab_size, init=o.init, max_length=o.max_length, task='mlm' if is_masked(o) else 'auto', device=str(pick_device(o.device)),
                               attn_implementation=o.attn_implementation, use_flash_attention=o.use_flash_attention, **{_usual.get(k, k): v for k,v in shape.items()}, **{k: True for k in loading})
     if own: model.config._attn_implementation = resolve_attention(o.attn_implementation, pick_device(o.device), type(model), o.use_flash_attention)
@@ -160,7 +161,7 @@ def plan(o:TrainOptions, data, model, steps:int|None)->dict:
 
 def slug(o:TrainOptions, data)->str: # such as 'standard_prose_pretrain_bs8_len128'
     "The name of a run, without its date"
-    name = Path(_base(o)).resolve().name + o.model[len(_base(o)):] if _is_folder(_base(o)) else o.model.replace(':', '-')
+    name = Path(_base(o)).resolve().name + o.model[len(_base(o)):] if _saved(o) else o.model.replace(':', '-')
     acc = f'_acc{o.gradient_accumulation_steps}' if o.gradient_accumulation_steps > 1 else ''
     return f"{name}_{data.name.removeprefix('embedded/')}_{data.mode}_bs{o.batch_size}_len{o.max_length}{acc}".replace('/', '-')
 
@@ -246,7 +247,7 @@ def _open_run(o, path, learn, p):
 def _sample(learn, path, o):
     if learn.dls.masked: return append_jsonl(path/'samples.jsonl', dict(step=learn.step, **fill(learn.model, learn.dls.tokenizer, learn.dls.valid.one_batch()[0]['input_ids'][0])))
     if learn.dls.tokenizer is None: return # numbers, not text
-    prompt,new = learn.dls.sample_prompt(max(o.max_length//4, 1)),min(64, o.max_length//2)
+    prompt,new = learn.dls.sample_prompt(min(256, max(o.max_length//4, 1))),min(64, o.max_length//2)
     ids = learn.dls.tokenizer(prompt, add_special_tokens=False)['input_ids']
     if len(ids) > o.max_length - new: prompt = learn.dls.tokenizer.decode(ids[new - o.max_length:]) # what fits
     text = generate(learn.model, learn.dls.tokenizer, prompt, max_new_tokens=new, temperature=0.8, top_p=0.95, seed=o.seed)
