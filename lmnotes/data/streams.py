@@ -6,7 +6,7 @@
 __all__ = ['RemoteFile', 'StreamSource', 'stream_source', 'Place', 'Walk', 'Samples', 'TokenWalk', 'Chunks', 'StreamLoader',
            'StreamData', 'stream_data']
 
-# %% ../../nbs/01_data/14_streams.ipynb #3ff876f2
+# %% ../../nbs/01_data/14_streams.ipynb #6bbf9781
 import hashlib, json, os
 import numpy as np, torch
 from collections import deque
@@ -21,7 +21,7 @@ from .embedded import embedded
 from .tokenizers import *
 from .catalog import *
 
-# %% ../../nbs/01_data/14_streams.ipynb #68c42afd
+# %% ../../nbs/01_data/14_streams.ipynb #f3592d6b
 class RemoteFile:
     "A file behind a URL, read in ranges of bytes"
     closed = False
@@ -50,7 +50,7 @@ class RemoteFile:
     def flush(self): pass
     def close(self): self.closed = True
 
-# %% ../../nbs/01_data/14_streams.ipynb #2dba76e6
+# %% ../../nbs/01_data/14_streams.ipynb #214c8a5e
 def _parquet_file(source, f):
     try: import pyarrow as pa, pyarrow.parquet as pq
     except ImportError: raise InputError(f"reading '{source.name}' needs pyarrow: `pip install pyarrow`, or give jsonl, csv or txt") from None
@@ -71,7 +71,7 @@ def _parquet_rows(source, f, g)->list:
     if len(rows) != file.metadata.row_group(g).num_rows: raise OSError(f'{len(rows)} rows came, not {file.metadata.row_group(g).num_rows}')
     return rows
 
-# %% ../../nbs/01_data/14_streams.ipynb #b5e6c2cf
+# %% ../../nbs/01_data/14_streams.ipynb #1cf9a6bc
 def _jsonl_index(source, f)->list: # (first byte, first line, rows) of every group, and the end
     if f not in source._open:
         groups,at,n = [[0, 1, 0]],0,0
@@ -105,7 +105,7 @@ def _whole_rows(source, f, g)->list: return _whole(source, f)[1000*g:1000*(g+1)]
 
 _formats = {'.parquet': (_parquet_sizes, _parquet_rows), '.jsonl': (_jsonl_sizes, _jsonl_rows)}
 
-# %% ../../nbs/01_data/14_streams.ipynb #b28280ff
+# %% ../../nbs/01_data/14_streams.ipynb #79f5a846
 class StreamSource:
     "Files of row groups, any of which can be read alone"
     def __init__(self,
@@ -117,7 +117,7 @@ class StreamSource:
     ):
         if not files: raise InputError(f"'{name}' has no files to walk")
         self.name,self.files,self.text,self.patience,self.notes = name,files,text,patience or Patience(),list(notes)
-        self._open,self._sizes = {},{}
+        self._open,self._sizes,self._first = {},{},None
     def _format(self, f): o = self.files[f]; return _formats.get(Path(o['path']).suffix, (_whole_sizes, _whole_rows)) if 'rows' not in o else (_whole_sizes, _whole_rows)
     @property
     def far(self)->bool: return any('url' in o for o in self.files)
@@ -125,7 +125,13 @@ class StreamSource:
         if f not in self._sizes: self._sizes[f] = self._read(f, 0, lambda: self._format(f)[0](self, f))
         return self._sizes[f]
     def rows(self, f:int, g:int)->list: # the rows of group `g` of file `f`
-        return self._read(f, sum(self.sizes(f)[:g]), lambda: self._format(f)[1](self, f, g))
+        rows = self._read(f, sum(self.sizes(f)[:g]), lambda: self._format(f)[1](self, f, g))
+        if rows and Path(self.files[f]['path']).suffix in ('.parquet', '.csv'): self._same_columns(self.files[f]['path'], list(rows[0]))
+        return rows
+    def _same_columns(self, path, have):
+        self._first = self._first or (path, have)
+        for c in self._first[1]:
+            if c not in have: raise InputError(f"'{self.name}': {path} lacks the column '{c}', which {self._first[0]} has; it has: {', '.join(have)}")
 
 @patch
 def _read(self:StreamSource, f, row, read):
@@ -141,7 +147,7 @@ def _read(self:StreamSource, f, row, read):
     try: return once()
     except OSError as e: raise InputError(f"{where} cannot be read ({str(e).splitlines()[0]})") from None
 
-# %% ../../nbs/01_data/14_streams.ipynb #23e4e4b6
+# %% ../../nbs/01_data/14_streams.ipynb #e4ddf547
 def stream_source(
     dataset:str=None,       # short name, id or id/configuration; see the catalog
     config:str=None,        # configuration
@@ -177,7 +183,7 @@ def _labels(source)->dict:
     features = json.loads(meta.get(b'huggingface', b'{}')).get('info', {}).get('features', {})
     return {k: f['names'] for k,f in features.items() if isinstance(f, dict) and f.get('_type') == 'ClassLabel'}
 
-# %% ../../nbs/01_data/14_streams.ipynb #be93f999
+# %% ../../nbs/01_data/14_streams.ipynb #1bd33a4e
 @dataclass
 class Place:
     "Where a walk stands: the next document, and the next token in it"
@@ -212,19 +218,20 @@ class Walk:
         f = _permuted(range(len(self.source.files)), self.shuffle, self.seed, 'files', e)[file]
         sizes,out = self.source.sizes(f),[[]]
         for g in _permuted(range(len(sizes)), self.shuffle, self.seed, 'groups', e, file):
-            if sum(sizes[i] for i in out[-1]) >= self.buffer: out.append([])
+            if out[-1] and (not self.shuffle or sum(sizes[i] for i in out[-1]) >= self.buffer): out.append([])
             out[-1].append(g)
         return f, out
     def run(self, epoch, file, f, groups, number)->list: # the rows of a run, in their order
         rows = [r for g in groups for r in self.source.rows(f, g)]
         return _permuted(rows, self.shuffle, self.seed, 'rows', 0 if self.same_order else epoch, file, number)
 
-# %% ../../nbs/01_data/14_streams.ipynb #8375284a
+# %% ../../nbs/01_data/14_streams.ipynb #bd0836de
 @patch
 def wanted(self:Walk, row)->bool:
     "Whether a row has text, and is of the part asked for"
     if self.text is None: self.text = self._find_text(row)
-    text = self.text(row)
+    try: text = self.text(row)
+    except KeyError as e: raise InputError(f"'{self.source.name}' has no column {e}; it has: {', '.join(row)}") from None
     if not text.strip(): self.n_blank += 1; return False
     return self.part is None or (content_hash(text) < self.fraction*2**64) == (self.part == 'validation')
 
@@ -252,7 +259,7 @@ def documents(self:Walk, at:Place): # pairs of a place and a row, from `at` on
         e,file = e + 1,0
         at,start = Place(e),n
 
-# %% ../../nbs/01_data/14_streams.ipynb #31d50986
+# %% ../../nbs/01_data/14_streams.ipynb #db207711
 def _source_print(source)->str: # 16 digits: the files and their sizes
     said = [(o['path'] if 'url' in o else Path(o['path']).name, o.get('size') or (len(o['rows']) if 'rows' in o else os.path.getsize(o['path']))) for o in source.files]
     return hashlib.blake2b(repr((source.name, said)).encode(), digest_size=8).hexdigest()
@@ -279,7 +286,7 @@ class Samples(Walk):
     def load_state_dict(self, state:dict):
         _same_walk(state, self._identity()); self.at = Place(**state['place'])
 
-# %% ../../nbs/01_data/14_streams.ipynb #c3d167b4
+# %% ../../nbs/01_data/14_streams.ipynb #86adb7da
 class TokenWalk(Walk):
     "A walk over tokens: `peek` at the next ones, `advance` past them"
     def __init__(self, source:StreamSource, tokenizer, max_tokens:int=None, **kwargs): # max_tokens: of one pass; every pass then has the same ones
@@ -307,7 +314,7 @@ class TokenWalk(Walk):
         if self.repeat: self._feed = self.documents(Place(place.epoch + 1, documents=place.documents + 1))
         else: self._feed = iter(())
 
-# %% ../../nbs/01_data/14_streams.ipynb #3e845a7a
+# %% ../../nbs/01_data/14_streams.ipynb #bd4bfe6a
 @patch
 def peek(self:TokenWalk, n:int)->np.ndarray: # int32, (n,); fewer at the end
     "The next `n` tokens, left where they are"
@@ -332,7 +339,7 @@ def _next(self:TokenWalk, place, n)->Place: # where the document after `place` i
     if self.max_tokens is not None and place.before + n >= self.max_tokens: return Place(place.epoch + 1, documents=place.documents + 1)
     return replace(place, row=place.row + 1, token=0, before=place.before + n, documents=place.documents + 1)
 
-# %% ../../nbs/01_data/14_streams.ipynb #a3bbff8b
+# %% ../../nbs/01_data/14_streams.ipynb #3cc2e2e3
 class Chunks(TokenWalk):
     "Chunks of exactly so many tokens; what is left at the end is counted"
     def __init__(self,
@@ -364,7 +371,7 @@ class Chunks(TokenWalk):
 
 def _tokenizer_print(tok)->str: return hashlib.blake2b(tok.backend_tokenizer.to_str().encode(), digest_size=8).hexdigest()
 
-# %% ../../nbs/01_data/14_streams.ipynb #5323295e
+# %% ../../nbs/01_data/14_streams.ipynb #39c72f39
 _walks = 'chunk', 'sample'
 
 class StreamLoader:
@@ -412,7 +419,7 @@ class StreamLoader:
             if b is None: return
             yield b
 
-# %% ../../nbs/01_data/14_streams.ipynb #58d78f2a
+# %% ../../nbs/01_data/14_streams.ipynb #3fd1a705
 @patch
 def _windows(self:StreamLoader, n)->np.ndarray: # (up to n, T+1)
     "The next windows of the stream of tokens"
@@ -440,7 +447,7 @@ def _rows(self:StreamLoader, items)->tuple: # input_ids and shift_labels, int64,
         x[i, :n] = ids[:-1]; y[i, :n] = np.where(np.arange(1, n+1) >= first, ids[1:], -100)
     return torch.from_numpy(x),torch.from_numpy(y)
 
-# %% ../../nbs/01_data/14_streams.ipynb #cf9e9eee
+# %% ../../nbs/01_data/14_streams.ipynb #ce6a93c0
 @patch
 def _go(self:StreamLoader, item):
     "Stand before item number `item`, from the nearest place that is known"
@@ -464,7 +471,7 @@ def batch(self:StreamLoader, k:int)->tuple: # ({'input_ids': (B,T), 'shift_label
     if not len(items): return
     self._at += len(items); self._mark()
     mine = items[self.rank*self.bs:(self.rank + 1)*self.bs]
-    if self.walk == 'chunk': w = torch.from_numpy(np.ascontiguousarray(mine)).long(); x,y = w[:, :-1].contiguous(),w[:, 1:].contiguous()
+    if self.walk == 'chunk': w = torch.from_numpy(np.array(mine, np.int64)); x,y = w[:, :-1].contiguous(),w[:, 1:].contiguous()
     else: x,y = self._rows(mine)
     return dict(input_ids=x.to(self.device), shift_labels=y.to(self.device)),
 
@@ -475,7 +482,7 @@ def _mark(self:StreamLoader, recent=512, every=64): # the last few batches, and 
     old = self._at - recent*n
     if old % (every*n): self._marks.pop(old, None)
 
-# %% ../../nbs/01_data/14_streams.ipynb #ec201074
+# %% ../../nbs/01_data/14_streams.ipynb #e8412ce6
 @patch
 def to(self:StreamLoader, device):
     "Send batches to `device` from now on"
@@ -513,7 +520,7 @@ def _one_pass(self:StreamLoader)->int:
     n,B = (self.max_tokens - 1)//self.T if self.dataset.far else self.count(),self.bs*self.world
     return max(1, n//B) if self.shuffle else -(-n//B)
 
-# %% ../../nbs/01_data/14_streams.ipynb #05deaa21
+# %% ../../nbs/01_data/14_streams.ipynb #c39a648b
 @patch
 def _identity(self:StreamLoader)->dict:
     return dict(self._walk._identity(), walk=self.walk, T=self.T, max_tokens=self.max_tokens, tokenizer=_tokenizer_print(self.tokenizer))
@@ -541,7 +548,7 @@ def summary(self:StreamLoader)->str:
     said = f"'{self.dataset.name}' by {self.walk}: {self._at:,} rows, {place.documents:,} documents, pass {place.epoch + 1}"
     return said + (f'; {self.n_cut:,} tokens cut off at {self.T}' if self.n_cut else '') + (f'; {self.n_left:,} tokens at the end fill no row' if self.n_left else '')
 
-# %% ../../nbs/01_data/14_streams.ipynb #e85ea23b
+# %% ../../nbs/01_data/14_streams.ipynb #e38e4ee7
 class StreamData(DataLoaders):
     "Training and validation walks over a source, and everything a model must know about them"
     masked = False
