@@ -6,9 +6,10 @@
 __all__ = ['TARGETS', 'token_pool', 'make_shards', 'read_raw', 'anonymous_bytes', 'loader_memory', 'access_ratio', 'called_out',
            'bench_shards']
 
-# %% ../../nbs/07_benchmarks/14_bench_shards.ipynb #eec8b84e
+# %% ../../nbs/07_benchmarks/14_bench_shards.ipynb #a7a1e6aa
 import os, shutil, sys, tempfile, time
 import numpy as np
+from functools import lru_cache
 from pathlib import Path
 from ..core import InputError, seed_for
 from ..data.catalog import find_dataset, load_documents
@@ -18,7 +19,7 @@ from .bench import benches
 from .memory import frozen_gc
 from .speed import interleave, paired_ratio
 
-# %% ../../nbs/07_benchmarks/14_bench_shards.ipynb #9a2509a2
+# %% ../../nbs/07_benchmarks/14_bench_shards.ipynb #437077b4
 def token_pool(limit=None)->np.ndarray: # tokens of the embedded texts
     "Real tokens to make rows of"
     docs = [d for n in ('prose', 'python') for d in load_documents(find_dataset(n), limit=limit)[0]['train']]
@@ -40,19 +41,22 @@ def make_shards(
         np.save(folder/f'{i//per_file:05d}.npy', ring[g.integers(0, len(ring), n*length//stretch)].reshape(n, length))
     return rows
 
-# %% ../../nbs/07_benchmarks/14_bench_shards.ipynb #9ac2b3ea
+# %% ../../nbs/07_benchmarks/14_bench_shards.ipynb #90d0ff4b
+@lru_cache(1)
+def _buffer(n): return memoryview(bytearray(n))
+
 def read_raw(
-    files,      # paths
-    size=2**22, # bytes of the buffer
+    files,     # paths
+    size=None, # bytes of the buffer; default those of the largest file
 )->int: # bytes read
-    "Read files and do nothing with them"
-    buffer,n = memoryview(bytearray(size)),0
+    "Read files into memory, one after the other, and do nothing with them"
+    buffer,n = _buffer(size or max(os.path.getsize(f) for f in files)),0
     for f in files:
         with open(f, 'rb', buffering=0) as h:
             while k := h.readinto(buffer): n += k
     return n
 
-# %% ../../nbs/07_benchmarks/14_bench_shards.ipynb #98368549
+# %% ../../nbs/07_benchmarks/14_bench_shards.ipynb #8a002fd8
 def anonymous_bytes(): # int, or None where the system does not say
     "Memory that belongs to this process and to no file"
     try: line = next(l for l in Path('/proc/self/status').read_text().splitlines() if l.startswith('RssAnon'))
@@ -73,7 +77,7 @@ def loader_memory(
     if base is None: return dict(loader_bytes=None, batch_seconds=float(np.median(times)))
     return dict(loader_bytes=max(held), loader_bytes_first_half=max(held[:len(held)//2]), loader_bytes_second_half=max(held[len(held)//2:]), batch_seconds=float(np.median(times)))
 
-# %% ../../nbs/07_benchmarks/14_bench_shards.ipynb #24e346b7
+# %% ../../nbs/07_benchmarks/14_bench_shards.ipynb #b8167e84
 def access_ratio(
     path, far:int, # batch number
     bs=4,
@@ -85,7 +89,7 @@ def access_ratio(
     *_,last = walker
     return paired_ratio(t, 'far', 'near').median, bool((last[0]['input_ids'] == first(far)[0]['input_ids']).all())
 
-# %% ../../nbs/07_benchmarks/14_bench_shards.ipynb #2cb3f2c5
+# %% ../../nbs/07_benchmarks/14_bench_shards.ipynb #f9611a38
 def called_out(
     files, # healthy shards
     folder, # to be made
@@ -99,7 +103,7 @@ def called_out(
     said = lambda s, word: float(any(word in w for w in validate(folder/s).warnings))
     return dict(duplicates_called_out=said('copied', 'copies of another'), noise_called_out=min(said('noise', 'random noise'), said('shuffled', 'random noise')))
 
-# %% ../../nbs/07_benchmarks/14_bench_shards.ipynb #e4578c3b
+# %% ../../nbs/07_benchmarks/14_bench_shards.ipynb #1aa62c90
 TARGETS = dict(validate_vs_raw=('>=', .5), loader_bytes=('<=', 200*2**20), same_batch=('>=', 1), split_links=('>=', 1),
                duplicates_called_out=('>=', 1), noise_called_out=('>=', 1), false_alarms=('<=', 0))
 
