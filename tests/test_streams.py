@@ -97,7 +97,7 @@ def endpoint():
 
 @pytest.fixture
 def hub(endpoint, monkeypatch):
-    monkeypatch.setenv('HF_ENDPOINT', endpoint); monkeypatch.delenv('LMNOTES_DATA_DIR', raising=False)
+    monkeypatch.setenv('HF_ENDPOINT', endpoint); monkeypatch.setenv('NO_PROXY', '127.0.0.1'); monkeypatch.delenv('LMNOTES_DATA_DIR', raising=False)
     import huggingface_hub.constants as c
     monkeypatch.setattr(c, 'HF_HUB_OFFLINE', False)
     Hub.trouble.clear(); Hub.served.clear()

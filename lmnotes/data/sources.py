@@ -8,7 +8,7 @@ __all__ = ['readers', 'ways_on', 'converted', 'Rows', 'read_file', 'local_config
            'split_by_hash', 'split_tail', 'find_text', 'find_pair', 'own_splits', 'columns_of', 'own_rows', 'own_texts',
            'held_out']
 
-# %% ../../nbs/01_data/01_sources.ipynb #451b7e2d
+# %% ../../nbs/01_data/01_sources.ipynb #341f1722
 import csv, hashlib, json, math, os, re, socket, sys, time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from urllib.parse import quote, urlsplit
 from urllib.request import getproxies
 from ..core import *
 
-# %% ../../nbs/01_data/01_sources.ipynb #9346906c
+# %% ../../nbs/01_data/01_sources.ipynb #2619a891
 class Rows(list):
     "A list of dicts, with the label names of each column that has them in `.labels`"
     def __init__(self, rows=(), labels=None):
@@ -26,7 +26,7 @@ class Rows(list):
     def take(self, idxs)->'Rows': # the rows at `idxs`, in that order
         return Rows((self[i] for i in idxs), self.labels)
 
-# %% ../../nbs/01_data/01_sources.ipynb #735535e0
+# %% ../../nbs/01_data/01_sources.ipynb #a7730891
 def _decode(path)->str:
     raw = Path(path).read_bytes()
     try: return raw.decode('utf-8-sig')
@@ -45,7 +45,7 @@ def _read_jsonl(path)->Rows:
         rows.append(row)
     return rows
 
-# %% ../../nbs/01_data/01_sources.ipynb #fab8e12a
+# %% ../../nbs/01_data/01_sources.ipynb #9bf995ab
 def _read_csv(path)->Rows:
     csv.field_size_limit(2**31 - 1)
     rows = list(csv.DictReader(_decode(path).splitlines(keepends=True)))
@@ -63,7 +63,7 @@ def _read_parquet(path)->Rows:
     except pa.ArrowInvalid as e: raise InputError(f'{path} is not a whole parquet file ({str(e).splitlines()[0]})') from None
     return Rows(table.to_pylist(), _parquet_labels(table.schema))
 
-# %% ../../nbs/01_data/01_sources.ipynb #65e30d7e
+# %% ../../nbs/01_data/01_sources.ipynb #639d7154
 readers = {'.parquet': _read_parquet, '.jsonl': _read_jsonl, '.csv': _read_csv, '.txt': _read_txt}
 
 def read_file(
@@ -80,7 +80,7 @@ def _nearby(path)->str:
     root = next((p for p in path.parents if p.is_dir()), Path('.'))
     return f"in {root}/ " + did_you_mean(path.relative_to(root).parts[0] if path != root else path.name, [p.name for p in root.iterdir()])
 
-# %% ../../nbs/01_data/01_sources.ipynb #99ac639f
+# %% ../../nbs/01_data/01_sources.ipynb #e61a55bc
 def local_config(
     data_dir,         # root in hub layout
     id:str,           # hub id, such as `openai/gsm8k`
@@ -99,7 +99,7 @@ def local_config(
         raise InputError(f"'{id}' has no configuration '{config or 'default'}' under {root}: {did_you_mean(config or 'default', have)}")
     return folder
 
-# %% ../../nbs/01_data/01_sources.ipynb #bf14f530
+# %% ../../nbs/01_data/01_sources.ipynb #aad2fa76
 def local_rows(
     data_dir,         # root in hub layout
     id:str,           # hub id
@@ -111,7 +111,7 @@ def local_rows(
     if not files: raise InputError(f'{folder} holds no split; put a file such as train.parquet there')
     return {f.stem: read_file(f) for f in files}
 
-# %% ../../nbs/01_data/01_sources.ipynb #ac2cffc0
+# %% ../../nbs/01_data/01_sources.ipynb #91940f5a
 @dataclass
 class Patience:
     "How long to wait for a source that others run"
@@ -139,7 +139,7 @@ def patiently(
     said = f'{type(last).__name__}: {last}'.split('\n')[0][:160]
     raise error(f'{what() if callable(what) else what}: gave up after {p.tries} tries and {time.monotonic() - start:.1f} s (time-out {p.timeout:g} s a read; last: {said})') from last
 
-# %% ../../nbs/01_data/01_sources.ipynb #dd33ba08
+# %% ../../nbs/01_data/01_sources.ipynb #beb29d6f
 ways_on = 'give a local root in hub layout with --data_dir, or use an embedded dataset (prose, python, arithmetic, recall)'
 converted = 'refs/convert/parquet' # the branch where the hub keeps every set as parquet files
 
@@ -162,7 +162,7 @@ def _hub_error(e, id, config)->InputError:
     if 'script' in str(e): return InputError(f"'{id}' is a script, which `datasets` no longer runs, and its revision {converted} could not be read either ({said}); {ways_on}")
     return InputError(f"could not fetch '{id}' from the hub ({said}): {ways_on}")
 
-# %% ../../nbs/01_data/01_sources.ipynb #83fb22d3
+# %% ../../nbs/01_data/01_sources.ipynb #8aceafe4
 def hub_answers(timeout:float=5)->bool: # seconds to wait for the hub to accept a connection
     "Whether the hub (or the `HF_ENDPOINT` that stands for it) accepts a connection; behind a proxy we cannot tell and say yes"
     url = urlsplit(_endpoint())
@@ -182,7 +182,7 @@ def offline_if_silent():
     finally:
         for m,o in zip(mods, old): m.HF_HUB_OFFLINE = o
 
-# %% ../../nbs/01_data/01_sources.ipynb #58969f2f
+# %% ../../nbs/01_data/01_sources.ipynb #72a40581
 @contextmanager
 def _hub_timeout(seconds):
     import huggingface_hub.constants as hub
@@ -224,7 +224,7 @@ def hub_rows(
     def labels(ds): return {k: f.names for k,f in ds.features.items() if hasattr(f, 'names')}
     return {k: Rows(ds.to_list(), labels(ds)) for k,ds in splits.items()}
 
-# %% ../../nbs/01_data/01_sources.ipynb #294b3293
+# %% ../../nbs/01_data/01_sources.ipynb #34a373ef
 @lru_cache(1)
 def _session(pid): # kept open between reads, one for each process
     import requests
@@ -262,7 +262,7 @@ def _tree(id, revision, patience)->list: # {'path', 'size'} of every parquet fil
         files += [dict(path=f['path'], size=f['size']) for f in found if f['path'].endswith('.parquet')]
     return files
 
-# %% ../../nbs/01_data/01_sources.ipynb #09f9c823
+# %% ../../nbs/01_data/01_sources.ipynb #a919c3a6
 _split_words = r'(train|training|validation|valid|val|dev|test|testing)'
 
 def _place(path)->tuple: # configuration, split, whether it is only the first part; guessed for files outside the parquet branch
@@ -298,7 +298,7 @@ def pick_config(id:str, found:dict, config:str=None)->str:
     if config not in found: raise _no_config(id, config, found)
     return config
 
-# %% ../../nbs/01_data/01_sources.ipynb #8c8aa2f2
+# %% ../../nbs/01_data/01_sources.ipynb #7ea7f676
 def content_hash(text:str)->int: # 64 bits, the same on every machine
     "A number that depends on what a document says and on nothing else"
     return int.from_bytes(hashlib.blake2b(text.encode('utf-8', 'replace'), digest_size=8).digest(), 'big')
@@ -315,7 +315,7 @@ def split_by_hash(
     train = [i for i,h in enumerate(hashes) if h > limit]
     return train, [i for i,h in enumerate(hashes) if h <= limit]
 
-# %% ../../nbs/01_data/01_sources.ipynb #31235817
+# %% ../../nbs/01_data/01_sources.ipynb #09f3f336
 def split_tail(
     text:str,             # one document
     fraction:float=0.05,  # share of the characters held out, in (0,1)
@@ -326,7 +326,7 @@ def split_tail(
     if cut <= len(text)*(1 - 4*fraction): cut = mark # lines longer than the tail: cut where the mark is
     return text[:cut], text[cut:]
 
-# %% ../../nbs/01_data/01_sources.ipynb #51f540de
+# %% ../../nbs/01_data/01_sources.ipynb #f564e5a3
 _pairs = dict(prompt='response', instruction='output')
 _layouts = "'text', 'prompt'+'response', 'instruction'+'output' or 'messages'"
 
@@ -357,7 +357,7 @@ def find_text(
     if 'messages' in columns: return lambda r: '\n'.join(f'{who}: {said}' for who,said in _turns(r))
     raise InputError(f"no column {_layouts} among {', '.join(map(str, columns))}; name one with --text_column")
 
-# %% ../../nbs/01_data/01_sources.ipynb #9e1fc374
+# %% ../../nbs/01_data/01_sources.ipynb #88d167f0
 def _answer(prompt, text)->str: # with the space before it, unless there is one
     return text if text[:1].isspace() or prompt[-1:].isspace() else ' ' + text
 
@@ -388,7 +388,7 @@ def find_pair(
     if {'instruction', 'output'} <= set(columns): return sides(_instruction, column('output'))
     if 'messages' in columns: return sides(lambda r: _chat(r)[0], lambda r: _chat(r)[1])
 
-# %% ../../nbs/01_data/01_sources.ipynb #96b7bfde
+# %% ../../nbs/01_data/01_sources.ipynb #5798695d
 _split_names = dict(train='train', validation='validation', valid='validation', val='validation', dev='validation', test='test')
 
 def _own_files(path)->list:
@@ -434,7 +434,7 @@ def own_rows(
     "The rows of a file or folder of one's own"
     return {s: _rows_of(files, list(filter(None, need))) for s,files in own_splits(path).items()}
 
-# %% ../../nbs/01_data/01_sources.ipynb #0f893f8d
+# %% ../../nbs/01_data/01_sources.ipynb #907f61fb
 def own_texts(
     path,                  # file or folder
     text_column:str=None,  # column to read, when the usual names do not fit
@@ -451,7 +451,7 @@ def own_texts(
         if not docs: raise InputError(f'{path} holds no text for {s}; every row is blank')
     return splits
 
-# %% ../../nbs/01_data/01_sources.ipynb #5e657a9c
+# %% ../../nbs/01_data/01_sources.ipynb #29adda06
 def held_out(
     texts:list,           # documents
     fraction:float=0.05,  # share held out

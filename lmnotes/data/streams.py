@@ -6,7 +6,7 @@
 __all__ = ['RemoteFile', 'StreamSource', 'stream_source', 'Place', 'Walk', 'Samples', 'TokenWalk', 'Chunks', 'StreamLoader',
            'StreamData', 'stream_data']
 
-# %% ../../nbs/01_data/14_streams.ipynb #6bbf9781
+# %% ../../nbs/01_data/14_streams.ipynb #f947857b
 import hashlib, json, os
 import numpy as np, torch
 from collections import deque
@@ -20,8 +20,9 @@ from .sources import *
 from .embedded import embedded
 from .tokenizers import *
 from .catalog import *
+from .blocks import *
 
-# %% ../../nbs/01_data/14_streams.ipynb #f3592d6b
+# %% ../../nbs/01_data/14_streams.ipynb #78ec7488
 class RemoteFile:
     "A file behind a URL, read in ranges of bytes"
     closed = False
@@ -50,7 +51,7 @@ class RemoteFile:
     def flush(self): pass
     def close(self): self.closed = True
 
-# %% ../../nbs/01_data/14_streams.ipynb #214c8a5e
+# %% ../../nbs/01_data/14_streams.ipynb #ea722e2c
 def _parquet_file(source, f):
     try: import pyarrow as pa, pyarrow.parquet as pq
     except ImportError: raise InputError(f"reading '{source.name}' needs pyarrow: `pip install pyarrow`, or give jsonl, csv or txt") from None
@@ -71,7 +72,7 @@ def _parquet_rows(source, f, g)->list:
     if len(rows) != file.metadata.row_group(g).num_rows: raise OSError(f'{len(rows)} rows came, not {file.metadata.row_group(g).num_rows}')
     return rows
 
-# %% ../../nbs/01_data/14_streams.ipynb #1cf9a6bc
+# %% ../../nbs/01_data/14_streams.ipynb #69305235
 def _jsonl_index(source, f)->list: # (first byte, first line, rows) of every group, and the end
     if f not in source._open:
         groups,at,n = [[0, 1, 0]],0,0
@@ -105,7 +106,7 @@ def _whole_rows(source, f, g)->list: return _whole(source, f)[1000*g:1000*(g+1)]
 
 _formats = {'.parquet': (_parquet_sizes, _parquet_rows), '.jsonl': (_jsonl_sizes, _jsonl_rows)}
 
-# %% ../../nbs/01_data/14_streams.ipynb #79f5a846
+# %% ../../nbs/01_data/14_streams.ipynb #ff17ceef
 class StreamSource:
     "Files of row groups, any of which can be read alone"
     def __init__(self,
@@ -147,7 +148,7 @@ def _read(self:StreamSource, f, row, read):
     try: return once()
     except OSError as e: raise InputError(f"{where} cannot be read ({str(e).splitlines()[0]})") from None
 
-# %% ../../nbs/01_data/14_streams.ipynb #e4ddf547
+# %% ../../nbs/01_data/14_streams.ipynb #dff9aeea
 def stream_source(
     dataset:str=None,       # short name, id or id/configuration; see the catalog
     config:str=None,        # configuration
@@ -183,7 +184,7 @@ def _labels(source)->dict:
     features = json.loads(meta.get(b'huggingface', b'{}')).get('info', {}).get('features', {})
     return {k: f['names'] for k,f in features.items() if isinstance(f, dict) and f.get('_type') == 'ClassLabel'}
 
-# %% ../../nbs/01_data/14_streams.ipynb #1bd33a4e
+# %% ../../nbs/01_data/14_streams.ipynb #7cdfaebc
 @dataclass
 class Place:
     "Where a walk stands: the next document, and the next token in it"
@@ -225,7 +226,7 @@ class Walk:
         rows = [r for g in groups for r in self.source.rows(f, g)]
         return _permuted(rows, self.shuffle, self.seed, 'rows', 0 if self.same_order else epoch, file, number)
 
-# %% ../../nbs/01_data/14_streams.ipynb #bd0836de
+# %% ../../nbs/01_data/14_streams.ipynb #de100087
 @patch
 def wanted(self:Walk, row)->bool:
     "Whether a row has text, and is of the part asked for"
@@ -259,7 +260,7 @@ def documents(self:Walk, at:Place): # pairs of a place and a row, from `at` on
         e,file = e + 1,0
         at,start = Place(e),n
 
-# %% ../../nbs/01_data/14_streams.ipynb #db207711
+# %% ../../nbs/01_data/14_streams.ipynb #fbdb52e9
 def _source_print(source)->str: # 16 digits: the files and their sizes
     said = [(o['path'] if 'url' in o else Path(o['path']).name, o.get('size') or (len(o['rows']) if 'rows' in o else os.path.getsize(o['path']))) for o in source.files]
     return hashlib.blake2b(repr((source.name, said)).encode(), digest_size=8).hexdigest()
@@ -286,7 +287,7 @@ class Samples(Walk):
     def load_state_dict(self, state:dict):
         _same_walk(state, self._identity()); self.at = Place(**state['place'])
 
-# %% ../../nbs/01_data/14_streams.ipynb #86adb7da
+# %% ../../nbs/01_data/14_streams.ipynb #7734be06
 class TokenWalk(Walk):
     "A walk over tokens: `peek` at the next ones, `advance` past them"
     def __init__(self, source:StreamSource, tokenizer, max_tokens:int=None, **kwargs): # max_tokens: of one pass; every pass then has the same ones
@@ -314,7 +315,7 @@ class TokenWalk(Walk):
         if self.repeat: self._feed = self.documents(Place(place.epoch + 1, documents=place.documents + 1))
         else: self._feed = iter(())
 
-# %% ../../nbs/01_data/14_streams.ipynb #bd4bfe6a
+# %% ../../nbs/01_data/14_streams.ipynb #c6d76c2f
 @patch
 def peek(self:TokenWalk, n:int)->np.ndarray: # int32, (n,); fewer at the end
     "The next `n` tokens, left where they are"
@@ -339,7 +340,7 @@ def _next(self:TokenWalk, place, n)->Place: # where the document after `place` i
     if self.max_tokens is not None and place.before + n >= self.max_tokens: return Place(place.epoch + 1, documents=place.documents + 1)
     return replace(place, row=place.row + 1, token=0, before=place.before + n, documents=place.documents + 1)
 
-# %% ../../nbs/01_data/14_streams.ipynb #3cc2e2e3
+# %% ../../nbs/01_data/14_streams.ipynb #84986778
 class Chunks(TokenWalk):
     "Chunks of exactly so many tokens; what is left at the end is counted"
     def __init__(self,
@@ -371,7 +372,7 @@ class Chunks(TokenWalk):
 
 def _tokenizer_print(tok)->str: return hashlib.blake2b(tok.backend_tokenizer.to_str().encode(), digest_size=8).hexdigest()
 
-# %% ../../nbs/01_data/14_streams.ipynb #39c72f39
+# %% ../../nbs/01_data/14_streams.ipynb #425d19fc
 _walks = 'chunk', 'sample'
 
 class StreamLoader:
@@ -408,7 +409,9 @@ class StreamLoader:
         self.to(device)
     @property
     def n_batches(self)->int: # number of the batch at which to stop
-        return self._n_batches if self._n_batches is not None else self._one_pass()
+        if self._n_batches is not None: return self._n_batches
+        n,B = self.rows_in_pass(),self.bs*self.world
+        return max(1, n//B) if self.shuffle else -(-n//B)
     @n_batches.setter
     def n_batches(self, v): self._n_batches = v
     def __len__(self): return max(0, self.n_batches - self.start)
@@ -419,7 +422,7 @@ class StreamLoader:
             if b is None: return
             yield b
 
-# %% ../../nbs/01_data/14_streams.ipynb #3fd1a705
+# %% ../../nbs/01_data/14_streams.ipynb #09d76c7a
 @patch
 def _windows(self:StreamLoader, n)->np.ndarray: # (up to n, T+1)
     "The next windows of the stream of tokens"
@@ -447,7 +450,7 @@ def _rows(self:StreamLoader, items)->tuple: # input_ids and shift_labels, int64,
         x[i, :n] = ids[:-1]; y[i, :n] = np.where(np.arange(1, n+1) >= first, ids[1:], -100)
     return torch.from_numpy(x),torch.from_numpy(y)
 
-# %% ../../nbs/01_data/14_streams.ipynb #ce6a93c0
+# %% ../../nbs/01_data/14_streams.ipynb #60e4eb0e
 @patch
 def _go(self:StreamLoader, item):
     "Stand before item number `item`, from the nearest place that is known"
@@ -482,7 +485,7 @@ def _mark(self:StreamLoader, recent=512, every=64): # the last few batches, and 
     old = self._at - recent*n
     if old % (every*n): self._marks.pop(old, None)
 
-# %% ../../nbs/01_data/14_streams.ipynb #e8412ce6
+# %% ../../nbs/01_data/14_streams.ipynb #c411eeb5
 @patch
 def to(self:StreamLoader, device):
     "Send batches to `device` from now on"
@@ -514,13 +517,13 @@ def count(self:StreamLoader)->int: # rows: windows or documents
     return self._counted
 
 @patch
-def _one_pass(self:StreamLoader)->int:
+def rows_in_pass(self:StreamLoader)->int: # the rows of all ranks
+    "How many rows a pass has, where that can be known"
     if self.dataset.far and not self.max_tokens:
         raise InputError(f"'{self.dataset.name}' is walked as a stream, whose end nobody has seen; say how far with max_steps or max_chunks")
-    n,B = (self.max_tokens - 1)//self.T if self.dataset.far else self.count(),self.bs*self.world
-    return max(1, n//B) if self.shuffle else -(-n//B)
+    return (self.max_tokens - 1)//self.T if self.dataset.far else self.count()
 
-# %% ../../nbs/01_data/14_streams.ipynb #c39a648b
+# %% ../../nbs/01_data/14_streams.ipynb #216c5574
 @patch
 def _identity(self:StreamLoader)->dict:
     return dict(self._walk._identity(), walk=self.walk, T=self.T, max_tokens=self.max_tokens, tokenizer=_tokenizer_print(self.tokenizer))
@@ -548,17 +551,27 @@ def summary(self:StreamLoader)->str:
     said = f"'{self.dataset.name}' by {self.walk}: {self._at:,} rows, {place.documents:,} documents, pass {place.epoch + 1}"
     return said + (f'; {self.n_cut:,} tokens cut off at {self.T}' if self.n_cut else '') + (f'; {self.n_left:,} tokens at the end fill no row' if self.n_left else '')
 
-# %% ../../nbs/01_data/14_streams.ipynb #e38e4ee7
+# %% ../../nbs/01_data/14_streams.ipynb #299d40ae
 class StreamData(DataLoaders):
-    "Training and validation walks over a source, and everything a model must know about them"
-    masked = False
-    def __init__(self, name, spec, tokenizer, train, valid, notes=()):
+    "A training walk over a source, validation windows, and everything a model must know about them"
+    masked, mode, task = False, 'pretrain', None
+    def __init__(self, name, spec, tokenizer, train, valid_ids, notes=()):
         self.name,self.spec,self.tokenizer,self.notes,self.max_length,self.bs = name,spec,tokenizer,list(notes),spec['max_length'],spec['bs']
         self.token_bytes = token_bytes(tokenizer); self.vocab_size = len(self.token_bytes)
-        self.fingerprint = hashlib.blake2b(json.dumps([train._identity(), valid._identity()]).encode(), digest_size=8).hexdigest()
-        super().__init__(train, valid, device=pick_device(spec['device'] or 'auto'))
-    def __repr__(self): return f'{self.name}: walked by {self.train.walk}, vocabulary {self.vocab_size}, rows of {self.max_length}'
+        self.valid_ids = torch.from_numpy(valid_ids); self.valid_blocks = Blocks(self.valid_ids, self.max_length)
+        walk = {k: v for k,v in train._identity().items() if k not in ('seed', 'shuffle', 'buffer')} # the text, not its order
+        self.fingerprint = hashlib.blake2b(json.dumps([walk, fingerprint(tokenizer, self.valid_ids)]).encode(), digest_size=8).hexdigest()
+        super().__init__(train, BlockLoader(self.valid_blocks, self.bs, shuffle=False), device=pick_device(spec['device'] or 'auto'))
+    @property
+    def train_blocks(self): return range(self.train.rows_in_pass()) # rows of one pass; an error for a stream whose end nobody has seen
+    @property
+    def n_tokens(self): # of training and validation; infinite where nobody has seen the end
+        try: return self.train.rows_in_pass()*self.max_length,len(self.valid_ids)
+        except InputError: return float('inf'),len(self.valid_ids)
+    def sample_prompt(self, n): return self.tokenizer.decode(self.valid_blocks[0]['input_ids'][:n], skip_special_tokens=True)
+    def __repr__(self): return f'{self.name}: walked by {self.train.walk}, {format_count(len(self.valid_ids))} validation tokens, vocabulary {self.vocab_size}, rows of {self.max_length}'
 
+# %% ../../nbs/01_data/14_streams.ipynb #2bfa1e04
 def stream_data(
     dataset:str='prose',        # short name, id or id/configuration; see the catalog
     config:str=None,            # configuration of the dataset
@@ -586,7 +599,7 @@ def stream_data(
     part = dict(train='train', valid='validation') if valid is train else dict(train=None, valid=None)
     def texts(): w = Walk(train, part=part['train']); return [w.text(r) for _,r in islice(w.documents(Place()), 10_000)]
     tok = get_tokenizer(tokenizer, texts, vocab_size)
-    both = dict(T=max_length, bs=bs, walk=walk)
-    dls = (StreamLoader(train, tok, tokens_per_chunk=tokens_per_chunk, max_chunks=max_chunks, seed=seed, part=part['train'], **both),
-           StreamLoader(valid, tok, shuffle=False, part=part['valid'], n_batches=-(-(valid_chunks*tokens_per_chunk)//max_length//bs), **both))
-    return StreamData(train.name, spec, tok, *dls, [*train.notes, *notes, *filter(None, [tokenizer_note(tok)])])
+    dl = StreamLoader(train, tok, T=max_length, bs=bs, walk=walk, tokens_per_chunk=tokens_per_chunk, max_chunks=max_chunks, seed=seed, part=part['train'])
+    valid_ids = TokenWalk(valid, tok, part=part['valid']).peek(valid_chunks*tokens_per_chunk + 1)
+    if len(valid_ids) <= max_length: raise InputError(f"'{train.name}' has {len(valid_ids)} tokens to validate on, too few for one window of {max_length}; use a smaller max_length or more text")
+    return StreamData(train.name, spec, tok, dl, valid_ids, [*train.notes, *notes, *filter(None, [tokenizer_note(tok)])])
