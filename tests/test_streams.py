@@ -88,6 +88,8 @@ def endpoint():
     Hub.sets.update({
         ('skylion007/openwebtext', converted): {f'plain_text/train/{f:04}.parquet': parquet(far[f*quarter:(f+1)*quarter]) for f in range(4)},
         ('openai/gsm8k', converted): {f'{c}/{s}/0000.parquet': parquet([dict(question=f'{i}+1?', answer=f'#### {i+1}') for i in range(30)]) for c in ('main', 'socratic') for s in ('train', 'test')},
+        ('old/script', 'main'): {'script.py': b'import datasets', 'README.md': b'# old\n'},
+        ('old/script', converted): {f'{c}/train/0000.parquet': parquet([dict(text=c)]) for c in ('one', 'two')},
         ('big/one', converted): {'default/partial-train/0000.parquet': parquet(far[:10])},
         ('own/main', 'main'): {'data/train-00000-of-00001.parquet': parquet([dict(text='a', label=1), dict(text='b', label=0)], labels=dict(label=['no', 'yes'])), 'README.md': b'# own\n'},
     })
@@ -210,6 +212,15 @@ def test_hub_rows_through_datasets(hub, endpoint, tmp_path):
         rows,bad = out.stdout.strip().split('\n')
         assert rows == "[{'text': 'a', 'label': 1}, {'text': 'b', 'label': 0}] {'label': ['no', 'yes']}", out.stderr[-2000:]
         assert bad.startswith("InputError 'own/main' has no configuration 'sst3'") and 'default' in bad
+
+def test_a_script_is_read_from_its_parquet_branch(hub, endpoint, tmp_path):
+    "And of the configuration that was asked for alone"
+    pytest.importorskip('datasets')
+    code = ("from lmnotes.data.sources import *\nprint(hub_rows('old/script', 'two', patience=Patience(5, 3, .1)))\n"
+            "try: hub_rows('old/script', 'tow', patience=Patience(5, 2, .1))\nexcept Exception as e: print(type(e).__name__, e)\n")
+    env = {**os.environ, 'HF_ENDPOINT': endpoint, 'HF_HOME': str(tmp_path), 'HF_HUB_DISABLE_XET': '1', 'HF_HUB_OFFLINE': '0', 'HF_DATASETS_OFFLINE': '0'}
+    out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], env=env, capture_output=True, text=True)
+    assert out.stdout == "{'train': [{'text': 'two'}]}\nInputError 'old/script' has no configuration 'tow' on the hub: did you mean 'two'?\n", (out.stdout, out.stderr[-3000:])
 
 # ---- a learner fed by a stream
 

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['readers', 'ways_on', 'converted', 'Rows', 'read_file', 'local_config', 'local_rows', 'Patience', 'patiently',
-           'hub_answers', 'offline_if_silent', 'hub_rows', 'hub_get', 'hub_files', 'pick_config', 'content_hash',
+           'hub_answers', 'offline_if_silent', 'hub_get', 'hub_files', 'pick_config', 'hub_rows', 'content_hash',
            'split_by_hash', 'split_tail', 'find_text', 'find_pair', 'own_splits', 'columns_of', 'own_rows', 'own_texts',
            'held_out']
 
-# %% ../../nbs/01_data/01_sources.ipynb #341f1722
+# %% ../../nbs/01_data/01_sources.ipynb #a0e365d1
 import csv, hashlib, json, math, os, re, socket, sys, time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from urllib.parse import quote, urlsplit
 from urllib.request import getproxies
 from ..core import *
 
-# %% ../../nbs/01_data/01_sources.ipynb #2619a891
+# %% ../../nbs/01_data/01_sources.ipynb #11acc566
 class Rows(list):
     "A list of dicts, with the label names of each column that has them in `.labels`"
     def __init__(self, rows=(), labels=None):
@@ -26,7 +26,7 @@ class Rows(list):
     def take(self, idxs)->'Rows': # the rows at `idxs`, in that order
         return Rows((self[i] for i in idxs), self.labels)
 
-# %% ../../nbs/01_data/01_sources.ipynb #a7730891
+# %% ../../nbs/01_data/01_sources.ipynb #560ff37d
 def _decode(path)->str:
     raw = Path(path).read_bytes()
     try: return raw.decode('utf-8-sig')
@@ -45,7 +45,7 @@ def _read_jsonl(path)->Rows:
         rows.append(row)
     return rows
 
-# %% ../../nbs/01_data/01_sources.ipynb #9bf995ab
+# %% ../../nbs/01_data/01_sources.ipynb #9a48cac0
 def _read_csv(path)->Rows:
     csv.field_size_limit(2**31 - 1)
     rows = list(csv.DictReader(_decode(path).splitlines(keepends=True)))
@@ -63,7 +63,7 @@ def _read_parquet(path)->Rows:
     except pa.ArrowInvalid as e: raise InputError(f'{path} is not a whole parquet file ({str(e).splitlines()[0]})') from None
     return Rows(table.to_pylist(), _parquet_labels(table.schema))
 
-# %% ../../nbs/01_data/01_sources.ipynb #639d7154
+# %% ../../nbs/01_data/01_sources.ipynb #62b5ac8b
 readers = {'.parquet': _read_parquet, '.jsonl': _read_jsonl, '.csv': _read_csv, '.txt': _read_txt}
 
 def read_file(
@@ -80,7 +80,7 @@ def _nearby(path)->str:
     root = next((p for p in path.parents if p.is_dir()), Path('.'))
     return f"in {root}/ " + did_you_mean(path.relative_to(root).parts[0] if path != root else path.name, [p.name for p in root.iterdir()])
 
-# %% ../../nbs/01_data/01_sources.ipynb #e61a55bc
+# %% ../../nbs/01_data/01_sources.ipynb #f9f506a2
 def local_config(
     data_dir,         # root in hub layout
     id:str,           # hub id, such as `openai/gsm8k`
@@ -99,7 +99,7 @@ def local_config(
         raise InputError(f"'{id}' has no configuration '{config or 'default'}' under {root}: {did_you_mean(config or 'default', have)}")
     return folder
 
-# %% ../../nbs/01_data/01_sources.ipynb #aad2fa76
+# %% ../../nbs/01_data/01_sources.ipynb #ba76bbea
 def local_rows(
     data_dir,         # root in hub layout
     id:str,           # hub id
@@ -111,7 +111,7 @@ def local_rows(
     if not files: raise InputError(f'{folder} holds no split; put a file such as train.parquet there')
     return {f.stem: read_file(f) for f in files}
 
-# %% ../../nbs/01_data/01_sources.ipynb #91940f5a
+# %% ../../nbs/01_data/01_sources.ipynb #17ac1dd9
 @dataclass
 class Patience:
     "How long to wait for a source that others run"
@@ -139,7 +139,7 @@ def patiently(
     said = f'{type(last).__name__}: {last}'.split('\n')[0][:160]
     raise error(f'{what() if callable(what) else what}: gave up after {p.tries} tries and {time.monotonic() - start:.1f} s (time-out {p.timeout:g} s a read; last: {said})') from last
 
-# %% ../../nbs/01_data/01_sources.ipynb #beb29d6f
+# %% ../../nbs/01_data/01_sources.ipynb #f20f4ca3
 ways_on = 'give a local root in hub layout with --data_dir, or use an embedded dataset (prose, python, arithmetic, recall)'
 converted = 'refs/convert/parquet' # the branch where the hub keeps every set as parquet files
 
@@ -162,7 +162,7 @@ def _hub_error(e, id, config)->InputError:
     if 'script' in str(e): return InputError(f"'{id}' is a script, which `datasets` no longer runs, and its revision {converted} could not be read either ({said}); {ways_on}")
     return InputError(f"could not fetch '{id}' from the hub ({said}): {ways_on}")
 
-# %% ../../nbs/01_data/01_sources.ipynb #8aceafe4
+# %% ../../nbs/01_data/01_sources.ipynb #a55e1f6d
 def hub_answers(timeout:float=5)->bool: # seconds to wait for the hub to accept a connection
     "Whether the hub (or the `HF_ENDPOINT` that stands for it) accepts a connection; behind a proxy we cannot tell and say yes"
     url = urlsplit(_endpoint())
@@ -182,49 +182,7 @@ def offline_if_silent():
     finally:
         for m,o in zip(mods, old): m.HF_HUB_OFFLINE = o
 
-# %% ../../nbs/01_data/01_sources.ipynb #72a40581
-@contextmanager
-def _hub_timeout(seconds):
-    import huggingface_hub.constants as hub
-    names = [n for n in ('HF_HUB_DOWNLOAD_TIMEOUT', 'HF_HUB_ETAG_TIMEOUT') if hasattr(hub, n)]
-    old = {n: getattr(hub, n) for n in names}
-    for n in names: setattr(hub, n, seconds)
-    try: yield
-    finally:
-        for n,o in old.items(): setattr(hub, n, o)
-
-def _may_pass(e)->bool: # whether an error of `datasets`, or one below it, is the network's
-    def said(e): return f"{' '.join(t.__name__ for t in type(e).__mro__)} {e}"
-    if re.search('Offline|NotFound|Gated|script|BuilderConfig', said(e)): return False
-    chain = []
-    while e is not None and e not in chain: chain.append(e); e = e.__cause__ or e.__context__
-    return bool(re.search(r'Timeout|timed out|ConnectionError|NetworkError|ProtocolError|IncompleteRead|ChunkedEncoding|ArrowInvalid|ParserError|\b(429|50[0234])\b', ' '.join(map(said, chain))))
-
-def hub_rows(
-    id:str,                 # hub id, such as `openai/gsm8k`
-    config:str=None,        # configuration
-    revision:str=None,      # branch, tag or commit; None: the main one, or for scripts `refs/convert/parquet`
-    patience:Patience=None,
-)->dict: # split name -> `Rows`
-    "All splits of a dataset on the hub"
-    try: from datasets import load_dataset
-    except ImportError: raise InputError(f"'{id}' is on the hub, which needs `pip install datasets`; or {ways_on}") from None
-    patience = patience or Patience()
-    def load(rev):
-        with offline_if_silent(), _hub_timeout(patience.timeout): return load_dataset(id, config, revision=rev)
-    def fetch(rev): return patiently(lambda: load(rev), f"could not fetch '{id}' from the hub, no row of it arrived ({ways_on})", patience, _may_pass, InputError)
-    try:
-        try: splits = fetch(revision)
-        except RuntimeError as e:
-            if revision or 'script' not in str(e): raise
-            splits = None
-        if splits is None: splits = fetch(converted)
-    except InputError: raise
-    except Exception as e: raise _hub_error(e, id, config) from e
-    def labels(ds): return {k: f.names for k,f in ds.features.items() if hasattr(f, 'names')}
-    return {k: Rows(ds.to_list(), labels(ds)) for k,ds in splits.items()}
-
-# %% ../../nbs/01_data/01_sources.ipynb #34a373ef
+# %% ../../nbs/01_data/01_sources.ipynb #024a1965
 @lru_cache(1)
 def _session(pid): # kept open between reads, one for each process
     import requests
@@ -239,7 +197,7 @@ def hub_get(
     "One HTTP read with the hub's token; `OSError` where another try may help, `InputError` where not"
     from huggingface_hub import get_token
     from huggingface_hub.constants import HF_HUB_OFFLINE
-    if HF_HUB_OFFLINE: raise InputError(f"'{id}' is on the hub, and HF_HUB_OFFLINE is set; unset it, or {ways_on}")
+    if HF_HUB_OFFLINE: raise InputError(f"'{id}' is on the hub, which does not answer or is switched off (HF_HUB_OFFLINE is set): {ways_on}")
     url = url if '://' in url else f'{_endpoint()}/{url}'
     headers = {'Accept-Encoding': 'identity'} | ({'Authorization': f'Bearer {get_token()}'} if get_token() and url.startswith(_endpoint()) else {})
     if first is not None: headers['Range'] = f'bytes={first}-{last}'
@@ -262,7 +220,7 @@ def _tree(id, revision, patience)->list: # {'path', 'size'} of every parquet fil
         files += [dict(path=f['path'], size=f['size']) for f in found if f['path'].endswith('.parquet')]
     return files
 
-# %% ../../nbs/01_data/01_sources.ipynb #a919c3a6
+# %% ../../nbs/01_data/01_sources.ipynb #7f6c3291
 _split_words = r'(train|training|validation|valid|val|dev|test|testing)'
 
 def _place(path)->tuple: # configuration, split, whether it is only the first part; guessed for files outside the parquet branch
@@ -298,7 +256,52 @@ def pick_config(id:str, found:dict, config:str=None)->str:
     if config not in found: raise _no_config(id, config, found)
     return config
 
-# %% ../../nbs/01_data/01_sources.ipynb #7ea7f676
+# %% ../../nbs/01_data/01_sources.ipynb #f2bf23cc
+@contextmanager
+def _hub_timeout(seconds):
+    import huggingface_hub.constants as hub
+    names = [n for n in ('HF_HUB_DOWNLOAD_TIMEOUT', 'HF_HUB_ETAG_TIMEOUT') if hasattr(hub, n)]
+    old = {n: getattr(hub, n) for n in names}
+    for n in names: setattr(hub, n, seconds)
+    try: yield
+    finally:
+        for n,o in old.items(): setattr(hub, n, o)
+
+def _may_pass(e)->bool: # whether an error of `datasets`, or one below it, is the network's
+    def said(e): return f"{' '.join(t.__name__ for t in type(e).__mro__)} {e}"
+    if re.search('Offline|NotFound|Gated|script|BuilderConfig', said(e)): return False
+    chain = []
+    while e is not None and e not in chain: chain.append(e); e = e.__cause__ or e.__context__
+    return bool(re.search(r'Timeout|timed out|ConnectionError|NetworkError|ProtocolError|IncompleteRead|ChunkedEncoding|ArrowInvalid|ParserError|\b(429|50[0234])\b', ' '.join(map(said, chain))))
+
+def hub_rows(
+    id:str,                 # hub id, such as `openai/gsm8k`
+    config:str=None,        # configuration
+    revision:str=None,      # branch, tag or commit; None: the main one, or for scripts `refs/convert/parquet`
+    patience:Patience=None,
+)->dict: # split name -> `Rows`
+    "All splits of a dataset on the hub"
+    try: from datasets import load_dataset
+    except ImportError: raise InputError(f"'{id}' is on the hub, which needs `pip install datasets`; or {ways_on}") from None
+    patience = patience or Patience()
+    def load(rev):
+        with offline_if_silent(), _hub_timeout(patience.timeout):
+            if rev != converted: return load_dataset(id, config, revision=rev)
+            found = hub_files(id, rev, patience); found = found[pick_config(id, found, config)]
+            return load_dataset('parquet', data_files={s: [f"hf://datasets/{id}@{quote(rev, safe='')}/{f['path']}" for f in fs] for s,fs in found.items()})
+    def fetch(rev): return patiently(lambda: load(rev), f"could not fetch '{id}' from the hub, no row of it arrived ({ways_on})", patience, _may_pass, InputError)
+    try:
+        try: splits = fetch(revision)
+        except RuntimeError as e:
+            if revision or 'script' not in str(e): raise
+            splits = None
+        if splits is None: splits = fetch(converted)
+    except InputError: raise
+    except Exception as e: raise _hub_error(e, id, config) from e
+    def labels(ds): return {k: f.names for k,f in ds.features.items() if hasattr(f, 'names')}
+    return {k: Rows(ds.to_list(), labels(ds)) for k,ds in splits.items()}
+
+# %% ../../nbs/01_data/01_sources.ipynb #cb9552cd
 def content_hash(text:str)->int: # 64 bits, the same on every machine
     "A number that depends on what a document says and on nothing else"
     return int.from_bytes(hashlib.blake2b(text.encode('utf-8', 'replace'), digest_size=8).digest(), 'big')
@@ -315,7 +318,7 @@ def split_by_hash(
     train = [i for i,h in enumerate(hashes) if h > limit]
     return train, [i for i,h in enumerate(hashes) if h <= limit]
 
-# %% ../../nbs/01_data/01_sources.ipynb #09f3f336
+# %% ../../nbs/01_data/01_sources.ipynb #fe28c601
 def split_tail(
     text:str,             # one document
     fraction:float=0.05,  # share of the characters held out, in (0,1)
@@ -326,7 +329,7 @@ def split_tail(
     if cut <= len(text)*(1 - 4*fraction): cut = mark # lines longer than the tail: cut where the mark is
     return text[:cut], text[cut:]
 
-# %% ../../nbs/01_data/01_sources.ipynb #f564e5a3
+# %% ../../nbs/01_data/01_sources.ipynb #5dca6b6c
 _pairs = dict(prompt='response', instruction='output')
 _layouts = "'text', 'prompt'+'response', 'instruction'+'output' or 'messages'"
 
@@ -357,7 +360,7 @@ def find_text(
     if 'messages' in columns: return lambda r: '\n'.join(f'{who}: {said}' for who,said in _turns(r))
     raise InputError(f"no column {_layouts} among {', '.join(map(str, columns))}; name one with --text_column")
 
-# %% ../../nbs/01_data/01_sources.ipynb #88d167f0
+# %% ../../nbs/01_data/01_sources.ipynb #2698eea6
 def _answer(prompt, text)->str: # with the space before it, unless there is one
     return text if text[:1].isspace() or prompt[-1:].isspace() else ' ' + text
 
@@ -388,7 +391,7 @@ def find_pair(
     if {'instruction', 'output'} <= set(columns): return sides(_instruction, column('output'))
     if 'messages' in columns: return sides(lambda r: _chat(r)[0], lambda r: _chat(r)[1])
 
-# %% ../../nbs/01_data/01_sources.ipynb #5798695d
+# %% ../../nbs/01_data/01_sources.ipynb #6c6e6aa9
 _split_names = dict(train='train', validation='validation', valid='validation', val='validation', dev='validation', test='test')
 
 def _own_files(path)->list:
@@ -434,7 +437,7 @@ def own_rows(
     "The rows of a file or folder of one's own"
     return {s: _rows_of(files, list(filter(None, need))) for s,files in own_splits(path).items()}
 
-# %% ../../nbs/01_data/01_sources.ipynb #907f61fb
+# %% ../../nbs/01_data/01_sources.ipynb #df4cd6f6
 def own_texts(
     path,                  # file or folder
     text_column:str=None,  # column to read, when the usual names do not fit
@@ -451,7 +454,7 @@ def own_texts(
         if not docs: raise InputError(f'{path} holds no text for {s}; every row is blank')
     return splits
 
-# %% ../../nbs/01_data/01_sources.ipynb #29adda06
+# %% ../../nbs/01_data/01_sources.ipynb #9d8e3af8
 def held_out(
     texts:list,           # documents
     fraction:float=0.05,  # share held out
