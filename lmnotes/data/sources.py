@@ -8,7 +8,7 @@ __all__ = ['readers', 'ways_on', 'converted', 'Rows', 'read_file', 'local_config
            'split_by_hash', 'split_tail', 'find_text', 'find_pair', 'own_splits', 'columns_of', 'own_rows', 'own_texts',
            'held_out']
 
-# %% ../../nbs/01_data/01_sources.ipynb #a0e365d1
+# %% ../../nbs/01_data/01_sources.ipynb #acd6b520
 import csv, hashlib, json, math, os, re, socket, sys, time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from urllib.parse import quote, urlsplit
 from urllib.request import getproxies
 from ..core import *
 
-# %% ../../nbs/01_data/01_sources.ipynb #11acc566
+# %% ../../nbs/01_data/01_sources.ipynb #4279e9e4
 class Rows(list):
     "A list of dicts, with the label names of each column that has them in `.labels`"
     def __init__(self, rows=(), labels=None):
@@ -26,7 +26,7 @@ class Rows(list):
     def take(self, idxs)->'Rows': # the rows at `idxs`, in that order
         return Rows((self[i] for i in idxs), self.labels)
 
-# %% ../../nbs/01_data/01_sources.ipynb #560ff37d
+# %% ../../nbs/01_data/01_sources.ipynb #a25258cc
 def _decode(path)->str:
     raw = Path(path).read_bytes()
     try: return raw.decode('utf-8-sig')
@@ -45,7 +45,7 @@ def _read_jsonl(path)->Rows:
         rows.append(row)
     return rows
 
-# %% ../../nbs/01_data/01_sources.ipynb #9a48cac0
+# %% ../../nbs/01_data/01_sources.ipynb #da1e8372
 def _read_csv(path)->Rows:
     csv.field_size_limit(2**31 - 1)
     rows = list(csv.DictReader(_decode(path).splitlines(keepends=True)))
@@ -62,8 +62,6 @@ def _read_parquet(path)->Rows:
     try: table = pq.read_table(path)
     except pa.ArrowInvalid as e: raise InputError(f'{path} is not a whole parquet file ({str(e).splitlines()[0]})') from None
     return Rows(table.to_pylist(), _parquet_labels(table.schema))
-
-# %% ../../nbs/01_data/01_sources.ipynb #62b5ac8b
 readers = {'.parquet': _read_parquet, '.jsonl': _read_jsonl, '.csv': _read_csv, '.txt': _read_txt}
 
 def read_file(
@@ -80,7 +78,7 @@ def _nearby(path)->str:
     root = next((p for p in path.parents if p.is_dir()), Path('.'))
     return f"in {root}/ " + did_you_mean(path.relative_to(root).parts[0] if path != root else path.name, [p.name for p in root.iterdir()])
 
-# %% ../../nbs/01_data/01_sources.ipynb #f9f506a2
+# %% ../../nbs/01_data/01_sources.ipynb #09f31338
 def local_config(
     data_dir,         # root in hub layout
     id:str,           # hub id, such as `openai/gsm8k`
@@ -99,7 +97,7 @@ def local_config(
         raise InputError(f"'{id}' has no configuration '{config or 'default'}' under {root}: {did_you_mean(config or 'default', have)}")
     return folder
 
-# %% ../../nbs/01_data/01_sources.ipynb #ba76bbea
+# %% ../../nbs/01_data/01_sources.ipynb #1ffb24a4
 def local_rows(
     data_dir,         # root in hub layout
     id:str,           # hub id
@@ -111,7 +109,7 @@ def local_rows(
     if not files: raise InputError(f'{folder} holds no split; put a file such as train.parquet there')
     return {f.stem: read_file(f) for f in files}
 
-# %% ../../nbs/01_data/01_sources.ipynb #17ac1dd9
+# %% ../../nbs/01_data/01_sources.ipynb #adc8a01f
 @dataclass
 class Patience:
     "How long to wait for a source that others run"
@@ -139,7 +137,7 @@ def patiently(
     said = f'{type(last).__name__}: {last}'.split('\n')[0][:160]
     raise error(f'{what() if callable(what) else what}: gave up after {p.tries} tries and {time.monotonic() - start:.1f} s (time-out {p.timeout:g} s a read; last: {said})') from last
 
-# %% ../../nbs/01_data/01_sources.ipynb #f20f4ca3
+# %% ../../nbs/01_data/01_sources.ipynb #dbfb17f1
 ways_on = 'give a local root in hub layout with --data_dir, or use an embedded dataset (prose, python, arithmetic, recall)'
 converted = 'refs/convert/parquet' # the branch where the hub keeps every set as parquet files
 
@@ -162,7 +160,7 @@ def _hub_error(e, id, config)->InputError:
     if 'script' in str(e): return InputError(f"'{id}' is a script, which `datasets` no longer runs, and its revision {converted} could not be read either ({said}); {ways_on}")
     return InputError(f"could not fetch '{id}' from the hub ({said}): {ways_on}")
 
-# %% ../../nbs/01_data/01_sources.ipynb #a55e1f6d
+# %% ../../nbs/01_data/01_sources.ipynb #a66198e7
 def hub_answers(timeout:float=5)->bool: # seconds to wait for the hub to accept a connection
     "Whether the hub (or the `HF_ENDPOINT` that stands for it) accepts a connection; behind a proxy we cannot tell and say yes"
     url = urlsplit(_endpoint())
@@ -182,7 +180,7 @@ def offline_if_silent():
     finally:
         for m,o in zip(mods, old): m.HF_HUB_OFFLINE = o
 
-# %% ../../nbs/01_data/01_sources.ipynb #024a1965
+# %% ../../nbs/01_data/01_sources.ipynb #a7d6eef6
 @lru_cache(1)
 def _session(pid): # kept open between reads, one for each process
     import requests
@@ -220,7 +218,7 @@ def _tree(id, revision, patience)->list: # {'path', 'size'} of every parquet fil
         files += [dict(path=f['path'], size=f['size']) for f in found if f['path'].endswith('.parquet')]
     return files
 
-# %% ../../nbs/01_data/01_sources.ipynb #7f6c3291
+# %% ../../nbs/01_data/01_sources.ipynb #89d7568f
 _split_words = r'(train|training|validation|valid|val|dev|test|testing)'
 
 def _place(path)->tuple: # configuration, split, whether it is only the first part; guessed for files outside the parquet branch
@@ -256,7 +254,7 @@ def pick_config(id:str, found:dict, config:str=None)->str:
     if config not in found: raise _no_config(id, config, found)
     return config
 
-# %% ../../nbs/01_data/01_sources.ipynb #f2bf23cc
+# %% ../../nbs/01_data/01_sources.ipynb #daf0e4e1
 @contextmanager
 def _hub_timeout(seconds):
     import huggingface_hub.constants as hub
@@ -301,7 +299,7 @@ def hub_rows(
     def labels(ds): return {k: f.names for k,f in ds.features.items() if hasattr(f, 'names')}
     return {k: Rows(ds.to_list(), labels(ds)) for k,ds in splits.items()}
 
-# %% ../../nbs/01_data/01_sources.ipynb #cb9552cd
+# %% ../../nbs/01_data/01_sources.ipynb #e266dfc1
 def content_hash(text:str)->int: # 64 bits, the same on every machine
     "A number that depends on what a document says and on nothing else"
     return int.from_bytes(hashlib.blake2b(text.encode('utf-8', 'replace'), digest_size=8).digest(), 'big')
@@ -318,7 +316,7 @@ def split_by_hash(
     train = [i for i,h in enumerate(hashes) if h > limit]
     return train, [i for i,h in enumerate(hashes) if h <= limit]
 
-# %% ../../nbs/01_data/01_sources.ipynb #fe28c601
+# %% ../../nbs/01_data/01_sources.ipynb #bcd98997
 def split_tail(
     text:str,             # one document
     fraction:float=0.05,  # share of the characters held out, in (0,1)
@@ -329,7 +327,7 @@ def split_tail(
     if cut <= len(text)*(1 - 4*fraction): cut = mark # lines longer than the tail: cut where the mark is
     return text[:cut], text[cut:]
 
-# %% ../../nbs/01_data/01_sources.ipynb #5dca6b6c
+# %% ../../nbs/01_data/01_sources.ipynb #e87c6e0f
 _pairs = dict(prompt='response', instruction='output')
 _layouts = "'text', 'prompt'+'response', 'instruction'+'output' or 'messages'"
 
@@ -360,7 +358,7 @@ def find_text(
     if 'messages' in columns: return lambda r: '\n'.join(f'{who}: {said}' for who,said in _turns(r))
     raise InputError(f"no column {_layouts} among {', '.join(map(str, columns))}; name one with --text_column")
 
-# %% ../../nbs/01_data/01_sources.ipynb #2698eea6
+# %% ../../nbs/01_data/01_sources.ipynb #3ae4d98f
 def _answer(prompt, text)->str: # with the space before it, unless there is one
     return text if text[:1].isspace() or prompt[-1:].isspace() else ' ' + text
 
@@ -391,7 +389,7 @@ def find_pair(
     if {'instruction', 'output'} <= set(columns): return sides(_instruction, column('output'))
     if 'messages' in columns: return sides(lambda r: _chat(r)[0], lambda r: _chat(r)[1])
 
-# %% ../../nbs/01_data/01_sources.ipynb #6c6e6aa9
+# %% ../../nbs/01_data/01_sources.ipynb #84c703ff
 _split_names = dict(train='train', validation='validation', valid='validation', val='validation', dev='validation', test='test')
 
 def _own_files(path)->list:
@@ -437,7 +435,7 @@ def own_rows(
     "The rows of a file or folder of one's own"
     return {s: _rows_of(files, list(filter(None, need))) for s,files in own_splits(path).items()}
 
-# %% ../../nbs/01_data/01_sources.ipynb #df4cd6f6
+# %% ../../nbs/01_data/01_sources.ipynb #9d1f618c
 def own_texts(
     path,                  # file or folder
     text_column:str=None,  # column to read, when the usual names do not fit
@@ -454,7 +452,7 @@ def own_texts(
         if not docs: raise InputError(f'{path} holds no text for {s}; every row is blank')
     return splits
 
-# %% ../../nbs/01_data/01_sources.ipynb #9d8e3af8
+# %% ../../nbs/01_data/01_sources.ipynb #0d892dda
 def held_out(
     texts:list,           # documents
     fraction:float=0.05,  # share held out
