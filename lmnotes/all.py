@@ -22,6 +22,7 @@ from lmnotes.data.shards import *
 from lmnotes.data.contamination import *
 from lmnotes.data.tuning import *
 from lmnotes.data.shard_data import *
+from lmnotes.data.mixture_data import *
 from lmnotes.models.layers import *
 from lmnotes.models.head import *
 from lmnotes.models.decoder import *

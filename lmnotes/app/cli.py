@@ -167,7 +167,7 @@ def doctor_command(o, given):
     return doctor()
 
 # %% ../../nbs/08_app/01_cli.ipynb #d044070b
-_lists = {'models', 'datasets'}
+_lists = {'models', 'datasets', 'dataset_configs', 'mixture_rates'}
 
 def normalize(
     words:list[str], # what was typed after the command

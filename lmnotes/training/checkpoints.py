@@ -136,10 +136,9 @@ def save_run(
 
 def data_again(spec):
     "The data that a spec describes, whatever kind it is"
-    from lmnotes.data.blocks import load_data
-    if spec.get('mode') != 'shards': return load_data(**spec)
-    from lmnotes.data.shard_data import shard_data
-    return shard_data(**{k: v for k,v in spec.items() if k != 'mode'})
+    from importlib import import_module
+    kind = 'stream' if 'walk' in spec else spec.get('mode'); module,make = dict(shards=('shard_data', 'shard_data'), mixture=('mixture_data', 'mixture_data'), stream=('streams', 'stream_data')).get(kind, ('blocks', 'load_data'))
+    return getattr(import_module(f'lmnotes.data.{module}'), make)(**{k: v for k,v in spec.items() if k != 'mode' or make == 'load_data'})
 
 def load_run(path):
     "The learner that `save_run` kept, or the trained model of a run folder with its data"

@@ -80,13 +80,14 @@ class BitsPerByte(TokenMetric):
 def evaluate(
     learn,             # an `LMLearner`
     max_batches=None,  # stop after so many; default: all of them
+    dl=None,           # batches to score; default: all of validation
 )->dict: # loss in nats per token, accuracy, bits_per_byte (not of masked data), and how many tokens that was
     "Score the learner's model on its validation windows"
     metrics = [TokenLoss(), TokenAccuracy()] + ([BitsPerByte(learn.dls.token_bytes)] if hasattr(learn.dls, 'token_bytes') and not getattr(learn.dls, 'masked', False) else [])
     was_training = learn.model.training
     learn.model.eval()
     for m in metrics: m.reset()
-    for b,_ in zip(learn.dls.valid, range(max_batches) if max_batches else iter(int, 1)):
+    for b,_ in zip(dl or learn.dls.valid, range(max_batches) if max_batches else iter(int, 1)):
         b = learn._set_device(b)
         with learn.forward_context(): pred = learn.model(**b[0])
         seen = SimpleNamespace(pred=pred, loss=pred.loss, yb=(b[0]['shift_labels'],))

@@ -35,6 +35,16 @@ class TrainOptions:
     gradient_checkpointing: bool = False # recompute activations in the backward pass
     dataset: str = 'prose'             # a name of the catalog or a hub id
     dataset_config: str | None = None  # configuration of a hub dataset
+    datasets: tuple[str, ...] = ()     # several datasets, mixed, instead of one
+    dataset_configs: tuple[str, ...] = () # their configurations, None where one needs none
+    mixture_rates: tuple[float, ...] = () # their shares, which sum to 1; default: by size
+    mixture_by: Literal['examples', 'tokens'] = 'examples' # what the shares are shares of
+    mixture_temperature: float = 1.0   # without rates: 1 in proportion to size, 2 by its square root
+    mixture_cap: float | None = None   # without rates: no share above it
+    separate_mixture_eval: bool = True # score each source of a mixture by itself too
+    streaming: bool = False            # walk the dataset instead of loading it
+    max_chunks: int | None = None      # walk so many chunks of tokens, at most
+    tokens_per_chunk: int = 4096       # tokens in a chunk
     data_dir: str | None = None        # local root in hub layout; default: the environment's LMNOTES_DATA_DIR
     data_path: str | None = None       # a file or folder of your own: txt, jsonl, csv, parquet
     text_column: str | None = None     # the column of your own data that holds the text
@@ -99,7 +109,7 @@ def check_options(
 )->TrainOptions: # the same
     "Refuse values that contradict each other or lie out of range, in one line"
     positive = 'max_length batch_size gradient_accumulation_steps logging_steps save_steps save_total_limit'.split()
-    optional = 'max_steps max_seconds num_train_epochs eval_steps dim n_layer n_head num_frequencies limit vocab_size'.split()
+    optional = 'max_steps max_seconds num_train_epochs eval_steps dim n_layer n_head num_frequencies limit vocab_size max_chunks tokens_per_chunk'.split()
     for n in positive + [n for n in optional if getattr(o, n) is not None]:
         if getattr(o, n) <= 0: raise InputError(f'--{n} must be above 0, not {getattr(o, n)}')
     for n in 'warmup_steps weight_decay max_grad_norm'.split():
@@ -109,6 +119,9 @@ def check_options(
     asked = [n for n in ('fp16', 'bf16', 'no_mixed_precision') if getattr(o, n)]
     if len(asked) > 1: raise InputError(f'--{asked[0]} and --{asked[1]} contradict each other; give one')
     if o.load_in_4bit and o.load_in_8bit: raise InputError('--load_in_4bit and --load_in_8bit contradict each other; give one')
+    if o.datasets and (o.data_path or o.streaming or o.max_chunks): raise InputError('--datasets mixes datasets of the catalog; leave --data_path, --streaming and --max_chunks out')
+    for n in ('dataset_configs', 'mixture_rates'):
+        if getattr(o, n) and len(getattr(o, n)) != len(o.datasets): raise InputError(f'{len(o.datasets)} --datasets and {len(getattr(o, n))} --{n}; give one for each')
     if o.max_steps and o.max_seconds: raise InputError('--max_steps and --max_seconds both say when to stop; give one')
     return o
 

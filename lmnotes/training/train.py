@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['may_change', 'weights_of', 'is_masked', 'long_windows', 'mode_of', 'data_from', 'model_from', 'steps_for',
            'StepTimer', 'step_seconds', 'plan', 'slug', 'show_plan', 'newest_run', 'resumed', 'Run', 'run_folder',
-           'SkipValidation', 'Evaluate', 'train']
+           'SkipValidation', 'Evaluate', 'scores_of', 'train']
 
 # %% ../../nbs/05_training/10_train.ipynb #75fbae95
 import statistics, sys, time
@@ -19,6 +19,9 @@ from ..data.catalog import find_dataset
 from ..data.examples import own_pairs
 from ..data.shards import open_shard, shard_files
 from ..data.shard_data import shard_data
+from ..data.mixture_data import mixture_data
+from ..data.mixtures import per_source
+from ..data.streams import stream_data
 from ..models.accounting import model_flops
 from ..models.decoder import LMConfig, build_model, models, saved_kind
 from ..models.hub import attention_of, resolve_attention
@@ -64,6 +67,7 @@ def long_windows(o:TrainOptions, given)->TrainOptions: # `given`: names of the o
 def mode_of(o:TrainOptions)->str: # 'pretrain' or 'sft'
     "What is learnt from the data: answers where there are any, unless the mode is given"
     if o.mode != 'auto': return o.mode
+    if o.streaming or o.max_chunks: return 'pretrain'
     if o.data_path and is_shards(o.data_path): return 'pretrain'
     if is_masked(o) or o.text_column: return 'pretrain'
     if o.data_path: return 'sft' if own_pairs(o.data_path, o.prompt_column, o.target_column)[0] else 'pretrain'
@@ -73,6 +77,13 @@ def data_from(o:TrainOptions):
     "The data that the options ask for"
     if o.data_path and is_shards(o.data_path):
         return shard_data(o.data_path, None if o.tokenizer == 'auto' else o.tokenizer, o.max_length, o.batch_size, o.seed, o.vocab_size, device=str(pick_device(o.device)))
+    if o.datasets:
+        return mixture_data(o.datasets, o.dataset_configs or None, o.mixture_rates or None, o.mixture_by, o.mixture_temperature, o.mixture_cap, _tokenizer(o), o.max_length, o.batch_size, o.seed,
+                            o.vocab_size, o.data_dir, o.limit, str(pick_device(o.device)), o.use_packing, o.allow_eval_data)
+    if o.streaming or o.max_chunks:
+        if mode_of(o) != 'pretrain': raise InputError('a stream is walked as running text; leave --streaming and --max_chunks out, or give --mode pretrain')
+        return stream_data(o.dataset, o.dataset_config, _tokenizer(o), o.max_length, o.batch_size, o.seed, o.vocab_size, o.data_dir, o.data_path, o.text_column,
+                           tokens_per_chunk=o.tokens_per_chunk, max_chunks=o.max_chunks, device=str(pick_device(o.device)))
     same = dict(dataset=o.dataset, config=o.dataset_config, tokenizer=_tokenizer(o), max_length=o.max_length, bs=o.batch_size, seed=o.seed, vocab_size=o.vocab_size,
                 data_dir=o.data_dir, data_path=o.data_path, limit=o.limit, device=str(pick_device(o.device)))
     if mode_of(o) == 'pretrain': return load_data(**same, text_column=o.text_column, masked=is_masked(o))
@@ -150,7 +161,7 @@ def plan(o:TrainOptions, data, model, steps:int|None)->dict:
     device = pick_device(o.device)
     p = dict(model=f'{o.model} ({what}, {format_count(n)} parameters)',
         data=f'{data.name} ({format_count(data.n_tokens[0])} tokens to train on, {format_count(data.n_tokens[1])} to validate; '
-             f'tokenizer {data.spec["tokenizer"]}, {data.vocab_size} tokens)', mode=data.mode + (', masked tokens' if data.masked else ', packed' if data.mode == 'sft' and data.spec['packing'] else ''),
+             f'tokenizer {data.spec["tokenizer"]}, {data.vocab_size} tokens)', mode=data.mode + (', masked tokens' if data.masked else ', packed' if data.mode == 'sft' and data.spec.get('packing') else ''),
         device=f"{device}, {str(pick_dtype(device, precision_of(o), getattr(model.config, 'hidden_size', None)))[6:]}, attention {attention_of(model)}",
         memory=f'{format_count(16*n)}B for weights, gradients and optimizer; activations come on top',
         steps=f'{steps} of {per_step} tokens' if steps else f'as many as fit in {o.max_seconds:g} s, of {per_step} tokens',
@@ -222,9 +233,9 @@ class SkipValidation(Callback):
 class Evaluate(Callback):
     "Score the validation windows every `every` steps, a line of `evals.jsonl` each"
     order,run_valid = 55,False # before a checkpoint is written (80)
-    def __init__(self, path, every:int, max_batches:int|None=None): self.path,self.every,self.max_batches = Path(path),every,max_batches
+    def __init__(self, path, every:int, score): self.path,self.every,self.score = Path(path),every,score # score: from a learner to a dict
     def after_step(self):
-        if self.learn.step % self.every == 0: append_jsonl(self.path, dict(step=self.learn.step, trained=self.learn.tokens) | evaluate(self.learn, self.max_batches))
+        if self.learn.step % self.every == 0: append_jsonl(self.path, dict(step=self.learn.step, trained=self.learn.tokens) | self.score(self.learn))
 
 # %% ../../nbs/05_training/10_train.ipynb #51f0f8dc
 def _batches(o): return o.eval_max_batches if o.eval_max_batches > 0 else None
@@ -232,7 +243,7 @@ def _batches(o): return o.eval_max_batches if o.eval_max_batches > 0 else None
 def _callbacks(o, path, steps, lr, per_epoch, quiet):
     warmup = o.warmup_steps or round(o.warmup_ratio*steps)
     cbs = [Schedule(o.lr_scheduler_type, lr, steps, warmup), Monitor(path/'metrics.jsonl', o.logging_steps), StepProgress(steps, quiet=quiet), SkipValidation()]
-    if o.eval_steps: cbs.append(Evaluate(path/'evals.jsonl', o.eval_steps, _batches(o)))
+    if o.eval_steps: cbs.append(Evaluate(path/'evals.jsonl', o.eval_steps, lambda learn: scores_of(learn, o)))
     every = dict(no=None, steps=o.save_steps, epoch=per_epoch)[o.save_strategy]
     if every: cbs.append(Checkpoints(path/'checkpoints', every, o.save_total_limit, note=dict(total_steps=steps)))
     return cbs
@@ -264,9 +275,14 @@ def _fit(learn, o, path, steps, p):
     if learn.dls.device.type == 'cuda': torch.cuda.synchronize()
     return time.perf_counter() - began
 
+def scores_of(learn, o)->dict: # as `evaluate`; of a mixture also `sources`, by name, with their mean and spread
+    "Validation scores"
+    sources = getattr(learn.dls, 'sources', {}) if o.separate_mixture_eval else {}
+    return evaluate(learn, _batches(o)) | (dict(sources=per_source(sources, lambda dl: evaluate(learn, _batches(o), dl))) if sources else {})
+
 def _finish(learn, o, path, seconds, begun_at):
     if not learn.dls.masked: check_causal(learn.model)
-    scores = evaluate(learn, _batches(o))
+    scores = scores_of(learn, o)
     if not (path/'final').exists():
         with atomic_dir(path/'final') as d: save_model(learn.model, learn.dls.tokenizer, d)
     _sample(learn, path, o)
@@ -274,7 +290,7 @@ def _finish(learn, o, path, seconds, begun_at):
                    flops=model_flops(learn.model, learn.tokens, o.max_length), attention=attention_of(learn.model), train_seconds=seconds, resumed_at_step=begun_at or None,
                    tokens_per_s=(learn.step - begun_at)*o.batch_size*o.gradient_accumulation_steps*o.max_length/max(seconds, 1e-9),
                    eval_loss=scores['loss'], bits_per_byte=scores.get('bits_per_byte'), accuracy=scores['accuracy'],
-                   eval_tokens=scores['tokens'], memory_bytes=memory_bytes(learn.dls.device), tokenizer=learn.dls.spec['tokenizer'])
+                   eval_tokens=scores['tokens'], **{k: scores[k] for k in ('sources',) if k in scores}, memory_bytes=memory_bytes(learn.dls.device), tokenizer=learn.dls.spec['tokenizer'])
     write_json(path/'summary.json', summary)
     return summary
 
