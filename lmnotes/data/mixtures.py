@@ -7,14 +7,14 @@ __all__ = ['N_BLOCK', 'PHI', 'check_rates', 'capped', 'size_rates', 'token_rates
            'Mixture', 'stack_rows', 'MixtureLoader', 'find_mixture', 'percents', 'dataset_slug', 'mixture_name',
            'per_source', 'spread']
 
-# %% ../../nbs/01_data/13_mixtures.ipynb #02990643
+# %% ../../nbs/01_data/13_mixtures.ipynb #fac8fa08
 import numpy as np, torch
 from fastcore.basics import patch
 from ..core import *
 from .blocks import *
 from .catalog import *
 
-# %% ../../nbs/01_data/13_mixtures.ipynb #e1ff55fb
+# %% ../../nbs/01_data/13_mixtures.ipynb #3e3d8384
 def check_rates(
     names, # of the sources
     rates, # share of each
@@ -52,7 +52,7 @@ def size_rates(
     p = np.exp((np.log(s) - np.log(s).max())/temperature); p /= p.sum()
     return p if cap is None else capped(p, cap)
 
-# %% ../../nbs/01_data/13_mixtures.ipynb #58e633b9
+# %% ../../nbs/01_data/13_mixtures.ipynb #81297dc6
 def token_rates(
     rates,  # share of tokens of each source
     tokens, # mean tokens of one draw of each
@@ -61,7 +61,7 @@ def token_rates(
     p = np.array(rates, float)/np.array(tokens, float)
     return p/p.sum()
 
-# %% ../../nbs/01_data/13_mixtures.ipynb #7553cac7
+# %% ../../nbs/01_data/13_mixtures.ipynb #ff5d0976
 def row_tokens(
     loader, # of `BlockLoader`'s kind
 )->float: # mean tokens in a row
@@ -70,7 +70,7 @@ def row_tokens(
     if hasattr(d, 'bins'): return float(d.lengths.sum()/len(d)) # packed or padded rows
     return float(d.T)
 
-# %% ../../nbs/01_data/13_mixtures.ipynb #d7a318a8
+# %% ../../nbs/01_data/13_mixtures.ipynb #ea3bd456
 N_BLOCK,PHI = 1000,(5**.5 - 1)/2
 
 def _offset(seed, blocks): return (seed_for(seed, 'mixture')/2**63 + np.asarray(blocks)*PHI) % 1
@@ -107,7 +107,7 @@ def draw_sources(
     keep = slice(first - b0*N_BLOCK, first - b0*N_BLOCK + n)
     return s[keep],which[keep]
 
-# %% ../../nbs/01_data/13_mixtures.ipynb #38950e3b
+# %% ../../nbs/01_data/13_mixtures.ipynb #52ca139b
 class Mixture:
     "Loaders by name, and how often each is drawn"
     def __init__(self,
@@ -120,26 +120,28 @@ class Mixture:
         self.asked = check_rates(self.names, rates)
         self.tokens = np.array([row_tokens(dl) for dl in self.loaders])
         self.rates = token_rates(self.asked, self.tokens) if by == 'tokens' else self.asked
+        rows = [row.batch(0)[0] for row in self.ones(0)]
+        self.documents = len({(*r, r['input_ids'].shape[1]*('attention_mask' not in r)) for r in rows}) > 1 or 'documents' in rows[0]
     def __len__(self): return sum(len(dl.dataset) for dl in self.loaders)
+    def ones(self, seed): # the loaders, a row at a time
+        return [dl.new(bs=1, seed=seed, start=0, n_batches=None, rank=0, world=1, device='cpu') for dl in self.loaders]
 
 def _filled(rows, key, width, fill): # rows side by side, each as wide as the widest
     return torch.stack([torch.nn.functional.pad(r[key][0], (0, width - r[key].shape[1]), value=int(fill(r)) if callable(fill) else fill) for r in rows])
 
+def _documents(r): # 0 where there is text, 1 where there is padding
+    return r['documents'] if 'documents' in r else 1 - r['attention_mask'] if 'attention_mask' in r else torch.zeros_like(r['input_ids'])
+
 def stack_rows(
-    rows:list, # dicts of (1, width) tensors
+    rows:list,      # dicts of (1, width) tensors
+    documents=True, # number the documents; False: `attention_mask` if rows have it, and nothing else
 )->dict: # (len(rows), widest)
     "Rows of different loaders as one batch"
-    width = max(r['input_ids'].shape[1] for r in rows); keys = set().union(*rows)
-    def full(r):
-        r,x = dict(r),r['input_ids']
-        if 'documents' in keys and 'documents' not in r: r['documents'] = (1 - r['attention_mask'] if 'attention_mask' in r else torch.zeros_like(x))
-        if 'attention_mask' in keys and 'documents' not in keys and 'attention_mask' not in r: r['attention_mask'] = torch.ones_like(x)
-        return r
-    rows = [full(r) for r in rows]; uneven = len({r['input_ids'].shape[1] for r in rows}) > 1
+    width = max(r['input_ids'].shape[1] for r in rows)
+    if documents: rows = [dict(r, documents=_documents(r)) for r in rows]
     out = dict(input_ids=_filled(rows, 'input_ids', width, 0), shift_labels=_filled(rows, 'shift_labels', width, -100))
-    if 'documents' in keys: out['documents'] = _filled(rows, 'documents', width, lambda r: r['documents'].max() + 1)
-    elif 'attention_mask' in keys: out['attention_mask'] = _filled(rows, 'attention_mask', width, 0)
-    elif uneven: out['documents'] = _filled([dict(d=torch.zeros_like(r['input_ids'])) for r in rows], 'd', width, 1)
+    if documents: out['documents'] = _filled(rows, 'documents', width, lambda r: r['documents'].max() + 1)
+    elif 'attention_mask' in rows[0]: out['attention_mask'] = _filled(rows, 'attention_mask', width, 0)
     return out
 
 class MixtureLoader(BlockLoader):
@@ -147,9 +149,9 @@ class MixtureLoader(BlockLoader):
     def idxs(self, k)->tuple: # source of each row of batch k on this rank; number of each in its source
         return draw_sources((k*self.world + self.rank)*self.bs, self.bs, self.dataset.rates, self.seed)
     def batch(self, k):
-        one = [dl.new(bs=1, seed=self.seed, start=0, n_batches=None, rank=0, world=1, device='cpu') for dl in self.dataset.loaders]
+        one = self.dataset.ones(self.seed)
         rows = [one[s].batch(int(i))[0] for s,i in zip(*self.idxs(k))]
-        return {n: t.to(self.device) for n,t in stack_rows(rows).items()},
+        return {n: t.to(self.device) for n,t in stack_rows(rows, self.dataset.documents).items()},
     def new(self, dataset=None, **kwargs):
         "A loader like this one, but for what is named"
         out = BlockLoader.new(self, dataset, **kwargs); out.__class__ = type(self)
@@ -162,7 +164,7 @@ def realised(self:MixtureLoader, k:int=None)->dict: # name -> draws and share of
     return {name: dict(asked=float(a), draws=int(c), examples=float(c/max(1, n.sum())), tokens=float(x/max(1, t.sum())))
             for name,a,c,x in zip(self.dataset.names, self.dataset.asked, n, t)}
 
-# %% ../../nbs/01_data/13_mixtures.ipynb #1b3f7235
+# %% ../../nbs/01_data/13_mixtures.ipynb #48d23213
 def find_mixture(
     datasets,         # names
     configs=None,     # configurations, `None` where a dataset needs none
@@ -198,7 +200,7 @@ def mixture_name(
     "The name of a mixture"
     return '_'.join(['mix'] + [f'{dataset_slug(n) if isinstance(n, Dataset) else n}-{p}' for n,p in zip(names, percents(rates))])
 
-# %% ../../nbs/01_data/13_mixtures.ipynb #5328c2be
+# %% ../../nbs/01_data/13_mixtures.ipynb #4ade06a4
 def per_source(
     loaders:dict, # name -> validation loader
     measure,      # from a loader to a number, or to a dict of numbers
