@@ -6,7 +6,7 @@
 __all__ = ['TARGETS', 'token_pool', 'make_shards', 'read_raw', 'anonymous_bytes', 'loader_memory', 'access_ratio', 'called_out',
            'bench_shards']
 
-# %% ../../nbs/07_benchmarks/14_bench_shards.ipynb #a7a1e6aa
+# %% ../../nbs/07_benchmarks/14_bench_shards.ipynb #be51548a
 import os, shutil, sys, tempfile, time
 import numpy as np
 from functools import lru_cache
@@ -16,10 +16,10 @@ from ..data.catalog import find_dataset, load_documents
 from ..data.shards import *
 from ..data.tokenizers import bpe_tokenizer, encode_documents
 from .bench import benches
-from .memory import frozen_gc
+from .memory import frozen_gc, release_memory
 from .speed import interleave, paired_ratio
 
-# %% ../../nbs/07_benchmarks/14_bench_shards.ipynb #437077b4
+# %% ../../nbs/07_benchmarks/14_bench_shards.ipynb #b05c532c
 def token_pool(limit=None)->np.ndarray: # tokens of the embedded texts
     "Real tokens to make rows of"
     docs = [d for n in ('prose', 'python') for d in load_documents(find_dataset(n), limit=limit)[0]['train']]
@@ -41,7 +41,7 @@ def make_shards(
         np.save(folder/f'{i//per_file:05d}.npy', ring[g.integers(0, len(ring), n*length//stretch)].reshape(n, length))
     return rows
 
-# %% ../../nbs/07_benchmarks/14_bench_shards.ipynb #90d0ff4b
+# %% ../../nbs/07_benchmarks/14_bench_shards.ipynb #d59e8ca3
 @lru_cache(1)
 def _buffer(n): return memoryview(bytearray(n))
 
@@ -56,7 +56,7 @@ def read_raw(
             while k := h.readinto(buffer): n += k
     return n
 
-# %% ../../nbs/07_benchmarks/14_bench_shards.ipynb #8a002fd8
+# %% ../../nbs/07_benchmarks/14_bench_shards.ipynb #a4b9f528
 def anonymous_bytes(): # int, or None where the system does not say
     "Memory that belongs to this process and to no file"
     try: line = next(l for l in Path('/proc/self/status').read_text().splitlines() if l.startswith('RssAnon'))
@@ -69,6 +69,7 @@ def loader_memory(
     bs=4,
 )->dict: # anonymous bytes over the base: at the most, and after the first and the second half; seconds a batch
     "Memory and time of random reading"
+    release_memory() # what was freed before must not hide what is taken now
     base,dl = anonymous_bytes(),ShardLoader(Shards(path), bs=bs, n_batches=batches)
     held,times = [],[]
     for k in np.random.default_rng(0).permutation(batches): # any order: a batch needs no other before it
@@ -77,7 +78,7 @@ def loader_memory(
     if base is None: return dict(loader_bytes=None, batch_seconds=float(np.median(times)))
     return dict(loader_bytes=max(held), loader_bytes_first_half=max(held[:len(held)//2]), loader_bytes_second_half=max(held[len(held)//2:]), batch_seconds=float(np.median(times)))
 
-# %% ../../nbs/07_benchmarks/14_bench_shards.ipynb #b8167e84
+# %% ../../nbs/07_benchmarks/14_bench_shards.ipynb #809a14a7
 def access_ratio(
     path, far:int, # batch number
     bs=4,
@@ -89,7 +90,7 @@ def access_ratio(
     *_,last = walker
     return paired_ratio(t, 'far', 'near').median, bool((last[0]['input_ids'] == first(far)[0]['input_ids']).all())
 
-# %% ../../nbs/07_benchmarks/14_bench_shards.ipynb #f9611a38
+# %% ../../nbs/07_benchmarks/14_bench_shards.ipynb #0682ff11
 def called_out(
     files, # healthy shards
     folder, # to be made
@@ -103,7 +104,7 @@ def called_out(
     said = lambda s, word: float(any(word in w for w in validate(folder/s).warnings))
     return dict(duplicates_called_out=said('copied', 'copies of another'), noise_called_out=min(said('noise', 'random noise'), said('shuffled', 'random noise')))
 
-# %% ../../nbs/07_benchmarks/14_bench_shards.ipynb #1aa62c90
+# %% ../../nbs/07_benchmarks/14_bench_shards.ipynb #eece83b7
 TARGETS = dict(validate_vs_raw=('>=', .5), loader_bytes=('<=', 200*2**20), same_batch=('>=', 1), split_links=('>=', 1),
                duplicates_called_out=('>=', 1), noise_called_out=('>=', 1), false_alarms=('<=', 0))
 
