@@ -57,3 +57,4 @@ from lmnotes.benchmarks.comparison import *
 from lmnotes.benchmarks.report import *
 from lmnotes.benchmarks.bench import *
 from lmnotes.app.builder import *
+from lmnotes.app.masks import *

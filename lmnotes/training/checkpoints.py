@@ -35,6 +35,7 @@ def save_checkpoint(
 ):
     "A folder from which training goes on as if it had never stopped"
     state = dict(step=learn.step, tokens=learn.tokens, fingerprint=learn.dls.fingerprint, **note)
+    if hasattr(learn.dls.train, 'state_dict'): state['walk'] = learn.dls.train.state_dict(learn.step*learn.accumulate.n) # a stream says where it stands
     try:
         with atomic_dir(path) as d:
             save_model(learn.model, learn.dls.tokenizer, d)
@@ -64,7 +65,8 @@ def load_checkpoint(
     learn.opt.opt.load_state_dict(extra['optimizer'])
     if extra['scaler']: learn.scaler = torch.amp.GradScaler(learn.dls.device.type); learn.scaler.load_state_dict(extra['scaler'])
     learn.step,learn.tokens = state['step'],state['tokens']
-    learn.dls.train.start = learn.step*learn.accumulate.n
+    if 'walk' in state: learn.dls.train.load_state_dict(state['walk'])
+    else: learn.dls.train.start = learn.step*learn.accumulate.n
     return state
 
 # %% ../../nbs/05_training/09_checkpoints.ipynb #5cf7d4e2

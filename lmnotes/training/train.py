@@ -153,6 +153,8 @@ def step_seconds(
 # %% ../../nbs/05_training/10_train.ipynb #499417d9
 _whence = dict(random='random weights', saved='saved weights', hub='weights of the hub', init='weights of {}')
 
+def _many(n): return format_count(n) if n < float('inf') else 'an unknown number of'
+
 def plan(o:TrainOptions, data, model, steps:int|None)->dict:
     "What the run will be, in words and numbers"
     decay = (0. if brings_weights(model) else 0.1) if o.weight_decay is None else o.weight_decay
@@ -160,7 +162,7 @@ def plan(o:TrainOptions, data, model, steps:int|None)->dict:
     what = _whence[weights_of(o)].format(o.init) + (f', {o.size}' if _base(o) in models and not o.init else '')
     device = pick_device(o.device)
     p = dict(model=f'{o.model} ({what}, {format_count(n)} parameters)',
-        data=f'{data.name} ({format_count(data.n_tokens[0])} tokens to train on, {format_count(data.n_tokens[1])} to validate; '
+        data=f'{data.name} ({_many(data.n_tokens[0])} tokens to train on, {format_count(data.n_tokens[1])} to validate; '
              f'tokenizer {data.spec["tokenizer"]}, {data.vocab_size} tokens)', mode=data.mode + (', masked tokens' if data.masked else ', packed' if data.mode == 'sft' and data.spec.get('packing') else ''),
         device=f"{device}, {str(pick_dtype(device, precision_of(o), getattr(model.config, 'hidden_size', None)))[6:]}, attention {attention_of(model)}",
         memory=f'{format_count(16*n)}B for weights, gradients and optimizer; activations come on top',
@@ -330,7 +332,7 @@ def _train(o, learn, path, steps, ck, p, quiet):
         sweep(path/'checkpoints'); load_checkpoint(learn, ck)
         for log in ('metrics.jsonl', 'evals.jsonl'): cut_log(path/log, learn.step)
     begun_at = learn.step
-    per_epoch = max(len(learn.dls.train_blocks)//(o.batch_size*o.gradient_accumulation_steps), 1)
+    per_epoch = steps_for(replace(o, max_steps=None, num_train_epochs=1), learn.dls) if o.save_strategy == 'epoch' else None
     learn.remove_cbs([cb for cb in learn.cbs if cb.name in ('progress', 'recorder')])
     learn.add_cbs(_callbacks(o, path, steps, learn.lr, per_epoch, quiet))
     seconds = _fit(learn, o, path, steps, p)
