@@ -7,7 +7,7 @@ __all__ = ['shard_kinds', 'LARGEST', 'is_shards', 'shard_files', 'shard_splits',
            'order_gain', 'looks', 'ShardReport', 'validate', 'split', 'Shards', 'block_order', 'ShardLoader',
            'tokenize', 'recommend']
 
-# %% ../../nbs/01_data/15_shards.ipynb #45d02c60
+# %% ../../nbs/01_data/15_shards.ipynb #bbea961c
 import hashlib, math, os, time, zipfile, zlib
 import numpy as np, torch
 from collections import Counter
@@ -20,7 +20,7 @@ from .blocks import *
 from .catalog import *
 from .tokenizers import *
 
-# %% ../../nbs/01_data/15_shards.ipynb #cf79f650
+# %% ../../nbs/01_data/15_shards.ipynb #c068eb23
 shard_kinds = '.npy', '.pt'
 
 def is_shards(path)->bool:
@@ -43,7 +43,7 @@ def shard_splits(path)->dict: # split -> folder; empty where none is named
     found = {s: Path(path)/s for s in ('train', 'validation')}
     return found if all(map(is_shards, found.values())) else {}
 
-# %% ../../nbs/01_data/15_shards.ipynb #7e90ab05
+# %% ../../nbs/01_data/15_shards.ipynb #e5e7d62b
 def _open_npy(file):
     with open(file, 'rb') as f: head = f.read(6)
     if not head: raise InputError('is empty (zero bytes)')
@@ -84,7 +84,7 @@ def open_shard(
         return a
     except InputError as e: raise InputError(f'{file.name} {e}') from None
 
-# %% ../../nbs/01_data/15_shards.ipynb #900277f3
+# %% ../../nbs/01_data/15_shards.ipynb #5be6d51e
 LARGEST = 2**20 # ids; no vocabulary is near
 
 @cache
@@ -155,7 +155,7 @@ def scan_rows(
         for t in tables: total += t
     return total,hashes,bad
 
-# %% ../../nbs/01_data/15_shards.ipynb #a383c146
+# %% ../../nbs/01_data/15_shards.ipynb #7466f67f
 def entropy(counts)->float: # bits a token
     "Entropy of the shares of ids"
     p = counts[counts > 0]/counts.sum()
@@ -182,7 +182,7 @@ def looks(
     if flat: said.append(f'repeated data: {flat} of {len(samples)} rows looked at repeat a short pattern')
     return said
 
-# %% ../../nbs/01_data/15_shards.ipynb #94e45741
+# %% ../../nbs/01_data/15_shards.ipynb #c6ee9138
 @dataclass
 class ShardReport:
     "What `validate` found"
@@ -233,14 +233,13 @@ def validate(
     if not shapes: return report
     samples = [np.array(open_shard(f)[i]) for f,(n,*_) in list(shapes.items())[:4] for i in sorted({0, n//2})]; words = len({d for *_,d in shapes.values()}) == 1
     likely = 2**max(16, int(max(vocab_size or 1, *(int(r.max()) for r in samples))).bit_length()) # a small table stays in the cache
-    _compiled()
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool: found = list(pool.map(lambda f: _look(f, min(likely, LARGEST), words), shapes))
-    counts = np.zeros(max(len(c) for c,_,_ in found), np.int64)
-    for f,(c,_,bad) in zip(shapes, found):
-        counts[:len(c)] += c
-        beyond = bad + int(c[vocab_size:].sum()) if vocab_size else bad
-        if beyond: problems.append(f'{f.name} has {beyond:,} tokens outside 0..{(vocab_size or LARGEST) - 1:,}; the vocabulary it was made with is another one')
-    return _summed(report, shapes, counts, [h for _,h,_ in found], samples)
+    counts,hashes,_ = np.zeros(1, np.int64),[],_compiled()
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        for f,(c,h,bad) in zip(shapes, pool.map(lambda f: _look(f, min(likely, LARGEST), words), shapes)): # added up as they come
+            counts = np.pad(counts, (0, max(0, len(c) - len(counts)))); counts[:len(c)] += c; hashes.append(h)
+            beyond = bad + int(c[vocab_size:].sum()) if vocab_size else bad
+            if beyond: problems.append(f'{f.name} has {beyond:,} tokens outside 0..{(vocab_size or LARGEST) - 1:,}; the vocabulary it was made with is another one')
+    return _summed(report, shapes, counts, hashes, samples)
 
 def _summed(report, shapes, counts, hashes, samples):
     r = report; r.hashes = hashes
@@ -250,7 +249,7 @@ def _summed(report, shapes, counts, hashes, samples):
     if r.duplicates: r.warnings.append(f'repeated data: {r.duplicates:,} of {r.rows:,} rows are copies of another')
     return r
 
-# %% ../../nbs/01_data/15_shards.ipynb #36f3d491
+# %% ../../nbs/01_data/15_shards.ipynb #4199d74c
 def _link(file, folder, root):
     new = folder/file.relative_to(root); new.parent.mkdir(parents=True, exist_ok=True)
     try: os.link(file.resolve(), new)
@@ -311,7 +310,7 @@ def _ranges(rows): # ascending row numbers -> [[first, behind the last], ...]
     cuts = np.flatnonzero(np.diff(rows) > 1) + 1
     return [[int(r[0]), int(r[-1]) + 1] for r in np.split(rows, cuts)]
 
-# %% ../../nbs/01_data/15_shards.ipynb #ab7faeb9
+# %% ../../nbs/01_data/15_shards.ipynb #71b38c09
 class Shards:
     "Windows over the rows of many files, none of them held"
     def __init__(self,
@@ -339,7 +338,7 @@ class Shards:
         file,first,n = self.spans[s]
         return np.array(self._open(file)[first + row - (self.ends[s] - n), part*self.T:(part + 1)*self.T + 1], np.int64) # (T+1,)
 
-# %% ../../nbs/01_data/15_shards.ipynb #78bbe3d7
+# %% ../../nbs/01_data/15_shards.ipynb #9cffab61
 def block_order(
     p,         # positions in the epoch, an array
     n:int,     # windows
@@ -357,7 +356,7 @@ def block_order(
         return (int(order[q//block])*block + q%block + shift) % n
     return np.array([at(int(x)) for x in p], np.int64)
 
-# %% ../../nbs/01_data/15_shards.ipynb #ac38c7f4
+# %% ../../nbs/01_data/15_shards.ipynb #f80c18ae
 class ShardLoader(BlockLoader):
     "Batches of `Shards` in block-shuffled order, a pure function of (`seed`, batch number)"
     def batch(self, k):
@@ -374,7 +373,7 @@ class ShardLoader(BlockLoader):
         out = BlockLoader.new(self, dataset, **kwargs); out.__class__ = type(self)
         return out
 
-# %% ../../nbs/01_data/15_shards.ipynb #fc6faba6
+# %% ../../nbs/01_data/15_shards.ipynb #92e73ef8
 def _write_rows(stream, folder, length, dtype, per_file): # arrays of tokens -> files; rows, tokens left over
     rest,n = np.zeros(0, dtype),0
     def save(a):
@@ -415,7 +414,7 @@ def tokenize(
         tok.save_pretrained(aside/'tokenizer'); write_json(aside/'meta.json', meta)
     return meta
 
-# %% ../../nbs/01_data/15_shards.ipynb #44fbe430
+# %% ../../nbs/01_data/15_shards.ipynb #78be13ff
 def _probe(model, length, device): # operations a second in one training step
     from lmnotes.models.accounting import model_flops
     model = model.to(device); ids = torch.randint(model.config.vocab_size, (1, length), device=device); times = []
