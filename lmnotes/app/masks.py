@@ -23,8 +23,10 @@ def row_html(
     real = batch['attention_mask'][row].tolist() if 'attention_mask' in batch else [1]*len(ids)
     learnt = [False] + [y != -100 for y in labels[:-1]] # position t is the target of position t-1
     kinds = ['learnt' if l and d == before else 'pad' if not r else 'other' if d % 2 else 'plain' for l,r,d,before in zip(learnt, real, docs, [docs[0]] + docs[:-1])]
-    out,last = [],None
-    for i,k in zip(ids, kinds):
+    out,last,shown = [],None,list(zip(ids, kinds))
+    for t in reversed(range(len(ids))): # the last target of a document is no input of it
+        if labels[t] != -100 and (t + 1 == len(ids) or docs[t+1] != docs[t]): shown.insert(t + 1, (labels[t], 'learnt'))
+    for i,k in shown:
         if k != last: out.append(('</span>' if last else '') + f'<span style="{_styles[k]}">'); last = k
         out.append(escape(tokenizer.decode([i])))
     return f'<pre style="white-space:pre-wrap;font-size:12px">{"".join(out)}</span></pre>'
