@@ -6,7 +6,7 @@
 __all__ = ['TARGETS', 'MODELS', 'prompted', 'packing_examples', 'packing_errors', 'compare_models', 'useful_tokens', 'three_ways',
            'packing_speed', 'bench_packing']
 
-# %% ../../nbs/07_benchmarks/13_bench_packing.ipynb #3a98791c
+# %% ../../nbs/07_benchmarks/13_bench_packing.ipynb #deb5061d
 import os
 import numpy as np, torch
 from ..core import InputError, did_you_mean, pick_dtype, set_seed
@@ -21,7 +21,7 @@ from .bench_head import max_error
 from .memory import frozen_gc
 from .speed import interleave, train_step
 
-# %% ../../nbs/07_benchmarks/13_bench_packing.ipynb #2236f245
+# %% ../../nbs/07_benchmarks/13_bench_packing.ipynb #534431f2
 def _each(tok, texts): # tokens of each text, closed by the end token
     ids = encode_documents(tok, texts)
     return np.split(ids, np.flatnonzero(ids == tok.eos_token_id) + 1)[:-1]
@@ -45,7 +45,7 @@ def packing_examples(
     tok = get_tokenizer('bpe', lambda: [ds.prompt(r) + ds.target(r) for r in rows])
     return prompted(ds, rows, tok),len(tok)
 
-# %% ../../nbs/07_benchmarks/13_bench_packing.ipynb #27aa4c08
+# %% ../../nbs/07_benchmarks/13_bench_packing.ipynb #062904cf
 def _gradients(model, batches): # loss and gradients of the mean over all targets of all batches
     model.zero_grad(set_to_none=True)
     n = [int((b['shift_labels'] != -100).sum()) for b in batches]; total = 0.
@@ -59,7 +59,6 @@ def packing_errors(
     batch:dict, # packed
 )->dict: # loss_error, grad_error
     "How far a packed batch is from its documents alone"
-    with torch.no_grad(): model(input_ids=batch['input_ids'], documents=batch['documents'])
     loss,grads = _gradients(model, [batch])
     want,alone = _gradients(model, unpack(batch))
     return dict(loss_error=abs(loss - want)/want, grad_error=max_error(grads, alone))
@@ -80,7 +79,7 @@ def compare_models(names, batch, vocab, device='cpu')->list: # a dict for each m
         out.append(v)
     return out
 
-# %% ../../nbs/07_benchmarks/13_bench_packing.ipynb #26279b52
+# %% ../../nbs/07_benchmarks/13_bench_packing.ipynb #bccc0301
 def useful_tokens(dl, k)->int: # of batch k
     return int(sum(dl.dataset.lengths[r].sum() for r in dl.rows(k)))
 
@@ -112,7 +111,7 @@ def packing_speed(
     return dict({f'{k}_tokens_per_s': r for k,r in rate.items()}, rounds=len(t['packed'].times), examples_per_step=len(ways['longest'][0]['input_ids']),
                 speedup_fixed=rate['packed']/rate['fixed'], speedup_longest=rate['packed']/rate['longest'])
 
-# %% ../../nbs/07_benchmarks/13_bench_packing.ipynb #f32a92bd
+# %% ../../nbs/07_benchmarks/13_bench_packing.ipynb #ae080645
 TARGETS = dict(fill=('>=', .995), fill_imdb=('>=', .97), loss_error=('<=', 1e-5), grad_error=('<=', 1e-5), grad_error_fp64=('<=', 1e-10),
                speedup_fixed=('>=', 10), speedup_longest=('>=', 1.5))
 MODELS = 'standard', 'reversible', 'resonance', 'tiny:qwen3'
