@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['InputError', 'RunError', 'did_you_mean', 'Registry', 'set_seed', 'seed_for', 'pick_device', 'has_fast_bf16',
            'pick_dtype', 'parse_count', 'format_count', 'atomic_write', 'atomic_dir', 'write_json', 'read_json',
-           'append_jsonl', 'read_jsonl', 'new_run_folder', 'env_info', 'torchvision_state', 'hide_broken_torchvision']
+           'append_jsonl', 'read_jsonl', 'new_run_folder', 'env_info', 'torchvision_state', 'hide_broken_torchvision',
+           'keep_memory']
 
 # %% ../nbs/00_core.ipynb #4f5e8f85
 import difflib, hashlib, json, os, platform, random, shutil, sys, warnings
@@ -218,3 +219,12 @@ def hide_broken_torchvision():
     for f in vars(sys.modules.get('transformers.utils.import_utils', sys)).values(): # transformers may have looked already
         if hasattr(f, 'cache_clear'): f.cache_clear()
     warnings.warn('the installed torchvision cannot load beside this torch and is ignored; `pip uninstall torchvision` silences this', stacklevel=2)
+
+# %% ../nbs/00_core.ipynb #d7ffe346
+def keep_memory()->bool: # whether this C library can be asked (glibc, on Linux)
+    "Keep freed memory for the next tensor instead of returning it to the system"
+    import ctypes
+    try: mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError): return False
+    no_maps,never_trim = (-4, 0),(-1, -1) # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
+    return bool(mallopt(*no_maps) and mallopt(*never_trim))

@@ -8,7 +8,7 @@ __all__ = ['SIZES', 'TARGETS', 'core_steps', 'layer_steps', 'growth_times', 'rec
 
 # %% ../../nbs/07_benchmarks/11_bench_resonance.ipynb #ddca3d8a
 import math, torch, torch.nn.functional as F
-from ..core import InputError, has_fast_bf16
+from ..core import InputError, has_fast_bf16, keep_memory
 from .bench import benches, worst
 from .memory import frozen_gc, peak_memory
 from .speed import interleave, paired_ratio
@@ -132,6 +132,7 @@ def bench_resonance(
     progress('recurrence'); few,many = 100,512 if quick else 4096
     exact = dict(recurrence_error=recurrence_error(many, device=device), state_bytes=state_bytes(few, device=device), state_bytes_long=state_bytes(many, device=device))
     exact['state_growth'] = exact['state_bytes_long']/exact['state_bytes']
+    if device == 'cpu': keep_memory() # as `train` does; for both sides
     types = [torch.float32] + [torch.bfloat16]*bool(has_fast_bf16(device))
     variants = [_speed(T, dim, n_head, t, device, quick, progress) for t in types]; variants[0] |= gb | exact
     first = variants[0]

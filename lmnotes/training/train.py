@@ -311,6 +311,7 @@ def train(
     learn = lm_learner(model, data, lr=o.learning_rate, optimizer=o.optimizer, precision=precision_of(o), accumulate=o.gradient_accumulation_steps,
                        max_grad_norm=o.max_grad_norm, weight_decay=o.weight_decay, seed=o.seed)
     schedules[o.lr_scheduler_type]
+    if pick_device(o.device).type == 'cpu': keep_memory()
     steps = read_json(ck/'state.json')['total_steps'] if ck else None if o.max_seconds else steps_for(o, data)
     p = plan(o, data, model, steps)
     if not quiet: show_plan(p)
