@@ -164,7 +164,7 @@ def _blocks(ids, T, what):
 def is_shards(path)->bool:
     "Whether there are arrays of tokens at `path`, a file or a folder"
     p,kinds = Path(path),('.npy', '.pt')
-    return p.suffix in kinds if p.is_file() else p.is_dir() and any(f.suffix in kinds for f in p.rglob('*'))
+    return p.suffix in kinds if p.is_file() else p.is_dir() and not (p/'args.json').is_file() and any(f.suffix in kinds for f in p.rglob('*'))
 
 def load_data(
     dataset:str='prose',    # short name, id or id/configuration; see the catalog
