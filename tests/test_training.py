@@ -68,7 +68,7 @@ wrong = {
     'an empty text file':    ('train --data_path empty.txt', 'empty'),
     'no seeds':              ('compare --models standard,reversible --datasets arithmetic --seeds 0', 'seeds'),
     'a lonely model':        ('compare --models standard --datasets arithmetic', 'at least one other'),
-    'another vocabulary':    ('train --model saved --tokenizer chars --dataset arithmetic', 'tokens'),
+    'another vocabulary':    ('train --model saved --tokenizer chars --dataset arithmetic', 'has 258 words, the data'),
     'a bad budget':          ('compare --budget much', 'much'),
     'an unknown bench':      ('bench headd', "did you mean 'head'?"),
     'no model to generate':  ('generate --model nowhere', 'nowhere'),

@@ -13,7 +13,7 @@ from ..core import InputError, did_you_mean, pick_dtype, set_seed
 from ..data.catalog import catalog, find_dataset, load_rows
 from ..data.examples import examples_of
 from ..data.packing import *
-from ..data.tokenizers import encode_documents, get_tokenizer
+from ..data.tokenizers import get_tokenizer
 from ..models import build_model
 from ..models.decoder import sizes
 from ..models.hub import hub_model

@@ -24,7 +24,7 @@ from ..data.mixtures import per_source
 from ..data.streams import stream_data
 from ..models.accounting import model_flops
 from ..models.decoder import LMConfig, build_model, models, saved_kind
-from ..models.hub import attention_of, resolve_attention
+from ..models.hub import attention_of, hub_config, resolve_attention
 from ..models.probe import check_causal
 from ..models.generation import generate, fill
 from .options import *
@@ -49,6 +49,7 @@ def _tokenizer(o):
     "The model's own where it has one, else bytes"
     if o.tokenizer != 'auto': return o.tokenizer
     source = o.init if _base(o) in models else _base(o)
+    if source is not None and not (source in models or _is_folder(source) or source.startswith('tiny:')): hub_config(source, None, o.trust_remote_code) # a name that is nothing fails as a model
     if source is None or source.startswith('tiny:') or source in models: return 'bytes'
     return str(model_folder(source)) if _is_folder(source) else source
 
