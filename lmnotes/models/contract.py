@@ -51,6 +51,7 @@ def _with_picture(model, ids): # in place of the first tokens
     return dict(input_ids=ids, labels=y, pixel_values=torch.ones(len(ids), 3, side, side))
 
 def logits_of(model, ids): # (B, T) -> (B, T, V)
+    "Logits of every token; an encoder-decoder reads `ids` as its answer"
     return model(input_ids=_source(ids), decoder_input_ids=ids).logits if kind_of(model) == 'encoder-decoder' else model(input_ids=ids).logits
 
 # %% ../../nbs/02_models/16_contract.ipynb #f15817c2
