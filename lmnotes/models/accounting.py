@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from ..core import *
 from .layers import *
 from .decoder import *
+from .hub import expert_counts
 
 # %% ../../nbs/02_models/14_accounting.ipynb #616aa833
 class _Pretend(FakeTensorMode):
@@ -83,9 +84,8 @@ def _first(c, names, default=None): return next((v for n in names if (v := getat
 
 def routing(config)->tuple[int,int]: # (experts a token visits, experts there are)
     "How many experts a layer has and a token sees; (1, 1) without experts"
-    c = config.get_text_config()
-    E = _first(c, ('n_experts', 'num_local_experts', 'num_experts', 'n_routed_experts'), 1)
-    return _first(c, ('n_active', 'num_experts_per_tok', 'moe_k'), 1) if E > 1 else 1, E
+    E,k = expert_counts(config)
+    return (k,E) if E else (1,1)
 
 def count_active(model)->int:
     "Parameters that take part for a token: all but the experts it does not visit"

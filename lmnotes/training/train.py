@@ -74,15 +74,23 @@ def mode_of(o:TrainOptions)->str: # 'pretrain' or 'sft'
     if o.data_path: return 'sft' if own_pairs(o.data_path, o.prompt_column, o.target_column)[0] else 'pretrain'
     return 'sft' if 'sft' in find_dataset(o.dataset, o.dataset_config).modes else 'pretrain'
 
+def _check_data(o): # nothing that was asked for is passed over in silence
+    special = 'shards' if o.data_path and is_shards(o.data_path) else 'a mixture' if o.datasets else 'a stream' if o.streaming or o.max_chunks else None
+    if special is None: return
+    if is_masked(o): raise InputError(f'hidden tokens are made of one loaded dataset, and {special} was asked for; give --dataset or a text file, or a model that looks one way')
+    for n in ('prompt_template', 'chat_template', 'prompt_column', 'target_column'):
+        if getattr(o, n): raise InputError(f'--{n} belongs to one dataset with answers, and {special} was asked for; leave it out')
+    if o.mode != 'auto' and (o.datasets or o.mode != 'pretrain'): raise InputError(f'--mode {o.mode} cannot be chosen for {special}; leave it out')
+
 def data_from(o:TrainOptions):
     "The data that the options ask for"
+    _check_data(o)
     if o.data_path and is_shards(o.data_path):
         return shard_data(o.data_path, None if o.tokenizer == 'auto' else o.tokenizer, o.max_length, o.batch_size, o.seed, o.vocab_size, device=str(pick_device(o.device)))
     if o.datasets:
         return mixture_data(o.datasets, o.dataset_configs or None, o.mixture_rates or None, o.mixture_by, o.mixture_temperature, o.mixture_cap, _tokenizer(o), o.max_length, o.batch_size, o.seed,
                             o.vocab_size, o.data_dir, o.limit, str(pick_device(o.device)), o.use_packing, o.allow_eval_data)
     if o.streaming or o.max_chunks:
-        if mode_of(o) != 'pretrain': raise InputError('a stream is walked as running text; leave --streaming and --max_chunks out, or give --mode pretrain')
         return stream_data(o.dataset, o.dataset_config, _tokenizer(o), o.max_length, o.batch_size, o.seed, o.vocab_size, o.data_dir, o.data_path, o.text_column,
                            tokens_per_chunk=o.tokens_per_chunk, max_chunks=o.max_chunks, device=str(pick_device(o.device)))
     same = dict(dataset=o.dataset, config=o.dataset_config, tokenizer=_tokenizer(o), max_length=o.max_length, bs=o.batch_size, seed=o.seed, vocab_size=o.vocab_size,
