@@ -54,7 +54,12 @@ def _read_csv(path)->Rows:
 
 def _parquet_labels(schema)->dict:
     info = json.loads((schema.metadata or {}).get(b'huggingface', b'{}')).get('info', {})
-    return {k: f['names'] for k,f in info.get('features', {}).items() if isinstance(f, dict) and f.get('_type') == 'ClassLabel'}
+    found = {k: _inner(f) for k,f in info.get('features', {}).items()}
+    return {k: f['names'] for k,f in found.items() if isinstance(f, dict) and f.get('_type') == 'ClassLabel'}
+
+def _inner(f): # what a list of labels is a list of
+    if isinstance(f, list) and f: return _inner(f[0])
+    return _inner(f['feature']) if isinstance(f, dict) and isinstance(f.get('feature'), (dict, list)) else f
 
 def _read_parquet(path)->Rows:
     try: import pyarrow as pa, pyarrow.parquet as pq
@@ -138,7 +143,7 @@ def patiently(
     raise error(f'{what() if callable(what) else what}: gave up after {p.tries} tries and {time.monotonic() - start:.1f} s (time-out {p.timeout:g} s a read; last: {said})') from last
 
 # %% ../../nbs/01_data/01_sources.ipynb #dbfb17f1
-ways_on = 'give a local root in hub layout with --data_dir, or use an embedded dataset (prose, python, arithmetic, recall)'
+ways_on = 'give a local root in hub layout with --data_dir, or use an embedded dataset (prose, python, arithmetic, reading, opinions, entities, recall)'
 converted = 'refs/convert/parquet' # the branch where the hub keeps every set as parquet files
 
 def _endpoint()->str: return os.environ.get('HF_ENDPOINT', 'https://huggingface.co').rstrip('/')
