@@ -17,14 +17,16 @@ from fastai.callback.schedule import *
 class LMLearner(Learner):
     "A fastai `Learner` whose model returns its own `loss` from a batch of named tensors"
     forward_context = staticmethod(nullcontext) # a callback may put autocast here
-    scaler = None                               # and a loss scaler here
+    scaler = None                               # a loss scaler here
+    call = None                                 # a wrapper of the model here
+    stop_asked = None                           # and why the run should end after this step here
     def __init__(self, dls, model, **kwargs):
         self._heard = {}
         super().__init__(dls, model, loss_func=noop, **kwargs)
         self.remove_cb(CastToTensor) # a dictionary of tensors needs no cast
     def _split(self, b): self.xb,self.yb = b,(b[0]['shift_labels'],)
     def _do_one_batch(self):
-        with self.forward_context(): self.pred = self.model(**self.xb[0])
+        with self.forward_context(): self.pred = (self.call or self.model)(**self.xb[0])
         self('after_pred')
         self.loss_grad = self.pred.loss
         self.loss = self.loss_grad.detach()
