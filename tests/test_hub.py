@@ -74,6 +74,11 @@ def test_pairs(family):
     m(input_ids=ids, labels=y).loss.backward()
     with pytest.raises(InputError, match='trains on pairs'): m(ids, shift_labels=y)
     assert check_causal(m, family) <= 1e-6
+    m.eval(); theirs = m(input_ids=ids, labels=y); past = m.prepare_decoder_input_ids_from_labels(y)
+    out = m(input_ids=ids, decoder_input_ids=past, shift_labels=y); z = theirs.logits
+    assert m._bare and out.logits is None and abs(out.loss - theirs.loss) < 1e-5
+    assert out.n_correct == ((z.argmax(-1) == y) & (y != -100)).sum()
+    assert abs(m(input_ids=ids, decoder_input_ids=past, shift_labels=y, num_items_in_batch=7).loss*7 - theirs.loss*(y != -100).sum()) < 1e-3
 
 @pytest.mark.parametrize('family', TEXT)
 def test_cached_text_equals_uncached(family, saved):

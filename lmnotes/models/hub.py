@@ -336,12 +336,13 @@ def _stand_in(head, f): # for the time of one call the head does `f`
 @torch.no_grad()
 def _bare_head(model, plain, vocab): # is the logits tensor what the head puts out?
     head = model.get_output_embeddings()
-    if head is None or model.config.is_encoder_decoder: return False
+    if head is None: return False
     seen,device = [],next(model.parameters()).device
+    two = torch.zeros(1, 2, dtype=torch.long, device=device); past = dict(decoder_input_ids=two) if model.config.is_encoder_decoder else {}
     def ramp(h): seen.append(torch.linspace(-1000, 1000, h[...,:1].numel()*vocab, device=h.device, dtype=h.dtype).view(*h.shape[:-1], vocab)); return seen[-1]
     was = model.training; model.eval()
     try:
-        with _stand_in(head, ramp): z = plain(model, torch.zeros(1, 2, dtype=torch.long, device=device), use_cache=False).logits
+        with _stand_in(head, ramp): z = plain(model, two, use_cache=False, **past).logits
     finally: model.train(was)
     return len(seen) == 1 and z.shape == seen[0].shape and torch.equal(z.float(), seen[0].float())
 
@@ -372,10 +373,13 @@ class _Adopted:
         return self._capture((input_ids,) if input_ids is not None else (), inputs)[0]
     @torch.compiler.disable(recursive=False) # what it calls is compiled, the exchange of heads is not
     def _capture(self, args, inputs):
-        if self.config.is_encoder_decoder: raise InputError('an encoder-decoder has no hidden states without a target; call it with labels')
+        self._check_pair(inputs)
         seen,inputs = [],self._apart({'use_cache': False, **inputs})
-        with _stand_in(self.get_output_embeddings(), lambda h: seen.append(h) or h): out = self._original.forward(self, *args, **inputs)
+        words = self.config.get_text_config().vocab_size # in the head's place an empty answer: what is added to it (a bias, in BART) costs nothing
+        with _stand_in(self.get_output_embeddings(), lambda h: seen.append(h) or h.new_empty(len(h), 0, words)): out = self._original.forward(self, *args, **inputs)
         return seen[0],out
+    def _check_pair(self, inputs):
+        if self.config.is_encoder_decoder and inputs.get('decoder_input_ids') is None: raise InputError('an encoder-decoder trains on pairs: give input_ids, which its encoder reads, decoder_input_ids, and shift_labels of the same shape as these')
     def _apart(self, inputs): # `documents`, numbers of the documents in a row, as positions and a mask
         documents = inputs.pop('documents', None)
         if documents is None: return inputs
@@ -383,8 +387,7 @@ class _Adopted:
         if not self._keeps_apart: raise InputError(f'{type(self).__name__} cannot keep documents in one row apart; train it without packing')
         return dict(inputs, **_packed(self, documents))
     def _supervised(self, args, inputs, labels, num_items, return_logits):
-        if self.config.is_encoder_decoder: raise InputError('an encoder-decoder trains on pairs: give input_ids and labels, not shift_labels')
-        inputs.pop('labels', None); inputs.pop('return_dict', None); count_supervised(labels)
+        self._check_pair(inputs); inputs.pop('labels', None); inputs.pop('return_dict', None); count_supervised(labels)
         if self._bare: h,out = self._capture(args, inputs)
         else: out = self._original.forward(self, *args, **self._apart({'use_cache': False, **inputs})); h = out.logits
         loss,right = module_loss(self.head if self._bare else nn.Identity(), h, labels, num_items)
