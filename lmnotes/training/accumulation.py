@@ -13,12 +13,12 @@ from ..core import RunError, seed_for
 class Accumulate(Callback):
     "Make one optimizer step of `n` batches, and count steps and tokens"
     order,run_valid = 5,False # before precision (10), clipping (12), schedule (20)
-    def __init__(self, n:int=1): self.n = n # batches per optimizer step
-    def after_create(self): self.learn.step = self.learn.tokens = 0
+    def __init__(self, n:int=1): self.n,self.positions = n,None # batches per optimizer step; positions to expect in a batch, None: as many as the first has
+    def after_create(self): self.learn.step,self.learn.tokens,self.learn.stopping = 0,0,None
     def before_fit(self): self.seen = 0
     def before_batch(self):
         labels = self.learn.yb[0]
-        if self.seen == 0: self.expected,self.items,self.nll,self.right = labels.numel()*self.n,0,0.,0
+        if self.seen == 0: self.expected,self.items,self.nll,self.right,self.places = (self.positions or labels.numel())*self.n,0,0.,0,0
         self.learn.xb[0]['num_items_in_batch'] = self.expected
         self.here = (labels != -100).sum()
     def after_loss(self):
@@ -27,15 +27,18 @@ class Accumulate(Callback):
         nll = l.loss_grad.detach()*self.expected
         self.nll = self.nll + nll
         l.loss = nll/self.here # what is shown: the mean over this batch's own tokens
-        l.tokens += l.yb[0].numel()
+        l.tokens += l.yb[0].numel(); self.places += l.yb[0].numel()
     def before_step(self):
         self.seen += 1
         if self.seen < self.n: raise CancelBatchException()
         self.learn.grad_scale = self.expected/self.items
-        self.learn.step_loss,self.learn.step_accuracy = self.nll/self.items,self.right/self.items
+        self.learn.step_loss,self.learn.step_accuracy,self.learn.stopping = self.nll/self.items,self.right/self.items,self.learn.stop_asked
     def after_step(self): self.seen = 0; self.learn.step += 1
 
 # %% ../../nbs/05_training/05_accumulation.ipynb #7a65b5f7
+def _whole(t): return t.full_tensor() if hasattr(t, 'full_tensor') else t # a tensor that ranks hold in parts, put together
+def _local(t): return t.to_local() if hasattr(t, 'to_local') else t       # and the part that is here
+
 class Clip(Callback):
     "Bring gradients to one count of tokens and a norm of at most `max_norm`; stop when they are not finite"
     order,run_valid = 12,False # after unscaling (10)
@@ -44,11 +47,11 @@ class Clip(Callback):
     def before_step(self):
         grads = [p.grad for p in self.ps if p.grad is not None]
         scale = self.learn.grad_scale
-        norm = torch.nn.utils.get_total_norm(grads)*scale
+        norm = _whole(torch.nn.utils.get_total_norm(grads))*scale
         if self.max_norm: scale = scale*(self.max_norm/(norm + 1e-6)).clamp(max=1.)
         self.learn.grad_norm = norm
         if norm.device.type == 'cpu' or self.learn.scaler is not None: self._check(norm)
-        if norm.device.type != 'cpu' or float(scale) != 1: torch._foreach_mul_(grads, scale)
+        if norm.device.type != 'cpu' or float(scale) != 1: torch._foreach_mul_([_local(g) for g in grads], scale)
     def _check(self, norm):
         if torch.isfinite(norm): return
         if self.learn.scaler is not None: raise CancelStepException()
