@@ -276,13 +276,17 @@ def load_documents(
     limit:int=None,  # documents kept of each split
 )->tuple: # split name -> documents; sentences about what was done
     "Training and validation documents of a dataset"
-    splits = {s: [d for d in ds.documents(rows) if d.strip()] for s,rows in load_rows(ds, data_dir).items() if s in ('train', 'validation')}
-    return finish_documents(_train_from(ds, splits), limit)
+    found = {s: [d for d in ds.documents(rows) if d.strip()] for s,rows in load_rows(ds, data_dir).items() if s in ('train', *_spare(ds))}
+    splits,said = _train_from(ds, found)
+    splits,notes = finish_documents({s: t for s,t in splits.items() if s != 'test'}, limit)
+    return splits, said + notes
 
-def _train_from(ds, splits)->dict: # no training rows: validation takes their place, to be cut
-    if splits.get('train'): return splits
-    if not splits.get('validation'): raise InputError(f"'{ds.name}' has no training rows here (splits: {', '.join(splits) or 'test'}); choose another configuration or source")
-    return {'train': splits['validation'], **{s: r for s,r in splits.items() if s not in ('train', 'validation')}}
+def _spare(ds)->tuple: return ('validation', 'test') if ds.role == 'eval' else ('validation',) # the test is trained on only where all of a set is kept for evaluation, and that is asked for
+
+def _train_from(ds, splits)->tuple: # no training rows: another split takes their place, to be cut; a sentence about it
+    if splits.get('train'): return splits, []
+    if not (s := next((s for s in _spare(ds) if splits.get(s)), None)): raise InputError(f"'{ds.name}' has no training rows here (splits: {', '.join(splits) or 'test'}); choose another configuration or source")
+    return {'train': splits[s], **{k: r for k,r in splits.items() if k not in ('train', s)}}, [f'no training split: {s} takes its place']
 
 # %% ../../nbs/01_data/05_catalog.ipynb #2b468841
 def finish_documents(splits, limit=None)->tuple:
@@ -309,7 +313,7 @@ def finish_rows(
     _check_limit(limit)
     known = {s: [i for i,r in enumerate(rows) if ds.scored(r)] for s,rows in splits.items()}
     notes = [f'{len(splits[s]) - len(k)} of {len(splits[s])} {s} rows have a hidden label and are left out' for s,k in known.items() if len(k) < len(splits[s])]
-    splits = _train_from(ds, {s: splits[s].take(k) for s,k in known.items() if k})
+    splits,said = _train_from(ds, {s: splits[s].take(k) for s,k in known.items() if k}); notes += said
     if not splits.get('validation'):
         rows = splits['train']; train,valid = split_by_hash([ds.group(r) for r in rows])
         splits.update(train=rows.take(train), validation=rows.take(valid)); notes.append(f'no validation split: {len(valid)} of {len(rows)} rows are held out by content hash')
