@@ -81,13 +81,17 @@ def mixture_data(
     tokenizer:str='bytes', max_length:int=128, bs:int=8, seed:int=0, vocab_size:int=None, data_dir=None, limit:int=None, device:str=None, # as for `load_data`
     packing:bool=True,     # of datasets with answers
     allow_eval_data:bool=False, # see `task_data`
+    objective:str='auto',  # sft: learn answers; pretrain: learn all of their text; auto: answers where there are any
 )->MixtureData:
     "Several datasets by name to batches, ready for a `Learner`"
+    if objective not in ('auto', 'sft', 'pretrain'): raise InputError(f"a mixture learns sft, pretrain or auto; '{objective}' came: {did_you_mean(objective, ['auto', 'sft', 'pretrain'])}")
     found,rates = find_mixture(datasets, configs, rates)
+    if objective == 'sft' and (plain := [d.name for d in found if 'sft' not in d.modes]): raise InputError(f"'{plain[0]}' is a corpus without answers; leave --mode out, or mix it with --mode pretrain")
+    answers = lambda ds: objective != 'pretrain' and 'sft' in ds.modes
     spec = dict(datasets=list(datasets), configs=configs, rates=None if rates is None else list(map(float, rates)), by=by, temperature=temperature, cap=cap, tokenizer=str(tokenizer), max_length=max_length, bs=bs,
-                seed=seed, vocab_size=vocab_size, data_dir=data_dir and str(data_dir), limit=limit, device=device, packing=packing, allow_eval_data=allow_eval_data, mode='mixture')
+                seed=seed, vocab_size=vocab_size, data_dir=data_dir and str(data_dir), limit=limit, device=device, packing=packing, allow_eval_data=allow_eval_data, objective=objective, mode='mixture')
     tok = shared_tokenizer(found, str(tokenizer), vocab_size, data_dir, limit)
     same = dict(tokenizer=tok, max_length=max_length, bs=bs, seed=seed, data_dir=data_dir, limit=limit, device=device)
-    parts = {ds.name: load_data(ds.id, ds.config, **same, **(dict(mode='sft', packing=packing, allow_eval_data=allow_eval_data) if 'sft' in ds.modes else {})) for ds in found}
+    parts = {ds.name: load_data(ds.id, ds.config, **same, **(dict(mode='sft', packing=packing, allow_eval_data=allow_eval_data) if answers(ds) else {})) for ds in found}
     if rates is None: rates = size_rates([d.n_tokens[0] if by == 'tokens' else len(d.train_blocks) for d in parts.values()], temperature, cap)
     return MixtureData(parts, rates, by, spec, [f'{n}: {note}' for n,d in parts.items() for note in d.notes])

@@ -47,8 +47,9 @@ class PairLoader(PaddedLoader):
 
 def pair_loader(
     packed,     # `Packed`, one example to a row
+    *args,      # of the loader: bs, seed, ...
     begin:int,  # token the decoder starts with
-    *args, **kwargs, # of the loader: bs, seed, ...
+    **kwargs,
 )->PairLoader:
     "Batches for an encoder-decoder"
     if max(map(len, packed.bins)) > 1: raise InputError('an encoder-decoder reads one question at a time; leave --use_packing out')

@@ -8,7 +8,7 @@ __all__ = ['TaskData', 'task_data']
 # %% ../../nbs/01_data/17_tuning.ipynb #41f9440b
 import hashlib, os
 from fastai.data.core import DataLoaders
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from ..core import *
 from .embedded import embedded
@@ -17,6 +17,7 @@ from .catalog import *
 from .blocks import *
 from .examples import *
 from .packing import *
+from .pairs import *
 from .corpora import check_role
 
 # %% ../../nbs/01_data/17_tuning.ipynb #826b5740
@@ -32,7 +33,7 @@ class TaskData(DataLoaders):
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self.train_blocks,self.valid_blocks = (Packed(examples[s], self.max_length, how, pad) for s in ('train', 'validation'))
         if n := self.train_blocks.n_cut: self.notes.append(f'{n} tokens of prompts that are too long for {self.max_length} are cut out of their middle')
-        loader = PackedLoader if spec['packing'] else PaddedLoader
+        loader = partial(pair_loader, begin=spec['decoder_start']) if spec.get('decoder_start') is not None else PackedLoader if spec['packing'] else PaddedLoader
         super().__init__(loader(self.train_blocks, self.bs, spec['seed']), loader(self.valid_blocks, self.bs, shuffle=False), device=pick_device(spec['device'] or 'auto'))
     @property
     def n_tokens(self): return int(self.train_blocks.lengths.sum()),int(self.valid_blocks.lengths.sum()) # inputs, of training and validation
@@ -88,12 +89,14 @@ def task_data(
     limit:int=None,           # rows of each split, at most, drawn at random
     allow_eval_data:bool=False, # train on a set that is meant for evaluation
     device:str=None,          # where batches go; None: the best there is
+    decoder_start:int=None,   # for an encoder-decoder: the token its decoder begins with
 )->TaskData:
     "Questions and answers by name to batches, ready for a `Learner`"
     data_dir = None if data_path or find_dataset(dataset, config).id in embedded else data_dir or os.environ.get('LMNOTES_DATA_DIR')
     paths = {k: str(v) if v is not None else None for k,v in dict(data_dir=data_dir, data_path=data_path, device=device).items()}
     spec = dict(dataset=dataset, config=config, tokenizer=str(tokenizer), max_length=max_length, bs=bs, seed=seed, vocab_size=vocab_size, prompt_column=prompt_column, target_column=target_column,
-                prompt_template=prompt_template, chat_template=chat_template, packing=packing, limit=limit, allow_eval_data=allow_eval_data, mode='sft', **paths)
+                prompt_template=prompt_template, chat_template=chat_template, packing=packing, limit=limit, allow_eval_data=allow_eval_data, decoder_start=decoder_start, mode='sft', **paths)
+    if packing and decoder_start is not None: raise InputError('an encoder-decoder reads one question at a time; leave --use_packing out')
     stamp = _stamp(paths['data_path'] or Path(paths['data_dir'] or '/nowhere')/find_dataset(dataset, config).id.replace('/', '__'))
     source = dataset, config, paths['data_dir'], paths['data_path'], prompt_column, target_column, limit, allow_eval_data, stamp
     ds,rows,tok,examples,notes = _encoded(source, str(tokenizer), vocab_size, prompt_template, chat_template, _stamp(tokenizer))
