@@ -7,7 +7,7 @@ __all__ = ['metric_names', 'Asked', 'fixed_items', 'metric_of', 'score_name', 'a
            'beginnings', 'samplers', 'Samples', 'eval_metrics', 'find_metric', 'rises', 'best_eval', 'patience_spent',
            'Best', 'EarlyStopping']
 
-# %% ../../nbs/05_training/14_scoring.ipynb #3baee141
+# %% ../../nbs/05_training/14_scoring.ipynb #97850061
 import itertools, math, random, re
 import numpy as np
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from ..data.catalog import Dataset, short_names
 from ..data.examples import examples_of
 from ..models.generation import fill, generate_batch
 
-# %% ../../nbs/05_training/14_scoring.ipynb #6d701e64
+# %% ../../nbs/05_training/14_scoring.ipynb #2059cea4
 @dataclass
 class Asked:
     "A validation row as the model meets it"
@@ -38,12 +38,12 @@ def fixed_items(
 )->list: # of `Asked`; empty where nothing asks for an answer
     "The same validation rows every time"
     if parts := getattr(data, 'parts', None): return [a for d in parts.values() for a in fixed_items(d, n, seed)]
-    if getattr(data, 'task', None) is None or not hasattr(data, 'examples'): return []
+    if data.mode != 'sft' or getattr(data, 'task', None) is None: return []
     rows,examples = data.rows['validation'],data.examples['validation']
     pick = sorted(random.Random(seed_for('asked', seed, len(rows))).sample(range(len(rows)), min(n, len(rows))))
     return _asked(data.task, [rows[i] for i in pick], [examples[i] for i in pick], data.max_length)
 
-# %% ../../nbs/05_training/14_scoring.ipynb #2999c46c
+# %% ../../nbs/05_training/14_scoring.ipynb #c1c90ccd
 metric_names = dict(classification='accuracy', choice='accuracy', similarity='closeness', questions='f1', math='exact_match', code='signature', tagging='f1',
                     translation='chrf', instructions='f1', vision='f1') # kind of dataset -> what the mean of its scores is called
 
@@ -61,7 +61,7 @@ def score_name(task:Dataset)->str: # such as 'imdb_accuracy'
     if task.config not in (None, type(task).config) and name != task.config: name += f'_{task.config}'
     return re.sub(r'\W+', '_', f'{name}_{metric_of(task)}')
 
-# %% ../../nbs/05_training/14_scoring.ipynb #6e3dc810
+# %% ../../nbs/05_training/14_scoring.ipynb #11338118
 def answers(
     model, tokenizer,
     asked:list,              # of `Asked`, of one dataset
@@ -77,6 +77,7 @@ def answers(
     stop = None if any('\n' in a.target.strip() for a in asked) else '\n'
     return generate_batch(model, tokenizer, [short(a.ids) for a in asked], new, temperature=0, stop=stop, bs=bs)
 
+# %% ../../nbs/05_training/14_scoring.ipynb #ef92836d
 def _marked(model, tokenizer, asked, **how)->dict:
     items = [dict(prompt=tokenizer.decode(a.ids, skip_special_tokens=True), output=t, target=a.target, score=float(a.task.score(a.row, t)))
              for a,t in zip(asked, answers(model, tokenizer, asked, **how))]
@@ -95,7 +96,7 @@ def task_score(
     if not len(rows): raise InputError(f"'{task.name}' has no row to ask; a score needs at least one")
     return _marked(model, tokenizer, _asked(task, rows, examples_of(task, rows, tokenizer, template, chat), max_length), max_new_tokens=max_new_tokens, bs=bs)
 
-# %% ../../nbs/05_training/14_scoring.ipynb #487f9f63
+# %% ../../nbs/05_training/14_scoring.ipynb #9d0aafb5
 def generated_scores(
     learn,      # an `LMLearner`
     asked:list, # from `fixed_items`
@@ -108,10 +109,12 @@ def generated_scores(
     with learn.forward_context(): found = {k: _marked(learn.model, learn.dls.tokenizer, v, bs=bs)['score'] for k,v in of.items()}
     return dict(task_score=sum(found.values())/len(found), task_score_n=len(asked), **found)
 
-# %% ../../nbs/05_training/14_scoring.ipynb #31ec0408
-def _documents(data): # arrays of tokens
-    if (ids := getattr(data, 'valid_ids', None)) is None: return [r.cpu().numpy() for k in range(min(len(data.valid), 8)) for r in data.valid.batch(k)[0]['input_ids']]
-    ids = np.asarray(ids); return np.split(ids, np.flatnonzero(ids == data.tokenizer.eos_token_id) + 1)
+# %% ../../nbs/05_training/14_scoring.ipynb #2b38e1a5
+def _documents(data): # arrays of tokens, without the end
+    whole = getattr(data, 'valid_ids', None) # shards have rows
+    rows = [whole] if whole is not None else [r.cpu() for k in range(min(len(data.valid), 8)) for r in data.valid.batch(k)[0]['input_ids']]
+    parts = [d for r in map(np.asarray, rows) for d in np.split(r, np.flatnonzero(r == data.tokenizer.eos_token_id) + 1)]
+    return [d[d != data.tokenizer.eos_token_id] for d in parts]
 
 def beginnings(
     data,          # running text
@@ -121,22 +124,21 @@ def beginnings(
     seed:int=0,    # which documents
 )->list: # of pairs: tokens that begin a document, tokens that follow
     "Beginnings of validation documents, the same every time"
-    docs = [d[d != data.tokenizer.eos_token_id] for d in _documents(data)]; docs = [d for d in docs if len(d) > 1]
-    docs = [d for d in docs if len(d) > prompt] or docs # long enough to go on
+    docs = [d for d in _documents(data) if len(d) > 1]; docs = [d for d in docs if len(d) > prompt] or docs # long enough to go on
     pick = random.Random(seed_for('beginnings', seed, len(docs))).sample(docs, min(n, len(docs)))
     cuts = [min(prompt, len(d)//2) if len(d) <= prompt else prompt for d in pick]
     return [(d[:c].tolist(), d[c:c+new].tolist()) for d,c in zip(pick, cuts)]
 
-# %% ../../nbs/05_training/14_scoring.ipynb #9c2d3518
-def _sampled_text(data, found, new, seed, model)->list:
+# %% ../../nbs/05_training/14_scoring.ipynb #aacc87c1
+def _text_rows(data, found, new, seed, model)->list:
     tok,texts = data.tokenizer,generate_batch(model, data.tokenizer, [b for b,_ in found], new, temperature=0.8, top_p=0.95, seed=seed)
     said = [tok(t, add_special_tokens=False)['input_ids'] for t in texts]
     return [dict(input=tok.decode(b), output=t, accuracy=sum(x == y for x,y in zip(s, rest))/len(rest)) for (b,rest),t,s in zip(found, texts, said)]
 
-def _sampled_answers(data, asked, model)->list:
+def _answer_rows(data, asked, model)->list:
     return [dict(input=i['prompt'], output=i['output'], accuracy=i['score']) for i in _marked(model, data.tokenizer, asked)['items']]
 
-def _sampled_gaps(data, found, model)->list:
+def _gap_rows(data, found, model)->list:
     rows = []
     for ids,labels in found:
         r = fill(model, data.tokenizer, ids); right = [data.tokenizer.decode([t]) for t in labels[ids == data.tokenizer.mask_token_id].tolist()]
@@ -147,6 +149,7 @@ def _gaps(data, n): # rows of validation that have a gap
     rows = (r for k in range(len(data.valid)) for r in zip(*(data.valid.batch(k)[0][c] for c in ('input_ids', 'shift_labels'))))
     return list(itertools.islice((r for r in rows if (r[0] == data.tokenizer.mask_token_id).any()), n))
 
+# %% ../../nbs/05_training/14_scoring.ipynb #ec3e9634
 def samplers(
     data,                  # any of ours
     n:int=3,               # samples in all
@@ -156,13 +159,13 @@ def samplers(
     "What there is to sample"
     if data.tokenizer is None: return [] # numbers, not text
     if parts := getattr(data, 'parts', None): return [f for d in parts.values() for f in samplers(d, max(n//len(parts), 1), max_new_tokens, seed)]
-    if data.masked: return [partial(_sampled_gaps, data, _gaps(data, n))]
-    if asked := fixed_items(data, n, seed): return [partial(_sampled_answers, data, asked)]
-    if data.mode == 'sft': return []
-    new = max(min(max_new_tokens, data.max_length//2), 1)
-    return [partial(_sampled_text, data, beginnings(data, n, max(min(256, data.max_length//4), 1), new, seed), new, seed)]
+    if data.masked: return [partial(_gap_rows, data, _gaps(data, n))]
+    if asked := fixed_items(data, n, seed): return [partial(_answer_rows, data, asked)]
+    if data.mode != 'pretrain' or data.max_length < 2: return []
+    new = min(max_new_tokens, data.max_length//2)
+    return [partial(_text_rows, data, beginnings(data, n, max(min(256, data.max_length//4), 1), new, seed), new, seed)]
 
-# %% ../../nbs/05_training/14_scoring.ipynb #42d5ca33
+# %% ../../nbs/05_training/14_scoring.ipynb #7202e9f9
 class Samples(Callback):
     "Texts of the model in `path` every `every` steps, from the same prompts each time"
     order,run_valid = 57,False
@@ -184,7 +187,7 @@ class Samples(Callback):
         with l.forward_context(): rows = [r for f in self.found for r in f(l.model)]
         if self.writes: append_jsonl(self.path, *(dict(step=l.step, **r) for r in rows))
 
-# %% ../../nbs/05_training/14_scoring.ipynb #6e546da4
+# %% ../../nbs/05_training/14_scoring.ipynb #82b9730b
 def eval_metrics(
     data,         # what is trained on
     asked:list=(), # from `fixed_items`
@@ -214,7 +217,7 @@ def rises(
         if metric.endswith(ends): return up
     raise InputError(f"whether more '{metric}' is better cannot be told from its name; say --greater_is_better true or false")
 
-# %% ../../nbs/05_training/14_scoring.ipynb #904e4d6f
+# %% ../../nbs/05_training/14_scoring.ipynb #c7e8813f
 def _numbers(rows, metric): # (row, number) where there is one
     return [(r, v) for r in rows if isinstance(v := r.get(metric), (int, float)) and math.isfinite(v)]
 
@@ -238,7 +241,7 @@ def patience_spent(
     best = best_eval(rows, metric, greater_is_better)
     return best is not None and len(rows) - 1 - next(i for i,r in enumerate(rows) if r is best) >= patience
 
-# %% ../../nbs/05_training/14_scoring.ipynb #d4015179
+# %% ../../nbs/05_training/14_scoring.ipynb #c42fdb79
 class _Watches(Callback):
     "Look at the evaluations whenever there is a new one"
     order,run_valid,size = 58,False,-1
@@ -253,6 +256,7 @@ class _Watches(Callback):
         size = self.path.stat().st_size if self.path.exists() else 0
         if size != self.size: self.size = size; self.look(read_jsonl(self.path))
 
+# %% ../../nbs/05_training/14_scoring.ipynb #af7f346e
 class Best(_Watches):
     "Write a checkpoint of the best evaluation so far; `learn.best_step` says which that is"
     def look(self, rows):
@@ -265,10 +269,12 @@ class EarlyStopping(_Watches):
     order = 59
     def __init__(self, path, metric:str='eval_loss', patience:int=3, greater_is_better:bool=None):
         super().__init__(path, metric, greater_is_better); self.patience = patience
+        self.spent = False
     def look(self, rows):
-        if not patience_spent(rows, self.metric, self.patience, self.greater_is_better): return
+        self.spent = patience_spent(rows, self.metric, self.patience, self.greater_is_better)
+        if not self.spent: return
         best = best_eval(rows, self.metric, self.greater_is_better)
         self.learn.stop_asked = f"early stopping: {self.patience} evaluation{'s'*(self.patience > 1)} without a better {self.metric} than that of step {best['step']}"
     def before_train(self):
         super().before_train()
-        if getattr(self.learn, 'stop_asked', None): raise CancelFitException() # it was spent before the run was resumed
+        if self.spent: raise CancelFitException() # before the run was resumed
