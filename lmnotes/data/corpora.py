@@ -6,7 +6,7 @@
 __all__ = ['Corpus', 'WikiText', 'Enwik8', 'TinyShakespeare', 'BookCorpus', 'OpenWebText', 'FineWebEdu', 'CommonCorpus',
            'OpenWebMath', 'SlimPajama', 'CodeParrot', 'FinancialReports', 'FinancialNews', 'Instructions', 'Alpaca',
            'FinanceAlpaca', 'chrf', 'Translation', 'WMT14', 'IWSLT2017', 'FinanceVision', 'check_vision', 'picture',
-           'vision_batch', 'check_role', 'hub_is_up', 'local_configs', 'catalog_rows', 'catalog_table']
+           'vision_batch', 'check_role', 'taint_note', 'hub_is_up', 'local_configs', 'catalog_rows', 'catalog_table']
 
 # %% ../../nbs/01_data/08_corpora.ipynb #b65d01dd
 import io, json, os, re, threading
@@ -246,6 +246,13 @@ def check_role(
     if ds.role != 'eval': return False
     if not allow_eval_data: raise InputError(f"'{ds.name}' is kept for evaluation, and a model trained on it has read the answers; take another set, or give --allow_eval_data (summary and reports will say so)")
     return True
+
+# %% ../../nbs/01_data/08_corpora.ipynb #124fc2e7
+def taint_note(
+    names, # full ids of sets kept for evaluation that are trained on
+)->list: # a sentence, or none
+    "What has to be said of a model that has read the answers"
+    return [f"tainted: trained on {', '.join(names)}, kept for evaluation"] if names else []
 
 # %% ../../nbs/01_data/08_corpora.ipynb #bd200bf1
 def hub_is_up(

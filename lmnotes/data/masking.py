@@ -61,7 +61,7 @@ def masked_data(
     "Data for masked language modelling"
     if not 0 < p < 1: raise InputError(f'p={p} is the share of tokens to hide; it must be above 0 and below 1')
     tok = with_mask(data.tokenizer)
-    out = LMData(data.name, dict(data.spec, masked=True), tok, data.train_ids, data.valid_ids, data.notes)
+    out = LMData(data.name, dict(data.spec, masked=True), tok, data.train_ids, data.valid_ids, data.notes, data.tainted)
     for dl in out.loaders: _like(dl, tok, p)
     out.masked = True
     return out

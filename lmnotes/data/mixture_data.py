@@ -12,6 +12,7 @@ from fastai.data.core import DataLoaders
 from ..core import *
 from .tokenizers import *
 from .catalog import *
+from .corpora import check_role
 from .blocks import *
 from .mixtures import *
 
@@ -20,11 +21,12 @@ def shared_tokenizer(
     datasets,      # `Dataset`s
     tokenizer,     # as for `load_data`
     vocab_size=None, data_dir=None, limit=None,
+    answers=lambda ds: 'sft' in ds.modes, # whether a dataset is read as questions and answers
 )->str: # a name, or the folder of a tokenizer that was trained
     "One tokenizer for several datasets"
     if tokenizer not in ('chars', 'words', 'bpe', 'sentencepiece'): return tokenizer
     from lmnotes.data.shard_data import cache_folder
-    texts = [t for ds in datasets for t in load_documents(ds, data_dir, limit)[0]['train']]
+    texts = [t for ds in datasets for t in _training_texts(ds, answers(ds), data_dir, limit)]
     digest = hashlib.blake2b(repr([tokenizer, vocab_size]).encode(), digest_size=8)
     for t in texts: digest.update(t.encode('utf-8', 'replace'))
     home = cache_folder()/'tokenizers'/digest.hexdigest()
@@ -32,6 +34,11 @@ def shared_tokenizer(
         home.parent.mkdir(parents=True, exist_ok=True)
         with atomic_dir(home) as d: get_tokenizer(tokenizer, lambda: texts, vocab_size).save_pretrained(d)
     return str(home)
+
+def _training_texts(ds, answers, data_dir, limit)->list: # cut as the batches are: rows by what they ask, documents by what they say
+    if not answers: return load_documents(ds, data_dir, limit)[0]['train']
+    rows = finish_rows(ds, {s: r for s,r in load_rows(ds, data_dir).items() if s != 'test' or ds.role == 'eval'}, limit)[0]['train']
+    return [ds.prompt(r) + ds.target(r) for r in rows]
 
 # %% ../../nbs/01_data/19_mixture_data.ipynb #09b149c1
 class _InTurn(BlockLoader):
@@ -58,6 +65,7 @@ class MixtureData(DataLoaders):
         self.mixture = Mixture({n: d.train for n,d in parts.items()}, rates, by)
         self.name = mixture_name([d.task or d.name.split('/')[-1] for d in parts.values()], self.mixture.asked)
         self.max_length,self.bs,self.mode,self.notes = spec['max_length'],spec['bs'],'sft' if any(d.mode == 'sft' for d in parts.values()) else 'pretrain',list(notes)
+        self.tainted = [n for d in parts.values() for n in d.tainted]
         self.fingerprint = hashlib.blake2b(repr([(n, d.fingerprint) for n,d in parts.items()] + self.mixture.rates.tolist()).encode(), digest_size=8).hexdigest()
         super().__init__(MixtureLoader(self.mixture, self.bs, spec['seed']), _InTurn([d.valid for d in parts.values()]), device=pick_device(spec['device'] or 'auto'))
     @property
@@ -68,6 +76,7 @@ class MixtureData(DataLoaders):
     def valid_blocks(self): return next(iter(self.parts.values())).valid_blocks
     @property
     def n_tokens(self): return tuple(sum(d.n_tokens[i] for d in self.parts.values()) for i in (0, 1))
+    def texts(self, split:str='train'): return (t for d in self.parts.values() for t in d.texts(split)) # of all sources, one after the other
     def sample_prompt(self, n): return next(iter(self.parts.values())).sample_prompt(n)
     def __repr__(self): return '\n'.join([f'{self.name}: {format_count(self.n_tokens[0])} training tokens, rows by {self.mixture.by}', *(f'  {r:.0%} of draws {d}' for r,d in zip(self.mixture.rates, self.parts.values()))])
 
@@ -90,8 +99,9 @@ def mixture_data(
     answers = lambda ds: objective != 'pretrain' and 'sft' in ds.modes
     spec = dict(datasets=list(datasets), configs=configs, rates=None if rates is None else list(map(float, rates)), by=by, temperature=temperature, cap=cap, tokenizer=str(tokenizer), max_length=max_length, bs=bs,
                 seed=seed, vocab_size=vocab_size, data_dir=data_dir and str(data_dir), limit=limit, device=device, packing=packing, allow_eval_data=allow_eval_data, objective=objective, mode='mixture')
-    tok = shared_tokenizer(found, str(tokenizer), vocab_size, data_dir, limit)
-    same = dict(tokenizer=tok, max_length=max_length, bs=bs, seed=seed, data_dir=data_dir, limit=limit, device=device)
-    parts = {ds.name: load_data(ds.id, ds.config, **same, **(dict(mode='sft', packing=packing, allow_eval_data=allow_eval_data) if answers(ds) else {})) for ds in found}
+    for ds in found: check_role(ds, allow_eval_data)
+    tok = shared_tokenizer(found, str(tokenizer), vocab_size, data_dir, limit, answers)
+    same = dict(tokenizer=tok, max_length=max_length, bs=bs, seed=seed, data_dir=data_dir, limit=limit, device=device, allow_eval_data=allow_eval_data)
+    parts = {ds.name: load_data(ds.id, ds.config, **same, **(dict(mode='sft', packing=packing) if answers(ds) else {})) for ds in found}
     if rates is None: rates = size_rates([d.n_tokens[0] if by == 'tokens' else len(d.train_blocks) for d in parts.values()], temperature, cap)
     return MixtureData(parts, rates, by, spec, [f'{n}: {note}' for n,d in parts.items() for note in d.notes])

@@ -13,6 +13,7 @@ from pathlib import Path
 from ..core import *
 from .tokenizers import *
 from .blocks import *
+from .corpora import taint_note
 from .shards import *
 
 # %% ../../nbs/01_data/18_shard_data.ipynb #de4d09e9
@@ -46,13 +47,18 @@ class ShardData(DataLoaders):
     "Training and validation batches of shards"
     masked, mode, task = False, 'pretrain', None
     def __init__(self, name, spec, tokenizer, vocab_size, train, valid, notes=()):
-        self.name,self.spec,self.tokenizer,self.vocab_size,self.notes = name,spec,tokenizer,vocab_size,list(notes)
+        self.name,self.spec,self.tokenizer,self.vocab_size = name,spec,tokenizer,vocab_size
+        self.tainted = shard_meta(train).get('tainted', []); self.notes = [*taint_note(self.tainted), *notes]
         self.train_blocks,self.valid_blocks = (Shards(p, spec['max_length']) for p in (train, valid))
         self.max_length,self.bs,self.fingerprint = self.train_blocks.T,spec['bs'],_files_hash(train)
         if tokenizer is not None: self.token_bytes = token_bytes(tokenizer)
         super().__init__(ShardLoader(self.train_blocks, self.bs, spec['seed']), ShardLoader(self.valid_blocks, self.bs, shuffle=False), device=pick_device(spec['device'] or 'auto'))
     @property
     def n_tokens(self): return tuple(len(b)*b.T for b in (self.train_blocks, self.valid_blocks))
+    def texts(self, split:str='train'): # row by row; without a tokenizer the tokens are written as numbers
+        for row in self.train_blocks if split == 'train' else self.valid_blocks:
+            if self.tokenizer is None: yield ' '.join(map(str, row))
+            else: yield from documents_of(self.tokenizer, row)
     def sample_prompt(self, n): return self.tokenizer.decode(self.valid_blocks[0][:n], skip_special_tokens=True) if self.tokenizer is not None else None
     def __repr__(self):
         return (f'{self.name}: {format_count(self.n_tokens[0])} training and {format_count(self.n_tokens[1])} validation tokens, vocabulary {self.vocab_size}, '

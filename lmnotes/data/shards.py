@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['shard_kinds', 'LARGEST', 'shard_files', 'shard_splits', 'open_shard', 'scan_rows', 'entropy', 'order_gain', 'looks',
-           'ShardReport', 'validate', 'split', 'Shards', 'block_order', 'ShardLoader', 'tokenize', 'recommend']
+           'ShardReport', 'shard_meta', 'validate', 'split', 'Shards', 'block_order', 'ShardLoader', 'tokenize',
+           'recommend']
 
 # %% ../../nbs/01_data/15_shards.ipynb #bbea961c
 import hashlib, math, os, time, zipfile, zlib
@@ -17,6 +18,7 @@ from pathlib import Path
 from ..core import *
 from .blocks import *
 from .catalog import *
+from .corpora import check_role
 from .tokenizers import *
 
 # %% ../../nbs/01_data/15_shards.ipynb #c068eb23
@@ -196,7 +198,8 @@ class ShardReport:
                 f'mean {self.mean:.1f}, {self.entropy:.2f} bits a token, {self.duplicates} duplicate rows')
         return '\n'.join([head, *(f'problem: {p}' for p in self.problems), *(f'warning: {w}' for w in self.warnings)])
 
-def _meta(path): # what `tokenize` wrote down
+def shard_meta(path)->dict: # empty where nobody wrote any
+    "What `tokenize` wrote down: vocabulary, end token, whence the tokens are"
     f = next((f for f in (Path(path)/'meta.json', Path(path).parent/'meta.json') if f.is_file()), None)
     return read_json(f) if f else {}
 
@@ -221,7 +224,7 @@ def validate(
     threads:int=None,    # files looked at together; default as many as there are cores
 )->ShardReport:
     "Look at every token of a folder of shards"
-    files = shard_files(path); vocab_size = vocab_size or _meta(path).get('vocab_size')
+    files = shard_files(path); vocab_size = vocab_size or shard_meta(path).get('vocab_size')
     shapes,length,problems = _headers(files)
     report = ShardReport(list(shapes), length, problems=problems)
     if not shapes: return report
@@ -279,8 +282,8 @@ def split(
     i,keep = _border(sizes, n); by = 'row'
     whole = sum(sizes[i:]) if keep < sizes[i]/2 else sum(sizes[i+1:])
     if whole and abs(whole - n) <= n//4 and whole < report.rows: i,keep,by = (i, 0, 'file') if keep < sizes[i]/2 else (i+1, 0, 'file')
-    elif keep: keep,found = _at_document(report.files[i], keep, _meta(path).get('eos')); by = 'document' if found else 'row'
-    return _write_split(report, root, Path(output), i, keep, by, _meta(path))
+    elif keep: keep,found = _at_document(report.files[i], keep, shard_meta(path).get('eos')); by = 'document' if found else 'row'
+    return _write_split(report, root, Path(output), i, keep, by, shard_meta(path))
 
 def _write_split(report, root, output, i, keep, by, meta):
     seen = np.concatenate([*report.hashes[:i], report.hashes[i][:keep]] if i < len(report.hashes) else report.hashes)
@@ -391,13 +394,14 @@ def tokenize(
     vocab_size:int=None,   # of a tokenizer that is trained
     limit:int=None,        # documents of each split, at most
     rows_per_file:int=512,
+    allow_eval_data:bool=False, # make shards of a set that is kept for evaluation
 )->dict: # what stands in meta.json
     "Make shards of a dataset"
     if Path(output_path).exists(): raise InputError(f'{output_path} exists already; name a new folder')
     if length < 2: raise InputError(f'length={length}: a row has at least 2 tokens')
-    ds = find_dataset(dataset, config); splits,notes = load_documents(ds, data_dir, limit)
+    ds = find_dataset(dataset, config); tainted = [ds.name] if check_role(ds, allow_eval_data) else []; splits,notes = load_documents(ds, data_dir, limit)
     tok = get_tokenizer(tokenizer, lambda: splits['train'], vocab_size); V = len(token_bytes(tok))
-    meta = dict(dataset=ds.name, tokenizer=str(tokenizer), vocab_size=V, eos=tok.eos_token_id, length=length, notes=notes, splits={})
+    meta = dict(dataset=ds.name, tokenizer=str(tokenizer), vocab_size=V, eos=tok.eos_token_id, length=length, tainted=tainted, notes=notes, splits={})
     dtype = np.uint16 if V <= 2**16 else np.int32
     with atomic_dir(output_path) as aside:
         for s,docs in splits.items():
@@ -428,7 +432,7 @@ def recommend(
     from lmnotes.models.accounting import activation_bytes, meta_model, model_flops
     from lmnotes.models.decoder import sizes
     report,device = (report or validate(path)).check(),pick_device(device)
-    V = vocab_size or _meta(path).get('vocab_size') or report.vocab; T = report.length - 1
+    V = vocab_size or shard_meta(path).get('vocab_size') or report.vocab; T = report.length - 1
     tiny = build_model(model, size='tiny', vocab_size=V); known = getattr(models[model], 'sizes', sizes)
     fits = {}
     for size in known:

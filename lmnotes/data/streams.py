@@ -20,6 +20,7 @@ from .sources import *
 from .embedded import embedded
 from .tokenizers import *
 from .catalog import *
+from .corpora import check_role, taint_note
 from .blocks import *
 
 # %% ../../nbs/01_data/14_streams.ipynb #78ec7488
@@ -555,8 +556,8 @@ def summary(self:StreamLoader)->str:
 class StreamData(DataLoaders):
     "A training walk over a source, validation windows, and everything a model must know about them"
     masked, mode, task = False, 'pretrain', None
-    def __init__(self, name, spec, tokenizer, train, valid_ids, notes=()):
-        self.name,self.spec,self.tokenizer,self.notes,self.max_length,self.bs = name,spec,tokenizer,list(notes),spec['max_length'],spec['bs']
+    def __init__(self, name, spec, tokenizer, train, valid_ids, notes=(), tainted=()):
+        self.name,self.spec,self.tokenizer,self.notes,self.tainted,self.max_length,self.bs = name,spec,tokenizer,list(notes),list(tainted),spec['max_length'],spec['bs']
         self.token_bytes = token_bytes(tokenizer); self.vocab_size = len(self.token_bytes)
         self.valid_ids = torch.from_numpy(valid_ids); self.valid_blocks = Blocks(self.valid_ids, self.max_length)
         walk = {k: v for k,v in train._identity().items() if k not in ('seed', 'shuffle', 'buffer')} # the text, not its order
@@ -568,6 +569,12 @@ class StreamData(DataLoaders):
     def n_tokens(self): # of training and validation; infinite where nobody has seen the end
         try: return self.train.rows_in_pass()*self.max_length,len(self.valid_ids)
         except InputError: return float('inf'),len(self.valid_ids)
+    def texts(self, split:str='train'): # documents one by one; of training those of one pass
+        if split == 'validation': yield from documents_of(self.tokenizer, self.valid_ids); return
+        walk,n = self.train._walk,0; again = Walk(walk.source, walk.text, walk.seed, walk.shuffle, walk.buffer, part=walk.part, fraction=walk.fraction)
+        for _,row in again.documents(Place()):
+            yield (text := again.text(row))
+            if self.train.max_tokens and (n := n + len(encode_each(self.tokenizer, [text])[0])) >= self.train.max_tokens: return
     def sample_prompt(self, n): return self.tokenizer.decode(self.valid_blocks[0]['input_ids'][:n], skip_special_tokens=True)
     def __repr__(self): return f'{self.name}: walked by {self.train.walk}, {format_count(len(self.valid_ids))} validation tokens, vocabulary {self.vocab_size}, rows of {self.max_length}'
 
@@ -587,9 +594,11 @@ def stream_data(
     valid_chunks:int=16,        # chunks of the validation part
     device:str=None,            # where batches go; None: the best there is
     patience:Patience=None,
+    allow_eval_data:bool=False, # train on a set that is kept for evaluation
 )->StreamData:
     "Text by name to batches, without loading it"
     spec = {k: v if k not in ('data_dir', 'data_path') or v is None else str(v) for k,v in locals().items() if k != 'patience'}
+    ds = None if data_path else find_dataset(dataset, config); tainted = [ds.name] if ds and check_role(ds, allow_eval_data) else []
     where = dict(config=config, data_dir=data_dir, data_path=data_path, text_column=text_column, patience=patience)
     train = stream_source(dataset, **where)
     try: valid,notes = stream_source(dataset, split='validation', **where),[]
@@ -602,4 +611,4 @@ def stream_data(
     dl = StreamLoader(train, tok, T=max_length, bs=bs, walk=walk, tokens_per_chunk=tokens_per_chunk, max_chunks=max_chunks, seed=seed, part=part['train'])
     valid_ids = TokenWalk(valid, tok, part=part['valid']).peek(valid_chunks*tokens_per_chunk + 1)
     if len(valid_ids) <= max_length: raise InputError(f"'{train.name}' has {len(valid_ids)} tokens to validate on, too few for one window of {max_length}; use a smaller max_length or more text")
-    return StreamData(train.name, spec, tok, dl, valid_ids, [*train.notes, *notes, *filter(None, [tokenizer_note(tok)])])
+    return StreamData(train.name, spec, tok, dl, valid_ids, [*taint_note(tainted), *train.notes, *notes, *filter(None, [tokenizer_note(tok)])], tainted)

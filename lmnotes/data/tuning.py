@@ -18,14 +18,15 @@ from .blocks import *
 from .examples import *
 from .packing import *
 from .pairs import *
-from .corpora import check_role
+from .corpora import check_role, taint_note
 
 # %% ../../nbs/01_data/17_tuning.ipynb #826b5740
 class TaskData(DataLoaders):
     "Training and validation batches of questions and answers, and everything a model must know about them"
     masked, mode = False, 'sft'
     def __init__(self, task, rows, examples, spec, tokenizer, notes=()):
-        self.task,self.rows,self.name,self.spec,self.tokenizer,self.notes = task,rows,task.name,spec,tokenizer,list(notes) # rows: split -> `Rows`
+        self.task,self.rows,self.name,self.spec,self.tokenizer = task,rows,task.name,spec,tokenizer # rows: split -> `Rows`
+        self.tainted = [task.name] if task.role == 'eval' else []; self.notes = [*taint_note(self.tainted), *notes]
         self.max_length,self.bs,self.examples = spec['max_length'],spec['bs'],examples
         self.token_bytes = token_bytes(tokenizer); self.vocab_size = len(self.token_bytes)
         self.fingerprint = _fingerprint(tokenizer, examples)
@@ -37,6 +38,7 @@ class TaskData(DataLoaders):
         super().__init__(loader(self.train_blocks, self.bs, spec['seed']), loader(self.valid_blocks, self.bs, shuffle=False), device=pick_device(spec['device'] or 'auto'))
     @property
     def n_tokens(self): return int(self.train_blocks.lengths.sum()),int(self.valid_blocks.lengths.sum()) # inputs, of training and validation
+    def texts(self, split:str='train'): return [self.task.text(r) for r in self.rows[split]] # questions with their answers
     def sample_prompt(self, n=None): return self.task.prompt(self.rows['validation'][0])
     def __repr__(self):
         t = self.train_blocks; tokens = format_count(self.n_tokens[0])
