@@ -41,17 +41,19 @@ def show_dataset(
     head = f'{ds.name}: {ds.kind}, role {ds.role}, for {" and ".join(ds.modes)}'
     if 'sft' not in ds.modes:
         splits,notes = load_documents(ds, data_dir)
-        say(head); say(*(f'{len(t)} {s} documents, {format_count(sum(map(len, t)))} characters.' for s,t in splits.items()), *notes)
+        say(head); say('; '.join([*(f'{len(t)} {s} documents, {format_count(sum(map(len, t)))} characters' for s,t in splits.items()), *notes]))
         for d in splits['train'][:n]: say('-'*40 + f'\n{d[:400]}')
         return
-    rows,notes = finish_rows(ds, load_rows(ds, data_dir)) if ds.role != 'eval' else _any_rows(ds, load_rows(ds, data_dir))
-    shown = rows.get('train') or rows['test']; say(head)
+    rows,notes = load_rows(ds, data_dir),None
+    if ds.role == 'eval': notes = ['kept for evaluation: training on it needs --allow_eval_data']
+    elif not (rows.get('train') or rows.get('validation')): notes = ['no rows to train on here']
+    else: rows,notes = finish_rows(ds, rows)
+    shown = next((s for s in ([r for r in rows[k] if ds.scored(r)] for k in ('train', 'validation', *rows) if k in rows) if s), None); say(head)
+    if shown is None: raise InputError(f"every row of '{ds.name}' here has a hidden label, so there is no answer to show; take another split or source")
     tok = get_tokenizer(tokenizer, lambda: [ds.prompt(r) + ds.target(r) for r in shown])
     es = examples_of(ds, shown[:200], tok)
-    say(*(f'{len(r)} {s} rows.' for s,r in rows.items()), *notes); say(f'{supervised_share(es):.1%} of the tokens carry loss ({tokenizer})')
+    say('; '.join([*(f'{len(r)} {s} rows' for s,r in rows.items() if r), *notes])); say(f'{supervised_share(es):.1%} of the tokens carry loss ({tokenizer})')
     for r,e in zip(shown[:n], es): say('-'*40 + '\n' + mark_example(tok, e, form)); say(_scores(ds, r))
-
-def _any_rows(ds, splits): return {s: r for s,r in splits.items() if r},[f'kept for evaluation: training on it needs --allow_eval_data']
 
 def _scores(ds, row):
     right,other = ds.score(row, ds.target(row)),{c: ds.score(row, c) for c in ds.choices(row) or [''] if c != ds.target(row)}
@@ -80,7 +82,7 @@ def recommend_command(o):
 def tokenize_command(o):
     "Make shards of a dataset"
     from lmnotes.data.shards import tokenize
-    m = tokenize(_need(o, 'dataset'), _need(o, 'output_path'), o.tokenizer, o.max_length, o.data_dir, o.dataset_config, o.vocab_size, o.limit)
+    m = tokenize(_need(o, 'dataset'), _need(o, 'output_path'), o.tokenizer, o.max_length, o.data_dir, o.dataset_config, o.vocab_size, o.limit, allow_eval_data=getattr(o, 'allow_eval_data', False))
     for s,d in m['splits'].items(): print(f"{s}: {d['documents']} documents, {d['rows']} rows of {m['length']}, {format_count(d['tokens'])} tokens; {d['left_out']} tokens at the end fill no row")
     print(o.output_path)
 

@@ -20,6 +20,7 @@ from .catalog import *
 class IMDB(Labelled):
     id, role, instruction, cue = 'stanfordnlp/imdb', 'both', 'Say whether the review is negative or positive.', 'Sentiment'
     words, modes = dict(neg='negative', pos='positive'), ('pretrain', 'sft', 'rl')
+    splits = dict(Labelled.splits, unsupervised='unsupervised') # its labels are hidden
     def fields(self, row): return dict(Review=row['text'])
     def text(self, row): return row['text']
     def documents(self, rows): return [self.text(r) for r in rows]
