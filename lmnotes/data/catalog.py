@@ -252,12 +252,15 @@ def load_rows(
 
 def _check_columns(ds, splits)->dict: # a column that is not there is found out now, and not in the middle of a run
     for s,rows in splits.items():
+        if rows and ds.labels and s in ('train', 'validation') and ds.labels not in rows[0]: raise _no_column(ds, repr(ds.labels), s, rows[0])
         try: ds.text(rows[0]) if rows else None
         except KeyError as e:
             if e.args[0] in rows[0]: raise
-            raise InputError(f"'{ds.name}' needs a column {e}, and its {s} rows have: {', '.join(rows[0])}; rename one, or take another file") from None
+            raise _no_column(ds, e, s, rows[0]) from None
         except InputError: pass # a row without its answer is an error where the answer is asked for
     return splits
+
+def _no_column(ds, c, split, row): return InputError(f"'{ds.name}' needs a column {c}, and its {split} rows have: {', '.join(row)}; rename one, or take another file")
 
 # %% ../../nbs/01_data/05_catalog.ipynb #8575a085
 def sample_documents(
@@ -283,9 +286,11 @@ def load_documents(
 
 def _spare(ds)->tuple: return ('validation', 'test') if ds.role == 'eval' else ('validation',) # the test is trained on only where all of a set is kept for evaluation, and that is asked for
 
-def _train_from(ds, splits)->tuple: # no training rows: another split takes their place, to be cut; a sentence about it
+def _train_from(ds, splits, notes=())->tuple: # no training rows: another split takes their place, to be cut; a sentence about it
     if splits.get('train'): return splits, []
-    if not (s := next((s for s in _spare(ds) if splits.get(s)), None)): raise InputError(f"'{ds.name}' has no training rows here (splits: {', '.join(splits) or 'test'}); choose another configuration or source")
+    if not (s := next((s for s in _spare(ds) if splits.get(s)), None)):
+        here = '; '.join([f"splits: {', '.join(splits) or 'test'}", *notes])
+        raise InputError(f"'{ds.name}' has no training rows here ({here}); choose another configuration or source")
     return {'train': splits[s], **{k: r for k,r in splits.items() if k not in ('train', s)}}, [f'no training split: {s} takes its place']
 
 # %% ../../nbs/01_data/05_catalog.ipynb #2b468841
@@ -313,7 +318,7 @@ def finish_rows(
     _check_limit(limit)
     known = {s: [i for i,r in enumerate(rows) if ds.scored(r)] for s,rows in splits.items()}
     notes = [f'{len(splits[s]) - len(k)} of {len(splits[s])} {s} rows have a hidden label and are left out' for s,k in known.items() if len(k) < len(splits[s])]
-    splits,said = _train_from(ds, {s: splits[s].take(k) for s,k in known.items() if k}); notes += said
+    splits,said = _train_from(ds, {s: splits[s].take(k) for s,k in known.items()}, notes); splits = {s: r for s,r in splits.items() if r}; notes += said
     if not splits.get('validation'):
         rows = splits['train']; train,valid = split_by_hash([ds.group(r) for r in rows])
         splits.update(train=rows.take(train), validation=rows.take(valid)); notes.append(f'no validation split: {len(valid)} of {len(rows)} rows are held out by content hash')
