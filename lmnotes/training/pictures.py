@@ -227,7 +227,7 @@ class Pictures(Callback):
         clock=time.perf_counter,
     ):
         self.run_folder,self.every,self.share,self.at_end,self.clock = Path(run),every,share,at_end,clock
-        self.spent,self.cost,self.skipped,self.drawn = 0.,.5,0,None # seconds in all and of the last page (at first a guess), pages left out, step of the last
+        self.spent,self.cost,self.left_out,self.drawn = 0.,.5,0,None # seconds in all and of the last page (at first a guess), pages left out, step of the last
     def before_fit(self):
         self.began = self.clock()
         for p in (self.run_folder/'viz').glob('training_step_*.png'): # a resumed run draws these again
@@ -236,7 +236,7 @@ class Pictures(Callback):
         if self.learn.step % self.every: return
         first = not (self.run_folder/'viz'/'training_latest.png').exists()
         if first or self.spent + 2*self.cost <= self.share*(self.clock() - self.began): self.draw()
-        else: self.skipped += 1
+        else: self.left_out += 1
     def after_fit(self):
         if self.at_end and self.drawn != self.learn.step: self.draw()
     def draw(self):

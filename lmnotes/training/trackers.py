@@ -70,16 +70,16 @@ class Tracker(Callback):
         run,                # the run folder
         facts:dict=None,    # as `run_facts` gives them
         at_end:bool=True,   # close when the fit ends; False where the caller does, after a last evaluation, by `sync(close=True)`
-    ): self.folder,self.facts,self.at_end = Path(run),facts or dict(numbers={}, texts={}),at_end
+    ): self.folder,self.facts,self.at_end,self.logs = Path(run),facts or dict(numbers={}, texts={}),at_end,None
     def before_fit(self):
         if not hasattr(self.learn, 'monitor'): raise InputError(f'{type(self).__name__} reads the log of a Monitor, and this learner has none; add Monitor({str(self.folder)!r} + "/metrics.jsonl")')
-        self.logs = dict(train=LogTail(self.folder/'metrics.jsonl'), eval=LogTail(self.folder/'evals.jsonl'))
-        self.open(); self.sync()
+        self.logs = None; self.sync()
     def after_step(self):
         if not self.learn.monitor.rows: self.sync() # it has just written
     def after_fit(self): self.sync(close=self.at_end)
     def sync(self, close=False):
-        "Tell what is new"
+        "Tell what is new; at first, all of it"
+        if self.logs is None: self.logs = dict(train=LogTail(self.folder/'metrics.jsonl'), eval=LogTail(self.folder/'evals.jsonl')); self.open()
         new = [(row['step'], scalars_of(row, group)) for group,log in self.logs.items() for row in log.new()]
         for step,scalars in sorted(new, key=lambda o: o[0]): self.scalars(step, scalars)
         self.flush()
