@@ -6,7 +6,7 @@
 __all__ = ['as_it_was', 'largest_batch', 'still', 'peak_of', 'free_bytes', 'ways_to_fit', 'fixed_bytes', 'probe_memory', 'is_oom',
            'oom_advice']
 
-# %% ../../nbs/05_training/15_guards.ipynb #b17e21f0
+# %% ../../nbs/05_training/15_guards.ipynb #93d293ef
 import copy, ctypes, gc, math, random, re, sys, tempfile
 from contextlib import contextmanager
 from fastai.basics import *
@@ -17,7 +17,7 @@ from .assemble import brings_weights
 from .learner import LMLearner
 from .monitor import memory_bytes
 
-# %% ../../nbs/05_training/15_guards.ipynb #b85fb47d
+# %% ../../nbs/05_training/15_guards.ipynb #d1a25c48
 @contextmanager
 def as_it_was(
     learn, # an `LMLearner`
@@ -35,7 +35,7 @@ def as_it_was(
             vars(train).update(loader); random.setstate(dice[0]); np.random.set_state(dice[1])
             if scale: l.scaler.load_state_dict(scale)
 
-# %% ../../nbs/05_training/15_guards.ipynb #b51a1a99
+# %% ../../nbs/05_training/15_guards.ipynb #8441469c
 def _rows_of(batch, n): # the first n rows, from the top again where there are too few
     return {k: torch.cat([t]*-(-n//len(t)))[:n] for k,t in batch.items()}
 
@@ -52,7 +52,7 @@ def largest_batch(
     else: batch = data.valid.batch(0)[0]
     return _rows_of({k: t.cpu() for k,t in batch.items()}, n)
 
-# %% ../../nbs/05_training/15_guards.ipynb #e7dd35a5
+# %% ../../nbs/05_training/15_guards.ipynb #1528d1b6
 @contextmanager
 def still(
     learn, # an `LMLearner`
@@ -74,7 +74,7 @@ def still(
             with torch.no_grad():
                 for k,v in model.named_buffers(): v.copy_(buffers[k])
 
-# %% ../../nbs/05_training/15_guards.ipynb #e223db9b
+# %% ../../nbs/05_training/15_guards.ipynb #f102d1f1
 def _line(path, key): return next(int(l.split()[1])*1024 for l in open(path) if l.startswith(key)) # bytes behind `key`
 
 def _give_back(): # what nobody uses, so that a reading is of memory in use
@@ -93,6 +93,7 @@ def _high_water(device)->tuple: # bytes now, and a function that gives the large
     unit = 1 if sys.platform == 'darwin' else 1024
     return psutil.Process().memory_info().rss,lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*unit
 
+# %% ../../nbs/05_training/15_guards.ipynb #7b5d09a9
 def peak_of(
     f,            # a function without arguments
     device='cpu', # where it works
@@ -111,7 +112,7 @@ def free_bytes(device='cpu')->int:
         except (OSError, ValueError): continue # no such file, or 'max'
     return free
 
-# %% ../../nbs/05_training/15_guards.ipynb #ff6ebce1
+# %% ../../nbs/05_training/15_guards.ipynb #ccc1705d
 def _options_of(learn): # what a learner knows of its options
     dl = learn.dls
     return SimpleNamespace(batch_size=dl.bs, gradient_accumulation_steps=learn.accumulate.n, max_length=dl.max_length, gradient_checkpointing=False, use_lora=False)
@@ -127,17 +128,18 @@ def ways_to_fit(
     o,model,ways = o or _options_of(learn),learn.model,[]
     kind,device = getattr(model.config, 'residual', None),next(model.parameters()).device
     if rows_matter and (b := _smaller(o.batch_size)): ways.append(f'--batch_size {b} --gradient_accumulation_steps {o.gradient_accumulation_steps*o.batch_size//b} (the same gradient)')
-    if rows_matter and kind not in ('reversible', 'midpoint') and not (o.gradient_checkpointing or getattr(model, 'is_gradient_checkpointing', False)):
+    if rows_matter and kind not in ('reversible', 'midpoint') and not (o.gradient_checkpointing or any(getattr(m, 'gradient_checkpointing', False) for m in model.modules())):
         ways.append('--gradient_checkpointing (a third more time)' + (', or --model reversible' if kind == 'standard' else ''))
     if rows_matter and learn.precision.dtype == torch.float32 and has_fast_bf16(device): ways.append('--bf16 (half the activations)')
     if brings_weights(model) and not getattr(o, 'use_lora', False): ways.append('--use_lora (gradients for a hundredth of the weights)' + (' --load_in_8bit' if device.type == 'cuda' else ''))
     if rows_matter and o.max_length > 16: ways.append(f'--max_length {o.max_length//2} (another task: it sees half as far)')
     return ways + ([] if brings_weights(model) else ['a smaller --size'])
 
-# %% ../../nbs/05_training/15_guards.ipynb #230e3114
+# %% ../../nbs/05_training/15_guards.ipynb #04c5ce98
 def fixed_bytes(learn)->int:
-    "What gradients and two moments take, whatever the batch"
-    return sum(3*p.numel()*p.element_size() for p in learn.model.parameters() if p.requires_grad)
+    "What gradients and moments take, whatever the batch"
+    each = 3 if learn.spec['optimizer'] == 'adamw' else 2 # a gradient and two moments, or one
+    return sum(each*p.numel()*p.element_size() for p in learn.model.parameters() if p.requires_grad)
 
 def _readings(learn, batch, free, exact): # yields (rows, bytes, the fewest and the most that the whole batch can need)
     rows,device = len(batch['input_ids']),next(learn.model.parameters()).device
@@ -153,6 +155,10 @@ def _readings(learn, batch, free, exact): # yields (rows, bytes, the fewest and 
             line = 0.8*(peak + slope*(rows - n)) # pages and the allocator's pieces bend it by a few per cent
             yield n, peak, max(peak, min(int(line), most)), most
 
+# %% ../../nbs/05_training/15_guards.ipynb #431d28e2
+def _too_large(learn, o, need, free, what, rows_matter=True):
+    return f"{what} more than {need/1e9:.3g} GB and {free/1e9:.3g} GB are free; in this order: {'; '.join(ways_to_fit(learn, o, rows_matter))}"
+
 def probe_memory(
     learn,            # an `LMLearner` that is about to train
     o=None,           # its `TrainOptions`, for the advice; None: what the learner knows
@@ -161,19 +167,16 @@ def probe_memory(
 )->dict: # at_least, at_most and free, bytes; tried, rows and width of the batch
     "Find out whether the largest batch fits, or say what would"
     free = free_bytes(next(learn.model.parameters()).device) if free is None else free
-    batch = largest_batch(learn.dls); rows,width = batch['input_ids'].shape
-    if (need := fixed_bytes(learn)) > free: raise InputError(_too_large(learn, o, need, free, 'gradients and moments', False))
+    batch = largest_batch(learn.dls); rows,width = batch['input_ids'].shape; step = f'a step of {rows} x {width} tokens needs'
+    if (need := fixed_bytes(learn)) > free: raise InputError(_too_large(learn, o, need, free, 'gradients and moments need', False))
     try: *_,(tried,peak,least,most) = _readings(learn, batch, free, exact)
     except Exception as e:
         if not is_oom(e): raise
-        raise InputError(_too_large(learn, o, free, free, f'a step of {rows} x {width} tokens')) from None
-    if least > free: raise InputError(_too_large(learn, o, least, free, f'a step of {rows} x {width} tokens'))
+        raise InputError(_too_large(learn, o, free, free, step)) from None
+    if least > free: raise InputError(_too_large(learn, o, least, free, step))
     return dict(at_least=least, at_most=most, free=free, tried=tried, rows=rows, width=width)
 
-def _too_large(learn, o, need, free, what, rows_matter=True):
-    return f"{what} {'need' if what.endswith('s') and not what.startswith('a step') else 'needs'} more than {need/1e9:.3g} GB and {free/1e9:.3g} GB are free; in this order: {'; '.join(ways_to_fit(learn, o, rows_matter))}"
-
-# %% ../../nbs/05_training/15_guards.ipynb #1b418f43
+# %% ../../nbs/05_training/15_guards.ipynb #ef2d15a0
 def is_oom(
     e, # an exception, or None
 )->bool:
@@ -192,7 +195,7 @@ def oom_advice(
     return (f"out of memory at step {learn.step + 1}, with {f'{peak/1e9:.3g}' if peak else 'an unknown number of'} GB of {there/1e9:.3g} GB in use; earlier checkpoints stand. "
             f"Start again with, in this order: {'; '.join(ways_to_fit(learn, o))}")
 
-# %% ../../nbs/05_training/15_guards.ipynb #5067381c
+# %% ../../nbs/05_training/15_guards.ipynb #7265f35c
 @patch
 def lr_find(self:LMLearner, start_lr=1e-7, end_lr=10, num_it=100, **kwargs):
     "fastai's learning rate finder, which leaves a learner of ours as it was"
