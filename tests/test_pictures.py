@@ -42,7 +42,7 @@ def test_pairs_are_drawn_where_both_were_measured(page):
 
 def test_the_table_shows_the_newest_texts_and_no_accuracy_as_none(page):
     texts = [t.get_text() for a in page.axes if a.get_label() == 'samples' for t in a.texts]
-    assert {'output 8', 'output 4', 'input 6', '0.80'} <= set(texts) and 'output 3' not in texts
+    assert {'output 8', 'output 5', 'input 6', '0.80'} <= set(texts) and 'output 4' not in texts
     assert '–' in [t.get_text() for a in draw_pictures(history(), SAMPLES[:2]).axes if a.get_label() == 'samples' for t in a.texts]
 
 def test_no_panel_is_blank(page):

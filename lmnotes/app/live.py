@@ -32,7 +32,7 @@ def _pace(rows, n=50): # seconds a step, over the last of them; None where the c
 
 def run_state(
     run, # a run folder
-)->dict: # state: 'waiting', 'training' or 'done'; why, when waiting; else step, total, loss, accuracy, tokens_per_s, tokens, seconds_left, quiet_for in seconds
+)->dict: # state: 'waiting', 'training' or 'done'; why, when waiting; else step, total, loss, average, accuracy, tokens_per_s, tokens, seconds_left, quiet_for in seconds
     "Where a run stands"
     run = Path(run)
     if not run.is_dir(): return dict(state='waiting', why=f'there is no folder {run} yet')
@@ -40,8 +40,9 @@ def run_state(
     except ValueError: return dict(state='waiting', why=f'{run}/metrics.jsonl holds a line that is not JSON; resume the run, or give another folder')
     if not rows: return dict(state='waiting', why=f'{run} has no step in its metrics.jsonl yet')
     last,total,pace = rows[-1],total_steps(run),_pace(rows)
-    recent = {k: float(moving_average([r.get(k) for r in rows[-50:]])[-1]) for k in ('loss', 'accuracy', 'tokens_per_s')}
-    return dict(state='done' if (run/'summary.json').exists() else 'training', step=last['step'], total=total, **recent, tokens=last.get('tokens'),
+    average = lambda k: float(moving_average([r.get(k) for r in rows[-50:]])[-1]) # NaN where the last step measured nothing
+    return dict(state='done' if (run/'summary.json').exists() else 'training', step=last['step'], total=total, loss=last.get('loss'), average=average('loss'), accuracy=last.get('accuracy'),
+                tokens_per_s=average('tokens_per_s'), tokens=last.get('tokens'),
                 seconds_left=pace and total and max(total - last['step'], 0)*pace, quiet_for=max(time.time() - (run/'metrics.jsonl').stat().st_mtime, 0.))
 
 # %% ../../nbs/08_app/06_live.ipynb #a6b6cd90
@@ -49,14 +50,13 @@ def _duration(s)->str: return f'{s:.0f} s' if s < 90 else f'{s/60:.0f} min' if s
 
 def state_text(
     s:dict, # from `run_state`
-)->str: # such as 'training · step 200 of 300 (67 %) · loss 1.023 · …'
+)->str: # such as 'training · step 200 of 300 (67%) · loss 1.020 (average 1.023) · …'
     "Where a run stands, in a line"
     if s['state'] == 'waiting': return f"waiting: {s['why']}"
-    measured = lambda k: s[k] == s[k] # not NaN
     said = [s['state'], f"step {s['step']:,}" + (f" of {s['total']:,} ({s['step']/s['total']:.0%})" if s['total'] else '')]
-    if measured('loss'): said.append(f"loss {s['loss']:.3f}")
-    if measured('accuracy'): said.append(f"accuracy {s['accuracy']:.1%}")
-    if measured('tokens_per_s'): said.append(f"{format_count(s['tokens_per_s'])} tokens/s")
+    if s['loss'] is not None: said.append(f"loss {s['loss']:.3f} (average {s['average']:.3f})")
+    if s['accuracy'] is not None: said.append(f"accuracy {s['accuracy']:.1%}")
+    if s['tokens_per_s'] == s['tokens_per_s']: said.append(f"{format_count(s['tokens_per_s'])} tokens/s")
     if s['tokens']: said.append(f"{format_count(s['tokens'])} tokens")
     if s['state'] == 'training' and s['seconds_left']: said.append(f"{_duration(s['seconds_left'])} left")
     if s['state'] == 'training' and s['quiet_for'] > 60: said.append(f"no news for {_duration(s['quiet_for'])}")

@@ -156,10 +156,10 @@ def fit_text(
     if len(text) <= room and len(rows) <= lines: return '\n'.join(rows)
     return '…' + '\n'.join(rows[-lines:])[1:] if end else '\n'.join(rows[:lines])[:-1] + '…'
 
-def _table(fig, place, samples, rows=5):
+def _table(fig, place, samples, rows=4):
     ax = _bare(fig, place, 'samples', 'What the model writes', ''); ax.set_axis_off(); ax.set(xlim=(0, 1), ylim=(rows, -.3))
     if not samples: _no_data(ax, 'text'); return ax
-    texts = lambda r: ((0, str(r['step'])), (.07, fit_text(r['input'], 45, 4, end=True)), (.46, fit_text(r['output'], 57, 4)),
+    texts = lambda r: ((0, str(r['step'])), (.07, fit_text(r['input'], 45, 3, end=True)), (.46, fit_text(r['output'], 57, 3)),
                        (.94, '–' if r['accuracy'] is None else f"{r['accuracy']:.2f}"))
     for x,t in zip((0, .07, .46, .94), ('step', 'input', 'output', 'accuracy')): ax.text(x, -.06, t, fontsize=8, color=_faint, va='bottom')
     for i,r in enumerate(list(samples)[:-rows-1:-1]):
@@ -168,10 +168,10 @@ def _table(fig, place, samples, rows=5):
     return ax
 
 # %% ../../nbs/05_training/12_pictures.ipynb #e4a4c67d
-def _headline(h, evals): # such as 'step 300 · loss 2.31 · accuracy 31 % · 12.3k tokens/s'
+def _headline(h, evals): # such as 'step 300 · loss 2.314 (average 2.402) · accuracy 31.0% · 12.3k tokens/s'
     if not h['steps']: return 'no step yet'
-    last = {k: moving_average(h[k])[-1] for k in ('loss', 'accuracy', 'throughput')}
-    said = [f"step {h['steps'][-1]:,}", f"loss {last['loss']:.3f}", f"accuracy {last['accuracy']:.1%}", f"{format_count(last['throughput'])} tokens/s"]
+    last,average = ({k: f(h[k])[-1] for k in ('loss', 'accuracy', 'throughput')} for f in (as_array, moving_average))
+    said = [f"step {h['steps'][-1]:,}", f"loss {last['loss']:.3f} (average {average['loss']:.3f})", f"accuracy {last['accuracy']:.1%}", f"{format_count(average['throughput'])} tokens/s"]
     scored = [r['loss'] for r in evals if r.get('loss') is not None]
     return ' · '.join([s for s in said if 'nan' not in s] + ([f'validation loss {scored[-1]:.3f}'] if scored else []))
 
