@@ -156,3 +156,67 @@ def test_wrong_input(root, tmp_path, monkeypatch, kw, says):
     kw = {k: v.format(tmp=tmp_path) if isinstance(v, str) else v for k,v in kw.items()}
     with pytest.raises(InputError, match=says) as e: load_data(**{'device': 'cpu', **kw})
     assert '\n' not in str(e.value)
+
+# ---- kept for evaluation
+
+@pytest.fixture
+def exams(tmp_path):
+    "A root with sixty questions of MMLU-Pro as a test, and as many of MMLU as a validation part"
+    for home,split,row in (('TIGER-Lab__MMLU-Pro/default', 'test', lambda i: dict(question=f'What is {i} plus one?', options=[str(i + 1), str(i)], answer='A', answer_index=0)),
+                           ('cais__mmlu/all', 'validation', lambda i: dict(question=f'What is {i} less one?', subject='s', choices=[str(i), str(i - 1), '7', '9'], answer='B'))):
+        (tmp_path/home).mkdir(parents=True); (tmp_path/home/f'{split}.jsonl').write_text('\n'.join(json.dumps(row(i)) for i in range(60)))
+    return tmp_path
+
+ways = dict(sft=lambda **kw: load_data(mode='sft', **kw), pretrain=load_data, masked=lambda **kw: load_data(masked=True, **kw))
+
+@pytest.mark.parametrize('way', ways)
+@pytest.mark.parametrize('name', ['mmlu_pro', 'mmlu'])
+def test_no_mode_trains_on_an_evaluation_set_unasked(exams, way, name):
+    kw = dict(dataset=name, data_dir=exams, max_length=32, bs=2, device='cpu')
+    with pytest.raises(InputError, match='--allow_eval_data') as e: ways[way](**kw)
+    data = ways[way](**kw, allow_eval_data=True)
+    assert data.tainted == [find_dataset(name).name] and 'tainted' in data.notes[0] and '\n' not in str(e.value)
+    assert sum('tainted' in n for n in data.notes) == 1 and any('takes its place' in n for n in data.notes)
+    again = load_data(**json.loads(json.dumps(data.spec))); assert again.tainted == data.tainted and again.fingerprint == data.fingerprint
+
+def test_streams_shards_and_mixtures_keep_them_too(exams, tmp_path):
+    from lmnotes.data.mixture_data import mixture_data
+    from lmnotes.data.shard_data import shard_data
+    from lmnotes.data.shards import tokenize
+    from lmnotes.data.streams import stream_data
+    calls = dict(stream=lambda **kw: stream_data('mmlu', data_dir=exams, **kw), shards=lambda **kw: tokenize('mmlu', tmp_path/'t', 'bytes', 64, data_dir=exams, **kw),
+                 mixture=lambda **kw: mixture_data(['recall', 'mmlu'], rates=[.5, .5], data_dir=exams, limit=50, max_length=64, device='cpu', **kw),
+                 text=lambda **kw: mixture_data(['recall', 'mmlu'], rates=[.5, .5], data_dir=exams, limit=50, max_length=64, device='cpu', objective='pretrain', tokenizer='bpe', vocab_size=300, **kw))
+    for f in calls.values():
+        with pytest.raises(InputError, match='--allow_eval_data'): f()
+    calls['shards'](allow_eval_data=True)
+    for data in (calls['mixture'](allow_eval_data=True), shard_data(tmp_path/'t', device='cpu')):
+        assert data.tainted == ['cais/mmlu/all'] and any('tainted' in n for n in data.notes)
+    assert mixture_data(['recall', 'opinions'], limit=50, max_length=64, device='cpu').tainted == load_data('recall', device='cpu').tainted == []
+
+# ---- nothing held out is read
+
+def test_a_tokenizer_of_a_mixture_reads_training_rows_only(tmp_path, monkeypatch):
+    "Every row has a character of its own, so the vocabulary tells which rows were read"
+    from lmnotes.data.mixture_data import mixture_data
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'cache')); home = tmp_path/'openai__gsm8k/main'; home.mkdir(parents=True)
+    (home/'train.jsonl').write_text('\n'.join(json.dumps(dict(question=f'{i}: {chr(0x4e00 + i)}?', answer=f'#### {i}')) for i in range(300)))
+    for objective in ('sft', 'pretrain'):
+        data = mixture_data(['gsm8k', 'recall'], rates=[.5, .5], data_dir=tmp_path, tokenizer='chars', max_length=64, limit=300, device='cpu', objective=objective)
+        part, vocab = data.parts['openai/gsm8k/main'],data.tokenizer.get_vocab()
+        held,read = ({c for t in part.texts(s) for c in t if '\u4e00' <= c} for s in ('validation', 'train'))
+        if objective == 'pretrain': held = set() # what is held out reads as <unk>, and so does not come back
+        assert len(read) == 285 and read <= set(vocab) and sum('\u4e00' <= c <= '\u5e00' for c in vocab) == 285 and not held & set(vocab)
+
+# ---- what a run shares with its validation
+
+def test_a_run_tells_what_it_shares(tmp_path):
+    from lmnotes.data.contamination import data_overlap
+    say = lambda i: ' '.join(f'w{i}x{j}' for j in range(20))
+    (tmp_path/'train.txt').write_text('\n\n'.join(map(say, range(50)))); (tmp_path/'validation.txt').write_text('\n\n'.join(map(say, [3, 99, 7, 98])))
+    data = load_data(data_path=tmp_path, max_length=32, device='cpu'); own,other = data_overlap(data, dict(other=[say(5), 'short one'])).values()
+    assert own.dirty == [0, 2] and own.n_examples == 4 and other.dirty == [0] and own.whole and json.dumps(own.as_dict())
+    rows = lambda ids: '\n'.join(json.dumps(dict(prompt=say(i), response='yes')) for i in ids)
+    (tmp_path/'qa').mkdir(); (tmp_path/'qa/train.jsonl').write_text(rows(range(60))); (tmp_path/'qa/validation.jsonl').write_text(rows([70, 4]))
+    found, = data_overlap(load_data(data_path=tmp_path/'qa', mode='sft', max_length=256, device='cpu')).values()
+    assert found.dirty == [1] == found.exact and '1 of 2 examples (50.0%)' in str(found)

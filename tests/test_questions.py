@@ -154,6 +154,19 @@ def test_chrf_as_published():
         a,b = (''.join(rng.choices('abc de', k=rng.randint(1, 30))) for _ in range(2))
         if a.strip() and b.strip(): assert chrf(a, b) == pytest.approx(m.sentence_score(a, [b]).score/100, abs=1e-6), (a, b)
 
+# ---- looked at
+
+@needs_real
+@pytest.mark.parametrize('folder', sorted(p.name for p in real.iterdir() if p.is_dir()) if has_real else ['-'])
+def test_every_folder_of_real_rows_can_be_shown(folder, capsys):
+    from lmnotes.app.data_command import show_dataset
+    id = folder.replace('__', '/')
+    for config in sorted(p.name for p in (real/folder).iterdir()):
+        show_dataset(id, None if config == 'default' else config, real, n=1, form='plain'); said = capsys.readouterr().out
+        ds = find_dataset(id, None if config == 'default' else config)
+        assert said.startswith(f'{ds.name}: {ds.kind}, role {ds.role}') and ('its answer scores 1' in said) == (ds.kind != 'corpus')
+        if ds.kind != 'corpus': assert f'{ds.cue}:[[ ' in said and '<eos>]]' in said and '% of the tokens carry loss' in said
+
 # ---- odd answers
 
 odd = ['', ' ', '\n\n', '####', 'a the an', '0'*400, '-', '1/0', '$%', '```python', '\x00', 'nan inf', '{"answer": }', '٣', '½', '((((', "b'", '('*3000, '-'*3000 + '1', '\ud800', 'x'*20_000, '1'*20_000, 'yes\n'*2000]

@@ -145,7 +145,7 @@ with open(log, 'a') as out:
 @pytest.mark.parametrize('kind', ['sample', 'chunk'])
 def test_killed_and_resumed(hub, endpoint, tmp_path, kind):
     log = tmp_path/'log'
-    p = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', child, kind, log, 'x'], env=dict(os.environ, HF_ENDPOINT=endpoint, OMP_NUM_THREADS='1'))
+    p = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', child, kind, log, 'x'], env=dict(os.environ, HF_ENDPOINT=endpoint, HF_HUB_OFFLINE='0', OMP_NUM_THREADS='1'))
     start = time.time()
     while not (log.is_file() and log.stat().st_size > 400_000): assert p.poll() is None and time.time() - start < 60; time.sleep(.02)
     p.send_signal(signal.SIGKILL); p.wait()
