@@ -119,6 +119,7 @@ class Live(Callback):
         self.shown = self.clock(); took = self.shown - began; self.spent += took
         if draw: self.cost = took
 
+# %% ../../nbs/08_app/06_live.ipynb #5d09597f
 def live(
     learn,            # an `LMLearner`
     seconds:float=1., # between looks

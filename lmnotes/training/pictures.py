@@ -195,6 +195,7 @@ def draw_pictures(
     _against(fig, g[2, 0], history); _table(fig, g[2, 1:], samples)
     return fig
 
+# %% ../../nbs/05_training/12_pictures.ipynb #1842f100
 def png_bytes(
     fig, # a matplotlib figure on an Agg canvas
 )->bytes:
