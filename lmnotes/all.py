@@ -20,6 +20,7 @@ from lmnotes.data.mixtures import *
 from lmnotes.data.streams import *
 from lmnotes.data.shards import *
 from lmnotes.data.contamination import *
+from lmnotes.data.pairs import *
 from lmnotes.data.tuning import *
 from lmnotes.data.shard_data import *
 from lmnotes.data.mixture_data import *
@@ -48,6 +49,13 @@ from lmnotes.training.precision import *
 from lmnotes.training.monitor import *
 from lmnotes.training.assemble import *
 from lmnotes.training.checkpoints import *
+from lmnotes.training.setup import *
+from lmnotes.training.distributed import *
+from lmnotes.training.pictures import *
+from lmnotes.training.trackers import *
+from lmnotes.training.scoring import *
+from lmnotes.training.guards import *
+from lmnotes.training.recipes import *
 from lmnotes.training.train import *
 from lmnotes.benchmarks.metrics import *
 from lmnotes.benchmarks.memory import *
@@ -58,3 +66,4 @@ from lmnotes.benchmarks.report import *
 from lmnotes.benchmarks.bench import *
 from lmnotes.app.builder import *
 from lmnotes.app.masks import *
+from lmnotes.app.live import *

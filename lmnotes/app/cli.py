@@ -28,7 +28,9 @@ def command(name:str, options:type):
 @command('train', TrainOptions)
 def train_command(o, given):
     "Train a model and leave a run folder"
+    from lmnotes.training.distributed import launch, under_torchrun
     from lmnotes.training.train import train
+    if o.multi_gpu and not o.dry_run and not under_torchrun(): return launch(sys.argv[1:])
     train(**{k: getattr(o, k) for k in given})
 
 # %% ../../nbs/08_app/01_cli.ipynb #58caa04b
@@ -113,13 +115,14 @@ class BenchOptions:
     json: str | None = None      # also write the figures to this file
     device: str = 'cpu'          # cpu, cuda or mps
     size: str | None = None      # model size, where a bench takes one
+    data_dir: str | None = None  # local root of real rows, where a bench takes one; default: LMNOTES_DATA_DIR, else embedded sets
     quick: bool = False          # seconds instead of minutes, to see that it runs
 
 @command('bench', BenchOptions)
 def bench_command(o, given):
     "Measure what this project claims"
     from lmnotes.benchmarks.bench import run_benches
-    run_benches(list(o.names), json=o.json, device=o.device, **({'size': o.size} if o.size else {}), quick=o.quick)
+    run_benches(list(o.names), json=o.json, device=o.device, quick=o.quick, **{k: v for k in ('size', 'data_dir') if (v := getattr(o, k))})
 
 @dataclass
 class DataOptions:
@@ -135,6 +138,7 @@ class DataOptions:
     max_length: int = 32768          # tokens in a row of a shard
     val_ratio: float = 0.01          # share held out by split
     limit: int | None = None         # documents, at most
+    allow_eval_data: bool = False    # make shards of a dataset that is kept for evaluation
     model: str = 'resonance'         # recipe to recommend a size of
     rows: int = 3                    # rows to show
     device: str = 'auto'             # auto, cuda, mps or cpu
@@ -167,7 +171,7 @@ def doctor_command(o, given):
     return doctor()
 
 # %% ../../nbs/08_app/01_cli.ipynb #d044070b
-_lists = {'models', 'datasets', 'dataset_configs', 'mixture_rates'}
+_lists = {'models', 'datasets', 'dataset_configs', 'mixture_rates', 'lora_target_modules'}
 
 def normalize(
     words:list[str], # what was typed after the command

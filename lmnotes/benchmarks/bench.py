@@ -7,13 +7,13 @@ __all__ = ['benches', 'bench_modules', 'bench_names', 'get_bench', 'worst', 'is_
            'run_bench', 'run_benches']
 
 # %% ../../nbs/07_benchmarks/07_bench.ipynb #ea0f068e
-import importlib, sys, time
+import importlib, inspect, sys, time
 from pathlib import Path
 from ..core import Registry, InputError, did_you_mean, env_info, pick_device, write_json
 
 # %% ../../nbs/07_benchmarks/07_bench.ipynb #b038ca37
 benches = Registry('bench')
-bench_modules = {n: f'lmnotes.benchmarks.bench_{n}' for n in ('reversible', 'head', 'learner', 'resonance', 'recall', 'packing', 'shards')}
+bench_modules = {n: f'lmnotes.benchmarks.bench_{n}' for n in ('reversible', 'head', 'learner', 'resonance', 'recall', 'packing', 'shards', 'distributed', 'precision', 'resume')}
 
 def bench_names()->list: return sorted({*bench_modules, *benches})
 
@@ -82,6 +82,7 @@ def run_bench(
     "Run one bench"
     f,start,device = get_bench(name),time.perf_counter(),pick_device(device)
     if size is not None: options['size'] = size
+    if foreign := set(options) - set(inspect.signature(f).parameters): raise InputError(f"bench '{name}' takes no --{min(foreign)}; leave it out")
     figures = f(device=str(device), quick=quick, progress=_progress(name, start), **options)
     return dict(figures, met={k: is_met(figures.get(k), t) for k,t in figures['targets'].items()},
                 quick=quick, device=str(device), seconds=round(time.perf_counter() - start, 1), env=env_info())

@@ -101,6 +101,7 @@ class Plan:
     max_windows:int                      # validation windows scored
     args:dict = field(default_factory=dict) # full id -> the name that was given
     test:bool = False
+    rates:dict = field(default_factory=dict) # peak learning rate, by dataset and arm
     @property
     def step_tokens(self): return self.options.batch_size*self.options.max_length*self.options.gradient_accumulation_steps
     @property
@@ -151,6 +152,13 @@ def plan_comparison(
     if test: o,b,seeds,max_windows = _shrunk(o, b, seeds, max_windows)
     return _checked(arms, names, seeds, b, o, max_windows, test)
 
+def _rates(o, dataset, built): # tuned alike or not at all: a search of all arms, or the rule for all
+    from lmnotes.training.assemble import default_lr
+    from lmnotes.training.recipes import equal_rates
+    if o.learning_rate: return dict.fromkeys(built, o.learning_rate)
+    searched = None if o.data_path or o.dim or o.n_layer or o.n_head else equal_rates(dataset, list(built), o.size, o.mode)
+    return searched or {a: default_lr(m) for a,m in built.items()}
+
 def _checked(arms, names, seeds, b, o, max_windows, test):
     "Load each dataset and build each arm, so that a name that does not exist is found now"
     from lmnotes.models.accounting import model_flops
@@ -162,7 +170,7 @@ def _checked(arms, names, seeds, b, o, max_windows, test):
     first = next(iter(data.values()))
     built = {a: build_for(o, a, first.vocab_size).to(first.device) for a in arms}
     p = Plan(arms, ids, seeds, b, o, {d.name: d for d in data.values()}, {a: model_flops(m, 1, o.max_length) for a,m in built.items()},
-             {a: sum(p.numel() for p in m.parameters()) for a,m in built.items()}, {a: shapes_of(m) for a,m in built.items()}, max_windows, dict(zip(ids, names)), test)
+             {a: sum(p.numel() for p in m.parameters()) for a,m in built.items()}, {a: shapes_of(m) for a,m in built.items()}, max_windows, dict(zip(ids, names)), test, {ds: _rates(o, d, built) for ds,d in zip(ids, names)})
     for f in p.token_flops.values(): budget_options(b, p.step_tokens, f)
     return p
 
@@ -181,6 +189,8 @@ def loss_curve(
 def cell_options(p:Plan, arm, ds, seed, path)->dict:
     "What `train` is told for one cell"
     own = dict(model=arm, dataset=p.args.get(ds, ds), seed=seed, output_dir=str(path), num_train_epochs=1)
+    own['learning_rate'] = p.rates.get(ds, {}).get(arm, p.options.learning_rate) # None: the recipe's
+    own |= dict(eval_strategy='no', display_samples_every=10**6)
     own['eval_max_batches'] = 8 # a glance for the run's own summary; what is compared is scored below
     return {**asdict(p.options), **own, **budget_options(p.budget, p.step_tokens, p.token_flops[arm])}
 
@@ -333,11 +343,13 @@ def report(self:Comparison,
 
 # %% ../../nbs/07_benchmarks/05_comparison.ipynb #13ef1adc
 def _new_result(p:Plan)->dict:
+    from lmnotes.training.train import overlap_of
     o = {k: v for k,v in asdict(p.options).items() if k not in ('model', 'dataset', 'seed', 'output_dir', 'max_steps', 'max_seconds', 'num_train_epochs', 'dry_run', 'resume_from_checkpoint')}
     keys = sorted({k for c in p.configs.values() for k in c})
     differ = {k: {a: c.get(k) for a,c in p.configs.items()} for k in keys if len({repr(c.get(k)) for c in p.configs.values()}) > 1}
     data = {n: dict(fingerprint=d.fingerprint, windows=min(len(d.valid_blocks), p.max_windows), vocab_size=d.vocab_size, max_length=d.max_length,
-                    training_tokens=len(d.train_ids), notes=list(getattr(d, 'notes', []))) for n,d in p.data.items()}
+                    training_tokens=len(d.train_ids), notes=list(getattr(d, 'notes', [])), tainted=list(getattr(d, 'tainted', [])),
+                    overlap={k: c.as_dict() | dict(text=str(c)) for k,c in overlap_of(d).items()}) for n,d in p.data.items()}
     return dict(kind='comparison', version=1, created=f'{datetime.now():%Y-%m-%d %H:%M}', status='running', baseline=p.arms[0], arms=p.arms, datasets=p.datasets, seeds=p.seeds,
                 tokenizer=p.options.tokenizer, metric='bits_per_byte', test=p.test, budget=dict(kind=p.budget.kind, amount=p.budget.amount, text=p.budget.text),
                 flops_formula=flops_formula, data=data, cells=[], summary=[], differences=[], controls={}, measures={}, not_measured=[], samples=[],

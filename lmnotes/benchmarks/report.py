@@ -6,7 +6,7 @@
 __all__ = ['tables', 'report_forms', 'show_number', 'short_name', 'verdict_sentence', 'arm_colour', 'new_chart', 'svg',
            'loss_chart', 'forest_chart', 'level_chart', 'cost_chart', 'Num', 'html_table', 'md_table', 'results_table',
            'summarize', 'differences_table', 'budgets_table', 'costs_table', 'cells_table', 'config_table',
-           'data_table', 'env_table', 'report_md', 'report_html', 'write_report']
+           'data_table', 'env_table', 'tainted_lines', 'report_md', 'report_html', 'write_report']
 
 # %% ../../nbs/07_benchmarks/06_report.ipynb #1df6a017
 import io, math, re
@@ -248,8 +248,10 @@ def config_table(r):
 
 def data_table(r):
     "What was scored, with the hash of its content"
-    rows = [[ds, Num(d.get('windows'), 'count'), Num(d.get('tokens'), 'count'), Num(d.get('bytes'), 'count'), d.get('fingerprint', '')] for ds,d in r['data'].items()]
-    return ['dataset', 'windows', 'tokens', 'bytes', 'content hash'], rows
+    rows = [[ds, Num(d.get('windows'), 'count'), Num(d.get('tokens'), 'count'), Num(d.get('bytes'), 'count'), d.get('fingerprint', ''), *_shared_text(d)] for ds,d in r['data'].items()]
+    return ['dataset', 'windows', 'tokens', 'bytes', 'content hash', 'shared with training'], rows
+
+def _shared_text(d): return [next((c['text'] for c in d.get('overlap', {}).values()), '')] # of its validation part
 
 def _flat(o, pre=''):
     for k,v in o.items():
@@ -271,12 +273,16 @@ def _notes(r):
     failed = [f"{c['arm']} on {c['dataset']}, seed {c['seed']}: {c['reason']}" for c in r['cells'] if c['status'] != 'done']
     return failed + list(r.get('not_measured', []))
 
+def tainted_lines(r)->list:
+    "What every reader must know first: who learnt from data that is kept for evaluation"
+    return [f"Tainted: these models have learnt from {', '.join(d['tainted'])}, which is kept for evaluation." for d in r['data'].values() if d.get('tainted')]
+
 def report_md(
     r:dict, # a comparison
 )->str:
     "The report in Markdown"
     parts = [f"# {_title(r)}", f"{'A test run, too short to judge by. ' if r.get('test') else ''}Budget: {r['budget']['text']}. Seeds: {len(r['seeds'])}. Baseline: {r['baseline']}. Tokenizer: {r['tokenizer']}. {r['created']}",
-             '\n'.join(f'- {verdict_sentence(r, d)}' for d in r['differences'])]
+             *tainted_lines(r), '\n'.join(f'- {verdict_sentence(r, d)}' for d in r['differences'])]
     if _notes(r): parts += ['## Not measured', '\n'.join(f'- {n}' for n in _notes(r))]
     for name,f in tables.items():
         head,rows = f(r)
@@ -347,7 +353,7 @@ def report_html(
     small = 'test run, too short to judge by · ' if r.get('test') else ''
     notes = f'<h2>Not measured</h2><ul>{"".join(f"<li>{escape(n)}</li>" for n in _notes(r))}</ul>' if _notes(r) else ''
     parts = [f'<h1>{escape(_title(r))}</h1><p class="sub">{small}{escape(r["budget"]["text"])} · {len(r["seeds"])} seeds · baseline {escape(r["baseline"])} · tokenizer {escape(r["tokenizer"])} · {escape(r["created"])}</p>',
-             _verdicts(r), notes, f'<h2>In pictures</h2><p class="sub key">{key}</p>', _charts(r)]
+             *(f'<p class="verdict worse">{escape(t)}</p>' for t in tainted_lines(r)), _verdicts(r), notes, f'<h2>In pictures</h2><p class="sub key">{key}</p>', _charts(r)]
     if r.get('samples'): parts.append('<h2>What they write</h2>'+_samples(r))
     parts += [_section(name, html_table(*t)) for name,t in ((n, f(r)) for n,f in tables.items()) if t[1]]
     return ('<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'

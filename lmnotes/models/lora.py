@@ -81,7 +81,7 @@ def _ready(model):
     if is_quantized(model):
         for p in model.parameters():
             if p.dtype in (torch.float16, torch.bfloat16): p.data = p.data.float()
-    if getattr(model, 'is_gradient_checkpointing', False): model.enable_input_require_grads()
+    if any(getattr(m, 'gradient_checkpointing', False) for m in model.modules()): model.enable_input_require_grads()
     return model
 
 # %% ../../nbs/02_models/13_lora.ipynb #83124af9

@@ -107,9 +107,9 @@ def data_from(o:TrainOptions):
     if kind == 'stream': return stream_data(o.dataset, o.dataset_config, _tokenizer(o), o.max_length, o.batch_size, o.seed, o.vocab_size, o.data_dir, o.data_path, o.text_column,
         tokens_per_chunk=o.tokens_per_chunk, max_chunks=o.max_chunks, device=device, allow_eval_data=o.allow_eval_data)
     same = dict(dataset=o.dataset, config=o.dataset_config, tokenizer=_tokenizer(o), max_length=_row_length(o), bs=o.batch_size, seed=o.seed, vocab_size=o.vocab_size,
-                data_dir=o.data_dir, data_path=o.data_path, limit=o.limit, device=device)
+                data_dir=o.data_dir, data_path=o.data_path, limit=o.limit, device=device, allow_eval_data=o.allow_eval_data)
     if mode_of(o) == 'pretrain': return load_data(**same, text_column=o.text_column, masked=is_masked(o))
-    own = {k: getattr(o, k) for k in ('prompt_column', 'target_column', 'prompt_template', 'chat_template', 'allow_eval_data')}
+    own = {k: getattr(o, k) for k in ('prompt_column', 'target_column', 'prompt_template', 'chat_template')}
     return load_data(**same, mode='sft', **own, packing=o.use_packing, **(dict(decoder_start=start) if (start := decoder_start(o)) is not None else {}))
 
 def _row_length(o): return o.packing_max_length if o.use_packing and o.packing_max_length else o.max_length # places in a row

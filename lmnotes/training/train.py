@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['may_change', 'rows_per_step', 'steps_for', 'StepTimer', 'step_seconds', 'plan', 'slug', 'show_plan', 'newest_run',
-           'resumed', 'SkipValidation', 'Evaluate', 'scores_of', 'Run', 'run_folder', 'eval_every', 'Interrupted',
-           'train']
+           'resumed', 'SkipValidation', 'Evaluate', 'scores_of', 'Run', 'run_folder', 'eval_every', 'overlap_of',
+           'mark_tainted', 'Interrupted', 'train']
 
 # %% ../../nbs/05_training/17_train.ipynb #b5524441
 import math, os, shutil, statistics, sys, time
@@ -16,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from fastai.basics import *
 from ..core import *
+from ..data.contamination import data_overlap
 from ..data.mixtures import dataset_slug, per_source
 from ..models.accounting import model_flops
 from ..models.decoder import models
@@ -286,6 +287,19 @@ def _save_final(learn, path): # of a model with adapters the whole, and the adap
     on_main(write)
 
 # %% ../../nbs/05_training/17_train.ipynb #df804606
+_overlaps = {} # of each content once: a comparison trains on the same rows many times
+
+def overlap_of(data)->dict: # evaluation set -> `Contamination`; empty where the data is not text
+    "What the training text shares with its validation text"
+    if data.tokenizer is None or not hasattr(data, 'texts'): return {}
+    if data.fingerprint not in _overlaps: _overlaps[data.fingerprint] = data_overlap(data)
+    return _overlaps[data.fingerprint]
+
+def mark_tainted(model, data):
+    "Note in the model's configuration which evaluation sets it has learnt from"
+    if names := {*getattr(data, 'tainted', []), *(getattr(model.config, 'trained_on_eval', None) or [])}: model.config.trained_on_eval = sorted(names)
+
+# %% ../../nbs/05_training/17_train.ipynb #07505dea
 def _summary(learn, o, seconds, begun_at, best, scores):
     n,d = learn.step - begun_at,learn.dls
     out = dict(status='done', steps=learn.step, tokens=learn.tokens, parameters=learn.model.num_parameters(), flops=model_flops(learn.model, learn.tokens, o.max_length),
@@ -294,7 +308,8 @@ def _summary(learn, o, seconds, begun_at, best, scores):
     out |= {k: v for k,v in scores.items() if k not in ('loss', 'bits_per_byte', 'accuracy', 'tokens', 'step', 'trained')}
     if best != learn.step: out['best_step'] = best
     if why := learn.stop_when_asked.why: out['stopped'] = why
-    if tainted := getattr(d, 'tainted', None): out['tainted'] = tainted
+    if tainted := getattr(learn.model.config, 'trained_on_eval', None): out['tainted'] = tainted
+    if found := overlap_of(d): out['overlap'] = {k: c.as_dict() for k,c in found.items()}
     if hasattr(d.train, 'realised'): out['realised'] = d.train.realised()
     return out | dict(memory_bytes=memory_bytes(d.device), ranks=world(), tokenizer=d.spec['tokenizer'])
 
@@ -318,6 +333,7 @@ def _say_result(s, masked):
     score = f"{s['bits_per_byte']:.4f} bits per byte" if s['bits_per_byte'] else f"{s['eval_loss']:.4f} nats per {hidden}token"
     task = f", task score {s['task_score']:.3f} over {s['task_score_n']} generated answers" if 'task_score' in s else ''
     print(f"{'result':>10}  {score}, {s['accuracy']:.1%} of {hidden}tokens right{task}, {format_count(s['tokens_per_s'])} tokens/s, {s['train_seconds']:.1f} s")
+    if 'tainted' in s: print(f"{'tainted':>10}  has learnt from what is kept for evaluation: {', '.join(s['tainted'])}")
 
 # %% ../../nbs/05_training/17_train.ipynb #c2df9b06
 class Interrupted(RunError): "A run that was asked to stop, and has saved everything"
@@ -346,7 +362,9 @@ def _train(o, learn, path, steps, ck, p, quiet, asked):
     seconds = _fit(learn, steps, o.gradient_accumulation_steps)
     _check_interrupted(learn, path, steps)
     summary = _finish(learn, o, path, evals, seconds, begun_at)
-    if is_main() and not quiet: _say_result(summary, learn.dls.masked)
+    if is_main() and not quiet:
+        _say_result(summary, learn.dls.masked)
+        for c in overlap_of(learn.dls).values(): print(f'{"overlap":>10}  {c}')
     return Run(path, learn, learn.dls, summary)
 
 # %% ../../nbs/05_training/17_train.ipynb #24f9015f
@@ -388,14 +406,20 @@ def _check_ranks(o):
     if o.multi_gpu and not under_torchrun() and not o.dry_run: raise InputError('--multi_gpu in Python needs the processes that torchrun starts; use `lmnotes train --multi_gpu`, or `torchrun -m lmnotes train --multi_gpu`')
     if o.fsdp and not o.multi_gpu: raise InputError('--fsdp splits a model over ranks; add --multi_gpu, or leave it out')
 
-def _guarded(o, path, run):
+def _probed(o, learn): # what a step needs, found out before a folder is there
+    if world() > 1 or kind_of_data(o) == 'stream' or getattr(learn.model, 'is_quantized', False): return {} # ranks would wait for each other; a stream is read once
+    need = probe_memory(learn, o)
+    return dict(memory=f"a step on the largest batch ({need['rows']} x {need['width']} tokens) takes {format_count(need['at_most'])}B at most, and {format_count(need['free'])}B are free")
+
+def _guarded(o, path, learn, run):
     "Every way to fail is one line, on the screen and in the summary"
     try: return run()
     except (InputError, Interrupted): raise
-    except RunError as e: said = str(e).split(':\n\t')[-1] # fastai puts the callback's name in front
+    except RunError as e: said = oom_advice(learn, o) if is_oom(e) else str(e).split(':\n\t')[-1] # fastai puts the callback's name in front
     except OSError as e: said = f'the run stopped while writing to {path}: {e.strerror or e}; its last checkpoint stands'
     except (MemoryError, RuntimeError) as e:
-        if not (said := oom_advice(o, e)): raise
+        if not is_oom(e): raise
+        said = oom_advice(learn, o)
     try:
         if is_main(): write_json(path/'summary.json', dict(status='failed', reason=said))
     except RunError: pass # a full disk has no room for its own obituary; the line on the screen stands
@@ -413,10 +437,11 @@ def train(
         data = data_from(o); model = model_from(o, data.vocab_size)
         if pick_device(o.device).type == 'cpu': keep_memory()
         if not data.masked: check_causal(model)
+        mark_tainted(model, data)
         f = facts_of(model); learn = _learner(o, data, model)
         steps = read_json(ck/'state.json')['total_steps'] if ck else None if o.max_seconds else steps_for(o, data)
-        p = plan(o, data, f, steps, recipe)
+        p = plan(o, data, f, steps, recipe) | _probed(o, learn)
         if not quiet: show_plan(p)
         path = Path(o.output_dir) if ck else on_main(lambda: run_folder(o, data))
         if not quiet: print(f'{"run":>10}  {path}')
-        return _guarded(o, path, lambda: _train(o, learn, path, steps, ck, p, quiet, given))
+        return _guarded(o, path, learn, lambda: _train(o, learn, path, steps, ck, p, quiet, given))
