@@ -42,9 +42,11 @@ def barrier():
     "Wait until every rank is here"
     if world() > 1: dist.all_reduce(torch.zeros(())) # of the CPU: no GPU is held up
 
+_agreed = dict(restarts=0) # hosts count for themselves; the highest count is the job's
+
 def restarts()->int:
     "How often `torchrun` or SLURM has started this job again"
-    return max(int(os.environ.get(k) or 0) for k in ('TORCHELASTIC_RESTART_COUNT', 'SLURM_RESTART_COUNT'))
+    return max(_agreed['restarts'], *(int(os.environ.get(k) or 0) for k in ('TORCHELASTIC_RESTART_COUNT', 'SLURM_RESTART_COUNT')))
 
 def under_torchrun()->bool: return 'RANK' in os.environ and 'WORLD_SIZE' in os.environ
 
@@ -78,9 +80,19 @@ def start_ranks(
         if place >= (n := torch.cuda.device_count()): raise InputError(f'process {place} of this host has no GPU of its own, there are {n}; start at most {n} on each host')
         torch.cuda.set_device(place)
     how = 'gloo' if kind == 'cpu' or backend == 'gloo' else 'cpu:gloo,cuda:nccl'
-    try: dist.init_process_group(how, timeout=timedelta(seconds=timeout))
-    except (dist.DistError, ValueError) as e: raise RunError(f'the ranks did not find each other: {str(e).splitlines()[0][:200]}') from e
+    _meet(how, timedelta(seconds=timeout))
     return torch.device(kind, place) if kind == 'cuda' else torch.device(kind)
+
+# %% ../../nbs/05_training/11_distributed.ipynb #73b44cd3
+def _meet(how, timeout):
+    life,one_host = restarts(),os.environ.get('LOCAL_WORLD_SIZE', os.environ['WORLD_SIZE']) == os.environ['WORLD_SIZE']
+    if not one_host and os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True' and int(os.environ.get('TORCHELASTIC_MAX_RESTARTS') or 0) > 0:
+        raise InputError('--max-restarts over several hosts can hang when ranks meet again: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 where torchrun is started')
+    try:
+        store,r,n = next(dist.rendezvous('env://', timeout=timeout))
+        dist.init_process_group(how, store=dist.PrefixStore(f'life {life if one_host else 0}', store), rank=r, world_size=n, timeout=timeout)
+        lives = torch.tensor(life); dist.all_reduce(lives, op=dist.ReduceOp.MAX); _agreed['restarts'] = int(lives)
+    except (RuntimeError, ValueError) as e: raise RunError(f'the ranks did not find each other: {str(e).splitlines()[0][:200]}') from e
 
 # %% ../../nbs/05_training/11_distributed.ipynb #074a4145
 _lost = re.compile(r'gloo|nccl|ProcessGroup|connection (closed|reset)|timed out waiting', re.I)
@@ -170,6 +182,7 @@ def blocks_to_split(
     owned = [id(p) for b in blocks for p in b.parameters()]
     return blocks if len(set(owned)) == len(owned) else []
 
+# %% ../../nbs/05_training/11_distributed.ipynb #f1e930a0
 def split_weights(
     model,
     opt=None, # the learner's optimizer, which must not exist yet
@@ -318,6 +331,7 @@ def small_learner(
     if lora: m = add_lora(m, dropout=0.)
     return lm_learner(m, dls, cbs=[Distributed(how)] if how else None, precision='fp32', **kwargs)
 
+# %% ../../nbs/05_training/11_distributed.ipynb #c758557e
 class _Look(Callback):
     "Keep what each step did; stop or die at a given step on one rank; keep the state of every step"
     order,run_valid = 13,False # after clipping, before the step
@@ -396,6 +410,27 @@ def launch(
     return 0
 
 # %% ../../nbs/05_training/11_distributed.ipynb #2498a910
+_SLURM = r"""#!/bin/bash
+{asked}
+
+set -uo pipefail
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={wait}   # time for the ranks to save
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # each life of the job meets anew
+
+stop=0; job=
+trap 'stop=1; [ -n "$job" ] && kill -TERM "$job"' TERM
+srun --kill-on-bad-exit=1 torchrun --nnodes="$SLURM_NNODES" --nproc_per_node={gpus} --max-restarts=3 \
+    --rdzv_backend=c10d --rdzv_endpoint="$first:{port}" --rdzv_id="$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}}" \
+    -m lmnotes {command} &
+job=$!
+wait "$job"; code=$?
+while kill -0 "$job" 2>/dev/null; do wait "$job"; code=$?; done # a signal ends `wait` early
+if [ "$stop" = 1 ]; then scontrol requeue "$SLURM_JOB_ID"; exit 0; fi
+exit "$code"
+"""
+
+# %% ../../nbs/05_training/11_distributed.ipynb #254bf4d5
 def slurm_script(
     argv,            # the command line after `lmnotes`, with --output_dir
     nodes=2,         # hosts
@@ -416,22 +451,3 @@ def slurm_script(
     asked = [f'--job-name={shlex.quote(name)}', f'--nodes={nodes}', '--ntasks-per-node=1', f'--gpus-per-node={gpus_per_node}', f'--time={minutes//60:02d}:{minutes%60:02d}:00', f'--signal=B:TERM@{grace}',
              '--requeue', '--open-mode=append', '--output=%x_%j.log', *extra]
     return _SLURM.format(asked='\n'.join(f'#SBATCH {a}' for a in asked), wait=grace - 30, gpus=gpus_per_node, port=port, command=shlex.join(argv))
-
-_SLURM = r"""#!/bin/bash
-{asked}
-
-set -uo pipefail
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={wait} # time for the ranks to save
-
-stop=0; job=
-trap 'stop=1; [ -n "$job" ] && kill -TERM "$job"' TERM
-srun --kill-on-bad-exit=1 torchrun --nnodes="$SLURM_NNODES" --nproc_per_node={gpus} --max-restarts=3 \
-    --rdzv_backend=c10d --rdzv_endpoint="$first:{port}" --rdzv_id="$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}}" \
-    -m lmnotes {command} &
-job=$!
-wait "$job"; code=$?
-while kill -0 "$job" 2>/dev/null; do wait "$job"; code=$?; done # a signal ends `wait` early
-if [ "$stop" = 1 ]; then scontrol requeue "$SLURM_JOB_ID"; exit 0; fi
-exit "$code"
-"""
