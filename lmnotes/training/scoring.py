@@ -7,7 +7,7 @@ __all__ = ['metric_names', 'Asked', 'fixed_items', 'metric_of', 'score_name', 'a
            'beginnings', 'samplers', 'Samples', 'eval_metrics', 'find_metric', 'rises', 'best_eval', 'patience_spent',
            'EvalLog', 'EarlyStopping']
 
-# %% ../../nbs/05_training/14_scoring.ipynb #7f0c2c0c
+# %% ../../nbs/05_training/14_scoring.ipynb #c816cf36
 import itertools, math, random, re
 import numpy as np
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from ..data.catalog import Dataset, short_names
 from ..data.examples import examples_of
 from ..models.generation import fill, generate_batch
 
-# %% ../../nbs/05_training/14_scoring.ipynb #74245d3a
+# %% ../../nbs/05_training/14_scoring.ipynb #71d4f5b2
 @dataclass
 class Asked:
     "A validation row as the model meets it"
@@ -43,7 +43,7 @@ def fixed_items(
     pick = sorted(random.Random(seed_for('asked', seed, len(rows))).sample(range(len(rows)), min(n, len(rows))))
     return _asked(data.task, [rows[i] for i in pick], [examples[i] for i in pick], data.max_length)
 
-# %% ../../nbs/05_training/14_scoring.ipynb #eab7f867
+# %% ../../nbs/05_training/14_scoring.ipynb #5f26c657
 metric_names = dict(classification='accuracy', choice='accuracy', similarity='closeness', questions='f1', math='exact_match', code='signature', tagging='f1',
                     translation='chrf', instructions='f1', vision='f1') # kind of dataset -> what the mean of its scores is called
 
@@ -61,7 +61,7 @@ def score_name(task:Dataset)->str: # such as 'imdb_accuracy'
     if task.config not in (None, type(task).config) and name != task.config: name += f'_{task.config}'
     return re.sub(r'\W+', '_', f'{name}_{metric_of(task)}')
 
-# %% ../../nbs/05_training/14_scoring.ipynb #dc6c4282
+# %% ../../nbs/05_training/14_scoring.ipynb #fee42b7b
 def answers(
     model, tokenizer,
     asked:list,              # of `Asked`, of one dataset
@@ -77,7 +77,7 @@ def answers(
     stop = None if any('\n' in a.target.strip() for a in asked) else '\n'
     return generate_batch(model, tokenizer, [short(a.ids) for a in asked], new, temperature=0, stop=stop, bs=bs)
 
-# %% ../../nbs/05_training/14_scoring.ipynb #a15304c5
+# %% ../../nbs/05_training/14_scoring.ipynb #de7639b5
 def _marked(model, tokenizer, asked, **how)->dict:
     items = [dict(prompt=tokenizer.decode(a.ids, skip_special_tokens=True), output=t, target=a.target, score=float(a.task.score(a.row, t)))
              for a,t in zip(asked, answers(model, tokenizer, asked, **how))]
@@ -96,7 +96,7 @@ def task_score(
     if not len(rows): raise InputError(f"'{task.name}' has no row to ask; a score needs at least one")
     return _marked(model, tokenizer, _asked(task, rows, examples_of(task, rows, tokenizer, template, chat), max_length), max_new_tokens=max_new_tokens, bs=bs)
 
-# %% ../../nbs/05_training/14_scoring.ipynb #62ac2d28
+# %% ../../nbs/05_training/14_scoring.ipynb #82ef9e15
 def generated_scores(
     learn,      # an `LMLearner`
     asked:list, # from `fixed_items`
@@ -109,7 +109,7 @@ def generated_scores(
     with learn.forward_context(): found = {k: _marked(learn.model, learn.dls.tokenizer, v, bs=bs)['score'] for k,v in of.items()}
     return dict(task_score=sum(found.values())/len(found), task_score_n=len(asked), **found)
 
-# %% ../../nbs/05_training/14_scoring.ipynb #07e16e2a
+# %% ../../nbs/05_training/14_scoring.ipynb #f64c1d70
 def _documents(data): # arrays of tokens, without the end
     whole = getattr(data, 'valid_ids', None) # shards have rows
     rows = [whole] if whole is not None else [r.cpu() for k in range(min(len(data.valid), 8)) for r in data.valid.batch(k)[0]['input_ids']]
@@ -129,7 +129,7 @@ def beginnings(
     cuts = [min(prompt, len(d)//2) if len(d) <= prompt else prompt for d in pick]
     return [(d[:c].tolist(), d[c:c+new].tolist()) for d,c in zip(pick, cuts)]
 
-# %% ../../nbs/05_training/14_scoring.ipynb #da4f260f
+# %% ../../nbs/05_training/14_scoring.ipynb #74b91706
 def _text_rows(data, found, new, seed, model)->list:
     tok,texts = data.tokenizer,generate_batch(model, data.tokenizer, [b for b,_ in found], new, temperature=0.8, top_p=0.95, seed=seed)
     said = [tok(t, add_special_tokens=False)['input_ids'] for t in texts]
@@ -149,7 +149,7 @@ def _gaps(data, n): # rows of validation that have a gap
     rows = (r for k in range(len(data.valid)) for r in zip(*(data.valid.batch(k)[0][c] for c in ('input_ids', 'shift_labels'))))
     return list(itertools.islice((r for r in rows if (r[0] == data.tokenizer.mask_token_id).any()), n))
 
-# %% ../../nbs/05_training/14_scoring.ipynb #e909539a
+# %% ../../nbs/05_training/14_scoring.ipynb #18aec791
 def samplers(
     data,                  # any of ours
     n:int=3,               # samples in all
@@ -165,7 +165,7 @@ def samplers(
     new = min(max_new_tokens, data.max_length//2)
     return [partial(_text_rows, data, beginnings(data, n, max(min(256, data.max_length//4), 1), new, seed), new, seed)]
 
-# %% ../../nbs/05_training/14_scoring.ipynb #65cc7c62
+# %% ../../nbs/05_training/14_scoring.ipynb #4ed5bde9
 class Samples(Callback):
     "Texts of the model in `path` every `every` steps, from the same prompts each time"
     order,run_valid = 57,False
@@ -187,7 +187,7 @@ class Samples(Callback):
         with l.forward_context(): rows = [r for f in self.found for r in f(l.model)]
         if self.writes: append_jsonl(self.path, *(dict(step=l.step, **r) for r in rows))
 
-# %% ../../nbs/05_training/14_scoring.ipynb #5ab601bb
+# %% ../../nbs/05_training/14_scoring.ipynb #251bdc6d
 def eval_metrics(
     data,         # what is trained on
     asked:list=(), # from `fixed_items`
@@ -217,7 +217,7 @@ def rises(
         if metric.endswith(ends): return up
     raise InputError(f"whether more '{metric}' is better cannot be told from its name; say --greater_is_better true or false")
 
-# %% ../../nbs/05_training/14_scoring.ipynb #c4450711
+# %% ../../nbs/05_training/14_scoring.ipynb #3ee1be17
 def _numbers(rows, metric): # (row, number) where there is one
     return [(r, v) for r in rows if isinstance(v := r.get(metric), (int, float)) and math.isfinite(v)]
 
@@ -241,7 +241,7 @@ def patience_spent(
     best = best_eval(rows, metric, greater_is_better)
     return best is not None and len(rows) - 1 - next(i for i,r in enumerate(rows) if r is best) >= patience
 
-# %% ../../nbs/05_training/14_scoring.ipynb #f0d53658
+# %% ../../nbs/05_training/14_scoring.ipynb #21d909ab
 class EvalLog:
     "The evaluations of a run, and the best of them by one metric"
     def __init__(self,
@@ -249,17 +249,22 @@ class EvalLog:
         metric:str='eval_loss',
         greater_is_better:bool=None, # None: as everybody knows
     ): self.path,self.metric,self.greater_is_better,self.seen = Path(path),metric,greater_is_better,None
-    @property
-    def rows(self)->list:
+    def _read(self):
         now = (s.st_size, s.st_mtime_ns) if self.path.exists() and (s := self.path.stat()) else ()
-        if now != self.seen: self.seen,self._rows = now,[r for r in read_jsonl(self.path) if r['step'] > 0]
-        return self._rows
+        if now == self.seen: return
+        self.seen,self._rows,self._spent = now,[r for r in read_jsonl(self.path) if r['step'] > 0],{}
+        self._best = best_eval(self._rows, self.metric, self.greater_is_better)
     @property
-    def best(self)->dict: return best_eval(self.rows, self.metric, self.greater_is_better)
+    def rows(self)->list: self._read(); return self._rows
+    @property
+    def best(self)->dict: self._read(); return self._best
     def best_step(self)->int: return self.best['step'] if self.best else None # None: no evaluation yet
-    def spent(self, patience:int)->bool: return patience_spent(self.rows, self.metric, patience, self.greater_is_better)
+    def spent(self, patience:int)->bool:
+        self._read()
+        if patience not in self._spent: self._spent[patience] = patience_spent(self._rows, self.metric, patience, self.greater_is_better)
+        return self._spent[patience]
 
-# %% ../../nbs/05_training/14_scoring.ipynb #72770574
+# %% ../../nbs/05_training/14_scoring.ipynb #dbc32911
 class EarlyStopping(Callback):
     "Ask the run to end once `patience` evaluations in a row brought nothing better"
     order,run_valid = 59,False
