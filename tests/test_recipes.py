@@ -1,0 +1,97 @@
+"Recipes: every arm searched as hard as its neighbour, what was typed stands, and hub models keep their defaults"
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+import pytest
+from lmnotes.core import InputError, RunError
+from lmnotes.training import recipes as R
+from lmnotes.training.options import TrainOptions
+from lmnotes.training.recipes import apply_recipe, choose_rate, equal_rates, find_recipe, general_recipe, hub_recipe, recipe_for, recipe_table, recipes_file, save_recipes
+
+table = recipe_table()
+small = dict(mode='pretrain', dim=32, n_layer=1, n_head=1, max_length=32, batch_size=4, limit=200, device='cpu')
+
+# ---- the table of the package
+
+def test_every_arm_of_a_dataset_had_the_same_trials():
+    assert table
+    for d in {r.dataset for r in table}:
+        searches = {(r.mode, r.size, r.steps, r.seed, r.batch_size, r.max_length, r.fingerprint, tuple(x for x,_ in r.trials)) for r in table if r.dataset == d}
+        assert len(searches) == 1, d
+
+@pytest.mark.parametrize('r', table, ids=lambda r: f'{r.dataset}-{r.model}')
+def test_an_entry_follows_from_its_trials(r):
+    rates = sorted(x for x,_ in r.trials)
+    assert r.learning_rate == choose_rate(r.trials, rates[len(rates)//2])
+    assert r.best <= 1.01*min(l for _,l in r.trials if l is not None)
+    assert r.edge == (r.learning_rate in (rates[0], rates[-1]))
+    assert r.python and len(r.fingerprint) == 16 and r.source == 'search'
+    assert (r.batch_size, r.gradient_accumulation_steps, r.max_length) == (8, 1, 128) # so that filling them in changes nothing
+    assert str(r).startswith(f'learning rate {r.learning_rate:.2g} for {r.dataset} x {r.model}')
+
+def test_the_file_holds_no_path_and_travels_with_the_package():
+    text = recipes_file.read_text()
+    assert '/work' not in text and 'data_dir' not in text and json.loads(text)['version'] == 1
+    root = recipes_file.parents[2]
+    if (root/'MANIFEST.in').is_file(): assert 'recursive-include lmnotes *.json' in (root/'MANIFEST.in').read_text()
+
+# ---- what a run gets
+
+@pytest.mark.parametrize('model', ['gpt2', 'Qwen/Qwen3-0.6B', 'google-t5/t5-small'])
+def test_hub_weights_keep_the_defaults_of_their_family(model):
+    o,r = apply_recipe(TrainOptions(model=model, dataset='imdb'))
+    assert r == hub_recipe and 'not searched' in str(r)
+    assert (o.learning_rate, o.weight_decay, o.adam_beta1, o.adam_beta2, o.adam_epsilon) == (5e-5, 0., 0.9, 0.999, 1e-8)
+    assert (o.max_length, o.batch_size, o.gradient_accumulation_steps, o.warmup_steps) == (128, 8, 1, 0) and o.warmup_ratio == 0
+
+def test_only_open_options_change():
+    before = TrainOptions()
+    after,r = apply_recipe(before)
+    changed = {k for k,v in asdict(after).items() if v != asdict(before)[k]}
+    assert changed <= {'learning_rate', 'lr_scheduler_type', 'warmup_ratio'} and r.source == 'search'
+    assert after.learning_rate == r.learning_rate
+
+@pytest.mark.parametrize('name,value', [('learning_rate', 0.1), ('lr_scheduler_type', 'linear'), ('warmup_ratio', 0.), ('weight_decay', 0.3), ('adam_beta2', 0.9), ('batch_size', 2), ('max_length', 64)])
+@pytest.mark.parametrize('model', ['standard', 'gpt2'])
+def test_what_was_typed_stands(name, value, model):
+    o,_ = apply_recipe(TrainOptions(model=model, **{name: value}), {name})
+    assert getattr(o, name) == value
+
+def test_a_none_that_was_passed_on_is_open():
+    assert apply_recipe(TrainOptions(), set(asdict(TrainOptions())))[0].learning_rate == recipe_for('prose', 'standard').learning_rate
+
+@pytest.mark.parametrize('change', [dict(dim=32), dict(n_layer=1), dict(size='small'), dict(optimizer='lion'), dict(tokenizer='chars'), dict(model='standard+ternary'),
+                                    dict(model='tiny:gpt2'), dict(datasets=('prose', 'python')), dict(max_chunks=3), dict(mode='sft', dataset='recall', tokenizer='bpe')])
+def test_a_run_of_another_kind_takes_the_general_rule(change):
+    o,r = apply_recipe(TrainOptions(**change))
+    assert r == general_recipe and o.learning_rate is None and (o.lr_scheduler_type, o.warmup_ratio) == ('cosine', 0.05)
+
+def test_unequal_searches_give_no_rates(tmp_path):
+    a,b = (replace(recipe_for('prose', m)) for m in ('standard', 'gpt'))
+    save_recipes([a, b], tmp_path/'r.json'); assert equal_rates('prose', ['standard', 'gpt'], path=tmp_path/'r.json') == dict(standard=a.learning_rate, gpt=b.learning_rate)
+    save_recipes([replace(b, trials=b.trials[1:4])], tmp_path/'r.json'); assert equal_rates('prose', ['standard', 'gpt'], path=tmp_path/'r.json') is None
+    assert equal_rates('prose', ['standard', 'gpt2']) is None
+
+# ---- the search
+
+def test_a_search_that_was_stopped_goes_on_where_it_stood(tmp_path, monkeypatch):
+    seen = []
+    def trial(o, data, windows):
+        if len(seen) == 4: raise KeyboardInterrupt()
+        seen.append((o.model, o.learning_rate)); return 2. + len(seen)
+    monkeypatch.setattr(R, 'run_trial', trial)
+    search = lambda: find_recipe('opinions', 'standard gpt', trials=3, steps=5, path=tmp_path/'r.json', **small)
+    with pytest.raises(KeyboardInterrupt): search()
+    assert [r.model for r in recipe_table(tmp_path/'r.json')] == ['standard'] # the arm that was whole
+    seen[:] = [('past', 0)]*5; found = search()
+    assert [m for m,_ in seen[5:]] == ['gpt']*3 and [r.model for r in found] == ['standard', 'gpt']
+
+def test_a_rate_that_breaks_the_run_counts_as_a_trial(tmp_path):
+    r, = find_recipe('opinions', 'standard', trials=3, steps=20, factor=1e4, windows=16, **small)
+    assert len(r.trials) == 3 and r.learning_rate < 1
+    assert json.loads(save_recipes([r], tmp_path/'r.json').read_text())['recipes'][0]['trials'] == [list(t) for t in r.trials]
+
+def test_bad_searches_are_refused_before_any_trial():
+    for bad,why in [(dict(trials=4), 'not 4'), (dict(learning_rate=1.), 'learning_rate'), (dict(batchsize=3), 'did you mean'), (dict(batch_size=0), 'above 0')]:
+        with pytest.raises(InputError, match=why): find_recipe('opinions', 'standard', steps=5, **bad)
+    with pytest.raises(RunError, match='broke off'): choose_rate([(1., None)], 1.)
