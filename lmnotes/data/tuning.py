@@ -33,7 +33,9 @@ class TaskData(DataLoaders):
         how = pack if spec['packing'] else alone
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self.train_blocks,self.valid_blocks = (Packed(examples[s], self.max_length, how, pad) for s in ('train', 'validation'))
-        if n := self.train_blocks.n_cut: self.notes.append(f'{n} tokens of prompts that are too long for {self.max_length} are cut out of their middle')
+        if n := self.train_blocks.n_cut:
+            k = answers_cut(examples['train'], self.max_length)
+            self.notes.append(f'{n} tokens are cut from rows longer than {self.max_length}: of prompts the middle' + (f', of {k} answers the end' if k else ''))
         loader = partial(pair_loader, begin=spec['decoder_start']) if spec.get('decoder_start') is not None else PackedLoader if spec['packing'] else PaddedLoader
         super().__init__(loader(self.train_blocks, self.bs, spec['seed']), loader(self.valid_blocks, self.bs, shuffle=False), device=pick_device(spec['device'] or 'auto'))
     @property
