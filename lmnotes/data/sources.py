@@ -333,8 +333,10 @@ def split_tail(
     return text[:cut], text[cut:]
 
 # %% ../../nbs/01_data/01_sources.ipynb #e87c6e0f
-_pairs = dict(prompt='response', instruction='output')
-_layouts = "'text', 'prompt'+'response', 'instruction'+'output' or 'messages'"
+_pairs = ('prompt', 'response'), ('instruction', 'output'), ('instruction', 'response'), ('question', 'answer'), ('input', 'output')
+_layouts = f"'text', {', '.join(f'{a!r}+{b!r}' for a,b in _pairs)} or 'messages'"
+_before,_between = dict(question='context'),dict(instruction='input') # a column that comes along
+def _pair_of(columns): return next((p for p in _pairs if {*p} <= {*columns}), None)
 
 def _text(row, column)->str:
     v = row.get(column)
@@ -352,14 +354,13 @@ def find_text(
     columns,               # names of the columns there are
     text_column:str=None,  # the one to use, when the usual names do not fit
 ): # function from a row to its text
-    "How to read the text out of a row: `text`, `prompt`+`response`, `instruction`+`output`, `messages`, or the column that was named"
+    "How to read the text out of a row: `text`, two sides such as `prompt`+`response`, `messages`, or the column that was named"
     columns = list(columns)
     if text_column and text_column not in columns: raise InputError(f"no column '{text_column}': {did_you_mean(text_column, columns)}")
     if text_column or 'text' in columns: return lambda r: _text(r, text_column or 'text')
-    for a,b in _pairs.items():
-        if a in columns and b in columns:
-            parts = [a, *(['input'] if a == 'instruction' and 'input' in columns else []), b]
-            return lambda r: '\n'.join(filter(None, (_text(r, c) for c in parts)))
+    if pair := _pair_of(columns):
+        parts = [c for c in (_before.get(pair[0]), pair[0], _between.get(pair[0]), pair[1]) if c in columns]
+        return lambda r: '\n'.join(filter(None, (_text(r, c) for c in parts)))
     if 'messages' in columns: return lambda r: '\n'.join(f'{who}: {said}' for who,said in _turns(r))
     raise InputError(f"no column {_layouts} among {', '.join(map(str, columns))}; name one with --text_column")
 
@@ -372,6 +373,9 @@ def _chat(row)->tuple: # prompt, target
     last = max((i for i,(who,_) in enumerate(turns) if who == 'Assistant'), default=None)
     if last is None: raise InputError(f"a conversation has no 'assistant' turn to learn: {str(row['messages'])[:60]}")
     return '\n'.join([*(f'{who}: {said}' for who,said in turns[:last]), 'Assistant:']), turns[last][1]
+
+def _lines(row, cue, **fields)->str: # `Field: text` lines and a cue
+    return '\n'.join([*(f'{k.capitalize()}: {_text(row, c)}' for k,c in fields.items() if _text(row, c)), f'{cue}:'])
 
 def _instruction(row)->str:
     given = _text(row, 'input').strip()
@@ -390,8 +394,8 @@ def find_pair(
     def sides(prompt, text): return prompt, lambda r: _answer(prompt(r), text(r))
     def column(c): return lambda r: _text(r, c) if isinstance(r.get(c), (str, type(None))) else str(r[c])
     if prompt_column: return sides(column(prompt_column), column(target_column))
-    if {'prompt', 'response'} <= set(columns): return sides(column('prompt'), column('response'))
-    if {'instruction', 'output'} <= set(columns): return sides(_instruction, column('output'))
+    if pair := _pair_of(columns): return sides({'prompt': column('prompt'), 'instruction': _instruction, 'question': lambda r: _lines(r, 'Answer', context='context', question='question'),
+                                                'input': lambda r: _lines(r, 'Output', input='input')}[pair[0]], column(pair[1]))
     if 'messages' in columns: return sides(lambda r: _chat(r)[0], lambda r: _chat(r)[1])
 
 # %% ../../nbs/01_data/01_sources.ipynb #84c703ff
