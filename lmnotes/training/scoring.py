@@ -225,12 +225,13 @@ def best_eval(
     rows:list,                   # of `evals.jsonl`
     metric:str='eval_loss',
     greater_is_better:bool=None, # None: as everybody knows
-)->dict: # a row, the first of several that are equally good; None where no row has the metric yet
+)->dict: # a row; of several that are equally good the one with the lowest loss, then the first; None where no row has the metric yet
     "The best evaluation so far"
     if not rows: return None
     metric = find_metric(metric, {k for r in rows for k,v in r.items() if v is None or isinstance(v, (int, float))} - {'step', 'trained'})
     found = _numbers(rows, metric); sign = 1 if rises(metric, greater_is_better) else -1
-    return max(found, key=lambda rv: sign*rv[1])[0] if found else None
+    loss = lambda r: v if isinstance(v := r.get('loss'), (int, float)) and math.isfinite(v) else math.inf
+    return max(found, key=lambda rv: (sign*rv[1], -loss(rv[0])))[0] if found else None
 
 def patience_spent(
     rows:list, metric:str, # as for `best_eval`
