@@ -335,7 +335,7 @@ def small_learner(
 class _Look(Callback):
     "Keep what each step did; stop or die at a given step on one rank; keep the state of every step"
     order,run_valid = 13,False # after clipping, before the step
-    def __init__(self, stop, die, folder): self.stop,self.die,self.folder,self.rows,self.grads = stop,die,folder,[],None # stop, die: (rank, step)
+    def __init__(self, stop, die, folder): self.stop,self.die,self.folder,self.rows,self.grads = tuple(stop or ()),tuple(die or ()),folder,[],None # stop, die: (rank, step)
     def before_batch(self):
         at = rank(),self.learn.step
         if self.stop == at: self.learn.stop_asked = 'a signal'
