@@ -76,7 +76,7 @@ def test_an_empty_prompt_borrows_nothing_from_its_answer(tmp_path):
 
 def test_text_samples_change_when_the_model_is_swapped(tmp_path):
     data = load_data('opinions', **questions); log = tmp_path/'samples.jsonl'
-    cb = Samples(log, every=1)
+    cb = TextSamples(log, every=1)
     cb.learn = SimpleNamespace(dls=data, step=1, model=Says(data.tokenizer, ' positive'), forward_context=lm_learner(build_model('standard', vocab_size=data.vocab_size), data).forward_context)
     cb.after_step()
     cb.learn.step,cb.learn.model = 2,Says(data.tokenizer, ' something else')
@@ -153,7 +153,7 @@ def run(folder, steps=9, die=None, save=None, resume=None, looks=True, precision
     data = load_data(**prose); torch.manual_seed(0)
     model = build_model('standard', vocab_size=data.vocab_size, max_length=64, dropout=0.1, n_layer=1)
     log = EvalLog(folder/'evals.jsonl', 'loss')
-    cbs = [Evaluates(log.path, [5., 4., 3., 2., 3., 3., 3., 1., 1.]), EarlyStopping(log, patience=3), Ends(), *([Samples(folder/'samples.jsonl', 2, n=2, max_new_tokens=6)] if looks else []), *([Dies(die)] if die else [])]
+    cbs = [Evaluates(log.path, [5., 4., 3., 2., 3., 3., 3., 1., 1.]), EarlyStopping(log, patience=3), Ends(), *([TextSamples(folder/'samples.jsonl', 2, n=2, max_new_tokens=6)] if looks else []), *([Dies(die)] if die else [])]
     learn = lm_learner(model, data, lr=3e-3, accumulate=2, cbs=cbs, precision=precision)
     if resume:
         load_checkpoint(learn, resume)
@@ -195,7 +195,7 @@ def test_generation_runs_in_the_precision_of_the_run():
         m.autocast.clear(); generated_scores(learn, fixed_items(data, 2)); assert m.autocast == [on]
 
 def test_numbers_without_a_tokenizer_and_models_that_cannot_write_leave_no_samples(tmp_path):
-    cb = Samples(tmp_path/'s.jsonl', 1); cb.learn = SimpleNamespace(step=1, dls=SimpleNamespace(tokenizer=None, masked=False), model=Says(load_data(**prose).tokenizer, 'x'))
+    cb = TextSamples(tmp_path/'s.jsonl', 1); cb.learn = SimpleNamespace(step=1, dls=SimpleNamespace(tokenizer=None, masked=False), model=Says(load_data(**prose).tokenizer, 'x'))
     cb.after_step(); assert not (tmp_path/'s.jsonl').exists()
-    cb = Samples(tmp_path/'s.jsonl', 1); cb.learn = SimpleNamespace(step=1, dls=load_data(**prose), model=SimpleNamespace(can_generate=lambda: False))
+    cb = TextSamples(tmp_path/'s.jsonl', 1); cb.learn = SimpleNamespace(step=1, dls=load_data(**prose), model=SimpleNamespace(can_generate=lambda: False))
     cb.after_step(); assert not (tmp_path/'s.jsonl').exists()

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['metric_names', 'Asked', 'fixed_items', 'metric_of', 'score_name', 'answers', 'task_score', 'generated_scores',
-           'beginnings', 'samplers', 'Samples', 'eval_metrics', 'find_metric', 'rises', 'best_eval', 'patience_spent',
-           'EvalLog', 'EarlyStopping']
+           'beginnings', 'samplers', 'TextSamples', 'eval_metrics', 'find_metric', 'rises', 'best_eval',
+           'patience_spent', 'EvalLog', 'EarlyStopping']
 
 # %% ../../nbs/05_training/14_scoring.ipynb #c816cf36
 import itertools, math, random, re
@@ -166,7 +166,7 @@ def samplers(
     return [partial(_text_rows, data, beginnings(data, n, max(min(256, data.max_length//4), 1), new, seed), new, seed)]
 
 # %% ../../nbs/05_training/14_scoring.ipynb #4ed5bde9
-class Samples(Callback):
+class TextSamples(Callback):
     "Texts of the model in `path` every `every` steps, from the same prompts each time"
     order,run_valid = 57,False
     def __init__(self,

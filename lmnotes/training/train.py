@@ -252,7 +252,7 @@ def _callbacks(o, path, learn, steps, asked, evals, facts, quiet):
            Evaluate(path/'evals.jsonl', eval_every(o, per_epoch), lambda learn: scores_of(learn, o, asked), o.eval_on_start),
            Checkpoints(path/'checkpoints', every, o.save_total_limit, dict(total_steps=steps), best)]
     if o.early_stopping_patience: cbs.append(EarlyStopping(evals, o.early_stopping_patience))
-    if is_main() or o.fsdp: cbs.append(Samples(path/'samples.jsonl', o.viz_interval*o.display_samples_every, seed=o.seed, writes=is_main()))
+    if is_main() or o.fsdp: cbs.append(TextSamples(path/'samples.jsonl', o.viz_interval*o.display_samples_every, seed=o.seed, writes=is_main()))
     return cbs + (_loggers(o, path, steps, facts, quiet) if is_main() else [])
 
 def _open_run(o, path, learn, p, asked):
@@ -319,7 +319,7 @@ def _finish(learn, o, path, evals, seconds, begun_at):
     if best != learn.step: _take_weights(learn, path/'checkpoints'/step_name(best))
     with whole(learn):
         if not learn.dls.masked: check_causal(learn.model)
-        if is_main(): learn.samples.write()
+        if is_main(): learn.text_samples.write()
     scores = next(r for r in reversed(learn.evaluate.rows) if r['step'] == best)
     _save_final(learn, path); summary = _summary(learn, o, seconds, begun_at, best, scores)
     if is_main():
