@@ -90,7 +90,7 @@ TARGETS = dict(bf16_speedup=('>=', 1.), gap_over_spread=('<=', 1.))
 def _shape(device, quick): # batches, and how long to look
     if quick: return dict(max_length=32, bs=4), dict(repeats=1, warmup=1, peaks=False), dict(steps=4, windows=16)
     if device.type == 'cuda': return dict(max_length=1024, bs=16), dict(repeats=15, warmup=4, seconds=180), dict(steps=60, windows=64)
-    return dict(max_length=128, bs=8), dict(repeats=9, warmup=1, seconds=90), dict(steps=20, windows=64)
+    return dict(max_length=128, bs=8), dict(repeats=9, warmup=1, seconds=180), dict(steps=20, windows=64)
 
 @benches('precision')
 @frozen_gc()
