@@ -147,7 +147,7 @@ class DataOptions:
 def data_command(o, given):
     "List datasets, look at their rows, check and make shards"
     from lmnotes.app.data_command import data_action
-    data_action(o.words, o)
+    data_action(o.words, o, given)
 
 @dataclass
 class ModelsOptions:
@@ -239,6 +239,7 @@ def main(argv=None)->int:
     except SystemExit as e: return e.code or 0
     except InputError as e: return _complain(e, 2)
     except RunError as e: return _complain(e, 1)
+    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), 1); return 0 # whoever reads has seen enough
     except KeyboardInterrupt: return _complain('stopped by hand', 1)
     except OSError as e:
         if e.errno not in (28, 122): raise # a full disk or quota is the user's news, anything else our bug

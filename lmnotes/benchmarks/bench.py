@@ -102,7 +102,7 @@ def run_benches(
     if not names: raise InputError(f"no bench named; there is: {', '.join(bench_names())}")
     if json and Path(json).is_dir(): raise InputError(f"'{json}' is a folder; name a file for the figures, such as {Path(json)/'bench.json'}")
     for n in names: get_bench(n) # a wrong name fails before the first measurement
-    results,console = {},console or Console()
+    results,console = {},console or Console(width=None if sys.stdout.isatty() else 150)
     for n in names:
         results[n] = run_bench(n, device, size, quick, **options)
         console.print(variants_table(results[n]), bench_table(n, results[n]))

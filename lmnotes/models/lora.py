@@ -74,6 +74,7 @@ def _peft():
     if importlib.util.find_spec('peft') is None: raise InputError("LoRA needs peft: `pip install 'peft>=0.19'`")
     logging.getLogger('bitsandbytes.backends.cpu.ops').setLevel(logging.ERROR) # peft imports it where it is installed
     import peft
+    warnings.filterwarnings('ignore', message='.*is_gradient_checkpointing.* is deprecated') # peft 0.21 asks transformers 5.23 by the old name
     return peft
 
 def _ready(model):

@@ -51,6 +51,7 @@ class TrainOptions:
     streaming: bool = False            # walk the dataset instead of loading it
     max_chunks: int | None = None      # walk so many chunks of tokens, at most
     tokens_per_chunk: int = 4096       # tokens in a chunk
+    stream_walk: Literal['chunk', 'sample'] = 'chunk' # walk a dataset by chunks of tokens, or document by document
     data_dir: str | None = None        # local root in hub layout; default: the environment's LMNOTES_DATA_DIR
     data_path: str | None = None       # a file or folder of your own: txt, jsonl, csv, parquet
     text_column: str | None = None     # the column of your own data that holds the text

@@ -116,7 +116,7 @@ def data_from(o:TrainOptions):
     if kind == 'mixture': return mixture_data(o.datasets, o.dataset_configs or None, o.mixture_rates or None, o.mixture_by, o.mixture_temperature, o.mixture_cap, _tokenizer(o), _row_length(o),
         o.batch_size, o.seed, o.vocab_size, o.data_dir, o.limit, device, o.use_packing, o.allow_eval_data, o.mode)
     if kind == 'stream': return stream_data(o.dataset, o.dataset_config, _tokenizer(o), o.max_length, o.batch_size, o.seed, o.vocab_size, o.data_dir, o.data_path, o.text_column,
-        tokens_per_chunk=o.tokens_per_chunk, max_chunks=o.max_chunks, device=device, allow_eval_data=o.allow_eval_data)
+        walk=o.stream_walk, tokens_per_chunk=o.tokens_per_chunk, max_chunks=o.max_chunks, device=device, allow_eval_data=o.allow_eval_data)
     same = dict(dataset=o.dataset, config=o.dataset_config, tokenizer=_tokenizer(o), max_length=_row_length(o), bs=o.batch_size, seed=o.seed, vocab_size=o.vocab_size,
                 data_dir=o.data_dir, data_path=o.data_path, limit=o.limit, device=device, allow_eval_data=o.allow_eval_data)
     if mode_of(o) == 'pretrain': return load_data(**same, text_column=o.text_column, masked=is_masked(o))

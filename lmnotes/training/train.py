@@ -84,8 +84,10 @@ def _data_line(data):
     counts = f'{_count(data.n_tokens[0])} tokens to train on, {_count(data.n_tokens[1])} to validate; ' if known else 'how many tokens only the hub could tell; '
     return f"{data.name} ({counts}tokenizer {data.spec['tokenizer']}{f', {data.vocab_size} tokens' if data.vocab_size else ''})"
 
+def _bytes(n): return f'{n/1e9:.3g} GB' if n >= 1e9 else f'{n/1e6:.3g} MB'
+
 def _memory_line(f): # AdamW keeps two numbers for each that learns
-    return 'unknown' if f.parameters is None else f'{format_count(4*f.parameters + 12*f.trainable)}B for weights, gradients and optimizer; activations come on top'
+    return 'unknown' if f.parameters is None else f'{_bytes(4*f.parameters + 12*f.trainable)} for weights, gradients and optimizer; activations come on top'
 
 def _steps_lines(o, data, steps):
     per_step = rows_per_step(o)*o.max_length
@@ -409,7 +411,7 @@ def _check_ranks(o):
 def _probed(o, learn): # what a step needs, found out before a folder is there
     if world() > 1 or kind_of_data(o) == 'stream' or getattr(learn.model, 'is_quantized', False): return {} # ranks would wait for each other; a stream is read once
     need = probe_memory(learn, o)
-    return dict(memory=f"a step on the largest batch ({need['rows']} x {need['width']} tokens) takes {format_count(need['at_most'])}B at most, and {format_count(need['free'])}B are free")
+    return dict(memory=f"a step on the largest batch ({need['rows']} x {need['width']} tokens) takes {_bytes(need['at_most'])} at most, and {_bytes(need['free'])} are free")
 
 def _guarded(o, path, learn, run):
     "Every way to fail is one line, on the screen and in the summary"
