@@ -65,6 +65,7 @@ def _rows(dataset, config, data_dir, data_path, prompt_column, target_column, li
         if ds is None: raise InputError(f"{data_path} has no two sides to learn from (prompt and response, instruction and output, messages); name them with --prompt_column and --target_column, or train with --mode pretrain")
     else:
         ds = find_dataset(dataset, config); check_role(ds, allow_eval_data)
+        if ds.kind == 'vision': raise InputError(f"'{ds.name}' has a picture in every row, and a model of text would learn to answer without looking; take a vision-language model of the hub, such as HuggingFaceTB/SmolVLM-256M-Instruct (`picture_data`)")
         if 'sft' not in ds.modes: raise InputError(f"'{ds.name}' is a corpus without answers; train on it with --mode pretrain")
         splits = load_rows(ds, data_dir)
     return ds,*finish_rows(ds, {s: r for s,r in splits.items() if s != 'test' or ds.role == 'eval'}, limit)
