@@ -180,7 +180,7 @@ def deal(self:Packed,
         flat = np.concatenate(self.bins); n = self.lengths[flat]
         shuffled = flat[np.random.Generator(np.random.PCG64(seed_for(seed, 'deal', epoch))).permutation(len(flat))]
         new = np.empty_like(flat); new[np.argsort(n, kind='stable')] = shuffled[np.argsort(self.lengths[shuffled], kind='stable')]
-        while len(self._deals) > 3: self._deals.pop(next(iter(self._deals)))
+        for old in list(self._deals)[:-3]: self._deals.pop(old, None) # threads may make batches at once
         self._deals[seed, epoch] = np.split(new, np.cumsum([len(b) for b in self.bins])[:-1])
     return self._deals[seed, epoch]
 

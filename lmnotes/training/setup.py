@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['base_name', 'is_own', 'weights_of', 'is_masked', 'config_of', 'decoder_start', 'long_windows', 'kind_of_data',
-           'mode_of', 'data_from', 'model_from', 'with_adapter', 'Facts', 'facts_of', 'facts_from', 'DataSketch',
-           'only_on_hub', 'data_sketch']
+           'mode_of', 'data_from', 'workers_for', 'model_from', 'with_adapter', 'Facts', 'facts_of', 'facts_from',
+           'DataSketch', 'only_on_hub', 'data_sketch']
 
 # %% ../../nbs/05_training/10_setup.ipynb #22f14193
 import os
@@ -122,6 +122,12 @@ def data_from(o:TrainOptions):
     if mode_of(o) == 'pretrain': return load_data(**same, text_column=o.text_column, masked=is_masked(o))
     own = {k: getattr(o, k) for k in ('prompt_column', 'target_column', 'prompt_template', 'chat_template')}
     return load_data(**same, mode='sft', **own, packing=o.use_packing, **(dict(decoder_start=start) if (start := decoder_start(o)) is not None else {}))
+
+def workers_for(o:TrainOptions)->int:
+    "Threads that make batches ahead: two where a GPU would wait, none where they would take its cores from the model"
+    if o.num_workers and kind_of_data(o) == 'stream': raise InputError('a stream is read by one, in order; leave --num_workers out')
+    if o.num_workers is not None: return o.num_workers
+    return 2 if pick_device(o.device).type == 'cuda' and kind_of_data(o) != 'stream' else 0
 
 def _row_length(o): return o.packing_max_length if o.use_packing and o.packing_max_length else o.max_length # places in a row
 

@@ -398,6 +398,7 @@ def _learner(o, data, model):
                        max_grad_norm=o.max_grad_norm, weight_decay=o.weight_decay, seed=o.seed, betas=(o.adam_beta1, o.adam_beta2), eps=o.adam_epsilon)
     if o.multi_gpu: learn.add_cb(Distributed('fsdp' if o.fsdp else 'ddp')); learn.distributed.set_up()
     if o.compile: learn.call = torch.compile(learn.call or model)
+    data.train.num_workers = workers_for(o)
     return learn
 
 # %% ../../nbs/05_training/17_train.ipynb #7e35dcd3
