@@ -23,7 +23,7 @@ def test_every_arm_of_a_dataset_had_the_same_trials():
 def test_an_entry_follows_from_its_trials(r):
     rates = sorted(x for x,_ in r.trials)
     assert r.learning_rate == choose_rate(r.trials, rates[len(rates)//2])
-    assert r.best <= 1.01*min(l for _,l in r.trials if l is not None)
+    assert r.best <= 1.03*min(l for _,l in r.trials if l is not None)
     assert r.edge == (r.learning_rate in (rates[0], rates[-1]))
     assert r.python and len(r.fingerprint) == 16 and r.source == 'search'
     assert (r.batch_size, r.gradient_accumulation_steps, r.max_length) == (8, 1, 128) # so that filling them in changes nothing
