@@ -29,6 +29,11 @@ def test_an_entry_follows_from_its_trials(r):
     assert (r.batch_size, r.gradient_accumulation_steps, r.max_length) == (8, 1, 128) # so that filling them in changes nothing
     assert str(r).startswith(f'learning rate {r.learning_rate:.2g} for {r.dataset} x {r.model}')
 
+def test_embedded_datasets_are_there_for_five_kinds():
+    names = {(r.dataset, r.model) for r in table}
+    for d in 'prose python arithmetic opinions reading entities recall'.split():
+        for m in 'standard gpt reversible resonance rnn'.split(): assert (f'embedded/{d}', m) in names, (d, m)
+
 def test_the_file_holds_no_path_and_travels_with_the_package():
     text = recipes_file.read_text()
     assert '/work' not in text and 'data_dir' not in text and json.loads(text)['version'] == 1
