@@ -127,7 +127,9 @@ class Distributed(Callback):
         if how not in ('ddp', 'fsdp'): raise InputError(f"unknown way to distribute '{how}': {did_you_mean(how, ['ddp', 'fsdp'])}")
         self.how,self.ready = how,False
     def after_create(self): self.set_up()
-    def before_fit(self): self.set_up()
+    def before_fit(self):
+        self.set_up()
+        if self.how == 'fsdp': self.learn.model.reshard() # a pass without a step may have left it whole
     def before_batch(self):
         last = self.learn.accumulate.seen == self.learn.accumulate.n - 1
         if self.how == 'ddp': self.learn.call.require_backward_grad_sync = last
@@ -197,6 +199,10 @@ def split_weights(
     for m in [*blocks_to_split(model), model]:
         name = type(m).__name__; fully_shard(m, mesh=mesh)
         type(m).__name__ = name # what is saved says which class it was, not how it was trained
+    model.register_forward_hook(_let_go)
+
+def _let_go(m, args, out): # FSDP keeps the outermost weights whole for a backward pass, which does not come after scoring
+    if not torch.is_grad_enabled() and m._is_fsdp_managed_module: m.reshard()
 
 def is_split(model)->bool:
     "Whether FSDP holds the model's weights in shares"
@@ -240,7 +246,9 @@ def load_full_state(
     optimizer_state=None, # None: leave the optimizer
 ):
     "Take what `full_state` gave; every rank must have it all"
-    m,here = learn.model,dict(learn.model.named_parameters(remove_duplicate=False))
+    m = learn.model
+    if is_split(m): m.reshard()
+    here = dict(m.named_parameters(remove_duplicate=False))
     lacking,unknown = m.load_state_dict({k: _share(t, here.get(k)) for k,t in model_state.items()}, strict=False)
     given = {id(here[k]) for k in model_state if k in here}
     lacking = [k for k in lacking if not (k in here and id(here[k]) in given)]
@@ -257,10 +265,13 @@ def whole(
     "The model with all its weights on every rank, for the length of a block"
     from torch.distributed.fsdp import FSDPModule
     parts = [m for m in learn.model.modules() if isinstance(m, FSDPModule)] if is_split(learn.model) else []
+    managed = [m for m in learn.model.modules() if getattr(m, '_is_fsdp_managed_module', False)]
     for m in parts: m.set_reshard_after_forward(False, recurse=False); m.unshard()
+    for m in managed: m._is_fsdp_managed_module = False
     try: yield learn.model
     finally:
         barrier()
+        for m in managed: m._is_fsdp_managed_module = True
         for m in parts: m.set_reshard_after_forward(m is not learn.model, recurse=False); m.reshard()
 
 # %% ../../nbs/05_training/11_distributed.ipynb #23058580
@@ -291,7 +302,7 @@ def evaluate_shared(
 # %% ../../nbs/05_training/11_distributed.ipynb #75a3a121
 def _in_rank(f, args, kwargs):
     torch.set_num_threads(1)
-    with ranks('cpu'): return f(*args, **kwargs)
+    with ranks('cpu', timeout=120): return f(*args, **kwargs)
 
 def run_ranks(
     f,          # function of a package (not of a notebook), whose result pickles
@@ -320,6 +331,7 @@ def small_learner(
     seed=0,           # of the weights
     lora=False,       # train only an adapter
     options=None,     # arguments of `build_model`
+    cbs=(),           # further callbacks
     **kwargs,         # of `lm_learner`
 ):
     "A small model with its data, on the CPU"
@@ -328,8 +340,8 @@ def small_learner(
     from lmnotes.models.lora import add_lora
     dls = load_data(**{**dict(dataset='prose', max_length=32, bs=4, device='cpu'), **(data or {})})
     set_seed(seed); m = build_model(model, vocab_size=dls.vocab_size, **(options or {}))
-    if lora: m = add_lora(m, dropout=0.)
-    return lm_learner(m, dls, cbs=[Distributed(how)] if how else None, precision='fp32', **kwargs)
+    if lora: m = add_lora(m, dropout=0., verbose=False)
+    return lm_learner(m, dls, cbs=[*([Distributed(how)] if how else []), *cbs], precision='fp32', **kwargs)
 
 # %% ../../nbs/05_training/11_distributed.ipynb #c758557e
 class _Look(Callback):
