@@ -153,7 +153,8 @@ def with_head(
     with torch.no_grad(): taken = _take(headed, model)
     if not taken: raise InputError(f'nothing of {type(model).__name__} fits {type(headed).__name__}')
     if hasattr(model, 'random_weights'): headed.random_weights = model.random_weights
-    return adopt_head(headed.to(next(model.parameters()).device))
+    there = next(model.parameters()).device
+    return adopt_head(headed if next(headed.parameters()).device == there else headed.to(there))
 
 def name_labels(config, labels): # names, or how many
     "Write labels into a config, in the order of their ids"
