@@ -214,7 +214,7 @@ def label_counts(
     if task == 'classify': return np.bincount((y*len(names) + z.argmax(-1)).numpy(), minlength=len(names)**2).astype(float)
     return _entity_counts(z.argmax(-1), y, names)
 
-def _span_counts(said, y): # texts, those found exactly, overlap
+def _span_counts(said, y): # texts, those found exactly, F1 of each added up
     both = (torch.minimum(said[:,1], y[:,1]) - torch.maximum(said[:,0], y[:,0]) + 1).clamp(min=0)
     f1 = 2*both/(said[:,1] - said[:,0] + y[:,1] - y[:,0] + 2)
     return np.array([len(y), (said == y).all(1).sum(), f1.sum()], float)
@@ -232,9 +232,9 @@ def label_metrics(
     names=(),
 )->dict: # by name, each in [-1,1]
     "Scores from sums"
-    c = np.asarray(counts, float)
-    if task == 'span': return dict(exact=c[1]/max(c[0], 1), overlap=c[2]/max(c[0], 1))
-    if task == 'tag': return dict(entity_f1=2*c[0]/(c[1] + c[2]) if c[1] + c[2] else 1.) if any(n.startswith('B-') for n in names) else {}
+    c = np.asarray(counts, float); as_floats = lambda d: {k: float(v) for k,v in d.items()} # json knows no NumPy
+    if task == 'span': return as_floats(dict(exact_match=c[1]/max(c[0], 1), span_f1=c[2]/max(c[0], 1)))
+    if task == 'tag': return as_floats(dict(entity_f1=2*c[0]/(c[1] + c[2]) if c[1] + c[2] else 1.)) if any(n.startswith('B-') for n in names) else {}
     if len(names) == 1: n,x,y,xx,yy,xy = c; return dict(pearson=_ratio(n*xy - x*y, (n*xx - x*x)*(n*yy - y*y)))
     m = c.reshape(len(names), len(names)); hit,gold,said,n = m.diagonal(),m.sum(1),m.sum(0),m.sum()
     there = gold + said > 0 # a label that nobody has and nobody says has no F1
