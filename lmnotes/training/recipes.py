@@ -62,7 +62,7 @@ def edge(self:Recipe)->bool:
 def __str__(self:Recipe):
     if self.source == 'hub': return 'default of the hub family, not searched: for AdamW 5e-05, linear, no warm-up, no weight decay'
     if self.source == 'rule': return 'general rule, not searched: for AdamW 0.3 over the width, cosine, 5 % warm-up'
-    return (f"learning rate {self.learning_rate:.2g} for {self.dataset} x {self.model}, {self.size}: best of {len(self.trials)} equal trials of {self.steps} steps "
+    return (f"learning rate {self.learning_rate:.2g} for {self.dataset} x {self.model}, {self.size}: from {len(self.trials)} equal trials of {self.steps} steps "
             f"({100*self.warmup_ratio:g} % warm-up, batch {self.batch_size}, length {self.max_length}; {self.best:.3f} nats{'; at the edge of the grid' if self.edge else ''})")
 
 # %% ../../nbs/05_training/16_recipes.ipynb #cab65944
