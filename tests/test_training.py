@@ -36,6 +36,51 @@ def test_sigkill_then_resume_gives_the_same_bits(tmp_path):
     assert losses(tmp_path/'whole') == losses(tmp_path/'killed') and len(losses(tmp_path/'whole')) == 120
     assert read_json(tmp_path/'killed/summary.json')['resumed_at_step'] >= 15
 
+@pytest.mark.parametrize('sign', ['SIGTERM', 'SIGINT'])
+def test_a_signal_saves_first_and_the_run_goes_on_exactly(sign, tmp_path):
+    "As a cluster sends it, and as a person does"
+    options = '--max_steps 60 --save_steps 1000 --logging_steps 1 --dropout 0.1'.split() # the only checkpoint is that of the signal
+    whole = train_in_process(*options, '--output_dir', 'whole', cwd=tmp_path)
+    told = subprocess.Popen([sys.executable, '-m', 'lmnotes', 'train', *shape, *options, '--output_dir', 'told'], cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    end = time.time() + 120
+    while len(read_jsonl(tmp_path/'told/metrics.jsonl')) < 5 and time.time() < end and told.poll() is None: time.sleep(0.005)
+    told.send_signal(getattr(signal, sign)); _,err = told.communicate(timeout=60); said = err.strip().splitlines()[-1]
+    assert told.returncode == 1 and said.startswith(f'lmnotes: stopped by {sign} after step') and 'Traceback' not in err, err
+    s = read_json(tmp_path/'told/summary.json'); assert s['status'] == 'stopped' and 5 <= s['steps'] < 60
+    assert lmnotes('train', '--resume', 'told', cwd=tmp_path).returncode == 0 and whole.wait() == 0
+    a,b = (load_file(tmp_path/n/'final/model.safetensors') for n in ('whole', 'told'))
+    assert all(torch.equal(a[k], b[k]) for k in a) and losses(tmp_path/'whole') == losses(tmp_path/'told')
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch, capsys):
+    "It says at which step, and the last good checkpoint loads"
+    from lmnotes.app.cli import main
+    monkeypatch.chdir(tmp_path)
+    assert main(['train', *shape, *'--optimizer sgd --learning_rate 99 --max_grad_norm 0 --warmup_ratio 0 --lr_scheduler_type constant --max_steps 60 --save_steps 1 --output_dir run'.split()]) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]; assert 'stopped being finite at step' in said and 'lower learning rate' in said, said
+    from lmnotes.training.checkpoints import find_checkpoint
+    ck = find_checkpoint(tmp_path/'run'); assert all(torch.isfinite(t).all() for t in load_file(ck/'model.safetensors').values())
+    assert read_json(tmp_path/'run/summary.json') == dict(status='failed', reason=said.removeprefix('lmnotes: '))
+
+def test_samples_are_what_the_model_wrote(tmp_path, monkeypatch):
+    "Another model writes other text into `text_samples.json`; the prompts stay"
+    from lmnotes.training.train import train
+    same = dict(quiet=True, dim=32, n_layer=1, n_head=2, max_length=32, batch_size=4, dataset='arithmetic', mode='pretrain', limit=200, max_steps=2, eval_max_batches=2)
+    def samples(**more): r = train(**same, **more, output_dir=str(tmp_path/f'{len(list(tmp_path.iterdir()))}')); return read_json(r.path/'viz/text_samples.json')
+    a,again,other = samples(),samples(),samples(model='reversible', seed=0, dropout=0.5)
+    assert a == again and [s['input'] for s in a] == [s['input'] for s in other] and [s['output'] for s in a] != [s['output'] for s in other]
+    from lmnotes.models import build_model
+    from lmnotes.training import scoring
+    monkeypatch.setattr(scoring, 'generate_batch', lambda model, tok, prompts, *args, **kwargs: ['xyz']*len(prompts))
+    assert {s['output'] for s in samples()} == {'xyz'} # nothing else is written there
+
+def test_resume_refuses_other_data(tmp_path, monkeypatch, capsys):
+    from lmnotes.app.cli import main
+    monkeypatch.chdir(tmp_path); (tmp_path/'mine.txt').write_text('A sentence about nothing in particular. ' * 200)
+    typed = ['train', *[w for w in shape if w not in ('--dataset', 'arithmetic')], '--data_path', 'mine.txt', '--max_steps', '6', '--save_steps', '3', '--output_dir', 'run']
+    assert main(typed) == 0
+    import shutil; shutil.rmtree('run/final'); (tmp_path/'mine.txt').write_text('Another sentence, which was not there before. ' * 200)
+    assert main(['train', '--resume', 'run']) == 2 and 'was trained on other data' in capsys.readouterr().err
+
 def small_disk(path):
     "A disk of 2 MB, where we are allowed to make one"
     path.mkdir()
@@ -71,6 +116,14 @@ wrong = {
     'another vocabulary':    ('train --model saved --tokenizer chars --dataset arithmetic', 'has 258 words, the data'),
     'a bad budget':          ('compare --budget much', 'much'),
     'an unknown bench':      ('bench headd', "did you mean 'head'?"),
+    'two precisions':       ('train --fp16 --bf16', 'contradict each other'),
+    'many GPUs on one':     ('train --multi_gpu --device cpu', 'at least two GPUs'),
+    'evaluations and none': ('train --eval_strategy no --load_best_model_at_end', 'needs evaluations'),
+    'a misspelt metric':    ('train --dataset arithmetic --max_steps 1 --load_best_model_at_end --metric_for_best_model acuracy', "did you mean 'accuracy'?"),
+    'a folder in proc':     ('train --dataset arithmetic --max_steps 1 --output_dir /proc/run', 'cannot write into /proc/run'),
+    'a misspelt schedule':  ('train --lr_scheduler_type cosin', "did you mean 'cosine'?"),
+    'rewards':              ('train --mode rl --dataset arithmetic', 'not part of this version yet'),
+    'an absent tracker':    ('train --wandb', 'pip install wandb'),
     'no model to generate':  ('generate --model nowhere', 'nowhere'),
     'nothing to resume':     ('train --resume nowhere', 'nowhere'),
 }

@@ -40,8 +40,8 @@ def _write_checkpoint(learn, path, weights, optimizer, state):
                 torch.save(_plain_numbers(dict(optimizer=optimizer, scaler=scaler.state_dict() if scaler else None)), f)
             write_json(d/'state.json', state)
     except (OSError, RuntimeError) as e: raise RunError(f'could not save {path}: {e}; earlier checkpoints stand') from e
-    except Exception as e: # safetensors has an error class of its own
-        if type(e).__module__.startswith('safetensors'): raise RunError(f'could not save {path}: {e}; earlier checkpoints stand') from e
+    except Exception as e: # safetensors has an error class of its own, and tokenizers none at all
+        if type(e).__module__.startswith('safetensors') or 'os error' in str(e): raise RunError(f'could not save {path}: {e}; earlier checkpoints stand') from e
         raise
 
 def save_checkpoint(

@@ -190,17 +190,17 @@ class Evaluate(Callback):
         every:int|None,   # steps; None: only when asked
         score,            # from a learner to a dict
         start:bool=False, # before the first step too
-    ): self.path,self.every,self.score,self.start,self.rows = Path(path),every,score,start,read_jsonl(path)
+    ): self.path,self.every,self.score,self.start,self.rows,self.seconds = Path(path),every,score,start,read_jsonl(path),0. # seconds: spent on it so far
     def before_train(self):
         if self.start and self.learn.step == 0: self.run_now()
     def after_step(self):
         if self.every and self.learn.step % self.every == 0: self.run_now()
     def run_now(self)->dict:
         "The scores at this step, measured once"
-        step = self.learn.step
+        step,began = self.learn.step,time.perf_counter()
         if not self.rows or self.rows[-1]['step'] != step:
             self.rows.append(dict(step=step, trained=self.learn.tokens) | self.score(self.learn))
-            on_main(lambda: append_jsonl(self.path, self.rows[-1]))
+            on_main(lambda: append_jsonl(self.path, self.rows[-1])); self.seconds += time.perf_counter() - began
         return self.rows[-1]
 
 def _batches(o): return o.eval_max_batches if o.eval_max_batches > 0 else None
@@ -271,7 +271,7 @@ def _fit(learn, steps, accumulate):
     if learn.step < steps:
         with learn.no_logging(), signals_ask(learn): learn.fit(1)
     if learn.dls.device.type == 'cuda': torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return time.perf_counter() - began - learn.evaluate.seconds # of training alone
 
 def _take_weights(learn, at): # of a checkpoint
     if is_split(learn.model):
@@ -352,11 +352,10 @@ def _go_back(learn, path, ck): # logs and learner as they were at a checkpoint
         for log in ('metrics.jsonl', 'evals.jsonl', 'samples.jsonl'): cut_log(path/log, read_json(ck/'state.json')['step'])
     barrier(); load_checkpoint(learn, ck)
 
-def _train(o, learn, path, steps, ck, p, quiet, asked):
+def _train(o, learn, path, steps, ck, p, quiet, asked, items, metric):
     if steps is None: seconds = step_seconds(learn, min(max(1., 0.05*o.max_seconds), 5.)); steps = on_main(lambda: max(int(o.max_seconds/seconds), 1))
     if ck: _go_back(learn, path, ck)
-    begun_at = learn.step; items = fixed_items(learn.dls, o.eval_generate, o.seed) if o.eval_generate and not learn.dls.masked else []
-    evals = EvalLog(path/'evals.jsonl', find_metric(o.metric_for_best_model, eval_metrics(learn.dls, items)), o.greater_is_better)
+    begun_at,evals = learn.step,EvalLog(path/'evals.jsonl', metric, o.greater_is_better)
     facts = run_facts(learn, steps*rows_per_step(o)*o.max_length, asdict(o), world()) if is_main() else None
     learn.remove_cbs([cb for cb in learn.cbs if cb.name in ('progress', 'recorder')])
     learn.add_cbs(_callbacks(o, path, learn, steps, items, evals, facts, quiet))
@@ -443,8 +442,10 @@ def train(
         mark_tainted(model, data)
         f = facts_of(model); learn = _learner(o, data, model)
         steps = read_json(ck/'state.json')['total_steps'] if ck else None if o.max_seconds else steps_for(o, data)
+        items = fixed_items(data, o.eval_generate, o.seed) if o.eval_generate and not data.masked else []
+        metric = find_metric(o.metric_for_best_model, eval_metrics(data, items)); rises(metric, o.greater_is_better)
         p = plan(o, data, f, steps, recipe) | _probed(o, learn)
         if not quiet: show_plan(p)
         path = Path(o.output_dir) if ck else on_main(lambda: run_folder(o, data))
         if not quiet: print(f'{"run":>10}  {path}')
-        return _guarded(o, path, learn, lambda: _train(o, learn, path, steps, ck, p, quiet, given))
+        return _guarded(o, path, learn, lambda: _train(o, learn, path, steps, ck, p, quiet, given, items, metric))
