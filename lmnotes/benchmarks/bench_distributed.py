@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['CASES', 'TARGETS', 'case_of', 'rank_errors', 'accumulation_error', 'rank_main', 'torchrun', 'finish', 'death',
-           'why_no_hosts', 'two_hosts', 'on_two_hosts', 'hosts_error', 'stop_together', 'bench_distributed']
+           'command_restart', 'why_no_hosts', 'two_hosts', 'on_two_hosts', 'hosts_error', 'stop_together',
+           'bench_distributed']
 
 # %% ../../nbs/07_benchmarks/15_bench_distributed.ipynb #1bf620ea
-import json, os, shutil, signal, subprocess, sys, tempfile
+import json, os, shutil, signal, subprocess, sys, tempfile, time
 import numpy as np
 from contextlib import contextmanager
 from pathlib import Path
-from ..core import InputError, RunError, did_you_mean
+from ..core import InputError, RunError, did_you_mean, read_jsonl
 from .bench import benches
 from ..training.distributed import difference, is_main, letters_file, ranks, run_ranks, train_together
 
@@ -97,6 +98,35 @@ def death(
     if code: raise RunError(f'the job was not started again: {said[-300:]}')
     return dict(killed_is_error=float(honest), restart_error=difference(again, calm))
 
+# %% ../../nbs/07_benchmarks/15_bench_distributed.ipynb #7f38fa80
+def _train(out, restarts):
+    root = str(Path(__file__).resolve().parents[2]); paths = [root, *filter(None, [os.environ.get('PYTHONPATH')])]
+    cmd = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', f'--max-restarts={restarts}', '-m', 'lmnotes', 'train', '--multi_gpu', '--device', 'cpu', '--no_mixed_precision',
+           '--dataset', 'arithmetic', '--limit', '300', '--max_length', '64', '--batch_size', '4', '--max_steps', '30', '--save_steps', '5', '--output_dir', str(out)]
+    return subprocess.Popen(cmd, env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(paths)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+def _kill_a_rank(p, out, seconds=200): # as soon as there is a checkpoint
+    import psutil
+    for _ in range(seconds*20):
+        if p.poll() is not None or list((Path(out)/'checkpoints').glob('step_*')): break
+        time.sleep(0.05)
+    else: p.terminate(); raise RunError(f'there was no checkpoint after {seconds} s')
+    if p.poll() is None: [c for c in psutil.Process(p.pid).children() if 'lmnotes' in ' '.join(c.cmdline())][-1].kill()
+
+def command_restart(folder)->float: # over weights and the losses of all steps
+    "How far a `train` whose rank was killed is from one left alone"
+    from safetensors.numpy import load_file
+    runs = [Path(folder)/name for name in ('calm', 'killed')]; results = []
+    for i,run in enumerate(runs):
+        p = _train(run, i)
+        if i: _kill_a_rank(p, run)
+        code,said,_ = finish(p)
+        if code: raise RunError(f'{run.name} ended with exit code {code}: {said[-300:]}')
+        losses = np.array([[r['step'], r['loss']] for r in read_jsonl(run/'metrics.jsonl')])
+        results.append(dict(weights=load_file(run/'final/model.safetensors') | dict(losses=losses)))
+    if len(results[0]['weights']['losses']) != len(results[1]['weights']['losses']): raise RunError('the log of the killed run has lines too many or too few')
+    return difference(results[1], results[0])
+
 # %% ../../nbs/07_benchmarks/15_bench_distributed.ipynb #85c3e7a7
 def _ip(*args): return subprocess.run(['ip', *args], capture_output=True, text=True, timeout=20)
 
@@ -148,7 +178,7 @@ def hosts_error(letters, folder)->float:
 
 # %% ../../nbs/07_benchmarks/15_bench_distributed.ipynb #12c054aa
 TARGETS = dict(grad_error=('<=', 1e-6), accumulation_error=('<=', 1e-6), fsdp_error=('<=', 1e-5), same_loss=('>=', 1), stop_together=('>=', 1),
-               killed_is_error=('>=', 1), restart_error=('<=', 0), hosts_error=('<=', 1e-5))
+               killed_is_error=('>=', 1), restart_error=('<=', 0), command_restart_error=('<=', 0), hosts_error=('<=', 1e-5))
 
 def stop_together(letters)->float: # 1. if so
     "One rank is asked to stop; do both, after the same step?"
@@ -171,6 +201,7 @@ def bench_distributed(
         figures = dict(accumulation_error=accumulation_error(letters), stop_together=stop_together(letters))
         if not quick:
             progress('killing a rank'); figures |= death(letters, home/'death')
+            progress('killing a rank of lmnotes train'); figures['command_restart_error'] = command_restart(home)
             if why := why_no_hosts(): progress(f'no hosts: {why}'); figures['no_hosts'] = why
             else: progress('two hosts'); figures['hosts_error'] = hosts_error(letters, home)
     finally: shutil.rmtree(home, ignore_errors=True)
