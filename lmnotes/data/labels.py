@@ -38,7 +38,7 @@ def check_head(ds:Dataset, task:str): # the head that is asked for
     if (has := head_of(ds)) == task: return
     what = dict(classify='label of a fixed list', tag='tags for words', span='places of answers in a context')[task]
     why = "its options differ from row to row, so a letter is no label" if isinstance(ds, Choice) else f'it has no {what}'
-    raise InputError(f"--task {task} cannot be learnt from '{ds.name}': {why}; " + (f'use --task {has}' if has else 'use --task generate' if 'sft' in ds.modes else 'it is running text') + ', or another dataset')
+    raise InputError(f"--task {task} cannot be learnt from '{ds.name}': {why}; " + (f'use --task {has}, or another dataset' if has else 'use --task generate, or another dataset' if 'sft' in ds.modes else 'take another dataset'))
 
 # %% ../../nbs/01_data/21_labels.ipynb #280fa705
 def label_text(
