@@ -65,6 +65,11 @@ def rank_main():
             if is_main(): np.savez(out, **r['weights'])
     except RunError as e: print(f'error: {e}', file=sys.stderr); sys.exit(1)
 
+def _environment(**more): # one thread a process, and this package found from any folder
+    import lmnotes
+    paths = [str(Path(lmnotes.__file__).resolve().parents[1]), *filter(None, [os.environ.get('PYTHONPATH')])]
+    return {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(paths), **more}
+
 def torchrun(
     kwargs,         # of `train_together`
     out,            # file for the weights
@@ -74,9 +79,8 @@ def torchrun(
     env=None,       # more of the environment
 ):
     "Start `torchrun`; a `Popen`"
-    root = str(Path(__file__).resolve().parents[2]); paths = [root, *filter(None, [os.environ.get('PYTHONPATH')])]
     cmd = [*before, sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={nproc}', *flags, '--no-python', sys.executable, '-c', _RANK, json.dumps(kwargs), str(out)]
-    return subprocess.Popen(cmd, env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(paths), **(env or {})}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(cmd, env=_environment(**(env or {})), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 # %% ../../nbs/07_benchmarks/15_bench_distributed.ipynb #9be9fb5b
 def finish(p, out=None, seconds=300): # a `Popen`
@@ -100,10 +104,9 @@ def death(
 
 # %% ../../nbs/07_benchmarks/15_bench_distributed.ipynb #7f38fa80
 def _train(out, restarts):
-    root = str(Path(__file__).resolve().parents[2]); paths = [root, *filter(None, [os.environ.get('PYTHONPATH')])]
     cmd = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', f'--max-restarts={restarts}', '-m', 'lmnotes', 'train', '--multi_gpu', '--device', 'cpu', '--no_mixed_precision',
            '--dataset', 'arithmetic', '--limit', '300', '--max_length', '64', '--batch_size', '4', '--max_steps', '30', '--save_steps', '5', '--output_dir', str(out)]
-    return subprocess.Popen(cmd, env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(paths)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(cmd, env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 def _kill_a_rank(p, out, seconds=200): # as soon as there is a checkpoint
     import psutil
