@@ -21,6 +21,8 @@ from lmnotes.data.streams import *
 from lmnotes.data.shards import *
 from lmnotes.data.contamination import *
 from lmnotes.data.pairs import *
+from lmnotes.data.labels import *
+from lmnotes.data.pictures import *
 from lmnotes.data.tuning import *
 from lmnotes.data.shard_data import *
 from lmnotes.data.mixture_data import *

@@ -50,6 +50,7 @@ class CompareOptions:
     data_dir: str | None = None      # local root in hub layout; default: the environment's LMNOTES_DATA_DIR
     data_path: str | None = None     # a file or folder of your own, instead of datasets
     limit: int | None = None         # use only this many rows
+    allow_eval_data: bool = False    # train on datasets that are meant for evaluation
     device: str = 'auto'             # auto, cuda, mps or cpu
     output_dir: str | None = None    # folder of the comparison; default: a new one under runs/
     dry_run: bool = False            # print the plan and start nothing

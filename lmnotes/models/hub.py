@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['families', 'tiny_config', 'field_names', 'find_model', 'describe_model', 'full_id', 'with_fields', 'hub_config',
-           'is_encoder_only', 'auto_class', 'model_class', 'expert_counts', 'is_moe', 'check_context',
+           'saved_head', 'is_encoder_only', 'auto_class', 'model_class', 'expert_counts', 'is_moe', 'check_context',
            'check_vocabulary', 'bytes_needed', 'free_memory', 'check_memory', 'resolve_attention', 'attention_of',
            'adopt', 'decoder_logits', 'quantize_experts', 'true_numel', 'quantized_share', 'hub_model', 'create_model']
 
@@ -17,6 +17,7 @@ from ..core import *
 from .layers import who_sees
 from .head import *
 from .decoder import *
+from .heads import adopt_head
 
 # %% ../../nbs/02_models/12_hub.ipynb #a7621482
 families = Registry('tiny family')
@@ -188,6 +189,12 @@ def hub_config(
     return with_fields(config, options if vocab_size is None else dict(options, vocab_size=vocab_size))
 
 # %% ../../nbs/02_models/12_hub.ipynb #81cf8934
+_ends = dict(classify='ForSequenceClassification', tag='ForTokenClassification', span='ForQuestionAnswering')
+
+def saved_head(config)->str|None: # classify, tag or span
+    "The task head of a saved model, told by its architecture; None for a language model"
+    return next((t for t,end in _ends.items() if (config.architectures or [''])[0].endswith(end)), None)
+
 _heads = dict(mlm='AutoModelForMaskedLM', classify='AutoModelForSequenceClassification', tag='AutoModelForTokenClassification', span='AutoModelForQuestionAnswering')
 
 def is_encoder_only(config)->bool:
@@ -598,6 +605,7 @@ def hub_model(
     fixed = set() if random else _fixed & set(options)
     config = hub_config(name, vocab_size if random else None, trust_remote_code, **{k: v for k,v in options.items() if k not in fixed})
     if fixed: raise InputError(f"{name} comes with its weights, so {min(fixed)} cannot be chosen; leave it out, or add --from_scratch")
+    if kind == 'folder' and task == 'auto' and not random: task = saved_head(config) or task
     auto = auto_class(config, task)
     cls = model_class(config, auto)
     if cls is None and not trust_remote_code: raise InputError(_remote(name))
@@ -610,7 +618,7 @@ def hub_model(
     else: model = _few_bits(auto, config, where, random, bits, expert_bits, dtype, attn, trust, task, device)
     if random: model.train()
     model.random_weights = random # which learning rate is right hangs on it
-    return adopt(model) if task not in _heads or task == 'mlm' else model
+    return adopt(model) if task not in _heads or task == 'mlm' else adopt_head(model)
 
 def _ours(path, vocab_size, attention, flash, device, few, options):
     if few: raise InputError(f'{path} is a model of lmnotes; 4 and 8 bit loading is for those of transformers. Ours take a rewrite such as +ternary')

@@ -18,12 +18,13 @@ from .assemble import *
 from .distributed import *
 
 # %% ../../nbs/05_training/09_checkpoints.ipynb #32104467
-def save_model(model, tokenizer, path, state=None): # state: whole weights by name, where the model holds only a share of them
+def save_model(model, tokenizer, path, state=None, processor=None): # state: whole weights by name, where the model holds only a share; processor: of pictures
     "Weights, configuration and tokenizer into `path`, as `from_pretrained` reads them; of a model with adapters these alone"
     from transformers.utils import logging
     logging.disable_progress_bar() # a bar for every checkpoint would drown the run's own
-    model.save_pretrained(path, **({} if state is None else dict(state_dict=state)), **(dict(save_embedding_layers=False) if hasattr(model, 'peft_config') else {}))
+    model.save_pretrained(path, **({} if state is None else dict(state_dict=dict(state))), **(dict(save_embedding_layers=False) if hasattr(model, 'peft_config') else {}))
     if tokenizer is not None: tokenizer.save_pretrained(path) # shards may be numbers of a tokenizer that is not here
+    if processor is not None: processor.save_pretrained(path)
 
 def _plain_numbers(o):
     "NumPy scalars, which fastai's schedulers leave in an optimizer, as Python numbers: `weights_only` reads no others"
@@ -35,7 +36,7 @@ def _write_checkpoint(learn, path, weights, optimizer, state):
     scaler = learn.scaler
     try:
         with atomic_dir(path) as d:
-            save_model(learn.model, learn.dls.tokenizer, d, weights if is_split(learn.model) else None)
+            save_model(learn.model, learn.dls.tokenizer, d, weights if is_split(learn.model) else None, getattr(learn.dls, 'processor', None))
             with open(d/'trainer.pt', 'wb') as f: # our own handle, so that a full disk says so
                 torch.save(_plain_numbers(dict(optimizer=optimizer, scaler=scaler.state_dict() if scaler else None)), f)
             write_json(d/'state.json', state)
@@ -192,7 +193,7 @@ def save_run(
 def data_again(spec):
     "The data that a spec describes, whatever kind it is"
     from importlib import import_module
-    kind = 'stream' if 'walk' in spec else spec.get('mode'); module,make = dict(shards=('shard_data', 'shard_data'), mixture=('mixture_data', 'mixture_data'), stream=('streams', 'stream_data')).get(kind, ('blocks', 'load_data'))
+    kind = 'stream' if 'walk' in spec else spec.get('mode'); module,make = dict(pictures=('pictures', 'picture_data'), shards=('shard_data', 'shard_data'), mixture=('mixture_data', 'mixture_data'), labels=('labels', 'label_data'), stream=('streams', 'stream_data')).get(kind, ('blocks', 'load_data'))
     return getattr(import_module(f'lmnotes.data.{module}'), make)(**{k: v for k,v in spec.items() if k != 'mode' or make == 'load_data'})
 
 def load_run(path):

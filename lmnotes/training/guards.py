@@ -64,7 +64,7 @@ def still(
         for g in learn.opt.opt.param_groups: g['lr'] = 0.
         def step(batch):
             batch = to_device(batch, next(model.parameters()).device)
-            with learn.forward_context(): loss = model(**batch, num_items_in_batch=batch['shift_labels'].numel()).loss
+            with learn.forward_context(): loss = model(**batch, num_items_in_batch=batch['input_ids'].numel()).loss
             loss.backward()
             for p in model.parameters():
                 if p.grad is not None: p.grad.nan_to_num_(0., 0., 0.) # zero times infinity is not zero

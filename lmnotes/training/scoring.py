@@ -15,6 +15,7 @@ from fastai.basics import *
 from ..core import *
 from ..data.catalog import Dataset, short_names
 from ..data.examples import examples_of
+from ..models.heads import label_metric_names
 from ..models.generation import fill, generate_batch
 
 # %% ../../nbs/05_training/14_scoring.ipynb #71d4f5b2
@@ -38,7 +39,7 @@ def fixed_items(
 )->list: # of `Asked`; empty where nothing asks for an answer
     "The same validation rows every time"
     if parts := getattr(data, 'parts', None): return [a for d in parts.values() for a in fixed_items(d, n, seed)]
-    if data.mode != 'sft' or getattr(data, 'task', None) is None: return []
+    if data.mode != 'sft' or getattr(data, 'task', None) is None or getattr(data, 'head', None): return [] # a head writes nothing
     rows,examples = data.rows['validation'],data.examples['validation']
     pick = sorted(random.Random(seed_for('asked', seed, len(rows))).sample(range(len(rows)), min(n, len(rows))))
     return _asked(data.task, [rows[i] for i in pick], [examples[i] for i in pick], data.max_length)
@@ -193,8 +194,8 @@ def eval_metrics(
     asked:list=(), # from `fixed_items`
 )->list: # names
     "The metrics an evaluation of this data will have"
-    own = dict.fromkeys(score_name(a.task) for a in asked)
-    return ['loss', 'accuracy'] + (['bits_per_byte'] if hasattr(data, 'token_bytes') and not data.masked else []) + (['task_score', *own] if asked else [])
+    own = dict.fromkeys(score_name(a.task) for a in asked); head = getattr(data, 'head', None)
+    return ['loss', 'accuracy'] + (label_metric_names(head, data.names) if head else []) + (['bits_per_byte'] if hasattr(data, 'token_bytes') and not data.masked else []) + (['task_score', *own] if asked else [])
 
 def find_metric(
     name:str, # with or without `eval_`
@@ -205,7 +206,7 @@ def find_metric(
     raise InputError(f"unknown metric '{name}': {did_you_mean(name.removeprefix('eval_'), known)}")
 
 _lower = 'loss', 'perplexity', 'bits_per_byte', 'bits_per_character', 'error', 'nll'
-_higher = 'accuracy', 'score', *{*metric_names.values()}
+_higher = 'accuracy', 'score', 'mcc', 'pearson', *{*metric_names.values()}
 
 def rises(
     metric:str,                  # a name

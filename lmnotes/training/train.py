@@ -20,6 +20,7 @@ from ..data.contamination import data_overlap
 from ..data.mixtures import dataset_slug, per_source
 from ..models.accounting import model_flops
 from ..models.decoder import models
+from ..models.heads import label_metric_names
 from ..models.hub import attention_of
 from ..models.lora import merge_lora
 from ..models.probe import check_causal
@@ -96,7 +97,8 @@ def _steps_lines(o, data, steps):
     return dict(steps=f'{steps} of {per_step} tokens', tokens=format_count(steps*per_step), passes=f'{steps*per_step/max(data.n_tokens[0], 1):.2f}' if known else 'unknown')
 
 def _optimizer_line(o, f):
-    lr = o.learning_rate or (5e-5 if f.others else 0.3/(f.width or 768)); decay = (0. if f.others else 0.1) if o.weight_decay is None else o.weight_decay
+    k = dict(lion=0.2).get(o.optimizer, 1) # Lion steps by signs: a fifth of the rate, and five times the decay
+    lr = o.learning_rate or (5e-5 if f.others else 0.3/(f.width or 768))*k; decay = (0. if f.others else 0.1/k) if o.weight_decay is None else o.weight_decay
     warm = f'{o.warmup_steps} steps' if o.warmup_steps else f'{100*(o.warmup_ratio or 0):g} %'
     return f'{o.optimizer}, peak rate {lr:.2g}, {o.lr_scheduler_type}, {warm} of warm-up, weight decay {decay:g}'
 
@@ -110,11 +112,12 @@ def plan(
 )->dict:
     "What the run will be, in words and numbers"
     device = pick_device(o.device); ranks = f', {world()} ranks' if world() > 1 else ', every GPU of this machine a rank' if o.multi_gpu else ''
-    how = ', masked tokens' if data.masked else ', packed' if o.use_packing and mode_of(o) == 'sft' else ''
+    how = f', {o.task} by a head' if is_headed(o) else ', masked tokens' if data.masked else ', packed' if o.use_packing and mode_of(o) == 'sft' else ''
     p = dict(model=_model_line(o, f), data=_data_line(data), mode=mode_of(o) + how,
              device=f"{device}, {str(pick_dtype(device, precision_of(o), f.width))[6:]}, attention {f.attention}{ranks}" + (', FSDP' if o.fsdp else ''),
              memory=_memory_line(f), **_steps_lines(o, data, steps), optimizer=_optimizer_line(o, f))
     if str(recipe): p['recipe'] = str(recipe)
+    if getattr(data, 'labels', None): p['labels'] = ', '.join(data.labels)
     if o.mode == 'rl': p['rewards'] = _rewards_line(o, data)
     p['writes'] = o.output_dir or f"runs/{datetime.now():%Y-%m-%d_%Hh%Mm}_{slug(o, data)}"
     return p | (dict(note='; '.join(data.notes)) if data.notes else {})
@@ -130,7 +133,7 @@ def slug(o:TrainOptions, data)->str: # such as 'gpt2_imdb-sentiment_sft_bs8_len2
     task = data.task if data.mode != 'pretrain' and getattr(data.task, 'id', 'own') != 'own' else None
     what = dataset_slug(task) if task is not None else data.name.removeprefix('embedded/')
     acc = f'_acc{o.gradient_accumulation_steps}' if o.gradient_accumulation_steps > 1 else ''
-    return f"{name}_{what}_{mode_of(o)}_bs{o.batch_size}_len{o.max_length}{acc}{'_multigpu' if o.multi_gpu else ''}".replace('/', '-')
+    return f"{name}_{what}_{o.task if is_headed(o) else mode_of(o)}_bs{o.batch_size}_len{o.max_length}{acc}{'_multigpu' if o.multi_gpu else ''}".replace('/', '-')
 
 def show_plan(p:dict, file=None):
     for k,v in p.items(): print(f'{k:>10}  {v}', file=file or sys.stdout)
@@ -207,6 +210,8 @@ def _batches(o): return o.eval_max_batches if o.eval_max_batches > 0 else None
 
 def scores_of(learn, o, asked=())->dict: # as `evaluate`; of a mixture also `sources`, by name, with their mean and spread; of answers `task_score`
     "Validation scores"
+    if is_headed(o) and world() > 1: # a head's own scores are sums over all texts
+        with whole(learn): return on_main(lambda: evaluate(learn, _batches(o)))
     scores = evaluate_shared(learn, _batches(o))
     sources = getattr(learn.dls, 'sources', {}) if o.separate_mixture_eval else {}
     if sources:
@@ -285,7 +290,7 @@ def _save_final(learn, path): # of a model with adapters the whole, and the adap
         if (path/'final').exists(): shutil.rmtree(path/'final')
         with atomic_dir(path/'final') as d:
             if hasattr(m, 'peft_config') and not m.get_base_model().__dict__.get('is_quantized'): save_model(merge_lora(deepcopy(m)), tok, d); save_model(m, None, d/'adapter')
-            else: save_model(m, tok, d, state)
+            else: save_model(m, tok, d, state, getattr(learn.dls, 'processor', None))
     on_main(write)
 
 # %% ../../nbs/05_training/17_train.ipynb #df804606
@@ -320,7 +325,7 @@ def _finish(learn, o, path, evals, seconds, begun_at):
     best = (evals.best_step() if o.load_best_model_at_end else None) or learn.step # the step whose weights the run ends with
     if best != learn.step: _take_weights(learn, path/'checkpoints'/step_name(best))
     with whole(learn):
-        if not learn.dls.masked: check_causal(learn.model)
+        if not (learn.dls.masked or is_headed(o)): check_causal(learn.model)
         if is_main(): learn.text_samples.write()
     scores = next(r for r in reversed(learn.evaluate.rows) if r['step'] == best)
     _save_final(learn, path); summary = _summary(learn, o, seconds, begun_at, best, scores)
@@ -330,11 +335,12 @@ def _finish(learn, o, path, evals, seconds, begun_at):
         learn.pictures.draw(); write_json(path/'summary.json', summary)
     return summary
 
-def _say_result(s, masked):
-    hidden = 'hidden ' if masked else ''
-    score = f"{s['bits_per_byte']:.4f} bits per byte" if s['bits_per_byte'] else f"{s['eval_loss']:.4f} nats per {hidden}token"
+def _say_result(s, data):
+    head = getattr(data, 'head', None); what = 'hidden token' if data.masked else 'label' if head else 'token'
+    score = f"{s['bits_per_byte']:.4f} bits per byte" if s['bits_per_byte'] else f"{s['eval_loss']:.4f} {'squared error' if head and len(data.names) == 1 else 'nats'} per {what}"
+    own = ''.join(f', {k} {s[k]:.3f}' for k in (label_metric_names(head, data.names) if head else ()))
     task = f", task score {s['task_score']:.3f} over {s['task_score_n']} generated answers" if 'task_score' in s else ''
-    print(f"{'result':>10}  {score}, {s['accuracy']:.1%} of {hidden}tokens right{task}, {format_count(s['tokens_per_s'])} tokens/s, {s['train_seconds']:.1f} s")
+    print(f"{'result':>10}  {score}, {s['accuracy']:.1%} of {what}s right{own}{task}, {format_count(s['tokens_per_s'])} tokens/s, {s['train_seconds']:.1f} s")
     if 'tainted' in s: print(f"{'tainted':>10}  has learnt from what is kept for evaluation: {', '.join(s['tainted'])}")
 
 # %% ../../nbs/05_training/17_train.ipynb #c2df9b06
@@ -364,7 +370,7 @@ def _train(o, learn, path, steps, ck, p, quiet, asked, items, metric):
     _check_interrupted(learn, path, steps)
     summary = _finish(learn, o, path, evals, seconds, begun_at)
     if is_main() and not quiet:
-        _say_result(summary, learn.dls.masked)
+        _say_result(summary, learn.dls)
         for c in overlap_of(learn.dls).values(): print(f'{"overlap":>10}  {c}')
     return Run(path, learn, learn.dls, summary)
 
@@ -388,7 +394,7 @@ def _dry_run(o, recipe, quiet):
     unknown = bool(only_on_hub(o)) and kind_of_data(o) != 'shards'
     data = data_sketch(o) if unknown else data_from(o)
     steps = o.max_steps or (None if unknown or o.max_seconds else steps_for(o, data))
-    p = plan(o, data, facts_from(o, data.vocab_size), steps, recipe)
+    p = plan(o, data, facts_from(o, data.vocab_size, getattr(data, 'labels', None)), steps, recipe)
     if not quiet: show_plan(p)
     return p
 
@@ -436,9 +442,9 @@ def train(
     with ranks(first.device, first.ddp_backend) if first.multi_gpu and under_torchrun() else nullcontext():
         o,ck,recipe,given = _options(options); quiet = quiet or not is_main()
         if o.dry_run: return _dry_run(o, recipe, quiet)
-        data = data_from(o); model = model_from(o, data.vocab_size)
+        data = data_from(o); model = model_from(o, data.vocab_size, data)
         if pick_device(o.device).type == 'cpu': keep_memory()
-        if not data.masked: check_causal(model)
+        if not (data.masked or is_headed(o)): check_causal(model) # the label is not in the text
         mark_tainted(model, data)
         f = facts_of(model); learn = _learner(o, data, model)
         steps = read_json(ck/'state.json')['total_steps'] if ck else None if o.max_seconds else steps_for(o, data)
