@@ -20,6 +20,7 @@ from ..data.labels import check_head, label_data
 from ..data.examples import own_pairs
 from ..data.mixture_data import mixture_data
 from ..data.mixtures import dataset_slug, find_mixture, mixture_name
+from ..data.pictures import picture_data
 from ..data.shard_data import shard_data
 from ..data.shards import open_shard, shard_files
 from ..data.streams import stream_data
@@ -142,6 +143,7 @@ def data_from(o:TrainOptions):
     same = dict(dataset=o.dataset, config=o.dataset_config, tokenizer=_tokenizer(o), max_length=_row_length(o), bs=o.batch_size, seed=o.seed, vocab_size=o.vocab_size,
                 data_dir=o.data_dir, data_path=o.data_path, limit=o.limit, device=device, allow_eval_data=o.allow_eval_data)
     if mode_of(o) == 'pretrain': return load_data(**same, text_column=o.text_column, masked=is_masked(o))
+    if _sees_pictures(o): return picture_data(o.dataset, o.dataset_config, _tokenizer(o), max(o.max_length, 2048), o.batch_size, o.seed, o.data_dir, o.limit, o.allow_eval_data, device)
     own = {k: getattr(o, k) for k in ('prompt_column', 'target_column', 'prompt_template', 'chat_template')}
     return load_data(**same, mode='sft', **own, packing=o.use_packing, **(dict(decoder_start=start) if (start := decoder_start(o)) is not None else {}))
 
@@ -150,6 +152,9 @@ def workers_for(o:TrainOptions)->int:
     if o.num_workers and kind_of_data(o) == 'stream': raise InputError('a stream is read by one, in order; leave --num_workers out')
     if o.num_workers is not None: return o.num_workers
     return 2 if pick_device(o.device).type == 'cuda' and kind_of_data(o) != 'stream' else 0
+
+def _sees_pictures(o): # pages with questions, for a model that has a processor
+    return not o.data_path and find_dataset(o.dataset, o.dataset_config).kind == 'vision' and weights_of(o) in ('hub', 'saved') and not is_own(o)
 
 def _row_length(o): return o.packing_max_length if o.use_packing and o.packing_max_length else o.max_length # places in a row
 
@@ -200,7 +205,7 @@ def _check_objective(o, model):
     few = not any(p.requires_grad for p in model.parameters())
     if few and not o.use_lora: raise InputError(f'the weights of {base_name(o)} are kept in few bits and stay as they are, so nothing would learn; add --use_lora, or leave --load_in_4bit and its like out')
     if is_headed(o): return
-    if isinstance(model, HeadedLM): raise InputError(f'{base_name(o)} has a head for labels and writes no text; add --task classify, tag or span')
+    if isinstance(model, HeadedLM) or not (is_masked(o) or model.can_generate()): raise InputError(f'{base_name(o)} has a head for labels and writes no text; add --task classify, tag or span')
     both = getattr(model.config, 'causal', True) is False
     if both and not is_masked(o): raise InputError(f'{base_name(o)} looks both ways and cannot learn to continue a text; use --task mlm')
     if is_masked(o) and getattr(model.config, 'causal', None) is True: raise InputError(f'{base_name(o)} sees only the past, and a gap is filled from both sides; use --model encoder, or leave --task out')
