@@ -35,7 +35,7 @@ def run_in(options, folder, resume): # a child's whole life
 def spawn(options, folder):
     "Start a run, or go on with it where it has a checkpoint"
     from lmnotes.benchmarks.bench_resume import run_in # a process imports it from the package
-    ctx = mp.get_context('forkserver'); ctx.set_forkserver_preload(['lmnotes.training.train', 'lmnotes.data.corpora', 'lmnotes.models', 'lmnotes.benchmarks.bench_resume'])
+    ctx = mp.get_context('forkserver'); ctx.set_forkserver_preload(['lmnotes.training.train', 'lmnotes.data.corpora', 'lmnotes.models', 'lmnotes.benchmarks.bench_resume', 'torch.utils.tensorboard', 'matplotlib.backends.backend_agg'])
     resume = any(Path(folder).glob('checkpoints/step_*/state.json'))
     if not resume: shutil.rmtree(folder, ignore_errors=True) # died before its first checkpoint: from the start
     child = ctx.Process(target=run_in, args=(options, folder, resume)); child.start()
