@@ -401,6 +401,10 @@ def difference(
     return math.sqrt(sum(square(a[k].astype('float64') - b[k]) for k in b)/sum(map(square, b.values())))
 
 # %% ../../nbs/05_training/11_distributed.ipynb #c6346fc2
+def _culprit(codes): # rank -> exit code; torchrun ends those that are left with SIGTERM
+    own = {r: c for r,c in codes.items() if c != -15} or codes
+    return min(own.items(), key=lambda rc: rc[1])
+
 def launch(
     argv,             # the command line after `lmnotes`
     nproc=None,       # processes; default: one for each GPU
@@ -416,9 +420,9 @@ def launch(
     try: run.run(run.parse_args(['--standalone', f'--nproc_per_node={n}', '-m', module, *argv]))
     except SignalException as e: raise RunError(f'ended by {e.sigval.name}; the last checkpoint stands') from None
     except ChildFailedError as e:
-        r,failure = min(e.failures.items(), key=lambda f: f[1].exitcode) # one that was killed has a negative code
-        if failure.exitcode < 0: raise RunError(f'rank {r} of {n} was killed (signal {-failure.exitcode}) and the others were ended; the last checkpoint stands') from None
-        return failure.exitcode
+        r,code = _culprit({r: f.exitcode for r,f in e.failures.items()})
+        if code < 0: raise RunError(f'rank {r} of {n} was killed (signal {-code}) and the others were ended; the last checkpoint stands') from None
+        return code
     return 0
 
 # %% ../../nbs/05_training/11_distributed.ipynb #2498a910
