@@ -132,7 +132,7 @@ class Distributed(Callback):
         if self.how == 'fsdp': self.learn.model.reshard() # a pass without a step may have left it whole
     def before_batch(self):
         last = self.learn.accumulate.seen == self.learn.accumulate.n - 1
-        if self.how == 'ddp': self.learn.call.require_backward_grad_sync = last
+        if self.how == 'ddp': self.ddp.require_backward_grad_sync = last
         else: self.learn.model.set_requires_gradient_sync(last)
     def before_step(self):
         l,a = self.learn,self.learn.accumulate
@@ -157,7 +157,7 @@ def set_up(self:Distributed):
                     parameters=sum(p.numel() for p in l.model.parameters()), step=l.step)
     dl.rank,dl.world,l.step_seed.rank,l.accumulate.positions = rank(),world(),rank(),dl.bs*l.dls.max_length
     if self.how == 'fsdp': split_weights(l.model, l.opt)
-    else: l.call = _ddp(l.model)
+    else: l.call = self.ddp = _ddp(l.model) # `torch.compile` may wrap it once more
     self.ready = True
 
 def _ddp(model):
