@@ -175,3 +175,13 @@ text  = generate(model, data.tokenizer, 'Once', max_new_tokens=64, temperature=0
     assert scope['text'].startswith('Once')
     exec("c = compare(['standard', 'reversible'], ['prose'], seeds=3); c.table(); c.report('report.html')", scope)
     assert (tmp_path/'report.html').stat().st_size > 10_000
+
+def test_a_split_model_leaves_a_whole_run(tmp_path):
+    "FSDP on two ranks, by the command line: generated answers, a checkpoint, a final model that one process reads"
+    typed = f"-m torch.distributed.run --standalone --nproc_per_node=2 -m lmnotes train --multi_gpu --fsdp --device cpu --dataset arithmetic --max_length 512 --batch_size 2 --max_steps 4 --save_steps 2 --eval_max_batches 2 --eval_generate 2 --limit 200 --output_dir run"
+    r = subprocess.run([sys.executable, *typed.split()], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240); assert r.returncode == 0, r.stderr[-2000:]
+    s = read_json(tmp_path/'run/summary.json'); assert (s['status'], s['ranks'], s['task_score_n']) == ('done', 2, 2)
+    from lmnotes.models import build_model
+    from lmnotes.models.accounting import parameter_kinds
+    m = build_model(str(tmp_path/'run/final')); assert sum(parameter_kinds(m).values()) == s['parameters'] and len(read_jsonl(tmp_path/'run/metrics.jsonl')) == 4
+    alone = lmnotes('train', '--resume', 'run/checkpoints/step_000002', '--batch_size', '4', cwd=tmp_path); assert alone.returncode == 0, alone.stderr # one process takes the same rows a step

@@ -19,7 +19,7 @@ from ..core import *
 from ..data.contamination import data_overlap
 from ..data.mixtures import dataset_slug, per_source
 from ..models.accounting import model_flops
-from ..models.decoder import models
+from ..models.decoder import build_model, models
 from ..models.heads import label_metric_names
 from ..models.hub import attention_of
 from ..models.lora import merge_lora
@@ -139,7 +139,7 @@ def show_plan(p:dict, file=None):
     for k,v in p.items(): print(f'{k:>10}  {v}', file=file or sys.stdout)
 
 # %% ../../nbs/05_training/17_train.ipynb #fa997f88
-may_change = set("""data_dir device num_workers ddp_backend multi_gpu logging_steps eval_strategy eval_steps eval_on_start eval_max_batches eval_generate separate_mixture_eval log_eval_spread
+may_change = set("""data_dir device num_workers ddp_backend multi_gpu fsdp logging_steps eval_strategy eval_steps eval_on_start eval_max_batches eval_generate separate_mixture_eval log_eval_spread
     load_best_model_at_end metric_for_best_model greater_is_better early_stopping_patience save_strategy save_steps save_total_limit viz_interval display_samples_every wandb output_dir
     resume_from_checkpoint dry_run""".split())
 _rows_of_a_step = {'batch_size', 'gradient_accumulation_steps'}
@@ -179,7 +179,8 @@ def resumed(
     if not (run/'args.json').is_file(): raise InputError(f'{ck} is not part of a run folder (no args.json beside its checkpoints); give a folder that lmnotes train made')
     _check_unchanged(run, given)
     kept = {k: tuple(v) if isinstance(v, list) else v for k,v in read_json(run/'args.json')['options'].items()}
-    return TrainOptions(**kept | {k: v for k,v in given.items() if k in may_change | _rows_of_a_step} | dict(output_dir=str(run))), ck
+    here = dict(multi_gpu=bool(given.get('multi_gpu')), fsdp=bool(given.get('multi_gpu') and given.get('fsdp', kept['fsdp'])), output_dir=str(run)) # how many ranks there are is not the run's to remember
+    return TrainOptions(**kept | {k: v for k,v in given.items() if k in may_change | _rows_of_a_step} | here), ck
 
 # %% ../../nbs/05_training/17_train.ipynb #b837d58a
 class SkipValidation(Callback):
@@ -320,15 +321,19 @@ def _summary(learn, o, seconds, begun_at, best, scores):
     if hasattr(d.train, 'realised'): out['realised'] = d.train.realised()
     return out | dict(memory_bytes=memory_bytes(d.device), ranks=world(), tokenizer=d.spec['tokenizer'])
 
+def _may_leak(o, learn): return not (learn.dls.masked or is_headed(o)) # gaps and labels are not next words
+
 def _finish(learn, o, path, evals, seconds, begun_at):
     learn.evaluate.run_now()
     best = (evals.best_step() if o.load_best_model_at_end else None) or learn.step # the step whose weights the run ends with
     if best != learn.step: _take_weights(learn, path/'checkpoints'/step_name(best))
     with whole(learn):
-        if not (learn.dls.masked or is_headed(o)): check_causal(learn.model)
+        if _may_leak(o, learn) and not is_split(learn.model): check_causal(learn.model)
         if is_main(): learn.text_samples.write()
     scores = next(r for r in reversed(learn.evaluate.rows) if r['step'] == best)
-    _save_final(learn, path); summary = _summary(learn, o, seconds, begun_at, best, scores)
+    _save_final(learn, path)
+    if _may_leak(o, learn) and is_split(learn.model): on_main(lambda: check_causal(build_model(str(path/'final')))) # shares cannot be looked through; what was saved can
+    summary = _summary(learn, o, seconds, begun_at, best, scores)
     if is_main():
         for cb in learn.cbs:
             if isinstance(cb, Tracker): cb.sync(close=True)
