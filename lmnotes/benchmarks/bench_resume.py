@@ -19,10 +19,10 @@ small = dict(dim=32, n_layer=2, n_head=2, dropout=0.1, max_length=32, batch_size
 guest = {**small, 'dim': None, 'n_layer': None, 'n_head': None, 'dropout': None}
 
 runs = dict(
-    blocks  = dict(small, dataset='prose'),
+    blocks  = dict(small, dataset='arithmetic', mode='pretrain'),
     packing = dict(small, dataset='arithmetic', use_packing=True, max_length=512, batch_size=2),
     mixture = dict(small, datasets=('opinions', 'recall'), mixture_rates=(.6, .4), max_length=256, batch_size=2),
-    stream  = dict(small, dataset='prose', max_chunks=400, tokens_per_chunk=512),
+    stream  = dict(small, dataset='arithmetic', max_chunks=400, tokens_per_chunk=512),
     lora    = dict(guest, model='tiny:qwen3', dataset='recall', use_lora=True, max_length=64))
 
 # %% ../../nbs/07_benchmarks/17_bench_resume.ipynb #f7f3fcaa
