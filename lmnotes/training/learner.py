@@ -38,7 +38,7 @@ class LMLearner(Learner):
         self.remove_cb(CastToTensor) # a dictionary of tensors needs no cast
     def _split(self, b): self.xb,self.yb = b,(labels_of(b[0]),)
     def _do_one_batch(self):
-        with self.forward_context(): self.pred = (self.call or self.model)(**self.xb[0])
+        with self.forward_context(): self.pred = (self.model if self.call is None else self.call)(**self.xb[0])
         self('after_pred')
         self.loss_grad = self.pred.loss
         self.loss = self.loss_grad.detach()

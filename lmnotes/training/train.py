@@ -407,7 +407,7 @@ def _learner(o, data, model):
     learn = lm_learner(model, data, lr=o.learning_rate, optimizer=o.optimizer, precision=precision_of(o), accumulate=o.gradient_accumulation_steps,
                        max_grad_norm=o.max_grad_norm, weight_decay=o.weight_decay, seed=o.seed, betas=(o.adam_beta1, o.adam_beta2), eps=o.adam_epsilon)
     if o.multi_gpu: learn.add_cb(Distributed('fsdp' if o.fsdp else 'ddp')); learn.distributed.set_up()
-    if o.compile: learn.call = torch.compile(learn.call or model)
+    if o.compile: learn.call = torch.compile(model if learn.call is None else learn.call)
     data.train.num_workers = workers_for(o)
     return learn
 
