@@ -7,7 +7,7 @@ __all__ = ['small', 'guest', 'runs', 'TARGETS', 'run_in', 'spawn', 'steps_logged
            'live_through', 'same_end', 'equal', 'small_disk', 'full_disk', 'bench_resume']
 
 # %% ../../nbs/07_benchmarks/17_bench_resume.ipynb #6c0c48ff
-import multiprocessing as mp, os, random, shutil, subprocess, tempfile, time
+import multiprocessing as mp, random, shutil, subprocess, sys, tempfile, threading, time
 from contextlib import contextmanager
 from pathlib import Path
 from ..core import RunError, read_json, read_jsonl
@@ -28,9 +28,11 @@ runs = dict(
 # %% ../../nbs/07_benchmarks/17_bench_resume.ipynb #f7f3fcaa
 def run_in(options, folder, resume): # a child's whole life
     import torch
+    from tqdm import tqdm
     from lmnotes.training.train import train
-    torch.set_num_threads(1)
-    train(**(dict(resume=str(folder), quiet=True, device=options.get('device', 'cpu')) if resume else dict(options, output_dir=str(folder))))
+    torch.set_num_threads(1); tqdm.set_lock(threading.RLock()) # its own lock belongs to all processes, and one that is killed would leave it behind
+    try: train(**(dict(resume=str(folder), quiet=True, device=options.get('device', 'cpu')) if resume else dict(options, output_dir=str(folder))))
+    except RunError as e: sys.exit(f'as it should: {e}')
 
 def spawn(options, folder):
     "Start a run, or go on with it where it has a checkpoint"
