@@ -13,6 +13,7 @@ from lmnotes.training.assemble import lm_learner
 from lmnotes.training.checkpoints import Checkpoints, find_checkpoint, load_checkpoint
 from lmnotes.training.guards import *
 from lmnotes.training.optimizers import optimizers
+from lmnotes.training.train import SkipValidation
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 env = os.environ | dict(OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1')
@@ -25,7 +26,7 @@ def learner(data=None, name='standard', steps=3, cbs=None, **kw):
     data.train.n_batches = steps
     return lm_learner(model, data, lr=3e-3, cbs=cbs, **kw)
 def fit(learn):
-    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    with learn.no_bar(), learn.no_logging(), learn.added_cbs(SkipValidation()): learn.fit(1)
     return learn
 def bits(learn): return {k: v.clone() for k,v in learn.model.state_dict().items()}
 def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
