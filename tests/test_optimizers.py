@@ -9,13 +9,11 @@ from lmnotes.training.assemble import default_betas, default_decay, default_lr, 
 from lmnotes.training.checkpoints import load_checkpoint, save_checkpoint
 from lmnotes.training.optimizers import Lion, opt_func_for, optimizers
 from lmnotes.training.schedules import Schedule, lr_factor, schedules
-
-class NoValidation(Callback):
-    def before_validate(self): raise CancelValidException()
+from lmnotes.training.train import SkipValidation
 
 def learner(optimizer='adamw', precision='fp32', seed=0, **kwargs):
     data = load_data('opinions', max_length=32, bs=4, limit=100, device='cpu'); set_seed(seed)
-    return lm_learner(build_model('standard', size='tiny', vocab_size=data.vocab_size, dropout=0.1), data, optimizer=optimizer, precision=precision, cbs=NoValidation(), **kwargs)
+    return lm_learner(build_model('standard', size='tiny', vocab_size=data.vocab_size, dropout=0.1), data, optimizer=optimizer, precision=precision, cbs=SkipValidation(), **kwargs)
 
 def go(learn, until, total=8): # steps up to number `until` of a run of `total`
     if not hasattr(learn, 'schedule'): learn.add_cb(Schedule('cosine', learn.lr, total, 2))
