@@ -16,8 +16,8 @@ demo: install     ## train standard and reversible side by side, and write a rep
 	@echo "the report: file://$(CURDIR)/$$(ls -td runs/*/report.html | head -1)"
 
 test: install     ## run every notebook, then pytest
-	@OMP_NUM_THREADS=1 nbdev_test --n_workers $(WORKERS) --timing
-	@OMP_NUM_THREADS=1 python -m pytest
+	@OMP_NUM_THREADS=1 python tools/test_notebooks.py --workers $(WORKERS)
+	@OMP_NUM_THREADS=1 python -m pytest -n $(WORKERS) --dist loadfile
 
 lab: install      ## open JupyterLab in nbs/
 	@cd nbs && jupyter lab
