@@ -28,7 +28,7 @@ show() { grep --line-buffered -E '^ *(Downloading .*[MG]B\)|Building|Installing)
 
 say "installing (everything pip says is in $log)"
 for try in 1 2 3; do
-    if pip install --progress-bar off --retries 10 --timeout 60 -e '.[dev,quant]' 2>&1 | tee -a "$log" | show; then break; fi
+    if pip install --progress-bar off --retries 10 --timeout 60 -e '.[dev,quant,rl,ray]' 2>&1 | tee -a "$log" | show; then break; fi
     if [ $try = 3 ]; then tail -n 15 "$log" >&2; stop "pip could not install; its last words are above"; fi
     say "pip did not get through; trying again"; sleep $((try*10))
 done
