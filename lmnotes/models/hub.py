@@ -267,6 +267,11 @@ def _random(auto, config, **how): # a model with random weights
             warnings.simplefilter('ignore'); return auto.from_config(config, **{k: v for k,v in how.items() if v})
     except ValueError as e: raise InputError(f"no {config.model_type} model has these sizes: {' '.join(str(e).split())[:200]}") from None
 
+def _rewritten_random(auto, config, **how): # with what its config notes
+    names = list(getattr(config, 'rewrites', None) or []); model = _random(auto, config, **how)
+    if names: model.config.rewrites = []
+    return apply_rewrites(model, names)
+
 def bytes_needed(
     config,               # of transformers
     auto,                 # from `auto_class`
@@ -551,14 +556,23 @@ def _quantization(config, auto, bits, expert_bits, dtype, trust, device):
     _bnb(); how = dict(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_compute_dtype=dtype) if bits == 4 else dict(load_in_8bit=True)
     return dict(device_map={'': str(device)}, quantization_config=BitsAndBytesConfig(**how, llm_int8_skip_modules=_skip(config, auto, bits, expert_bits, trust)))
 
+def _rewriting(config, auto): # a child of the config's class that repeats the rewrites its config notes before weights come in; None where there are none
+    names,cls = list(getattr(config, 'rewrites', None) or []),model_class(config, auto)
+    if not names or cls is None: return None
+    def __init__(self, config, *args, **kwargs):
+        cls.__init__(self, config, *args, **kwargs)
+        self.config.rewrites = []; apply_rewrites(self, names)
+    return type(cls.__name__, (cls,), dict(__init__=__init__, _plain_class=cls, __module__=cls.__module__, __qualname__=cls.__qualname__))
+
 def _read(auto, where, config, task, **how):
     "Weights from a folder or the hub, all of them and no others"
     try:
         with _no_bars(), _hub_errors(str(where)) if not Path(where).is_dir() else nullcontext():
-            model,info = auto.from_pretrained(where, config=config, use_safetensors=True, output_loading_info=True, **how)
+            model,info = (_rewriting(config, auto) or auto).from_pretrained(where, config=config, use_safetensors=True, output_loading_info=True, **how)
     except RuntimeError as e:
         if 'mismatch' not in str(e): raise
         raise InputError(f"the weights in {where} have other shapes than its config says; they are not of one model") from None
+    if hasattr(model, '_plain_class'): model.__class__ = model._plain_class
     missing = sorted(info['missing_keys'])
     if missing and task not in _heads: raise InputError(f"the weights in {where} are not those of a {type(model).__name__}: {len(missing)} tensors are missing, such as {missing[0]}")
     return model
@@ -614,7 +628,8 @@ def hub_model(
     if kind == 'folder' and not random: _check_files(where)
     check_memory(bytes_needed(config, auto, dtype, bits, expert_bits, trust_remote_code), device, name, '' if bits else ', or load_in_8bit or load_in_4bit')
     attn = dict(attn_implementation=resolve_attention(attn_implementation, device, cls, use_flash_attention))
-    if random and not (bits or expert_bits): model = _random(auto, config, dtype=dtype, **attn, **trust)
+    if (bits or expert_bits) and getattr(config, 'rewrites', None): raise InputError(f"{name} was rewritten ({', '.join(config.rewrites)}), which 4 and 8 bit loading does not keep; load it without")
+    if random and not (bits or expert_bits): model = _rewritten_random(auto, config, dtype=dtype, **attn, **trust)
     else: model = _few_bits(auto, config, where, random, bits, expert_bits, dtype, attn, trust, task, device)
     if random: model.train()
     model.random_weights = random # which learning rate is right hangs on it
