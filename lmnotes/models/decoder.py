@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['residuals', 'models', 'rewrites', 'sizes', 'donors', 'LMConfig', 'Branch', 'Block', 'run_plain', 'StandardBlock',
            'LMCache', 'LMOutput', 'LM', 'document_positions', 'standard_lm', 'reversible_lm', 'gpt_lm', 'encoder_lm',
-           'count_parameters', 'find_rewrite', 'load_model', 'build_model', 'saved_kind', 'from_qwen3', 'from_gpt2']
+           'count_parameters', 'find_rewrite', 'note_rewrite', 'apply_rewrites', 'load_model', 'build_model',
+           'saved_kind', 'from_qwen3', 'from_gpt2']
 
 # %% ../../nbs/02_models/03_decoder.ipynb #2d6f045d
 import inspect, torch
@@ -194,7 +195,7 @@ class LM(PreTrainedModel, GenerationMixin):
         self.head = nn.Linear(c.dim, c.vocab_size, bias=False)
         self.gradient_checkpointing = c.checkpointing
         self.carries_state = any(not getattr(b.mixer.part, 'both_ways', False) for b in self.blocks) # mixers that run along time
-        for name in c.rewrites: find_rewrite(name)(self)
+        if c.rewrites: names,c.rewrites = c.rewrites,[]; apply_rewrites(self, names) # each notes itself again
         self.post_init()
         self.generation_config.max_length = None # ours says how long a sequence may be, theirs when `generate` stops
     def forward(self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, use_cache=None, inputs_embeds=None,
@@ -372,6 +373,19 @@ def find_rewrite(name:str): # a name in `rewrites`, perhaps with `:argument`
     f = rewrites[name]
     return (lambda model: f(model, arg)) if arg else f
 
+def note_rewrite(model, name:str): # ours or of transformers; the spelling that does it again, such as `int4`
+    "Remember in the config that a rewrite was done; loading the saved model repeats it before the weights come in"
+    config = getattr(model, 'config', None)
+    if config is not None: config.rewrites = [*(getattr(config, 'rewrites', None) or []), name]
+
+def apply_rewrites(model, names): # names for `find_rewrite`, in order
+    "Rewrite a model in place; what a rewrite does not note itself is noted under its name"
+    noted = lambda: list(getattr(getattr(model, 'config', None), 'rewrites', None) or [])
+    for name in names:
+        before = noted(); find_rewrite(name)(model)
+        if noted() == before: note_rewrite(model, name)
+    return model
+
 def load_model(
     path,         # folder that `save_pretrained` wrote, or a run holding it under `final`
     **overrides,  # choices that do not touch weights, such as `plain` or `dropout`
@@ -403,7 +417,7 @@ def build_model(
 ):
     "A model by name; recipes get random weights"
     base,*parts = str(name).split('+')
-    rewrite = [find_rewrite(p) for p in parts] # a wrong name fails before anything is built
+    for p in parts: find_rewrite(p) # a wrong name fails before anything is built
     if base in models and init is None: return _recipe(base, size, vocab_size, dict(overrides, rewrites=parts))
     if base in models: model = _poured(base, init, vocab_size, overrides)
     elif init is not None: raise InputError(f"--init gives weights to a recipe, and '{base}' brings its own; choose a recipe ({', '.join(models.names())}) or leave it out")
@@ -411,8 +425,7 @@ def build_model(
     else:
         from lmnotes.models.hub import hub_model
         model = hub_model(base, vocab_size=vocab_size, **overrides)
-    for f in rewrite: f(model)
-    return model
+    return apply_rewrites(model, parts)
 
 def _recipe(name, size, vocab_size, overrides):
     recipe = models[name]; known = getattr(recipe, 'sizes', sizes)
