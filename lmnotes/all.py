@@ -41,6 +41,7 @@ from lmnotes.models.hub import *
 from lmnotes.models.lora import *
 from lmnotes.models.accounting import *
 from lmnotes.models.known import *
+from lmnotes.quantizers.coded import *
 from lmnotes.quantizers.ternary import *
 from lmnotes.training.options import *
 from lmnotes.training.learner import *

@@ -24,6 +24,7 @@ from ..models.heads import label_metric_names
 from ..models.hub import attention_of
 from ..models.lora import merge_lora
 from ..models.probe import check_causal
+from ..quantizers.ternary import warm_callbacks
 from .options import *
 from .learner import *
 from .schedules import *
@@ -258,7 +259,7 @@ def _callbacks(o, path, learn, steps, asked, evals, facts, quiet):
     best = evals.best_step if o.load_best_model_at_end else lambda: None
     cbs = [Schedule(o.lr_scheduler_type, learn.lr, steps, o.warmup_steps or round((o.warmup_ratio or 0)*steps)), SkipValidation(), StopWhenAsked(),
            Evaluate(path/'evals.jsonl', eval_every(o, per_epoch), lambda learn: scores_of(learn, o, asked), o.eval_on_start),
-           Checkpoints(path/'checkpoints', every, o.save_total_limit, dict(total_steps=steps), best)]
+           Checkpoints(path/'checkpoints', every, o.save_total_limit, dict(total_steps=steps), best), *warm_callbacks(learn.model, steps)]
     if o.early_stopping_patience: cbs.append(EarlyStopping(evals, o.early_stopping_patience))
     if is_main() or o.fsdp: cbs.append(TextSamples(path/'samples.jsonl', o.viz_interval*o.display_samples_every, seed=o.seed, writes=is_main()))
     return cbs + (_loggers(o, path, steps, facts, quiet) if is_main() else [])
