@@ -20,6 +20,7 @@ class TrainOptions:
     dim: int | None = None             # model width, instead of the size's
     n_layer: int | None = None         # number of layers, instead of the size's
     n_head: int | None = None          # attention heads, instead of the size's
+    ffn_dim: int | None = None         # width inside the feed-forward, instead of the size's
     num_frequencies: int | None = None # oscillators of each resonance layer, instead of the size's
     dropout: float | None = None       # probability in [0,1)
     init: str | None = None            # start a recipe from the weights of this folder or hub id
@@ -146,7 +147,7 @@ def options_from(
 
 # %% ../../nbs/05_training/01_options.ipynb #3efa589c
 _positive = ('max_length packing_max_length batch_size gradient_accumulation_steps logging_steps save_steps save_total_limit viz_interval display_samples_every max_steps max_seconds num_train_epochs '
-             'eval_steps early_stopping_patience dim n_layer n_head num_frequencies limit vocab_size max_chunks tokens_per_chunk lora_r lora_alpha grpo_group_size max_prompt_length max_completion_length').split()
+             'eval_steps early_stopping_patience dim n_layer n_head ffn_dim num_frequencies limit vocab_size max_chunks tokens_per_chunk lora_r lora_alpha grpo_group_size max_prompt_length max_completion_length').split()
 _not_negative = 'warmup_steps weight_decay max_grad_norm eval_generate num_workers grpo_beta rl_warmup_steps'.split()
 _shares = 'warmup_ratio dropout lora_dropout adam_beta1 adam_beta2'.split() # in [0,1)
 _contradict = [('fp16', 'bf16'), ('fp16', 'no_mixed_precision'), ('bf16', 'no_mixed_precision'), ('load_in_4bit', 'load_in_8bit'), ('moe_load_in_4bit', 'moe_load_in_8bit'), ('max_steps', 'max_seconds'),

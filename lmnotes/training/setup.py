@@ -160,7 +160,7 @@ def _row_length(o): return o.packing_max_length if o.use_packing and o.packing_m
 
 # %% ../../nbs/05_training/10_setup.ipynb #938ec6f5
 _usual = {ours: theirs for theirs,ours in LMConfig.attribute_map.items()}
-_shape = ('dim', 'n_layer', 'n_head', 'num_frequencies', 'dropout')
+_shape = ('dim', 'n_layer', 'n_head', 'ffn_dim', 'num_frequencies', 'dropout')
 _loading = ('from_scratch', 'load_in_4bit', 'load_in_8bit', 'moe_load_in_4bit', 'moe_load_in_8bit', 'trust_remote_code')
 
 def _sizes(o): return {k: getattr(o, k) for k in _shape if getattr(o, k) is not None}
