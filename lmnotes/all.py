@@ -43,6 +43,7 @@ from lmnotes.models.accounting import *
 from lmnotes.models.known import *
 from lmnotes.quantizers.coded import *
 from lmnotes.quantizers.ternary import *
+from lmnotes.quantizers.widths import *
 from lmnotes.training.options import *
 from lmnotes.training.learner import *
 from lmnotes.training.optimizers import *

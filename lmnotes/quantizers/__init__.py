@@ -3,3 +3,4 @@ from ..core import hide_broken_torchvision
 hide_broken_torchvision() # before transformers is imported
 from .coded import *
 from .ternary import *
+from .widths import *

@@ -120,8 +120,7 @@ def round_tokens(
 # %% ../../nbs/03_quantizers/01_coded.ipynb #0932808f
 quantizers = Registry('quantizer') # name -> function of a value (the 16 of `codebook:16`, or None) that gives a coder and its options
 _places = dict(head=('head',), embeddings=('embeddings',), all=('head', 'embeddings'))
-_words = {r'act(\d+)': lambda n: dict(act_bits=int(n)), 'norm': lambda: dict(sub_norm=True)}
-_own = {'group': ('group',), 'row': ('group',), 'warm': ('warm_in',)} # words that only some coders know
+_words = {'act8': (r'act(\d+)', lambda n: dict(act_bits=int(n))), 'norm': ('norm', lambda: dict(sub_norm=True))} # an example, the pattern, what it sets; coders have `words` of their own
 
 def parse_quantizer(
     spelling:str, # such as 'ternary', 'int4:all:group32' or 'codebook:16'
@@ -131,10 +130,10 @@ def parse_quantizer(
     coder,options = make(words.pop(0) if words and re.fullmatch(r'[\d.]+', words[0]) else None)
     known = {**_words, **getattr(coder, 'words', {})}
     for w in words:
-        hit = next(((f, m) for p,f in known.items() if (m := re.fullmatch(p, w))), None)
+        hit = next(((f, m) for p,f in known.values() if (m := re.fullmatch(p, w))), None)
         if w in _places: where |= set(_places[w])
         elif hit: options = {**options, **hit[0](*hit[1].groups())}
-        else: raise InputError(f"{name}:{w} is unknown: {did_you_mean(w, [*_places, *(re.sub(r'.[(].*[)]', '8' if p[0] == 'a' else '64', p) for p in known)])}")
+        else: raise InputError(f"{name}:{w} is unknown: {did_you_mean(w, [*_places, *known])}")
     if options.get('act_bits', 8) < 2: raise InputError(f"{name}:act{options['act_bits']} leaves activations no step above zero; take act8, at least act2")
     return coder,options,where
 

@@ -34,7 +34,7 @@ def _ternary_code(w):
 
 class Ternary:
     "A coder: -1, 0 or 1 times one scale"
-    words = {'warm': lambda: dict(warm_in=.2), r'warm(\d+)': lambda n: dict(warm_in=int(n))}
+    words = {'warm': ('warm', lambda: dict(warm_in=.2)), 'warm200': (r'warm(\d+)', lambda n: dict(warm_in=int(n)))}
     def encode(self, w)->Coded: return _ternary_code(w)
 
 class TernaryLinear(Ternary, FewBitsLinear): "A linear layer that computes with ternary weights and learns full-precision ones"
