@@ -152,7 +152,7 @@ def share_encoder_decoder(model, arg=''):
     return pairs
 
 # %% ../../nbs/04_sharing/01_strategies.ipynb #0f29a22d
-combinations = dict(conservative='embeddings:attention-neighbours-2', moderate='embeddings:encoder-decoder:attention:ffn-neighbours-2', aggressive='embeddings:encoder-decoder:alternate')
+combinations = dict(conservative='embeddings:attention-neighbours-2', moderate='embeddings:encoder-decoder:attention-alternate:ffn-neighbours-2', aggressive='embeddings:encoder-decoder:alternate')
 
 def _parse(word): # 'attention-alternate' -> strategy, argument
     if word in strategies or word in patterns and word not in ('sequential', 'groups'): return (word, '') if word in strategies else ('layers', word)
