@@ -73,3 +73,4 @@ from lmnotes.benchmarks.bench import *
 from lmnotes.app.builder import *
 from lmnotes.app.masks import *
 from lmnotes.app.live import *
+from lmnotes.app.explorer import *

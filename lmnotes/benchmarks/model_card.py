@@ -48,6 +48,8 @@ def measured_rows(
     rows = [[n, Num(v, k), tokens, '', held] for n,v,k in (('bits per byte', s.get('bits_per_byte'), 'plain'), ('loss, nats per token', s.get('eval_loss'), 'plain'), (f"perplexity ({f['run']['tokenizer']} tokenizer)", f['run']['perplexity'], 'plain'),
                                                              ('token accuracy', s.get('accuracy'), 'percent')) if v is not None]
     if s.get('task_score') is not None: rows.append(['task score, generated answers', Num(s['task_score']), f"{s.get('task_score_n')} items", _share(s['task_score'], s['task_score_n']) if s.get('task_score_n') and 0 <= s['task_score'] <= 1 else '', held])
+    for n,k,kind in (('training speed, tokens per second', 'tokens_per_s', 'count'), ('memory of the process', 'memory_bytes', 'bytes')):
+        if s.get(k) is not None: rows.append([n, Num(s[k], kind), f"{s.get('steps')} steps", '', f"{f['run']['env'].get('device', 'an unknown device')} of the run"])
     for t in f['run'].get('tasks') or []: rows.append([f"{t['name']}, {t['metric']}", Num(t['mean']), f"{t['n']} items", '', t['task']])
     return rows
 
@@ -85,7 +87,7 @@ def _head(f):
 
 def _contamination(f):
     out = [f"Tainted: it has learnt from {', '.join(f['tainted'])}, which is kept for evaluation; scores on it mean nothing."] if f['tainted'] else []
-    for name,c in f['overlap'].items(): out.append(f"Contamination: of {c['n_examples']:,} examples of {name}, {c['n_dirty']} share a run of {c['n']} words with the training text, {c['n_exact']} are in it whole.")
+    for name,c in f['overlap'].items(): out.append(f"Contamination: of {c['n_examples']:,} examples of {name}, {c['n_dirty']} share a run of {c['n']} words with the training text; in it whole: {c['n_exact']}.")
     return out
 
 def _origin(f):

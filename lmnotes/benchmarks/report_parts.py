@@ -17,12 +17,13 @@ from ..core import *
 # %% ../../nbs/07_benchmarks/27_report_parts.ipynb #e925b1b0
 def show_number(
     x,            # a number, or None when there is none
-    kind='plain', # plain (3 decimals), diff (signed, 2 significant digits), size (the same, unsigned), short (1 decimal), count (1.23M), percent, bytes, rate (as 3e-3)
+    kind='plain', # plain (3 decimals), diff (signed, 2 significant digits), size (the same, unsigned), short (1 decimal), count (1.23M), percent, bytes, rate (2 digits), whole
 )->str:
     "One number as the report prints it"
     if x is None or not np.isfinite(x): return '–'
     if kind == 'count': s = format_count(x)
     elif kind == 'bytes': s = f'{x/2**20:.1f} MiB' if x >= 2**20 else f'{x/2**10:.1f} KiB'
+    elif kind == 'whole': s = f'{x:,.0f}'
     elif kind == 'short': s = f'{x:.1f}'
     elif kind == 'percent': s = f'{100*x:.1f} %'
     elif kind == 'rate': s = f'{x:.2g}'

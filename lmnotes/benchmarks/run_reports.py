@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['read_run', 'tokenizer_of', 'gather', 'option_differences', 'refusals', 'check_metric', 'curves_chart', 'runs_table',
-           'spent_table', 'more_table', 'evals_table', 'options_table', 'runs_document', 'report_runs']
+           'spent_table', 'more_table', 'overlap_lines', 'evals_table', 'options_table', 'runs_document', 'report_runs']
 
 # %% ../../nbs/07_benchmarks/25_run_reports.ipynb #afaea9dd
 import hashlib, math
@@ -142,12 +142,17 @@ def spent_table(r):
     rows = [[x['name'], *(Num(x['summary'].get(k), 'count') for k in ('steps', 'tokens', 'parameters', 'flops')), Num(x['summary'].get('train_seconds'), 'short'), Num(x['summary'].get('tokens_per_s'), 'count'), Num(x['memory'], 'bytes')] for x in r['runs']]
     return ['run', 'steps', 'tokens', 'parameters', 'FLOPs', 'seconds', 'tokens/s', 'memory'], rows
 
-_shown = {'status', 'bits_per_byte', 'eval_loss', 'accuracy', 'task_score', 'eval_tokens', 'tokenizer', 'steps', 'tokens', 'parameters', 'flops', 'train_seconds', 'tokens_per_s', 'memory_bytes', 'reason', 'ranks', 'resumed_at_step'}
+_shown = {'status', 'bits_per_byte', 'eval_loss', 'accuracy', 'task_score', 'eval_tokens', 'tokenizer', 'steps', 'tokens', 'parameters', 'flops', 'train_seconds', 'tokens_per_s', 'memory_bytes', 'reason', 'ranks', 'resumed_at_step', 'tainted', 'perplexity'}
 
 def more_table(r):
     "Whatever else the summaries hold"
-    rows = [[x['name'], k, Num(v) if isinstance(v, (int, float)) and not isinstance(v, bool) else str(v)] for x in r['runs'] for k,v in flat(x['summary']) if k not in _shown]
+    value = lambda v: Num(v, 'size' if isinstance(v, float) else 'whole') if isinstance(v, (int, float)) and not isinstance(v, bool) else str(v)
+    rows = [[x['name'], k, value(v)] for x in r['runs'] for k,v in flat({k: v for k,v in x['summary'].items() if k != 'overlap'}) if k not in _shown]
     return ['run', 'figure', 'value'], rows
+
+def overlap_lines(r)->list:
+    "What the training text of each run shares with its validation text"
+    return [f"{x['name']}: of {c['n_examples']:,} examples of {name}, {c['n_dirty']:,} share a run of {c['n']} words with the training text; in it whole: {c['n_exact']:,}." for x in r['runs'] for name,c in (x['summary'].get('overlap') or {}).items()]
 
 def evals_table(r):
     "Scores along the way"
@@ -179,15 +184,18 @@ def runs_document(
     "Runs side by side, and comparisons after them, as a document"
     runs = r['runs']; lead = [*_tainted(runs), *(map(_best, runs) if len(runs) < 9 else [])]
     sections = [*_missing(r), *([Section('What may not be concluded', [Points(r['refused'])])] if r['refused'] else [])]
-    if any(x['curve']['loss'] for x in runs): sections.append(Section('In pictures', [Charts([Chart(curves_chart(runs), 'curves', 'Loss against tokens; dots are validation')], [x['name'] for x in runs])]))
+    if any(x['curve']['loss'] for x in runs): sections.append(Section('In pictures', [Charts([Chart(curves_chart(runs), 'curves', _caption(runs))], [x['name'] for x in runs] if len(runs) > 6 else [])]))
     samples = [(f"{x['name']} · step {s.get('step', '–')}", str(s.get('input', '')), str(s.get('output', ''))) for x in runs for s in x['samples'][-1:]]
     named = {'Results': runs_table, 'Spent': spent_table, 'Further figures': more_table, 'How the runs differ' if len(runs) > 1 else 'Options': options_table, 'Scores along the way': evals_table}
-    if runs: sections += [Section(n, [Table(*t)], n in ('Options', 'Scores along the way')) for n,f in named.items() if (t := f(r))[1]]
+    if runs: sections += [Section(n, [Table(*t)], n in ('Options', 'Scores along the way', 'Further figures')) for n,f in named.items() if (t := f(r))[1]]
+    if lines := overlap_lines(r): sections.append(Section('Contamination', [Points(lines)]))
     if samples: sections.insert(len(sections)-1, Section('What they write', [Samples(samples)]))
     for i,c in enumerate(r['comparisons']): lead,sections = _with_comparison(lead, sections, c, i)
     n = lambda k,one: f"{len(r[k])} {one}{'' if len(r[k]) == 1 else 's'}"
     title = runs[0]['name'] if len(runs) == 1 and not r['comparisons'] else ' · '.join(n(k, one) for k,one in (('runs', 'run'), ('comparisons', 'comparison')) if r[k]) or 'Nothing to report'
     return Document(title, ' · '.join(sorted({short_name(str(x['options'].get('dataset', ''))) for x in runs if x['options'].get('dataset')})), lead, sections, ['Speed, seconds and memory belong to the machine and the load of each run.'])
+
+def _caption(runs): return 'Training loss against tokens; dots are validation' if len({x['tokenizer'] for x in runs}) == 1 else 'Bits per byte on validation data against tokens, since losses per token of different tokenizers do not compare'
 
 def _with_comparison(lead, sections, c, i):
     d = comparison_document(c['result']); name = lambda part: (setattr(part, 'items', [Chart(x.fig, f'c{i}-{x.name}', x.caption) for x in part.items]) or part) if isinstance(part, Charts) else part
