@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['quantizers', 'straight_through', 'Coded', 'FewBits', 'FewBitsLinear', 'FewBitsConv1D', 'FewBitsEmbedding',
-           'round_tokens', 'parse_quantizer', 'find_layers', 'coded_layers', 'quantize', 'check_layer', 'recode',
-           'stored_bytes']
+           'token_codes', 'round_tokens', 'parse_quantizer', 'by_weight', 'find_layers', 'coded_layers', 'quantize',
+           'check_layer', 'recode', 'stored_bytes']
 
 # %% ../../nbs/03_quantizers/01_coded.ipynb #28c1a8aa
 import re, torch, torch.nn.functional as F
@@ -91,31 +91,41 @@ class FewBits:
         if self.sub_norm: x = F.rms_norm(x, x.shape[-1:])
         if self.act_bits: x = straight_through(x, torch.lerp(x, round_tokens(x, self.act_bits), self.lam))
         return x
+    def product(self, x): # (..., n_in) -> (..., n_out)
+        whole = self.act_bits and self.lam == 1 and not torch.is_grad_enabled()
+        if not whole or (c := self.coded()).kind != 'ternary': return F.linear(self.taken(x), self.dense_weight(), self.bias)
+        q,s = token_codes(F.rms_norm(x, x.shape[-1:]) if self.sub_norm else x, self.act_bits)
+        y = F.linear(q, c.codes.to(q.dtype))*(s*c.scale.to(q.dtype)) # a sum of whole numbers, exact in whatever order it is taken
+        return y if self.bias is None else y + self.bias
 
 # %% ../../nbs/03_quantizers/01_coded.ipynb #988b9a86
 class FewBitsLinear(FewBits, nn.Linear):
     "`nn.Linear` with coded weights"
-    def forward(self, x): return F.linear(self.taken(x), self.dense_weight(), self.bias) # (..., n_in) -> (..., n_out)
+    def forward(self, x): return self.product(x) # (..., n_in) -> (..., n_out)
 
 class FewBitsConv1D(FewBits, Conv1D):
     "The `Conv1D` of GPT-2, a linear layer with a transposed weight"
     def matrix(self): return self.weight.T
-    def forward(self, x): return F.linear(self.taken(x), self.dense_weight(), self.bias)
+    def forward(self, x): return self.product(x)
 
 class FewBitsEmbedding(FewBits, nn.Embedding):
     "`nn.Embedding` with coded weights"
     def forward(self, ids): return F.embedding(ids, self.dense_weight(), self.padding_idx) # (...) -> (..., dim)
 
 # %% ../../nbs/03_quantizers/01_coded.ipynb #afd202b4
-def round_tokens(
+def token_codes(
     x:Tensor,   # (..., C)
     bits:int=8,
-)->Tensor: # shaped as `x`
-    "`x` on the grid of whole numbers times each token's largest entry"
+)->tuple[Tensor,Tensor]: # whole numbers, as floats shaped as `x`; the scale of each token (..., 1)
+    "What each token is rounded to, and the scale that restores its size"
     if bits < 2: raise InputError(f'activations in {bits} bit have no step above zero; take at least 2')
     top = 2**(bits - 1) - 1
     scale = x.detach().abs().amax(-1, keepdim=True).clamp(min=1e-8)/top
-    return (x/scale).round().clamp(-top, top)*scale
+    return (x/scale).round().clamp(-top, top),scale
+
+def round_tokens(x:Tensor, bits:int=8)->Tensor: # shaped as `x`
+    "`x` on the grid of whole numbers times each token's largest entry"
+    q,scale = token_codes(x, bits); return q*scale
 
 # %% ../../nbs/03_quantizers/01_coded.ipynb #0932808f
 quantizers = Registry('quantizer') # name -> function of a value (the 16 of `codebook:16`, or None) that gives a coder and its options
@@ -140,11 +150,21 @@ def parse_quantizer(
 # %% ../../nbs/03_quantizers/01_coded.ipynb #1e7c9ac4
 _kept_whole = ('router', 'gate', 'shared_expert_gate', 'classifier', 'score', 'qa_outputs') # by the last part of their name
 
-def _ends(model): # embeddings, heads: modules whose weight is the model's first or last
-    mods = [getattr(model, f, lambda: None)() for f in ('get_input_embeddings', 'get_output_embeddings')]
-    ins,out = [getattr(m, 'weight', None) for m in mods]
-    tied = ins is not None and ins is out
-    return {'embeddings': [m for m in model.modules() if isinstance(m, nn.Embedding) and m.weight is ins], 'head': [m for m in mods[1:] if m is not None]},tied
+def by_weight(
+    model:nn.Module,
+    layers:dict, # name -> layer
+)->list: # of lists of names
+    "Names of layers, those that share a weight, or will once ties are made, together"
+    ties = getattr(model, 'get_expanded_tied_weights_keys', dict)() or {}
+    of = dict(model.named_parameters(remove_duplicate=False)); same = {}
+    for k in layers: n = f'{k}.weight' if k else 'weight'; same.setdefault(id(of[ties.get(n, n)]), []).append(k)
+    return list(same.values())
+
+def _ends(model): # modules of the embedding and the head; whether they are one
+    first,last = [getattr(model, f, lambda: None)() for f in ('get_input_embeddings', 'get_output_embeddings')]
+    mods = {k: m for k,m in model.named_modules() if m is last or isinstance(m, nn.Embedding)}
+    group = next(([mods[k] for k in names] for names in by_weight(model, mods) if any(mods[k] is first for k in names)), [])
+    return {'embeddings': [m for m in group if isinstance(m, nn.Embedding)], 'head': [last] if last is not None else []},any(m is last for m in group)
 
 def find_layers(
     model:nn.Module,
@@ -167,6 +187,7 @@ def quantize(
     name:str='ternary',   # a name in `quantizers`, perhaps with words such as `:head`
     head:bool=False,      # the output head too
     embeddings:bool=False, # and the embeddings
+    calibration=None,     # token ids (B, T) to measure sensitivity on, for coders that plan each layer
     verbose:bool=True,    # say what was done
 )->nn.Module: # the same model
     "Rewrite layers of `model` in place, so that they compute in few bits"
@@ -176,8 +197,9 @@ def quantize(
     found = find_layers(model, where)
     if not found: raise InputError(_nothing_left(model, name))
     for k,m in found.items(): check_layer(coder, options, m, f'{name}: {k}')
+    plan = coder.plan(model, found, options, name, calibration) if hasattr(coder, 'plan') else dict.fromkeys(found, options)
     end = {id(m) for l in _ends(model)[0].values() for m in l}
-    for m in found.values(): recode(m, coder, {k: v for k,v in options.items() if id(m) not in end or k not in ('act_bits', 'sub_norm')})
+    for k,m in found.items(): recode(m, coder, {o: v for o,v in plan[k].items() if id(m) not in end or o not in ('act_bits', 'sub_norm')})
     note_rewrite(model, name)
     if verbose: print(_said(model, name, found))
     return model
