@@ -122,7 +122,7 @@ wrong = {
     'a misspelt metric':    ('train --dataset arithmetic --max_steps 1 --load_best_model_at_end --metric_for_best_model acuracy', "did you mean 'accuracy'?"),
     'a folder in proc':     ('train --dataset arithmetic --max_steps 1 --output_dir /proc/run', 'cannot write into /proc/run'),
     'a misspelt schedule':  ('train --lr_scheduler_type cosin', "did you mean 'cosine'?"),
-    'rewards':              ('train --mode rl --dataset arithmetic', 'not part of this version yet'),
+    'rewards without answers': ('train --mode rl --dataset prose', 'no answers to reward'),
     'an absent tracker':    ('train --wandb', 'pip install wandb'),
     'no model to generate':  ('generate --model nowhere', 'nowhere'),
     'nothing to resume':     ('train --resume nowhere', 'nowhere'),

@@ -117,7 +117,9 @@ class TrainOptions:
     output_dir: str | None = None      # the run folder; default: a new one under runs/
     resume_from_checkpoint: str | None = None # a run or checkpoint folder, or 'latest'
     # rewards
+    reward: Literal['task', 'random'] = 'task' # the task's own score, or a coin for each completion: the control (rl)
     reward_model: str | None = None    # a local path or hub id with a score head, instead of the task's own score (rl)
+    allow_execution: bool = False      # run programs that the model wrote, in a sandbox; without it they are judged unrun (rl)
     grpo_beta: float = 0.1             # weight of the distance to the first model (rl)
     grpo_group_size: int = 8           # completions for each prompt (rl)
     max_prompt_length: int = 512       # tokens of a prompt (rl)
@@ -185,6 +187,8 @@ def shrink(o:TrainOptions)->TrainOptions:
     "The same run, small enough for well under a minute"
     long = o.max_length > 4096 # what is tried then is the length itself
     n = min(o.max_steps or 40, 5 if long else 40)
+    small = dict(grpo_group_size=4, max_prompt_length=256, max_completion_length=32, rl_warmup_steps=2) # of rewards
+    if o.mode == 'rl': o,n = replace(o, batch_size=min(o.batch_size, 2), **{k: min(getattr(o, k), v) for k,v in small.items()}),min(n, 8)
     return replace(o, size='tiny', max_length=o.max_length if long else min(o.max_length, 128), packing_max_length=None, batch_size=1 if long else min(o.batch_size, 8), max_seconds=None, max_steps=n,
                    eval_steps=min(o.eval_steps, max(n//2, 1)) if o.eval_steps else None, eval_max_batches=4 if long else 64, eval_generate=min(o.eval_generate, 4), limit=min(o.limit or 2000, 2000))
 

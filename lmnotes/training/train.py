@@ -119,14 +119,16 @@ def plan(
              memory=_memory_line(f), **_steps_lines(o, data, steps), optimizer=_optimizer_line(o, f))
     if str(recipe): p['recipe'] = str(recipe)
     if getattr(data, 'labels', None): p['labels'] = ', '.join(data.labels)
-    if o.mode == 'rl': p['rewards'] = _rewards_line(o, data)
+    if o.mode == 'rl': p |= _rl_lines(o, data, steps); p.pop('passes', None)
     p['writes'] = o.output_dir or f"runs/{datetime.now():%Y-%m-%d_%Hh%Mm}_{slug(o, data)}"
     return p | (dict(note='; '.join(data.notes)) if data.notes else {})
 
-def _rewards_line(o, data):
-    source = f'the reward model {o.reward_model}' if o.reward_model else f"{data.name}'s own score"
-    return (f'{source}; groups of {o.grpo_group_size}, beta {o.grpo_beta:g}, peak rate {o.rl_learning_rate:.2g} after {o.rl_warmup_steps} steps, '
-            f'prompts of {o.max_prompt_length} and completions of {o.max_completion_length} tokens')
+def _rl_lines(o, data, steps): # of a run on rewards, whose steps are made of prompts and of answers to each
+    source = f'the reward model {o.reward_model}' if o.reward_model else 'a coin for each completion (the control)' if o.reward == 'random' else f"{data.name}'s own score"
+    prompts,longest = rows_per_step(o),o.max_prompt_length + o.max_completion_length
+    return dict(steps=f"{steps or 'as many as there are'} of {prompts} prompts, each with {o.grpo_group_size} completions", tokens=f'at most {format_count(steps*prompts*o.grpo_group_size*longest)}' if steps else 'unknown',
+                optimizer=f'{o.optimizer}, peak rate {o.rl_learning_rate:.2g} after {o.rl_warmup_steps} steps of warm-up', rewards=f'{source}; groups of {o.grpo_group_size}, beta {o.grpo_beta:g}, peak rate {o.rl_learning_rate:.2g} after {o.rl_warmup_steps} steps, '
+                f'prompts of {o.max_prompt_length} and completions of {o.max_completion_length} tokens')
 
 def slug(o:TrainOptions, data)->str: # such as 'gpt2_imdb-sentiment_sft_bs8_len256_acc4_multigpu'
     "The name of a run, without its date"
@@ -414,7 +416,6 @@ def _learner(o, data, model):
 
 # %% ../../nbs/05_training/17_train.ipynb #7e35dcd3
 def _check_ranks(o):
-    if o.mode == 'rl' and not o.dry_run: raise InputError('--mode rl is not part of this version yet; --dry_run shows its plan, --mode sft trains on answers')
     if o.wandb: check_wandb()
     if under_torchrun() and int(os.environ['WORLD_SIZE']) > 1 and not o.multi_gpu: raise InputError(f"torchrun started {os.environ['WORLD_SIZE']} processes; add --multi_gpu, or each would train a model of its own")
     if o.multi_gpu and not under_torchrun() and not o.dry_run: raise InputError('--multi_gpu in Python needs the processes that torchrun starts; use `lmnotes train --multi_gpu`, or `torchrun -m lmnotes train --multi_gpu`')
@@ -448,6 +449,7 @@ def train(
     with ranks(first.device, first.ddp_backend) if first.multi_gpu and under_torchrun() else nullcontext():
         o,ck,recipe,given = _options(options); quiet = quiet or not is_main()
         if o.dry_run: return _dry_run(o, recipe, quiet)
+        if o.mode == 'rl': from lmnotes.rl.grpo import train_rl; return train_rl(o, ck, recipe, given, quiet)
         data = data_from(o); model = model_from(o, data.vocab_size, data)
         if pick_device(o.device).type == 'cpu': keep_memory()
         if not (data.masked or is_headed(o)): check_causal(model) # the label is not in the text
