@@ -44,6 +44,7 @@ from lmnotes.models.known import *
 from lmnotes.quantizers.coded import *
 from lmnotes.quantizers.ternary import *
 from lmnotes.quantizers.widths import *
+from lmnotes.quantizers.bits import *
 from lmnotes.sharing.strategies import *
 from lmnotes.sharing.accounting import *
 from lmnotes.training.options import *

@@ -4,3 +4,4 @@ hide_broken_torchvision() # before transformers is imported
 from .coded import *
 from .ternary import *
 from .widths import *
+from .bits import *
