@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['RLSettings', 'check_settings', 'short_prompt', 'prompts_of', 'prompt_order', 'execution_reward', 'Judge', 'pass_at_k',
            'can_learn', 'token_scores', 'real_positions', 'fuse_head', 'need_trl', 'grpo_config', 'trainer_class',
-           'Book', 'samples_table', 'along_the_way', 'RLRun', 'run_rl', 'grpo']
+           'Book', 'samples_table', 'along_the_way', 'RLRun', 'run_rl', 'grpo', 'rl_settings', 'train_rl']
 
-# %% ../../nbs/06_rl/04_grpo.ipynb #7c28ab6e
+# %% ../../nbs/06_rl/04_grpo.ipynb #14b2297b
 import functools, inspect, logging, math, os, random, shutil, sys, time, torch, warnings
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -20,6 +20,7 @@ from unittest.mock import patch as patched
 from fastcore.basics import patch
 from ..core import *
 from ..data.blocks import load_data
+from ..data.catalog import find_dataset
 from ..models.decoder import LM
 from ..models.generation import generate_batch
 from ..models.lora import merge_lora
@@ -35,7 +36,7 @@ from .rewards import *
 from .reward_models import load_reward_model
 from .sandbox import run_tests
 
-# %% ../../nbs/06_rl/04_grpo.ipynb #f607297a
+# %% ../../nbs/06_rl/04_grpo.ipynb #0a96cf94
 @dataclass
 class RLSettings:
     "How a model is trained on rewards"
@@ -80,7 +81,7 @@ def check_settings(s:RLSettings)->list: # sentences to be said
     optimizers[s.optimizer]; schedules[s.schedule]
     return [f'groups of {s.group_size} are small: below 4 the mean of a group says little, and many groups have no signal'] if s.group_size < 4 else []
 
-# %% ../../nbs/06_rl/04_grpo.ipynb #e9490a61
+# %% ../../nbs/06_rl/04_grpo.ipynb #03f0f435
 def short_prompt(
     ids,        # tokens
     longest:int, # tokens at most
@@ -114,7 +115,7 @@ def prompt_order(
         one = list(range(n)); random.Random(seed_for('rl order', seed, len(out)//n)).shuffle(one); out += one
     return out[:total]
 
-# %% ../../nbs/06_rl/04_grpo.ipynb #bd56afc0
+# %% ../../nbs/06_rl/04_grpo.ipynb #9b7a4175
 def execution_reward(task, row, text): # a program is right when its tests pass
     "Correctness of a program that may be run"
     from lmnotes.data.questions import code_of
@@ -149,7 +150,7 @@ def functions(self:Judge)->tuple: # functions as TRL calls them, and their weigh
     paid.__name__ = self.third or 'paid'
     return ([correctness, format, paid], [0., 0., 1.]) if self.third else ([correctness, format], [1., 1.])
 
-# %% ../../nbs/06_rl/04_grpo.ipynb #d6b4a90b
+# %% ../../nbs/06_rl/04_grpo.ipynb #da1b7578
 def pass_at_k(
     model, tokenizer, task, rows,
     prompts:list,       # from `prompts_of`, of these rows
@@ -174,7 +175,7 @@ def can_learn(found:dict, k:int)->str: # a sentence; empty where all is well
     if found['pass@1'] > 0.99: return f"{found['pass@1']:.0%} of the attempts are right already: there is little left to learn"
     return ''
 
-# %% ../../nbs/06_rl/04_grpo.ipynb #52b3c9d4
+# %% ../../nbs/06_rl/04_grpo.ipynb #0d7c5278
 def _token_scores(head, h, y, temperature): # (N, C), (N,) -> log-probabilities and entropies, (N,)
     lp = (head(h).float()/temperature).log_softmax(-1)
     return lp.gather(1, y[:,None])[:,0],-(lp.exp()*lp).sum(-1)
@@ -208,7 +209,7 @@ def fuse_head(model, temperature=1., cast_lm_head_to_fp32=False, outputs=('log_p
         return utils.FusedCausalLMOutput(loss=-lp.sum()/keep.sum().clamp(min=1), log_probs=lp, entropy=entropy, label_mask=keep)
     model.forward = forward
 
-# %% ../../nbs/06_rl/04_grpo.ipynb #1c07648b
+# %% ../../nbs/06_rl/04_grpo.ipynb #b075827e
 def need_trl():
     "TRL, or one line that says how to get it"
     if find_spec('trl') is None: raise InputError("--mode rl needs TRL, which is not installed: `pip install 'lmnotes[rl]'`")
@@ -232,7 +233,7 @@ def grpo_config(
         use_cpu=cpu, ddp_backend='gloo' if cpu and world() > 1 else None, gradient_checkpointing=s.gradient_checkpointing, logging_steps=1, save_strategy='steps' if s.save_every else 'no', save_steps=s.save_every or 500,
         report_to='none', disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=not cpu)
 
-# %% ../../nbs/06_rl/04_grpo.ipynb #ea5607fc
+# %% ../../nbs/06_rl/04_grpo.ipynb #28f30b85
 @functools.cache
 def trainer_class():
     "TRL's trainer with our prompts, dice, checkpoints and log"
@@ -252,12 +253,22 @@ def trainer_class():
     return LMGRPOTrainer
 
 @contextmanager
+def _hushed():
+    "Keep what libraries remark about each other from the reader"
+    from transformers.utils import logging as hf
+    was,names = hf.get_verbosity(),('bitsandbytes', 'bitsandbytes.backends.cpu.ops', 'kernels'); levels = {n: logging.getLogger(n).level for n in names}
+    hf.set_verbosity_error(); [logging.getLogger(n).setLevel(logging.CRITICAL) for n in names]
+    try:
+        with warnings.catch_warnings(action='ignore'): yield
+    finally: hf.set_verbosity(was); [logging.getLogger(n).setLevel(l) for n,l in levels.items()]
+
+@contextmanager
 def _trl_knows(model):
     "TRL's reference is a copy of the model, not one read from where its config says it came from"
     import trl.trainer.grpo_trainer as g
     with patched.object(g, 'create_model_from_path', lambda *a, **kw: deepcopy(model).requires_grad_(False)), patched.object(g, 'add_fused_lm_head', fuse_head): yield
 
-# %% ../../nbs/06_rl/04_grpo.ipynb #3e9b705d
+# %% ../../nbs/06_rl/04_grpo.ipynb #9ebf54fc
 class Book:
     "What a run on rewards writes into its folder"
     def __init__(self, path, s:RLSettings, data, judge, quiet=False):
@@ -301,7 +312,7 @@ def draw(self:Book, step):
     for t in self.trackers: t.sync()
     self.cost = time.perf_counter() - began; self.drawn = getattr(self, 'drawn', 0.) + self.cost
 
-# %% ../../nbs/06_rl/04_grpo.ipynb #7d21c001
+# %% ../../nbs/06_rl/04_grpo.ipynb #b44743ed
 def samples_table(
     rows:list, # dicts input, output, reference, correctness, format, reward; as `samples.jsonl` has them
     width=48,  # letters of a prompt, from its end
@@ -314,7 +325,7 @@ def samples_table(
     for r in rows: t.add_row(str(r['step']), line(r['input'], width, True), line(r['reference'], 24), line(r['output'], 40), f"{r['correctness']:.2f}", f"{r['format']:.2f}", f"{r['reward']:.2f}")
     return t
 
-# %% ../../nbs/06_rl/04_grpo.ipynb #e9801015
+# %% ../../nbs/06_rl/04_grpo.ipynb #738d0a9a
 def _stop_anywhere(asked)->bool: # whether any rank was asked
     if world() == 1: return bool(asked)
     t = torch.tensor(float(bool(asked))); torch.distributed.all_reduce(t); return bool(t > 0)
@@ -339,7 +350,7 @@ def along_the_way(book, evaluate, holder):
             holder.due = False
     return Along()
 
-# %% ../../nbs/06_rl/04_grpo.ipynb #a467d5ff
+# %% ../../nbs/06_rl/04_grpo.ipynb #896fdd91
 @dataclass
 class RLRun:
     "A finished run on rewards"
@@ -366,7 +377,7 @@ def _trainer(model, data, s, path, judge, book, prompts):
     fs,weights = judge.functions(); total = s.steps*s.batch_size*s.accumulate*world(); disable_progress_bars()
     rows = Dataset.from_list([dict(prompt=p['prompt'], index=p['index']) for p in prompts]).select(prompt_order(len(prompts), total, s.seed))
     opt = optimizers.build(s.optimizer, model, lr=s.learning_rate, wd=s.weight_decay)
-    with _trl_knows(model), warnings.catch_warnings(action='ignore'):
+    with _trl_knows(model):
         t = trainer_class()(model=model, reward_funcs=fs, args=grpo_config(s, path, weights, device, dtype), train_dataset=rows, processing_class=data.tokenizer, optimizers=(opt, None),
                             ids={p['prompt']: p['ids'] for p in prompts}, book=book)
     for cb in (PrinterCallback, ProgressCallback): t.remove_callback(cb)
@@ -416,11 +427,12 @@ def run_rl(
     barrier(); before = measure(0); notes += [n for n in [can_learn(before, s.pass_k)] if n]
     if not quiet: _say_before(before, s, notes)
     if is_main(): book.trackers = [TensorBoard(path, facts)] + ([WandB(path, facts)] if s.wandb else [])
-    t = _trainer(model, data, s, path, judge, book, train); t.add_callback(along_the_way(book, measure, holder)); began = time.perf_counter()
-    with signals_ask(holder): t.train(resume_from_checkpoint=str(ck) if ck else None)
+    with _hushed(), signals_ask(holder):
+        t = _trainer(model, data, s, path, judge, book, train); t.add_callback(along_the_way(book, measure, holder)); began = time.perf_counter()
+        t.train(resume_from_checkpoint=str(ck) if ck else None)
     return _end(t, _as_before(t.model), data, s, path, book, holder, measure, before, time.perf_counter() - began, notes, ck)
 
-# %% ../../nbs/06_rl/04_grpo.ipynb #d4034a57
+# %% ../../nbs/06_rl/04_grpo.ipynb #f1de1bcc
 def _say_before(before, s, notes):
     print(f'{"before":>10}  ' + _scores_line(before, s))
     for n in notes: print(f'{"note":>10}  {n}')
@@ -484,3 +496,72 @@ def grpo(
     dls = SimpleNamespace(name=data.name, n_tokens=data.n_tokens, spec=data.spec, device=pick_device(s.device)); facts = run_facts(SimpleNamespace(model=model, dls=dls, spec={}), 0, asdict(s), world())
     on_main(lambda: _open(path, asdict(s), data, s))
     return run_rl(model, data, s, path, ck, quiet, facts)
+
+# %% ../../nbs/06_rl/04_grpo.ipynb #c319ba0d
+_no_use = dict(max_seconds='give --max_steps', load_best_model_at_end='a run on rewards ends with its last step, or the best would be chosen by what it is judged on', early_stopping_patience='give --max_steps', fsdp='TRL copies the model to every rank; leave it out',
+    compile='completions change their length at every token; leave it out', datasets='rewards are made for one dataset; give --dataset', streaming='rewards need rows that can be looked up; leave it out', max_chunks='rewards need rows that can be looked up; leave it out',
+    use_packing='prompts are answered one by one; leave it out')
+
+def rl_settings(o, n_prompts:int, steps=None, given=())->RLSettings: # o: `TrainOptions`; n_prompts: training rows; given: names that were typed
+    "The options of a run as settings of reinforcement learning"
+    for k,why in _no_use.items():
+        if getattr(o, k): raise InputError(f'--{k} is not for --mode rl: {why}')
+    per_epoch = max(n_prompts//(o.batch_size*o.gradient_accumulation_steps*world()), 1)
+    return RLSettings(steps=steps or o.max_steps or max(round(per_epoch*o.num_train_epochs), 1), batch_size=o.batch_size, group_size=o.grpo_group_size, accumulate=o.gradient_accumulation_steps, beta=o.grpo_beta, learning_rate=o.rl_learning_rate,
+        warmup_steps=o.rl_warmup_steps, schedule=o.lr_scheduler_type if 'lr_scheduler_type' in given else 'constant_with_warmup', max_prompt_length=o.max_prompt_length, max_completion_length=o.max_completion_length, reward=o.reward, reward_model=o.reward_model,
+        allow_execution=o.allow_execution, eval_items=o.eval_generate, eval_every=o.eval_steps or (per_epoch if o.eval_strategy == 'epoch' else None), pass_k=min(o.grpo_group_size, 8), save_every=dict(no=None, steps=o.save_steps, epoch=per_epoch)[o.save_strategy],
+        keep=o.save_total_limit, picture_every=o.viz_interval, sample_every=o.viz_interval*o.display_samples_every, optimizer=o.optimizer, weight_decay=o.weight_decay or 0. if 'weight_decay' in given else 0., max_grad_norm=o.max_grad_norm,
+        precision=next((p for p,on in (('fp16', o.fp16), ('bf16', o.bf16), ('fp32', o.no_mixed_precision)) if on), 'auto'), gradient_checkpointing=o.gradient_checkpointing, wandb=o.wandb, device=o.device, seed=o.seed)
+
+def _room(o): # a recipe is built as long as prompt and completion need it
+    from lmnotes.training.setup import base_name, models
+    return replace(o, max_length=o.max_prompt_length + o.max_completion_length) if base_name(o) in models and not o.init else o
+
+def _data(o): # rows are not cut for training on answers; prompts are, and say so
+    from lmnotes.training.setup import data_from, is_masked, decoder_start
+    if is_masked(o): raise InputError(f'{o.model} fills gaps and writes no text, and rewards are for texts; choose a causal model')
+    if not o.data_path and not o.datasets and 'rl' not in (ds := find_dataset(o.dataset, o.dataset_config)).modes: raise InputError(f"'{ds.name}' is a corpus: it has no answers to reward; train on it with --mode pretrain, or choose a dataset with answers, such as gsm8k")
+    if decoder_start(o) is not None: raise InputError(f'{o.model} is an encoder-decoder, and GRPO is for causal models; choose one such as gpt2 or standard')
+    data = data_from(replace(o, max_length=o.max_prompt_length + o.max_completion_length)); data.notes = [n for n in data.notes if 'are cut from rows' not in n]
+    long = sum(e['start'] > o.max_prompt_length for e in data.examples['train'])
+    if long: data.notes.append(f"{long} of {len(data.examples['train'])} prompts are longer than {o.max_prompt_length} tokens and lose their middle")
+    return data
+
+def _notes(s): return [f'the rate only warms up: {s.warmup_steps} steps of warm-up and {s.steps} steps in all; give a smaller --rl_warmup_steps'] if s.warmup_steps >= s.steps else []
+
+def train_rl(
+    o,            # `TrainOptions`
+    ck=None,      # checkpoint to go on from
+    recipe='', given=(), quiet=False,
+)->RLRun:
+    "What `lmnotes train --mode rl` does"
+    from lmnotes.training.setup import model_from, facts_of
+    from lmnotes.training.train import plan, show_plan, run_folder, mark_tainted, _open_run
+    need_trl(); given = given or {}; s = rl_settings(o, 10**9, 1, given); check_settings(s); o = _room(o); data = _data(o)
+    s = rl_settings(o, len(data.rows['train']), read_json(ck/'state.json')['total_steps'] if ck else None, given)
+    if ck and (had := read_json(ck/'state.json')['fingerprint']) != data.fingerprint: raise InputError(f'{ck} was trained on other data (content {had[:8]}, here {data.fingerprint[:8]}); resume where the same rows and Python version are')
+    data.notes += check_settings(s) + _notes(s); model = model_from(o, data.vocab_size, data); mark_tainted(model, data); s = _check_position_room(model, s)
+    if s.reward_model: load_reward_model(s.reward_model, s.device) # a wrong one fails before a folder is there
+    if s.allow_execution: from lmnotes.rl.sandbox import walls; data.notes.append(f"programs are run; walls: {', '.join(k for k,v in walls().items() if v)}" + (f", missing here: {', '.join(k for k,v in walls().items() if not v)}" if not all(walls().values()) else ''))
+    p = plan(o, data, facts_of(model), s.steps)
+    if not quiet: show_plan(p)
+    path = Path(o.output_dir) if ck else on_main(lambda: run_folder(o, data))
+    if not quiet: print(f'{"run":>10}  {path}')
+    dls = SimpleNamespace(name=data.name, n_tokens=data.n_tokens, spec=data.spec, device=pick_device(s.device), fingerprint=data.fingerprint); learn = SimpleNamespace(model=model, dls=dls, spec={}, step=read_json(ck/'state.json')['step'] if ck else 0)
+    facts = run_facts(learn, 0, asdict(o), world())
+    def opened(): _open_run(o, path, learn, p, given); (path/'checkpoints').mkdir(exist_ok=True)
+    on_main(opened)
+    return _guarded(path, lambda: run_rl(model, data, s, path, ck, quiet, facts))
+
+def _guarded(path, run): # every way to fail is one line, on the screen and in the summary
+    from lmnotes.training.guards import is_oom
+    try: return run()
+    except (InputError, RunError): raise
+    except OSError as e: said = f'the run stopped while writing to {path}: {e.strerror or e}; its last checkpoint stands'
+    except (MemoryError, RuntimeError) as e:
+        if not is_oom(e): raise
+        said = 'the run needs more memory than there is; try a smaller --batch_size with more --gradient_accumulation_steps, a smaller --grpo_group_size, or a smaller --max_completion_length'
+    try:
+        if is_main(): write_json(Path(path)/'summary.json', dict(status='failed', reason=said))
+    except RunError: pass # a full disk has no room for its own obituary
+    raise RunError(said)
