@@ -45,8 +45,10 @@ from lmnotes.quantizers.coded import *
 from lmnotes.quantizers.ternary import *
 from lmnotes.quantizers.widths import *
 from lmnotes.quantizers.bits import *
+from lmnotes.quantizers.sizes import *
 from lmnotes.sharing.strategies import *
 from lmnotes.sharing.accounting import *
+from lmnotes.sharing.with_quantizing import *
 from lmnotes.training.options import *
 from lmnotes.training.learner import *
 from lmnotes.training.optimizers import *

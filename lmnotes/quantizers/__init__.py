@@ -5,3 +5,4 @@ from .coded import *
 from .ternary import *
 from .widths import *
 from .bits import *
+from .sizes import *
