@@ -194,7 +194,7 @@ def quantize(
     for on,word in ((head, 'head'), (embeddings, 'embeddings')):
         if on and word not in name.split(':'): name += f':{word}'
     coder,options,where = parse_quantizer(name)
-    found = find_layers(model, where)
+    found = {} if getattr(getattr(model, 'config', None), 'packed', None) else find_layers(model, where)
     if not found: raise InputError(_nothing_left(model, name))
     for k,m in found.items(): check_layer(coder, options, m, f'{name}: {k}')
     plan = coder.plan(model, found, options, name, calibration) if hasattr(coder, 'plan') else dict.fromkeys(found, options)
