@@ -68,7 +68,7 @@ _method = ("Arms see the same tokens in the same order and share their settings.
            "The arms were checked for looking ahead before anything was scored. Speed and memory belong to this machine and this load.")
 
 _folded = ('Further figures of the tasks', 'Every run', 'Settings and machine')
-_asides = {'A/A control': 'The baseline against itself with other seeds: a verdict here would be a false one.', 'Tuning': 'As many rates were tried for one arm as for the other. A best rate at the edge of the grid may not be the best.',
+_asides = {'A/A control': 'The baseline against itself with other seeds: a verdict here would be a false one.', 'Random-label control': 'How often the verdict spoke when the names of the two arms were tossed; 5 % is what it allows itself.', 'Tuning': 'As many rates were tried for one arm as for the other. A best rate at the edge of the grid may not be the best.',
            'Differences': 'low to high: 95 % interval of the difference; detectable: the smallest effect that would have been found; p, Holm: after the correction for all outcomes together.'}
 
 def _title(r): return ' · '.join([r['baseline'], *(a for a in r['arms'] if a != r['baseline'])])

@@ -48,11 +48,12 @@ def _made_up_sides(r):
     floor = lambda b: dict(bits_per_byte=b, loss=b*math.log(2), perplexity=2**b, token_accuracy=.15)
     spread = lambda m: dict(median=m, q1=.95*m, q3=1.04*m, n=5)
     tuned = lambda i: dict(rates=[1e-3, 3e-3, 1e-2], losses=[2.3, 2.1+.02*i, 2.2-.3*i], best=(3e-3, 1e-2)[i > 0], edge=i > 0)
-    moved = lambda i: dict(tokens_to_baseline=2e5-4e4*i, loss_std=.02+.01*i, spikes=i, gap=.05, grad_norm=.8+.1*i)
+    moved = lambda i: dict(tokens_to_baseline=2e5-4e4*i, loss_std=.02+.01*i, spikes=i, gap=.05, grad_norm=.8+.1*i, reached=1.)
     arms,sets = r['arms'],r['datasets']
     r['controls'] = {d: dict(unigram=floor(4.6), untrained=floor(8.1)) for d in sets}
     r['measures'] = {a: dict(training_tokens_per_s=spread(2e4-4e3*i), peak_bytes=spread(3e7-1e7*i)) for i,a in enumerate(arms)}
     r['tuning'],r['dynamics'] = ({d: {a: f(i) for i,a in enumerate(arms)} for d in sets} for f in (tuned, moved))
+    r['random_labels'] = {d: {a: .0475 for a in arms[1:]} for d in sets}
     r['config_differences'] = dict(residual={a: ('standard', 'reversible')[i>0] for i,a in enumerate(arms)})
     r['samples'] = [dict(arm=a, dataset=sets[0], seed=0, prompt='The ', text='The <b>function</b> & the list') for a in arms]
     r['aa'] = [dict(_made_up_difference(d, 'standard', np.full((3, 8), 3.)+np.eye(3, 8)*.01, np.full((3, 8), 3.)+np.eye(3, 8, 1)*.01), task='lm', name=d) for d in sets]
@@ -110,7 +111,7 @@ def loss_chart(r, ds):
         if (c := _curves(r, a, ds)) is None: continue
         x,y = c; col = arm_colour(r, a)
         ax.fill_between(x, y.min(0), y.max(0), color=col, alpha=.18, lw=0)
-        ax.plot(x, y.mean(0), color=col, lw=1.6, label=a)
+        ax.plot(x, y.mean(0), color=col, lw=1.6, label=chart_text(a, 26))
     ax.set(xlabel='tokens', ylabel='training loss, nats per token'); ax.grid(axis='y', color=chart_faint, lw=.5, alpha=.5)
     ax.xaxis.set_major_formatter(lambda v,_: format_count(v)); ax.locator_params(axis='x', nbins=5); legend(ax)
     return fig
@@ -131,11 +132,9 @@ def forest_chart(
         ax.barh(y, 2*seen, left=-seen, height=.55, color=chart_faint, alpha=.3, lw=0)
         ax.plot([d['low'], d['high']], [y, y], color=col, lw=2, solid_capstyle='round'); ax.plot(d['mean'], y, 'o', color=col, ms=6)
     ax.axvline(0, color=chart_ink, lw=.8); ax.set_ylim(len(rows)-.4, -.6)
-    ax.set_yticks(range(len(rows)), [_short(_row_name(d))+(f"\n{_short(d['arm'])}" if many else '') for d in rows])
-    ax.set_xlabel(f"{label or metric_name(rows[0]['metric'])}, arm minus {_short(r['baseline'])}\n({'right' if rows and rows[0].get('higher') else 'left'} is better)"); ax.locator_params(axis='x', nbins=4)
+    ax.set_yticks(range(len(rows)), [chart_text(_row_name(d), 24)+(f"\n{chart_text(d['arm'], 24)}" if many else '') for d in rows])
+    ax.set_xlabel(f"{label or metric_name(rows[0]['metric'])}, arm minus {chart_text(r['baseline'], 24)}\n({'right' if rows and rows[0].get('higher') else 'left'} is better)"); ax.locator_params(axis='x', nbins=4)
     return fig
-
-def _short(s, n=24): return s if len(s) <= n else f'{s[:n-1]}…'
 
 # %% ../../nbs/07_benchmarks/28_report_charts.ipynb #6ac99b79
 def forests(r)->list: # (name, rows, label) of each chart
@@ -156,7 +155,7 @@ def level_chart(r):
     for i,ds in enumerate(r['datasets']):
         for k,style in (('unigram', '--'), ('untrained', ':')):
             if (c := r['controls'].get(ds, {}).get(k)): _floor(ax, c['bits_per_byte'], i*len(r['arms']), len(r['arms']), k if i == 0 else '', style)
-    ax.set_ylim(len(rows)-.4, -1.1); ax.set_yticks(range(len(rows)), [f"{_short(short_name(ds), 12)} · {_short(a, 14)}" for ds,a in rows])
+    ax.set_ylim(len(rows)-.4, -1.1); ax.set_yticks(range(len(rows)), [f"{chart_text(short_name(ds), 12)} · {chart_text(a, 14)}" for ds,a in rows])
     ax.set_xlabel('bits per byte (left is better)'); ax.set_xlim(left=0)
     return fig
 
@@ -177,7 +176,7 @@ def task_chart(
         ax.plot(t['mean'], y, 'o', color=col, ms=5)
         if t['sd']: ax.plot([t['mean']-t['sd'], t['mean']+t['sd']], [y, y], color=col, lw=1.5)
         if t['chance'] is not None: ax.plot([t['chance']]*2, [place[t['dataset'], t['name'], t['metric']]+o for o in (-.3, .3)], color=chart_ink, lw=1, ls=':')
-    ax.set_ylim(len(names)-.4, -.6); ax.set_yticks(range(len(names)), [_short(f'{name}, {metric_name(m)}', 26) for _,name,m in names])
+    ax.set_ylim(len(names)-.4, -.6); ax.set_yticks(range(len(names)), [chart_text(f'{name}, {metric_name(m)}', 26) for _,name,m in names])
     ax.set_xlabel('score (right is better; dotted: chance)'); ax.set_xlim(left=min(0, ax.get_xlim()[0]), right=max(1, ax.get_xlim()[1])); ax.grid(axis='x', color=chart_faint, lw=.5, alpha=.5)
     return fig
 
@@ -190,7 +189,7 @@ def tuning_chart(r, ds):
     for a in r['arms']:
         if not (t := r['tuning'][ds].get(a)): continue
         x,y = np.asarray(t['rates'], float),_losses(t); i = int(np.argmin(abs(x-t['best']))) if t['best'] is not None else None; col = arm_colour(r, a)
-        ax.plot(x, y, color=col, lw=1.3, marker='o', ms=4, mfc='none', label=a+(', best at the edge' if t['edge'] else ''))
+        ax.plot(x, y, color=col, lw=1.3, marker='o', ms=4, mfc='none', label=chart_text(a, 22)+(', best at the edge' if t['edge'] else ''))
         if i is not None: ax.plot(x[i], y[i], '^' if t['edge'] else 'o', color=col, ms=9 if t['edge'] else 7)
     rates = sorted({float(x) for t in r['tuning'][ds].values() for x in t['rates']})
     ax.set_xscale('log'); ax.set_xticks(rates[::max(1, -(-len(rates)//5))], minor=False); ax.set_xticks([], minor=True); ax.xaxis.set_major_formatter(lambda v,_: f'{v:.2g}')
@@ -214,6 +213,6 @@ def cost_chart(
         ax.barh(y, m['median'], height=.5, color=arm_colour(r, a), alpha=.85, lw=0)
         ax.plot([m['q1'], m['q3']], [y, y], color=chart_ink, lw=1.5)
         ax.annotate(show_number(m['median'], kind), (max(m['median'], m['q3']), y), (7, 0), textcoords='offset points', color=chart_ink, fontsize=9, va='center')
-    ax.set_yticks(range(len(arms)), [_short(a, 18) for a in arms]); ax.set_ylim(len(arms)-.4, -.6); ax.margins(x=.25); ax.set_xlim(left=0)
+    ax.set_yticks(range(len(arms)), [chart_text(a, 18) for a in arms]); ax.set_ylim(len(arms)-.4, -.6); ax.margins(x=.25); ax.set_xlim(left=0)
     ax.set_xticks([]); ax.spines['bottom'].set_visible(False)
     return fig

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['chart_ink', 'chart_faint', 'show_number', 'Num', 'Mark', 'tex_text', 'md_text', 'Say', 'Lead', 'Points', 'Samples',
-           'Table', 'html_table', 'md_table', 'tex_table', 'chart_colour', 'css_colour', 'new_chart', 'svg', 'Chart',
-           'Charts', 'Section', 'Document', 'as_html', 'as_md', 'as_tex']
+           'Table', 'html_table', 'md_table', 'tex_table', 'chart_text', 'chart_colour', 'css_colour', 'new_chart',
+           'svg', 'Chart', 'Charts', 'Section', 'Document', 'as_html', 'as_md', 'as_tex']
 
 # %% ../../nbs/07_benchmarks/27_report_parts.ipynb #cf75abc6
 import io, math, re, unicodedata
@@ -143,6 +143,8 @@ chart_ink,chart_faint = '#010101','#020202' # placeholders
 _colours = [f'#0a00{i:02x}' for i in range(8)]
 _css_names = {chart_ink: 'var(--ink)', chart_faint: 'var(--faint)', **{c: f'var(--c{i})' for i,c in enumerate(_colours)}}
 
+def chart_text(s, n=30): s = str(s); return (s if len(s) <= n else f'{s[:n-1]}…').replace('$', r'\$') # a dollar would begin a formula
+
 def chart_colour(i:int)->str: return _colours[i % len(_colours)]
 def css_colour(i:int)->str: return _css_names[chart_colour(i)]
 
@@ -169,7 +171,7 @@ def svg(
     for pattern in (r'<metadata>.*?</metadata>', r'<style.*?</style>', r'<!--.*?-->'): s = re.sub(pattern, '', s, flags=re.S)
     for c,v in _css_names.items(): s = s.replace(c, v)
     s = re.sub(r' (width|height)="[\d.]+pt"', '', s, count=2)
-    s = re.sub(r'\bid="(?!m)', f'id="{name}-', s)
+    s = re.sub(r'(\bid="|url\(#|href="#)', rf'\1{name}-', s) # every id, and whatever points to it
     return s.replace('<svg', f'<svg class="chart" role="img" aria-label="{escape(label)}"', 1)
 
 # %% ../../nbs/07_benchmarks/27_report_parts.ipynb #5dc6d64c

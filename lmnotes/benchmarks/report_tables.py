@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['tables', 'outcome_name', 'verdict_sentence', 'tasks_sentence', 'tainted_lines', 'notes_of', 'outcome', 'matrix_table',
-           'results_table', 'summarize', 'differences_table', 'aa_table', 'tasks_table', 'metrics_table',
-           'tuning_table', 'dynamics_table', 'budgets_table', 'costs_table', 'cells_table', 'config_table',
-           'data_table', 'flat', 'env_table']
+           'results_table', 'summarize', 'differences_table', 'aa_table', 'random_labels_table', 'tasks_table',
+           'metrics_table', 'tuning_table', 'dynamics_table', 'budgets_table', 'costs_table', 'cells_table',
+           'config_table', 'data_table', 'flat', 'env_table']
 
 # %% ../../nbs/07_benchmarks/24_report_tables.ipynb #5c3c1d1e
 import numpy as np
@@ -115,6 +115,12 @@ def aa_table(r):
     rows = [[outcome(d), Mark(d.get('verdict')), Num(d['mean'], 'diff'), Num(d['low'], 'diff'), Num(d['high'], 'diff'), Num(d['detectable'], 'size'), metric_name(d.get('metric', '')), d.get('n_seeds', '')] for d in aa]
     return ['outcome', 'verdict', 'difference', 'low', 'high', 'detectable', 'metric', 'seeds'], rows
 
+# %% ../../nbs/07_benchmarks/24_report_tables.ipynb #97373c10
+def random_labels_table(r):
+    "The random-label control: how often the verdict spoke when the names of the arms were tossed"
+    rows = [[ds, a, Num(x, 'percent')] for ds,arms in (r.get('random_labels') or {}).items() for a,x in arms.items()]
+    return ['dataset', 'arm', 'false alarms'], rows
+
 # %% ../../nbs/07_benchmarks/24_report_tables.ipynb #1ea19457
 def tasks_table(r):
     "What each arm scored on each task"
@@ -137,7 +143,7 @@ def tuning_table(r):
                 for i,v in enumerate(l if isinstance(l, (list, tuple)) else [l]): rows.append([ds, a, Num(x, 'rate'), Num(v), ('best, at the edge of the grid' if t['edge'] else 'best') if chosen and not i else ''])
     return ['dataset', 'arm', 'learning rate', 'loss', 'taken'], rows
 
-_moved = dict(tokens_to_baseline=('tokens to the baseline\'s loss', 'count'), loss_std=('sd of the detrended log loss', 'size'), spikes=('spikes', 'short'), gap=('validation minus training loss', 'diff'), grad_norm=('gradient norm', 'size'))
+_moved = dict(tokens_to_baseline=('tokens to the baseline\'s loss', 'count'), loss_std=('sd of the detrended log loss', 'size'), spikes=('spikes', 'short'), gap=('validation minus training loss', 'diff'), grad_norm=('gradient norm', 'size'), reached=('seeds that reached it', 'percent'))
 
 def dynamics_table(r):
     "How training went"
@@ -184,5 +190,5 @@ def env_table(r):
 
 # %% ../../nbs/07_benchmarks/24_report_tables.ipynb #c453bafa
 tables = {'Which design wins where': matrix_table, 'Differences': differences_table, 'Results and controls': results_table, 'Tasks': tasks_table, 'Further figures of the tasks': metrics_table,
-          'Tuning': tuning_table, 'Dynamics': dynamics_table, 'Budgets': budgets_table, 'Memory and speed': costs_table, 'A/A control': aa_table,
+          'Tuning': tuning_table, 'Dynamics': dynamics_table, 'Budgets': budgets_table, 'Memory and speed': costs_table, 'A/A control': aa_table, 'Random-label control': random_labels_table,
           'How the arms differ': config_table, 'Data': data_table, 'Every run': cells_table, 'Settings and machine': env_table}

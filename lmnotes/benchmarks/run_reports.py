@@ -120,7 +120,7 @@ def curves_chart(runs):
     if 1 < len(ax.get_legend_handles_labels()[1]) <= 6: ax.legend(frameon=False, fontsize=8, labelcolor=chart_ink)
     return fig
 
-def _short(s, n=30): return s if len(s) <= n else f'…{s[1-n:]}' # runs differ at the end of their names
+def _short(s, n=30): return (s if len(s) <= n else f'…{s[1-n:]}').replace('$', r'\$') # runs differ at the end of their names
 
 def _along(x, key): # (tokens, score) at each evaluation
     at = dict(zip(x['curve']['steps'], x['curve']['tokens'])); per = x['curve']['tokens'][-1]/x['curve']['steps'][-1] if x['curve']['steps'] else None
