@@ -73,6 +73,10 @@ from lmnotes.benchmarks.statistics import *
 from lmnotes.benchmarks.comparison import *
 from lmnotes.benchmarks.report import *
 from lmnotes.benchmarks.bench import *
+from lmnotes.benchmarks.tasks import *
+from lmnotes.benchmarks.long_range import *
+from lmnotes.benchmarks.stress import *
+from lmnotes.benchmarks.suite import *
 from lmnotes.app.builder import *
 from lmnotes.app.masks import *
 from lmnotes.app.live import *
