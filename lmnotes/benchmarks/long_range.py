@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['long_tasks', 'copy_item', 'mqar_item', 'needle_item', 'binding_item', 'listops_tree', 'listops_item', 'LongTask',
-           'encode_pieces', 'piece_accuracy', 'long_range', 'by_length']
+           'encode_pieces', 'piece_accuracy', 'score_long_range', 'by_length']
 
 # %% ../../nbs/07_benchmarks/19_long_range.ipynb #b0995ea4
 import random
@@ -111,7 +111,7 @@ def _load_long(name, data_dir, limit, seed)->tuple:
     t = LongTask(task, int(n)); return t,t.items(min(limit or 64, 64), seed)
 
 @task_bench('long_range', None, [f'{t}_{n}' for n in _lengths for t in ('copy', 'mqar', 'needle', 'binding', 'listops')], [], _load_long)
-def long_range(s:Subject, task, rows)->list:
+def score_long_range(s:Subject, task, rows)->list:
     "What a model carries over a distance"
     s.needs('text'); need = max(len(encode_pieces(s.tokenizer, p)[0]) for p in rows)
     if s.room and need > s.room: raise InputError(f'an item takes {need} tokens, and the model takes {s.room}')

@@ -83,15 +83,14 @@ class Prober:
     "A process under a limit that tries training steps"
     def __init__(self,
         limit:int=2*2**30, # bytes above what the process holds before there is a model
-        **spec,            # of the model, as for `build_model`
     ):
         if not sys.platform.startswith('linux'): raise InputError(f'a limit of memory that the system keeps to needs Linux; this is {sys.platform}')
-        self.limit,self.spec,self.tried = int(limit),dict(vocab_size=256, size='tiny', **spec),[]
+        self.limit,self.tried = int(limit),[]
         self.p = subprocess.Popen([sys.executable, '-c', 'from lmnotes.benchmarks.stress import _serve; _serve()'], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(os.environ, MALLOC_MMAP_THRESHOLD_='131072'))
     def __enter__(self): return self
     def __exit__(self, *_): self.p.stdin.close(); self.p.wait(); self.p.stdout.close()
-    def __call__(self, batch, length)->dict: # batch, length, fits; peak in bytes where it does
-        self.p.stdin.write(json.dumps(dict(spec=self.spec, batch=batch, length=length, limit=self.limit)) + '\n'); self.p.stdin.flush()
+    def __call__(self, spec, batch, length)->dict: # `spec`: of the model, as for `build_model`; batch, length, fits; peak in bytes where it does
+        self.p.stdin.write(json.dumps(dict(spec=dict(dict(vocab_size=256, size='tiny'), **spec), batch=batch, length=length, limit=self.limit)) + '\n'); self.p.stdin.flush()
         line = self.p.stdout.readline()
         if not line: raise RunError(f'the process that tries training steps ended (exit code {self.p.wait()})')
         r = dict(batch=batch, length=length, **json.loads(line)); self.tried.append(r)
@@ -137,11 +136,11 @@ def stress(
     "The longest text or the largest batch that each kind of model can be trained on"
     if axis not in ('length', 'batch'): raise InputError(f"unknown axis '{axis}': {did_you_mean(axis, ['length', 'batch'])}")
     out = {}
-    for k in kinds:
-        progress(f'{k}: {axis}')
-        with Prober(limit, **{**stress_kinds[k], **spec}) as probe:
-            n = longest_that_fits(lambda n: probe(fixed, n) if axis == 'length' else probe(n, fixed), probe.limit, start=32 if axis == 'length' else 2, apart=apart)
-            out[k] = {axis: n, 'tokens': n*fixed, 'peak': max((r['peak'] for r in probe.tried if r['fits']), default=None), 'trials': len(probe.tried)}
+    with Prober(limit) as probe:
+        for k in kinds:
+            progress(f'{k}: {axis}'); before,m = len(probe.tried),{**stress_kinds[k], **spec}
+            n = longest_that_fits(lambda n: probe(m, *((fixed, n) if axis == 'length' else (n, fixed))), probe.limit, 32 if axis == 'length' else 2, apart)
+            tried = probe.tried[before:]; out[k] = {axis: n, 'tokens': n*fixed, 'peak': max((r['peak'] for r in tried if r['fits']), default=None), 'trials': len(tried)}
     return out
 
 # %% ../../nbs/07_benchmarks/20_stress.ipynb #cc0ab5ca
@@ -150,13 +149,13 @@ STRESS_TARGETS = dict(reversible_over_standard=('>=', 3.))
 @benches('stress')
 def bench_stress(
     device='cpu',
-    quick=False,   # 64 MB and small models
+    quick=False,   # 16 MB and small models
     progress=lambda what: None,
     limit=2*2**30, # bytes above the process's base
 )->dict: # longest texts, their ratios, and the largest batch
     "The longest text and largest batch that fit in 2 GB, for standard, checkpointed and reversible models of 16 layers"
-    shape = dict(n_layer=16, dim=64, fixed=4, apart=1.25) if quick else dict(n_layer=16, dim=256, n_head=4, n_kv_head=4, fixed=32)
-    limit = 2**26 if quick else limit; found = stress(limit=limit, progress=progress, **shape)
-    shape.pop('fixed'); batch = stress('batch', 64, ('standard', 'reversible'), limit, progress=progress, **shape) if quick else {}
+    shape = dict(n_layer=4, dim=32, apart=1.5) if quick else dict(n_layer=16, dim=256, n_head=4, n_kv_head=4)
+    limit = 2**24 if quick else limit; found = stress('length', 4 if quick else 32, limit=limit, progress=progress, **shape)
+    batch = stress('batch', 64 if quick else 128, limit=limit, progress=progress, **shape)
     base = found['standard']['length']; over = {f'{k}_over_standard': r['length']/base for k,r in found.items() if k != 'standard'}
     return dict(over, **{f'{k}_batch': r['batch'] for k,r in batch.items()}, limit=limit, variants=[dict(kind=k, **r) for k,r in found.items()], targets=STRESS_TARGETS)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['task_benches', 'TaskScores', 'Subject', 'way_of', 'shorten', 'choice_nll', 'short_name', 'eval_rows', 'task_bench',
-           'asked_of', 'clusters_of', 'distinct', 'label_report', 'head_names', 'head_outputs', 'classification',
-           'ReadingOptions', 'choice', 'agreement', 'similarity', 'tag_report', 'tagging', 'qa', 'text_report',
-           'Continuation', 'held_documents', 'passages', 'generation', 'pass_at_k', 'draw_answers', 'passes', 'math_',
-           'edit_similarity', 'first_body', 'Functions', 'functions_of', 'program_report', 'code', 'import_tasks',
-           'task_groups', 'run_suite']
+           'asked_of', 'clusters_of', 'distinct_share', 'label_report', 'head_names', 'head_outputs',
+           'score_classification', 'ReadingOptions', 'score_choice', 'agreement', 'score_similarity', 'tag_report',
+           'score_tagging', 'score_qa', 'text_report', 'Continuation', 'held_documents', 'passages', 'score_generation',
+           'pass_at_k', 'draw_answers', 'pass_rates', 'score_math', 'edit_similarity', 'first_body', 'Functions',
+           'functions_of', 'program_report', 'score_code', 'import_tasks', 'task_groups', 'run_suite']
 
 # %% ../../nbs/07_benchmarks/18_tasks.ipynb #dd5a3e23
 import ast, difflib, math, os, random, re
@@ -172,7 +172,7 @@ def clusters_of(ds, rows): # (rows,) numbers, or None where every row stands alo
     groups = [ds.group(r) for r in rows]; number = {g: i for i,g in enumerate(dict.fromkeys(groups))}
     return np.array([number[g] for g in groups]) if len(number) < len(groups) else None
 
-def distinct(said:list)->float: return len(set(said))/max(len(said), 1) # share of different outputs; a constant has 1/n
+def distinct_share(said:list)->float: return len(set(said))/max(len(said), 1) # share of different outputs; a constant has 1/n
 
 # %% ../../nbs/07_benchmarks/18_tasks.ipynb #b8b56dd6
 def label_report(
@@ -202,7 +202,7 @@ def _by_likelihood(s, ds, rows, labels)->TaskScores:
 def _by_generation(s, ds, rows, labels)->TaskScores:
     said = answers(s.model, s.tokenizer, asked_of(s, ds, rows), bs=s.bs); right = np.array([float(ds.score(r, t)) for r,t in zip(rows, said)])
     report = label_report([label_of(t, labels) for t in said], [ds.target(r).strip() for r in rows], labels)
-    report.update(answered=float(np.mean([label_of(t, labels) is not None for t in said])), distinct=distinct(said))
+    report.update(answered=float(np.mean([label_of(t, labels) is not None for t in said])), distinct=distinct_share(said))
     return TaskScores('classification', f'{short_name(ds)}_generated', 'accuracy', right, metrics=report, chance=1/len(labels), samples=_samples(ds, rows, said, right))
 
 # %% ../../nbs/07_benchmarks/18_tasks.ipynb #3bc32f61
@@ -229,7 +229,7 @@ def _by_head(s, ds, rows, labels)->TaskScores:
     return TaskScores('classification', short_name(ds), 'accuracy', right, metrics=label_report(said, gold, labels), chance=1/len(labels), samples=_samples(ds, rows, said, right))
 
 @task_bench('classification', ('classification',), ['opinions'], ['sst2', 'imdb', 'mrpc', 'cola'])
-def classification(s:Subject, ds, rows)->list:
+def score_classification(s:Subject, ds, rows)->list:
     "Labels by likelihood and by generation, or by head"
     s.needs('text', 'seq2seq', 'classify'); labels = _labels(ds, rows)
     if s.way == 'classify': return [_by_head(s, ds, rows, labels)]
@@ -255,13 +255,13 @@ def _load_choice(name, data_dir, limit, seed):
     return _load(ReadingOptions() if ds.id == ReadingOptions.id else ds, data_dir, limit, seed)
 
 @task_bench('choice', lambda ds: ds.kind == 'choice' or ds.id == ReadingOptions.id, ['reading'], ['mmlu', 'mmlu_pro'], _load_choice)
-def choice(s:Subject, ds, rows)->list:
+def score_choice(s:Subject, ds, rows)->list:
     "The letter of the right option, by likelihood"
     s.needs('text'); letters = [ds.choices(r) for r in rows]; gold = [ds.target(r) for r in rows]
     nll = choice_nll(s.model, s.tokenizer, [ds.prompt(r) for r in rows], letters, s.room, s.bs)
     said = [c[int(np.argmin(v))] for c,v in zip(letters, nll)]; right = np.array([float(a == b) for a,b in zip(said, gold)])
     name = short_name(ds) + ('_options' if isinstance(ds, ReadingOptions) else '')
-    return [TaskScores('choice', name, 'accuracy', right, clusters=clusters_of(ds, rows), metrics=dict(majority=max(Counter(gold).values())/len(gold), distinct=distinct(said)),
+    return [TaskScores('choice', name, 'accuracy', right, clusters=clusters_of(ds, rows), metrics=dict(majority=max(Counter(gold).values())/len(gold), distinct=distinct_share(said)),
                        chance=float(np.mean([1/len(c) for c in letters])), samples=_samples(ds, rows, said, right))]
 
 # %% ../../nbs/07_benchmarks/18_tasks.ipynb #378c0154
@@ -278,7 +278,7 @@ def _graded(s, ds, rows)->np.ndarray:
     return (p/np.maximum(p.sum(1, keepdims=True), 1e-300))@np.arange(6.)
 
 @task_bench('similarity', ('similarity',), [], ['stsb'])
-def similarity(s:Subject, ds, rows)->list:
+def score_similarity(s:Subject, ds, rows)->list:
     "Grades by likelihood, or by a head with one output"
     s.needs('text', 'classify'); gold = np.array([float(r['label']) for r in rows])
     if s.way == 'classify': head_names(s, ['similarity']); said = np.array([float(o.logits[0,0]) for _,o in head_outputs(s, [label_text(ds, r) for r in rows])])
@@ -306,12 +306,12 @@ def _head_tags(s, ds, rows)->list:
     return out
 
 @task_bench('tagging', ('tagging',), ['entities'], ['conll', 'ud'])
-def tagging(s:Subject, ds, rows)->list:
+def score_tagging(s:Subject, ds, rows)->list:
     "A tag for each word, by generation or by head"
     s.needs('text', 'seq2seq', 'tag'); gold = [ds.tags(r) for r in rows]
     texts = [' '.join(t) for t in _head_tags(s, ds, rows)] if s.way == 'tag' else answers(s.model, s.tokenizer, asked_of(s, ds, rows), bs=s.bs)
     said,values = [tags_of(t) for t in texts],np.array([float(ds.score(r, t)) for r,t in zip(rows, texts)])
-    return [TaskScores('tagging', short_name(ds), metric_of(ds), values, metrics=tag_report(said, gold) | dict(distinct=distinct(texts)), samples=_samples(ds, rows, texts, values))]
+    return [TaskScores('tagging', short_name(ds), metric_of(ds), values, metrics=tag_report(said, gold) | dict(distinct=distinct_share(texts)), samples=_samples(ds, rows, texts, values))]
 
 # %% ../../nbs/07_benchmarks/18_tasks.ipynb #d84924da
 def _spans_said(s, ds, rows)->list: # what a head with two outputs points at
@@ -326,12 +326,12 @@ def _exact(ds, row, text)->float:
     return exact_match(text, ds.references(row))
 
 @task_bench('qa', ('questions',), ['reading', 'recall'], ['squad', 'squad2'])
-def qa(s:Subject, ds, rows)->list:
+def score_qa(s:Subject, ds, rows)->list:
     "Answers by generation, or by a head that points"
     s.needs('text', 'seq2seq', 'span'); said = _spans_said(s, ds, rows) if s.way == 'span' else answers(s.model, s.tokenizer, asked_of(s, ds, rows), bs=s.bs)
     values,exact = np.array([float(ds.score(r, t)) for r,t in zip(rows, said)]),[_exact(ds, r, t) for r,t in zip(rows, said)]
     f1 = dict(f1=float(values.mean())) if metric_of(ds) == 'f1' else dict(f1=float(np.mean([token_f1(t, ds.references(r)) for r,t in zip(rows, said)])))
-    return [TaskScores('qa', short_name(ds), metric_of(ds), values, clusters=clusters_of(ds, rows), metrics=dict(exact_match=float(np.mean(exact)), **f1, distinct=distinct(said)),
+    return [TaskScores('qa', short_name(ds), metric_of(ds), values, clusters=clusters_of(ds, rows), metrics=dict(exact_match=float(np.mean(exact)), **f1, distinct=distinct_share(said)),
                        chance=.1 if ds.id == 'embedded/recall' else None, samples=_samples(ds, rows, said, values))]
 
 # %% ../../nbs/07_benchmarks/18_tasks.ipynb #ed05c0de
@@ -343,7 +343,7 @@ def text_report(
     import sacrebleu
     from rouge_score.rouge_scorer import RougeScorer
     kinds = 'rouge1', 'rouge2', 'rougeL'; marks = [RougeScorer(kinds).score(g, t) for g,t in zip(gold, said)]
-    return dict(bleu=sacrebleu.corpus_bleu(said, [gold]).score, chrf=sacrebleu.corpus_chrf(said, [gold]).score, **{k: float(np.mean([m[k].fmeasure for m in marks])) for k in kinds}, distinct=distinct(said))
+    return dict(bleu=sacrebleu.corpus_bleu(said, [gold]).score, chrf=sacrebleu.corpus_chrf(said, [gold]).score, **{k: float(np.mean([m[k].fmeasure for m in marks])) for k in kinds}, distinct=distinct_share(said))
 
 # %% ../../nbs/07_benchmarks/18_tasks.ipynb #8c494ad3
 class Continuation(Dataset):
@@ -381,7 +381,7 @@ def _load_text(name, data_dir, limit, seed)->tuple:
     return Continuation(ds),rows
 
 @task_bench('generation', ('corpus', 'translation', 'instructions', 'generation'), ['prose'], ['iwslt2017', 'wikitext'], _load_text)
-def generation(s:Subject, ds, rows)->list:
+def score_generation(s:Subject, ds, rows)->list:
     "What the model writes against what should stand there"
     s.needs('text', 'seq2seq'); said = answers(s.model, s.tokenizer, asked_of(s, ds, rows), bs=s.bs); gold = [ds.target(r).strip() for r in rows]
     said = [t.strip() for t in said]; values = np.array([chrf(t, g) for t,g in zip(said, gold)])
@@ -412,17 +412,17 @@ def draw_answers(
     drawn = [generate_batch(s.model, s.tokenizer, prompts, new, temperature, top_p, seed_for('draw', s.seed, j) % 2**31, stop, bs=s.bs) for j in range(n)]
     return [list(texts) for texts in zip(*drawn)]
 
-def passes(right:list)->dict: # of each question a list of 0 and 1; pass@1, pass@2, pass@4, ...
+def pass_rates(right:list)->dict: # of each question a list of 0 and 1; pass@1, pass@2, pass@4, ...
     "pass@k over questions"
     n = min(map(len, right), default=0); ks = [2**i for i in range(10) if 2**i <= n]
     return {f'pass@{k}': float(np.mean([pass_at_k(len(r), int(sum(r)), k) for r in right])) for k in ks}
 
 @task_bench('math', ('math',), ['arithmetic'], ['gsm8k'])
-def math_(s:Subject, ds, rows)->list:
+def score_math(s:Subject, ds, rows)->list:
     "The last number of a worked solution"
     s.needs('text', 'seq2seq'); asked = asked_of(s, ds, rows); said = answers(s.model, s.tokenizer, asked, bs=s.bs)
-    values = np.array([float(ds.score(r, t)) for r,t in zip(rows, said)]); metrics = dict(answered=float(np.mean([last_number(t) is not None for t in said])), distinct=distinct(said))
-    if s.draws: metrics |= passes([[float(ds.score(r, t) > 0) for t in texts] for r,texts in zip(rows, draw_answers(s, asked, s.draws))])
+    values = np.array([float(ds.score(r, t)) for r,t in zip(rows, said)]); metrics = dict(answered=float(np.mean([last_number(t) is not None for t in said])), distinct=distinct_share(said))
+    if s.draws: metrics |= pass_rates([[float(ds.score(r, t) > 0) for t in texts] for r,texts in zip(rows, draw_answers(s, asked, s.draws))])
     return [TaskScores('math', short_name(ds), 'exact_match', values, clusters=clusters_of(ds, rows), metrics=metrics, samples=_samples(ds, rows, said, values))]
 
 # %% ../../nbs/07_benchmarks/18_tasks.ipynb #d4635d92
@@ -483,17 +483,17 @@ def _runs(s, ds, rows, asked)->dict: # pass@k, by running the tests that a row h
     try: from lmnotes.rl.sandbox import run_tests
     except ImportError: raise InputError('programs can only be run in the sandbox of lmnotes.rl, which is not there; leave --allow_execution out') from None
     drawn = draw_answers(s, asked, max(s.draws, 1))
-    return passes([[float(run_tests(code_of(t), r['test'], r.get('entry_point'))) for t in texts] for r,texts in zip(rows, drawn)])
+    return pass_rates([[float(run_tests(code_of(t), r['test']).ok) for t in texts] for r,texts in zip(rows, drawn)])
 
 @task_bench('code', lambda ds: ds.kind == 'code' or ds.id == 'embedded/python', ['python'], ['bigcodebench'], _load_code)
-def code(s:Subject, ds, rows)->list:
+def score_code(s:Subject, ds, rows)->list:
     "Programs: parsing, signature, nearness; passing their tests only where running them is allowed"
     s.needs('text', 'seq2seq'); asked = asked_of(s, ds, rows); said = answers(s.model, s.tokenizer, asked, bs=s.bs)
     own = isinstance(ds, Functions); programs = [ds.program(r, t) if own else code_of(t) for r,t in zip(rows, said)]
     wanted = [ds.wanted(r) if own else (ds.references(r)[0], r['entry_point']) for r in rows]
     near = np.array([edit_similarity(first_body(t), r['target']) if own else edit_similarity(p, w[0]) for r,t,p,w in zip(rows, said, programs, wanted)])
     parses,signature = np.mean([program_report(p, *w) for p,w in zip(programs, wanted)], 0)
-    metrics = dict(parses=float(parses), signature=float(signature), edit_similarity=float(near.mean()), distinct=distinct(said))
+    metrics = dict(parses=float(parses), signature=float(signature), edit_similarity=float(near.mean()), distinct=distinct_share(said))
     if s.allow_execution and rows and 'test' in rows[0]: metrics |= _runs(s, ds, rows, asked)
     name = short_name(ds.base) if own else short_name(ds)
     return [TaskScores('code', f'{name}_functions' if own else name, 'edit_similarity', near, clusters=clusters_of(ds, rows), metrics=metrics, samples=_samples(ds, rows, said, near))]
