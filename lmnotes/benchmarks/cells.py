@@ -115,7 +115,7 @@ def ready_to_score(p:Plan, arm, ds, seed, root, train=None):
 def suite_of(p:Plan, model, data)->tuple: # `TaskScores`, and what could not be measured
     "The tasks of `--full_eval` for one model"
     from lmnotes.benchmarks.tasks import run_suite
-    return run_suite(model, data.tokenizer, p.tasks or 'all', data_dir=p.options.data_dir, limit=p.eval_limit, seed=p.seeds[0])
+    return run_suite(model, data.tokenizer, p.tasks or 'all', data_dir=p.options.data_dir, limit=p.eval_limit, seed=p.seeds[0], draws=0 if p.test else 4)
 
 def _samples_of(path):
     rows = read_jsonl(Path(path)/'samples.jsonl')

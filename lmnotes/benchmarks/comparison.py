@@ -36,9 +36,10 @@ class Comparison:
         return {(d['dataset'], d['arm']): d['verdict'] for d in self.result['differences'] if d['task'] == 'lm'}
     @property
     def scores(self)->dict: # (arm, dataset, seed) -> `LMScores`
-        return {(c['arm'], c['dataset'], c['seed']): r.scores for c in self.cells if c['status'] == 'done' and (r := _read(self.path/c['path'])) and r.scores}
+        return {(c['arm'], c['dataset'], c['seed']): r.scores for c in self.cells if self.path and 'path' in c and c['status'] == 'done' and (r := _read(self.path/c['path'])) and r.scores}
     def __repr__(self):
-        return '\n'.join([verdict_sentence(self.result, d) for d in self.result['differences']] or ['no verdict: no seed finished in both arms'])
+        said = [verdict_sentence(self.result, d) for d in self.result['differences']] or ['no verdict: no seed finished in both arms']
+        return '\n'.join(said + [n for n in [self.result.get('note')] if n])
 
 def _read(path):
     try: return read_cell(path)
@@ -97,7 +98,7 @@ def table(self:Comparison):
     "Print the outcome"
     from rich import print as show
     for ds in self.result['datasets']:
-        for t in (rich_table(self.result, ds), task_table(self.result, ds)): t and show(t)
+        for t in (rich_table(self.result, ds), task_table(self.result, ds), self.result.get('note')): t and show(t)
 
 @patch
 def report(self:Comparison,
@@ -143,8 +144,9 @@ def describe(p:Plan)->list: # of lines
             *([f"tasks    {', '.join(p.tasks) or 'all'}, {p.eval_limit} items each; the baseline once more under other seeds (A/A)"] if p.full_eval else []),
             f'cells    {len(p.cells)} runs'] + (['note     with one seed no verdict can be given'] if n == 1 else [])
 
-def _open_folder(output_dir, p):
-    if output_dir is None: return new_run_folder(f"compare_{'-'.join(map(folder_name, p.arms))}"[:80])
+def _open_folder(output_dir, p): return _new_folder(output_dir) if output_dir is not None else new_run_folder(f"compare_{'-'.join(map(folder_name, p.arms))}"[:80])
+
+def _new_folder(output_dir):
     path = Path(output_dir)
     if path.exists() and (not path.is_dir() or any(path.iterdir())): raise InputError(f'{path} is not an empty folder; choose another with --output_dir, or go on with it: lmnotes compare --rerun {path}')
     try: path.mkdir(parents=True, exist_ok=True)
@@ -165,6 +167,7 @@ def _noted(c, what, f, *args):
 def _work(c:Comparison, p:Plan, launcher, workers, train, costs, say):
     "Run what is to do, and conclude"
     r,jobs = c.result,to_do(p, c.path); r['status'] = 'running'; r['not_measured'] = []; c.save()
+    if p.tune and not r.get('tuning'): r['tuning'] = tune_rates(p, say); p.save(c.path/'plan.json'); c.save()
     for i,cell in enumerate(work_off(p, c.path, jobs, launcher, workers, train)): say(_say_cell(cell, i+1, len(jobs)))
     for ds in p.datasets: r['controls'][ds] = _noted(c, f'controls on {ds}', controls_for, p, ds)
     if costs: # apart from the cells, which may have run side by side
@@ -208,7 +211,6 @@ def compare(
     if dry_run: return p
     c = Comparison(_new_result(p), _open_folder(output_dir, p)); say(f'folder   {c.path}')
     c.result['how'] = dict(launcher=launcher, workers=workers, costs=costs)
-    if p.tune: c.result['tuning'] = tune_rates(p, say)
     p.save(c.path/'plan.json')
     return _work(c, p, launcher, workers, train, costs, say)
 

@@ -176,14 +176,17 @@ def plan_comparison(
     names = _listed([Path(options['data_path']).name] if options.get('data_path') else datasets, 'dataset')
     if len(arms) < 2: raise InputError(f"one model ('{arms[0]}') cannot be compared; name a baseline and at least one other")
     if taken := _own & set(options): raise InputError(f"'{sorted(taken)[0]}' is set by the comparison itself; use models, datasets, seeds and budget")
-    _check_numbers(tune, eval_limit, options)
+    _check_numbers(tune, eval_limit, tasks, options)
     o = check_options(options_from(TrainOptions, size=size, tokenizer=tokenizer, **{'mode': 'pretrain', **options})) # bits per byte are of running text
     if o.mode != 'pretrain': raise InputError(f'a comparison scores running text, in bits per byte; leave --mode {o.mode} out')
     if test: o,b,seeds,max_windows = _shrunk(o, b, seeds, max_windows)
     p = _checked(arms, names, seeds, b, o, max_windows, test)
     return replace(p, full_eval=full_eval, tasks=tuple(_listed(tasks, 'task')) if tasks else (), eval_limit=min(eval_limit, 8) if test else eval_limit, tune=tune)
 
-def _check_numbers(tune, eval_limit, options):
+def _check_numbers(tune, eval_limit, tasks, options):
+    if tasks:
+        from lmnotes.benchmarks.tasks import task_groups
+        task_groups(_listed(tasks, 'task')) # a wrong name fails now
     if tune and (tune < 3 or tune % 2 == 0): raise InputError(f'--tune {tune}: a grid with a middle and two sides needs 3, 5, 7 … trials for each arm')
     if tune and options.get('learning_rate'): raise InputError('--tune looks for learning rates and --learning_rate sets one; leave one of the two out')
     if eval_limit < 2: raise InputError(f'--eval_limit {eval_limit}: a task needs at least 2 items')

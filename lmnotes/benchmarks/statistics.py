@@ -115,9 +115,9 @@ def detectable_effect(
     se,        # standard error of the mean difference
     df,        # degrees of freedom of `se`
     power=0.8, # chance of finding it
-)->float:
+): # a number, or as many as came
     "The smallest true difference that would be called with chance `power`"
-    return float(half + stats.t.ppf(power, df)*se)
+    return half + stats.t.ppf(power, df)*se
 
 # %% ../../nbs/07_benchmarks/04_statistics.ipynb #d0b81c18
 @dataclass
@@ -168,10 +168,10 @@ def _difference(m, W, n_items, about, rules, alpha, power, n_boot, seed):
     mean = float(D.mean()); se,df = noises(m, W, n_boot, seed) if about == 'weights' or S > 1 else np.full((2, 2), np.nan)
     half = half_widths(se, df, alpha); i = int(np.nan_to_num(half[1]) > np.nan_to_num(half[0]))
     t,b = ((mean-float(h), mean+float(h)) for h in half); low,high = (t, b)[i]
-    found = float('nan') if np.isnan(half[i]) or not np.nanmax(se) > 0 else detectable_effect(half[i], *_total_noise(m, W, se, df), power)
+    found = float('nan') if np.isnan(half[i]) or not np.nanmax(se) > 0 else float(detectable_effect(half[i], *_total_noise(m, W), power))
     return Difference(mean, low, high, rules[i], t, b, found, **counts, p=float(p_value(mean, se, df, counts['n_informative'])), se=tuple(map(float, se)), df=tuple(map(float, df)))
 
-def _total_noise(m, W, se, df): # of seeds and items together
+def _total_noise(m, W): # of seeds and items together
     vs,vi,both = _noise(m, W)
     return float(np.nan_to_num(vs)+np.nan_to_num(vi))**.5, float(both)
 
