@@ -379,11 +379,11 @@ def note_rewrite(model, name:str): # ours or of transformers; the spelling that 
     if config is not None: config.rewrites = [*(getattr(config, 'rewrites', None) or []), name]
 
 def apply_rewrites(model, names): # names for `find_rewrite`, in order
-    "Rewrite a model in place; what a rewrite does not note itself is noted under its name"
-    noted = lambda: list(getattr(getattr(model, 'config', None), 'rewrites', None) or [])
+    "Rewrite a model in place; what a rewrite leaves no trace of in the config is noted under its name"
+    trace = lambda: model.config.to_dict() if hasattr(model, 'config') else None
     for name in names:
-        before = noted(); find_rewrite(name)(model)
-        if noted() == before: note_rewrite(model, name)
+        before = trace(); find_rewrite(name)(model)
+        if trace() == before: note_rewrite(model, name)
     return model
 
 def load_model(
@@ -440,10 +440,10 @@ def _same_words(model, name, vocab_size):
     if vocab_size not in (None, model.config.vocab_size): raise InputError(f'{name} has {model.config.vocab_size} words, the data {vocab_size}; use the tokenizer it was trained with')
     return model
 
-def saved_kind(path)->str|None: # 'lmnotes', 'gpt2', …; None where there is no config
+def saved_kind(path)->str|None: # 'lmnotes', 'gpt2', …; 'packed' where layers are packed; None where there is no config
     "The `model_type` of a saved model, or of the run that holds one"
     for p in (Path(path).expanduser()/'final', Path(path).expanduser()):
-        if (p/'config.json').is_file(): return read_json(p/'config.json').get('model_type')
+        if (p/'config.json').is_file(): c = read_json(p/'config.json'); return 'packed' if c.get('packed') else c.get('model_type')
 
 # %% ../../nbs/02_models/03_decoder.ipynb #e8818261
 donors = Registry('family to start from')

@@ -82,7 +82,7 @@ def _near(name, names):
 # %% ../../nbs/02_models/12_hub.ipynb #0d00819f
 def find_model(
     name, # `tiny:family`, a folder, or a hub id
-)->tuple: # kind (`tiny`, `ours`, `adapter`, `folder` or `hub`), and the family, folder or id
+)->tuple: # kind (`tiny`, `ours`, `packed`, `adapter`, `folder` or `hub`), and the family, folder or id
     "What a name stands for"
     name = str(name); path = Path(name).expanduser()
     if name.startswith('tiny:'): families[name[5:]]; return 'tiny',name[5:]
@@ -92,7 +92,7 @@ def find_model(
     if not path.is_dir(): raise InputError(f"{path} is not a folder; give the folder that holds config.json" if path.exists() else f'there is no folder {path}')
     for p in (path/'final', path):
         if (p/'adapter_config.json').exists(): return 'adapter',p
-        if (p/'config.json').exists(): return ('ours' if read_json(p/'config.json').get('model_type') == LMConfig.model_type else 'folder'),p
+        if (p/'config.json').exists(): return {LMConfig.model_type: 'ours', 'packed': 'packed'}.get(saved_kind(p), 'folder'),p
     raise InputError(f'{path} holds no model: neither config.json nor adapter_config.json is there')
 
 def describe_model(
@@ -103,7 +103,7 @@ def describe_model(
     if name in models: return f'{name}: a recipe of lmnotes, random weights'
     kind,where = find_model(name)
     if kind == 'tiny': return f'{name}: a tiny random model of the {where} family'
-    what = dict(ours='a saved model of lmnotes', adapter='a LoRA adapter and its base', folder='a local model', hub='a model of the hub')[kind]
+    what = dict(ours='a saved model of lmnotes', packed='a packed model', adapter='a LoRA adapter and its base', folder='a local model', hub='a model of the hub')[kind]
     return f"{name}: {what}, {'random weights (only its config is taken)' if from_scratch else 'with its weights'}"
 
 # %% ../../nbs/02_models/12_hub.ipynb #6e9ec9f6
@@ -183,7 +183,7 @@ def hub_config(
         if not known and 'auto_map' in raw and not trust_remote_code: raise InputError(_remote(where))
         if not known and 'auto_map' not in raw: raise InputError(f"{where} holds a model of type '{raw.get('model_type')}', which this transformers does not know; a newer one may")
     try:
-        with _hub_errors(name): config = AutoConfig.from_pretrained(where if kind == 'folder' else full_id(where), trust_remote_code=trust_remote_code)
+        with _hub_errors(name): config = AutoConfig.from_pretrained(where if kind in ('folder', 'packed') else full_id(where), trust_remote_code=trust_remote_code)
     except _Silent:
         if (config := _published(where)) is None: raise
     return with_fields(config, options if vocab_size is None else dict(options, vocab_size=vocab_size))
@@ -610,6 +610,10 @@ def hub_model(
     kind,where = find_model(name)
     if kind == 'hub': where = full_id(where)
     if kind == 'ours': return _ours(where, vocab_size, attn_implementation, use_flash_attention, device, load_in_4bit or load_in_8bit or moe_load_in_4bit or moe_load_in_8bit, options)
+    if kind == 'packed':
+        from lmnotes.quantizers.packed import load_packed
+        return load_packed(where, vocab_size, device, attn_implementation, use_flash_attention, max_length=max_length, task=task, **options, **{k: True for k,v in dict(from_scratch=from_scratch, load_in_4bit=load_in_4bit,
+            load_in_8bit=load_in_8bit, moe_load_in_4bit=moe_load_in_4bit, moe_load_in_8bit=moe_load_in_8bit, dtype=dtype).items() if v})
     if kind == 'adapter':
         if from_scratch: raise InputError(f'{name} is an adapter and its base; --from_scratch would leave nothing of either')
         return _with_adapter(where, dict(vocab_size=vocab_size, attn_implementation=attn_implementation, use_flash_attention=use_flash_attention, load_in_4bit=load_in_4bit, load_in_8bit=load_in_8bit,
