@@ -46,6 +46,9 @@ from lmnotes.quantizers.ternary import *
 from lmnotes.quantizers.widths import *
 from lmnotes.quantizers.bits import *
 from lmnotes.quantizers.sizes import *
+from lmnotes.quantizers.packing import *
+from lmnotes.quantizers.kernels import *
+from lmnotes.quantizers.packed import *
 from lmnotes.sharing.strategies import *
 from lmnotes.sharing.accounting import *
 from lmnotes.sharing.with_quantizing import *
@@ -70,7 +73,16 @@ from lmnotes.benchmarks.metrics import *
 from lmnotes.benchmarks.memory import *
 from lmnotes.benchmarks.speed import *
 from lmnotes.benchmarks.statistics import *
+from lmnotes.benchmarks.budgets import *
+from lmnotes.benchmarks.plan import *
+from lmnotes.benchmarks.dynamics import *
+from lmnotes.benchmarks.cells import *
+from lmnotes.benchmarks.rates import *
+from lmnotes.benchmarks.costs import *
+from lmnotes.benchmarks.engines import *
+from lmnotes.benchmarks.conclusions import *
 from lmnotes.benchmarks.comparison import *
+from lmnotes.benchmarks.compared import *
 from lmnotes.benchmarks.report import *
 from lmnotes.benchmarks.bench import *
 from lmnotes.benchmarks.tasks import *
