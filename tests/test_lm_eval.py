@@ -78,3 +78,13 @@ def test_the_command_line(place):
     assert done.returncode == 0, done.stderr[-2000:]
     results = json.loads(next((root/'out').rglob('results_*.json')).read_text())['results']; acc,bits,_ = _ours(model, tok)
     assert results['local_sums']['acc,none'] == acc and abs(results['local_pages']['bits_per_byte,none'] - bits) < 1e-4
+
+@pytest.mark.parametrize('name', ['standard', 'gpt', 'resonance', 'rnn', 'moe', 'hybrid'])
+def test_every_recipe(name, tmp_path):
+    "Each kind of model of ours loads there, and is given our own log-likelihoods"
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+    torch.manual_seed(0); tok = byte_tokenizer(); model = build_model(name, 'tiny', len(tok)).eval(); save_model(model, tok, tmp_path/'model')
+    theirs = HFLM(pretrained=str(tmp_path/'model'), trust_remote_code=True, device='cpu', batch_size=2)
+    said = theirs.loglikelihood([Instance('loglikelihood', {}, (r['question'], r['choices'][0]), i) for i,r in enumerate(SUMS[:4])], disable_tqdm=True)
+    for (nll,_),r in zip(said, SUMS[:4]): assert abs(nll - _loglikelihood(model, tok, tok(r['question'], add_special_tokens=False)['input_ids'], r['choices'][0])) < 1e-3
