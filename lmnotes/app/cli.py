@@ -41,18 +41,25 @@ class CompareOptions:
     models: tuple[str, ...] = ('standard', 'reversible') # the first is the baseline
     datasets: tuple[str, ...] = ('prose', 'python') # names of the catalog or hub ids
     seeds: int = 3                   # repetitions, each with its own weights and data order
-    budget: str = 'tokens:200k'      # tokens:N or seconds:S for each run
+    budget: str = 'tokens:200k'      # tokens:N, steps:N, seconds:S or flops:F for each run; ',parameters:baseline' beside it matches widths
     size: str = 'tiny'               # tiny, small, medium, large or xlarge
     max_length: int = 128            # tokens in a training window
     batch_size: int = 8              # windows in a batch
     tokenizer: str = 'bytes'         # one for all arms: bytes, chars, bpe, a folder or hub id
     vocab_size: int | None = None    # tokens a trained tokenizer may have
     learning_rate: float | None = None # peak, per step, for all arms; default: the recipe's
+    tune: int = 0                    # try so many learning rates for every arm (3, 5, 7, ...), on text held back from training
+    full_eval: bool = False          # score every run by tasks too, and train the baseline once more under other seeds (A/A)
+    tasks: tuple[str, ...] = ()      # groups of tasks for full_eval; default: all
+    eval_limit: int = 64             # items of each task
     data_dir: str | None = None      # local root in hub layout; default: the environment's LMNOTES_DATA_DIR
     data_path: str | None = None     # a file or folder of your own, instead of datasets
     limit: int | None = None         # use only this many rows
     allow_eval_data: bool = False    # train on datasets that are meant for evaluation
     device: str = 'auto'             # auto, cuda, mps or cpu
+    launcher: str = 'local'          # where runs are made: local (this process), processes, or ray
+    workers: int | None = None       # runs at once; default: cores over threads
+    rerun: str | None = None         # folder of a comparison to go on with: runs that are missing or failed, and those alone
     output_dir: str | None = None    # folder of the comparison; default: a new one under runs/
     dry_run: bool = False            # print the plan and start nothing
     test: bool = False               # shrink every run to seconds
@@ -60,8 +67,11 @@ class CompareOptions:
 @command('compare', CompareOptions)
 def compare_command(o, given):
     "Train models side by side and report what differs"
-    from lmnotes.benchmarks.comparison import compare
-    c = compare(**asdict(o))
+    from lmnotes.benchmarks.comparison import compare, rerun
+    if o.rerun:
+        if other := sorted(given - {'rerun', 'launcher', 'workers'}): raise InputError(f"--rerun goes on with a plan as it was made, and --{other[0]} would change it; leave it out")
+        c = rerun(o.rerun, *(getattr(o, k) if k in given else None for k in ('launcher', 'workers')))
+    else: c = compare(**{k: v for k,v in asdict(o).items() if k != 'rerun'})
     if o.dry_run: return
     c.table()
     print(f'\nreport: {c.report()}')
