@@ -69,6 +69,10 @@ from lmnotes.training.scoring import *
 from lmnotes.training.guards import *
 from lmnotes.training.recipes import *
 from lmnotes.training.train import *
+from lmnotes.rl.rewards import *
+from lmnotes.rl.sandbox import *
+from lmnotes.rl.reward_models import *
+from lmnotes.rl.grpo import *
 from lmnotes.benchmarks.metrics import *
 from lmnotes.benchmarks.memory import *
 from lmnotes.benchmarks.speed import *

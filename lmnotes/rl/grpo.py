@@ -7,7 +7,7 @@ __all__ = ['RLSettings', 'check_settings', 'short_prompt', 'prompts_of', 'prompt
            'can_learn', 'token_scores', 'real_positions', 'fuse_head', 'need_trl', 'grpo_config', 'trainer_class',
            'Book', 'samples_table', 'along_the_way', 'RLRun', 'run_rl', 'grpo', 'rl_settings', 'train_rl']
 
-# %% ../../nbs/06_rl/04_grpo.ipynb #14b2297b
+# %% ../../nbs/06_rl/04_grpo.ipynb #615e47d0
 import functools, inspect, logging, math, os, random, shutil, sys, time, torch, warnings
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -36,7 +36,7 @@ from .rewards import *
 from .reward_models import load_reward_model
 from .sandbox import run_tests
 
-# %% ../../nbs/06_rl/04_grpo.ipynb #0a96cf94
+# %% ../../nbs/06_rl/04_grpo.ipynb #9ed1835a
 @dataclass
 class RLSettings:
     "How a model is trained on rewards"
@@ -81,7 +81,7 @@ def check_settings(s:RLSettings)->list: # sentences to be said
     optimizers[s.optimizer]; schedules[s.schedule]
     return [f'groups of {s.group_size} are small: below 4 the mean of a group says little, and many groups have no signal'] if s.group_size < 4 else []
 
-# %% ../../nbs/06_rl/04_grpo.ipynb #03f0f435
+# %% ../../nbs/06_rl/04_grpo.ipynb #27df9dfe
 def short_prompt(
     ids,        # tokens
     longest:int, # tokens at most
@@ -115,7 +115,7 @@ def prompt_order(
         one = list(range(n)); random.Random(seed_for('rl order', seed, len(out)//n)).shuffle(one); out += one
     return out[:total]
 
-# %% ../../nbs/06_rl/04_grpo.ipynb #9b7a4175
+# %% ../../nbs/06_rl/04_grpo.ipynb #1d08be3d
 def execution_reward(task, row, text): # a program is right when its tests pass
     "Correctness of a program that may be run"
     from lmnotes.data.questions import code_of
@@ -150,7 +150,7 @@ def functions(self:Judge)->tuple: # functions as TRL calls them, and their weigh
     paid.__name__ = self.third or 'paid'
     return ([correctness, format, paid], [0., 0., 1.]) if self.third else ([correctness, format], [1., 1.])
 
-# %% ../../nbs/06_rl/04_grpo.ipynb #da1b7578
+# %% ../../nbs/06_rl/04_grpo.ipynb #874ce4af
 def pass_at_k(
     model, tokenizer, task, rows,
     prompts:list,       # from `prompts_of`, of these rows
@@ -175,7 +175,7 @@ def can_learn(found:dict, k:int)->str: # a sentence; empty where all is well
     if found['pass@1'] > 0.99: return f"{found['pass@1']:.0%} of the attempts are right already: there is little left to learn"
     return ''
 
-# %% ../../nbs/06_rl/04_grpo.ipynb #0d7c5278
+# %% ../../nbs/06_rl/04_grpo.ipynb #3b2e6bb3
 def _token_scores(head, h, y, temperature): # (N, C), (N,) -> log-probabilities and entropies, (N,)
     lp = (head(h).float()/temperature).log_softmax(-1)
     return lp.gather(1, y[:,None])[:,0],-(lp.exp()*lp).sum(-1)
@@ -209,14 +209,25 @@ def fuse_head(model, temperature=1., cast_lm_head_to_fp32=False, outputs=('log_p
         return utils.FusedCausalLMOutput(loss=-lp.sum()/keep.sum().clamp(min=1), log_probs=lp, entropy=entropy, label_mask=keep)
     model.forward = forward
 
-# %% ../../nbs/06_rl/04_grpo.ipynb #b075827e
+# %% ../../nbs/06_rl/04_grpo.ipynb #ca11b6bb
+@contextmanager
+def _hushed():
+    "Keep what libraries remark about each other from the reader"
+    from transformers.utils import logging as hf
+    was,names = hf.get_verbosity(),('bitsandbytes', 'bitsandbytes.backends.cpu.ops', 'kernels'); levels = {n: logging.getLogger(n).level for n in names}
+    hf.set_verbosity_error(); hf.disable_progress_bar(); [logging.getLogger(n).setLevel(logging.CRITICAL) for n in names]
+    try:
+        with warnings.catch_warnings(action='ignore'): yield
+    finally: hf.set_verbosity(was); [logging.getLogger(n).setLevel(l) for n,l in levels.items()]
+
 def need_trl():
     "TRL, or one line that says how to get it"
     if find_spec('trl') is None: raise InputError("--mode rl needs TRL, which is not installed: `pip install 'lmnotes[rl]'`")
     os.environ.setdefault('TRL_EXPERIMENTAL_SILENCE', '1')
     for n in ('transformers.trainer', 'trl', 'accelerate', 'trl.trainer.grpo_trainer'): logging.getLogger(n).setLevel(logging.ERROR)
-    import trl
-    return trl
+    with _hushed():
+        import trl, trl.trainer.grpo_trainer
+        return trl
 
 def grpo_config(
     s:RLSettings,
@@ -227,13 +238,13 @@ def grpo_config(
 ):
     "The settings as TRL's `GRPOConfig`"
     cpu = torch.device(device).type == 'cpu'
-    return need_trl().GRPOConfig(output_dir=str(path), max_steps=s.steps, per_device_train_batch_size=s.batch_size*s.group_size, num_generations=s.group_size, gradient_accumulation_steps=s.accumulate,
+    with _hushed(): return need_trl().GRPOConfig(output_dir=str(path), max_steps=s.steps, per_device_train_batch_size=s.batch_size*s.group_size, num_generations=s.group_size, gradient_accumulation_steps=s.accumulate,
         steps_per_generation=s.accumulate, beta=s.beta, learning_rate=s.learning_rate, warmup_steps=s.warmup_steps, lr_scheduler_type=s.schedule.partition(':')[0], max_completion_length=s.max_completion_length,
         temperature=s.temperature, reward_weights=weights, max_grad_norm=s.max_grad_norm or 1e9, seed=s.seed, shuffle_dataset=False, disable_dropout=True, bf16=dtype == torch.bfloat16, fp16=dtype == torch.float16,
         use_cpu=cpu, ddp_backend='gloo' if cpu and world() > 1 else None, gradient_checkpointing=s.gradient_checkpointing, logging_steps=1, save_strategy='steps' if s.save_every else 'no', save_steps=s.save_every or 500,
-        report_to='none', disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=not cpu)
+        ddp_find_unused_parameters=False, report_to='none', disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=not cpu)
 
-# %% ../../nbs/06_rl/04_grpo.ipynb #28f30b85
+# %% ../../nbs/06_rl/04_grpo.ipynb #d93a5e3f
 @functools.cache
 def trainer_class():
     "TRL's trainer with our prompts, dice, checkpoints and log"
@@ -253,22 +264,12 @@ def trainer_class():
     return LMGRPOTrainer
 
 @contextmanager
-def _hushed():
-    "Keep what libraries remark about each other from the reader"
-    from transformers.utils import logging as hf
-    was,names = hf.get_verbosity(),('bitsandbytes', 'bitsandbytes.backends.cpu.ops', 'kernels'); levels = {n: logging.getLogger(n).level for n in names}
-    hf.set_verbosity_error(); [logging.getLogger(n).setLevel(logging.CRITICAL) for n in names]
-    try:
-        with warnings.catch_warnings(action='ignore'): yield
-    finally: hf.set_verbosity(was); [logging.getLogger(n).setLevel(l) for n,l in levels.items()]
-
-@contextmanager
 def _trl_knows(model):
     "TRL's reference is a copy of the model, not one read from where its config says it came from"
     import trl.trainer.grpo_trainer as g
     with patched.object(g, 'create_model_from_path', lambda *a, **kw: deepcopy(model).requires_grad_(False)), patched.object(g, 'add_fused_lm_head', fuse_head): yield
 
-# %% ../../nbs/06_rl/04_grpo.ipynb #9ebf54fc
+# %% ../../nbs/06_rl/04_grpo.ipynb #137fd444
 class Book:
     "What a run on rewards writes into its folder"
     def __init__(self, path, s:RLSettings, data, judge, quiet=False):
@@ -312,7 +313,7 @@ def draw(self:Book, step):
     for t in self.trackers: t.sync()
     self.cost = time.perf_counter() - began; self.drawn = getattr(self, 'drawn', 0.) + self.cost
 
-# %% ../../nbs/06_rl/04_grpo.ipynb #b44743ed
+# %% ../../nbs/06_rl/04_grpo.ipynb #08a42055
 def samples_table(
     rows:list, # dicts input, output, reference, correctness, format, reward; as `samples.jsonl` has them
     width=48,  # letters of a prompt, from its end
@@ -325,7 +326,7 @@ def samples_table(
     for r in rows: t.add_row(str(r['step']), line(r['input'], width, True), line(r['reference'], 24), line(r['output'], 40), f"{r['correctness']:.2f}", f"{r['format']:.2f}", f"{r['reward']:.2f}")
     return t
 
-# %% ../../nbs/06_rl/04_grpo.ipynb #738d0a9a
+# %% ../../nbs/06_rl/04_grpo.ipynb #2de9ae06
 def _stop_anywhere(asked)->bool: # whether any rank was asked
     if world() == 1: return bool(asked)
     t = torch.tensor(float(bool(asked))); torch.distributed.all_reduce(t); return bool(t > 0)
@@ -350,7 +351,7 @@ def along_the_way(book, evaluate, holder):
             holder.due = False
     return Along()
 
-# %% ../../nbs/06_rl/04_grpo.ipynb #896fdd91
+# %% ../../nbs/06_rl/04_grpo.ipynb #b86968a1
 @dataclass
 class RLRun:
     "A finished run on rewards"
@@ -432,7 +433,7 @@ def run_rl(
         t.train(resume_from_checkpoint=str(ck) if ck else None)
     return _end(t, _as_before(t.model), data, s, path, book, holder, measure, before, time.perf_counter() - began, notes, ck)
 
-# %% ../../nbs/06_rl/04_grpo.ipynb #f1de1bcc
+# %% ../../nbs/06_rl/04_grpo.ipynb #1a68bcb2
 def _say_before(before, s, notes):
     print(f'{"before":>10}  ' + _scores_line(before, s))
     for n in notes: print(f'{"note":>10}  {n}')
@@ -497,7 +498,7 @@ def grpo(
     on_main(lambda: _open(path, asdict(s), data, s))
     return run_rl(model, data, s, path, ck, quiet, facts)
 
-# %% ../../nbs/06_rl/04_grpo.ipynb #c319ba0d
+# %% ../../nbs/06_rl/04_grpo.ipynb #d81bb67f
 _no_use = dict(max_seconds='give --max_steps', load_best_model_at_end='a run on rewards ends with its last step, or the best would be chosen by what it is judged on', early_stopping_patience='give --max_steps', fsdp='TRL copies the model to every rank; leave it out',
     compile='completions change their length at every token; leave it out', datasets='rewards are made for one dataset; give --dataset', streaming='rewards need rows that can be looked up; leave it out', max_chunks='rewards need rows that can be looked up; leave it out',
     use_packing='prompts are answered one by one; leave it out')

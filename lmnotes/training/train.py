@@ -117,7 +117,7 @@ def plan(
     p = dict(model=_model_line(o, f), data=_data_line(data), mode=mode_of(o) + how,
              device=f"{device}, {str(pick_dtype(device, precision_of(o), f.width))[6:]}, attention {f.attention}{ranks}" + (', FSDP' if o.fsdp else ''),
              memory=_memory_line(f), **_steps_lines(o, data, steps), optimizer=_optimizer_line(o, f))
-    if str(recipe): p['recipe'] = str(recipe)
+    if str(recipe) and o.mode != 'rl': p['recipe'] = str(recipe)
     if getattr(data, 'labels', None): p['labels'] = ', '.join(data.labels)
     if o.mode == 'rl': p |= _rl_lines(o, data, steps); p.pop('passes', None)
     p['writes'] = o.output_dir or f"runs/{datetime.now():%Y-%m-%d_%Hh%Mm}_{slug(o, data)}"
