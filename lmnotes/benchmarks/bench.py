@@ -13,7 +13,7 @@ from ..core import Registry, InputError, did_you_mean, env_info, pick_device, wr
 
 # %% ../../nbs/07_benchmarks/07_bench.ipynb #b038ca37
 benches = Registry('bench')
-bench_modules = {n: f'lmnotes.benchmarks.bench_{n}' for n in ('reversible', 'head', 'learner', 'resonance', 'recall', 'packing', 'shards', 'distributed', 'precision', 'resume', 'verdict', 'grpo')} | dict(stress='lmnotes.benchmarks.stress')
+bench_modules = {n: f'lmnotes.benchmarks.bench_{n}' for n in ('reversible', 'head', 'learner', 'resonance', 'recall', 'packing', 'shards', 'distributed', 'precision', 'resume', 'verdict', 'grpo', 'ternary')} | dict(stress='lmnotes.benchmarks.stress')
 
 def bench_names()->list: return sorted({*bench_modules, *benches})
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['layouts', 'FORMAT', 'per_byte', 'n_levels', 'to_bytes', 'from_bytes', 'n_bytes', 'pack_codes', 'planes',
            'unpack_codes', 'unpack_rows', 'PackedMatrix', 'values', 'dense', 'dense_rows', 'layout_of', 'pack_matrix',
-           'write_packed', 'digest', 'packed_header', 'read_packed']
+           'write_packed', 'digest', 'stored_at', 'packed_header', 'read_packed']
 
 # %% ../../nbs/03_quantizers/07_packing.ipynb #7c158bcf
 import functools, hashlib, json, math, os, struct, torch
@@ -220,6 +220,10 @@ def _header(path):
     end = 8 + n + max((v['data_offsets'][1] for k,v in head.items() if k != '__metadata__'), default=0)
     if end != size: raise InputError(f'{path} is cut short: {size:,} bytes of {end:,} are there; pack the model again' if size < end else f'{path} is damaged: {size - end:,} bytes too many; pack the model again')
     return head
+
+def stored_at(path)->dict: # name -> (first byte, last + 1) among the data
+    "Where each tensor lies in a safetensors file"
+    return {k: tuple(v['data_offsets']) for k,v in _header(path).items() if k != '__metadata__'}
 
 def packed_header(path)->dict: # version, matrices, shared
     "What a packed file says of itself"
