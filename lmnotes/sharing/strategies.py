@@ -133,7 +133,8 @@ def share_embeddings(model, arg=''):
     if None in ends: raise InputError(f'{type(model).__name__} has no output head over words to tie to its embedding')
     embed,head = ends
     if embed.weight.shape != head.weight.shape: raise InputError(f'an embedding of shape {tuple(embed.weight.shape)} and a head of shape {tuple(head.weight.shape)} cannot be one')
-    return {} if embed.weight is head.weight else {_names(model, head)['weight']: _names(model, embed)['weight']}
+    told = isinstance(model, LM) and model.config.tie # while ours is being built, the config knows it before the weights do
+    return {} if told or embed.weight is head.weight else {_names(model, head)['weight']: _names(model, embed)['weight']}
 
 # %% ../../nbs/04_sharing/01_strategies.ipynb #fd1a7082
 def _counterpart(name, decoder_layer): # of an encoder's parameter in the decoder
