@@ -31,16 +31,18 @@ def lead_parts(
     return [*(Lead(t, 'worse') for t in tainted_lines(r)), *map(box, lm), *([Lead(counted, head='tasks')] if counted else []), *map(box, told[:most]), *more]
 
 # %% ../../nbs/07_benchmarks/06_report.ipynb #8e339288
-def _task_charts(r, at_once=12):
-    ts = [t for t in r.get('tasks') or [] if t['mean'] is not None and 0 <= t['mean'] <= 1]
-    names = list(dict.fromkeys((t['dataset'], t['name'], t['metric']) for t in ts))
-    pages = [set(names[i:i+at_once]) for i in range(0, len(names), at_once)]
-    return [Chart(task_chart(r, [t for t in ts if (t['dataset'], t['name'], t['metric']) in page]), f'tasks{i}', 'Scores of the tasks: mean and spread over seeds') for i,page in enumerate(pages)]
+def _task_charts(r, at_once=14):
+    out = []
+    for i,ds in enumerate(r['datasets']):
+        ts = [t for t in r.get('tasks') or [] if t['dataset'] == ds and t['mean'] is not None and 0 <= t['mean'] <= 1]
+        names = list(dict.fromkeys((t['name'], t['metric']) for t in ts))
+        out += [Chart(task_chart(r, [t for t in ts if (t['name'], t['metric']) in names[k:k+at_once]]), f'scores{i}-{k}', f'Trained on {ds}: mean score and spread over seeds') for k in range(0, len(names), at_once)]
+    return out
 
 def outcome_charts(r)->Charts:
     "Differences, levels, tasks and learning"
-    said = 'Difference and 95 % interval. The pale bar is what could not have been seen.'
-    return Charts([*(Chart(forest_chart(r, rows, label), name, said) for name,rows,label in forests(r)), Chart(level_chart(r), 'level', 'Every seed between the floors: did anyone learn at all?'), *_task_charts(r),
+    said = lambda ds: f"{f'Trained on {ds}: difference' if ds else 'Difference'} and 95 % interval. The pale bar is what could not have been seen."
+    return Charts([*(Chart(forest_chart(r, rows, label), name, said(ds)) for name,rows,label,ds in forests(r)), Chart(level_chart(r), 'level', 'Every seed between the floors: did anyone learn at all?'), *_task_charts(r),
                    *(Chart(loss_chart(r, ds), f'loss{i}', f'{ds}: training loss, the band spans the seeds') for i,ds in enumerate(r['datasets']) if has_curves(r, ds))], r['arms'])
 
 def side_charts(r)->dict: # title of a table -> `Charts` that stand above it

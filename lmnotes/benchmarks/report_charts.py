@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['units', 'costs', 'made_up_comparison', 'short_name', 'arm_colour', 'metric_name', 'is_lm', 'has_interval',
-           'has_curves', 'legend', 'loss_chart', 'forest_chart', 'forests', 'level_chart', 'task_chart', 'tuning_chart',
-           'cost_chart']
+           'has_curves', 'legend', 'loss_chart', 'forest_chart', 'label_below', 'forests', 'level_chart', 'task_chart',
+           'tuning_chart', 'cost_chart']
 
 # %% ../../nbs/07_benchmarks/28_report_charts.ipynb #3fb3c7b2
 import math
@@ -126,23 +126,27 @@ def forest_chart(
 ):
     "Differences with their intervals against zero; the bar behind spans the undetectable"
     many = len(r['arms']) > 2
-    fig,ax = new_chart(height=1.0+(.42 if many else .3)*max(len(rows), 1))
+    fig,ax = new_chart(height=1.0+(.42 if many else .3)*max(len(rows), 1)); most = max((max(abs(d['low']), abs(d['high'])) for d in rows), default=1) or 1
     for y,d in enumerate(rows):
         col = arm_colour(r, d['arm']); seen = d['detectable'] or 0
         ax.barh(y, 2*seen, left=-seen, height=.55, color=chart_faint, alpha=.3, lw=0)
         ax.plot([d['low'], d['high']], [y, y], color=col, lw=2, solid_capstyle='round'); ax.plot(d['mean'], y, 'o', color=col, ms=6)
-    ax.axvline(0, color=chart_ink, lw=.8); ax.set_ylim(len(rows)-.4, -.6)
+    ax.axvline(0, color=chart_ink, lw=.8); ax.set_ylim(len(rows)-.4, -.6); lo,hi = ax.get_xlim(); ax.set_xlim(max(lo, -3*most), min(hi, 3*most)) # a bar may run over the edge
     ax.set_yticks(range(len(rows)), [chart_text(_row_name(d), 24)+(f"\n{chart_text(d['arm'], 24)}" if many else '') for d in rows])
-    ax.set_xlabel(f"{label or metric_name(rows[0]['metric'])}, arm minus {chart_text(r['baseline'], 24)}\n({'right' if rows and rows[0].get('higher') else 'left'} is better)"); ax.locator_params(axis='x', nbins=4)
+    label_below(fig, f"{label or metric_name(rows[0]['metric'])}, arm minus {chart_text(r['baseline'], 24)}\n({'right' if rows and rows[0].get('higher') else 'left'} is better)"); ax.locator_params(axis='x', nbins=4)
     return fig
 
 # %% ../../nbs/07_benchmarks/28_report_charts.ipynb #6ac99b79
-def forests(r)->list: # (name, rows, label) of each chart
-    "The differences, gathered by scale and direction"
-    rows = [d for d in r['differences'] if has_interval(d)]
-    out = [('lm', [d for d in rows if is_lm(d)], ''), ('tasks', [d for d in rows if not is_lm(d) and d.get('higher', True)], 'score, 0 to 1'),
-           ('errors', [d for d in rows if not is_lm(d) and not d.get('higher', True)], 'error')]
-    return [(f'forest-{n}{i or ""}', rs[i:i+16], label) for n,rs,label in out for i in range(0, len(rs), 16)]
+def label_below(fig, text): fig.supxlabel(text, fontsize=9, color=chart_ink) # centred on the figure, so that a narrow scale has room for it
+
+def forests(r)->list: # (name, rows, label, on which data) of each chart
+    "The differences, gathered by scale, direction and training data; those where nothing differs at all are left to the table"
+    rows = [d for d in r['differences'] if has_interval(d) and (is_lm(d) or d['low'] != d['high'])]
+    out = [('lm', [d for d in rows if is_lm(d)], '', '')]
+    for i,ds in enumerate(r['datasets']):
+        own = [d for d in rows if d['dataset'] == ds and not is_lm(d)]
+        out += [(f'tasks{i}', [d for d in own if d.get('higher', True)], 'score', ds), (f'errors{i}', [d for d in own if not d.get('higher', True)], 'error', ds)]
+    return [(f'forest-{n}{i or ""}', rs[i:i+16], label, ds) for n,rs,label,ds in out for i in range(0, len(rs), 16)]
 
 # %% ../../nbs/07_benchmarks/28_report_charts.ipynb #e6c07074
 def level_chart(r):
@@ -156,7 +160,7 @@ def level_chart(r):
         for k,style in (('unigram', '--'), ('untrained', ':')):
             if (c := r['controls'].get(ds, {}).get(k)): _floor(ax, c['bits_per_byte'], i*len(r['arms']), len(r['arms']), k if i == 0 else '', style)
     ax.set_ylim(len(rows)-.4, -1.1); ax.set_yticks(range(len(rows)), [f"{chart_text(short_name(ds), 12)} · {chart_text(a, 14)}" for ds,a in rows])
-    ax.set_xlabel('bits per byte (left is better)'); ax.set_xlim(left=0)
+    label_below(fig, 'bits per byte (left is better)'); ax.set_xlim(left=0)
     return fig
 
 def _floor(ax, x, y, n, name, style):
@@ -177,7 +181,7 @@ def task_chart(
         if t['sd']: ax.plot([t['mean']-t['sd'], t['mean']+t['sd']], [y, y], color=col, lw=1.5)
         if t['chance'] is not None: ax.plot([t['chance']]*2, [place[t['dataset'], t['name'], t['metric']]+o for o in (-.3, .3)], color=chart_ink, lw=1, ls=':')
     ax.set_ylim(len(names)-.4, -.6); ax.set_yticks(range(len(names)), [chart_text(f'{name}, {metric_name(m)}', 26) for _,name,m in names])
-    ax.set_xlabel('score (right is better; dotted: chance)'); ax.set_xlim(left=min(0, ax.get_xlim()[0]), right=max(1, ax.get_xlim()[1])); ax.grid(axis='x', color=chart_faint, lw=.5, alpha=.5)
+    label_below(fig, 'score (right is better; dotted: chance)'); ax.set_xlim(left=min(0, ax.get_xlim()[0]), right=max(1, ax.get_xlim()[1])); ax.grid(axis='x', color=chart_faint, lw=.5, alpha=.5)
     return fig
 
 # %% ../../nbs/07_benchmarks/28_report_charts.ipynb #a850685c

@@ -66,11 +66,14 @@ def outcome(
     return d['dataset'] if is_lm(d) or d.get('name', d['dataset']) == d['dataset'] else f"{d['name']} · {short_name(d['dataset'])}"
 
 def matrix_table(r):
-    "Arms against tasks, a verdict in each cell"
-    m = r.get('matrix') or dict(arms=[], rows=[])
-    word = lambda row,a: Mark('baseline' if a == r['baseline'] else row['verdicts'].get(a))
-    rows = [[outcome(row), *(word(row, a) for a in m['arms'])] for row in m['rows']]
-    return ['outcome', *m['arms']], rows
+    "Arms and training data against what was scored, a verdict in each cell"
+    m = r.get('matrix') or dict(arms=[], rows=[]); sets = list(dict.fromkeys(row['dataset'] for row in m['rows']))
+    scored = lambda row: 'its own text' if is_lm(row) else row['name']
+    cells = {(scored(row), row['dataset'], a): v for row in m['rows'] for a,v in row['verdicts'].items()}
+    columns = [(ds, a) for a in m['arms'] if a != r['baseline'] for ds in sets]
+    rows = [[name, *(Mark(cells.get((name, *c))) for c in columns)] for name in dict.fromkeys(map(scored, m['rows']))]
+    one = len(m['arms']) == 2; name = lambda ds,a: a if len(sets) < 2 else short_name(ds) if one else f'{a} · {short_name(ds)}'
+    return [f'{columns[0][1]}: scored on, trained on' if one and len(sets) > 1 else 'scored on', *(name(*c) for c in columns)], rows
 
 # %% ../../nbs/07_benchmarks/24_report_tables.ipynb #38cfa0c7
 _scores = ['bits_per_byte', 'loss', 'perplexity', 'token_accuracy']

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['read_run', 'tokenizer_of', 'gather', 'option_differences', 'refusals', 'check_metric', 'curves_chart', 'runs_table',
-           'spent_table', 'more_table', 'overlap_lines', 'evals_table', 'options_table', 'runs_document', 'report_runs']
+           'spent_table', 'more_table', 'overlap_lines', 'evals_table', 'asked_table', 'options_table', 'runs_document',
+           'report_runs']
 
 # %% ../../nbs/07_benchmarks/25_run_reports.ipynb #afaea9dd
 import hashlib, math
@@ -45,7 +46,11 @@ def read_run(
     if summary.get('status') in ('failed', 'stopped'): notes.append(f"it {summary['status']}: {summary.get('reason', 'nobody knows why')}")
     return dict(name=path.resolve().name, path=str(path), status=summary.get('status', 'unfinished'), options=args.get('options') or {**args.get('learner', {})}, summary=summary, env=env, tokenizer=tokenizer_of(path, args, summary), perplexity=_perplexity(summary),
                 fingerprint=env.get('fingerprint'), curve=_thinned(rows), memory=max((r['memory_bytes'] for r in rows if r.get('memory_bytes')), default=summary.get('memory_bytes')),
-                evals=_read(path/'evals.jsonl', 'the scores along the way', read_jsonl, notes, []), samples=_read(path/'samples.jsonl', 'the samples', read_jsonl, notes, [])[-2:], notes=notes)
+                evals=_read(path/'evals.jsonl', 'the scores along the way', read_jsonl, notes, []), samples=_read(path/'samples.jsonl', 'the samples', read_jsonl, notes, [])[-2:], **_asked(path, notes), notes=notes)
+
+def _asked(path, notes): # what `lmnotes evaluate` wrote, beside the run or inside
+    found = [_read(f, 'the evaluation', read_json, notes, {}) for f in (path/'evaluation.json', path/'final/evaluation.json')]
+    return dict(tasks=[t for e in found for t in e.get('tasks', [])], missing=[m for e in found for m in e.get('not_measured', [])])
 
 def _perplexity(s): # of running text: what the run wrote, or what follows from its loss
     return s.get('perplexity') or (math.exp(s['eval_loss']) if s.get('bits_per_byte') is not None and (s.get('eval_loss') or 999) < 700 else None)
@@ -159,6 +164,11 @@ def evals_table(r):
     rows = [[x['name'], Num(e.get('step'), 'count'), Num(e.get('loss')), Num(e.get('bits_per_byte')), Num(e.get('accuracy'), 'percent')] for x in r['runs'] for e in x['evals']]
     return ['run', 'step', 'loss', 'bits per byte', 'accuracy'], rows
 
+def asked_table(r):
+    "What `lmnotes evaluate` found, with the items behind each figure"
+    rows = [[x['name'], t['name'], t['metric'].replace('_', ' '), Num(t['mean']), Num(t.get('error'), 'size'), t.get('n', ''), Num(t.get('chance'))] for x in r['runs'] for t in x['tasks']]
+    return ['run', 'task', 'metric', 'mean', '± standard error', 'items', 'chance'], rows
+
 def options_table(r):
     "Options in which the runs differ; of a single run all that were set"
     if len(r['runs']) == 1: return ['option', 'value'], [[k, str(v)] for k,v in flat(r['runs'][0]['options']) if v not in (False, (), [])]
@@ -186,8 +196,9 @@ def runs_document(
     sections = [*_missing(r), *([Section('What may not be concluded', [Points(r['refused'])])] if r['refused'] else [])]
     if any(x['curve']['loss'] for x in runs): sections.append(Section('In pictures', [Charts([Chart(curves_chart(runs), 'curves', _caption(runs))], [x['name'] for x in runs] if len(runs) > 6 else [])]))
     samples = [(f"{x['name']} · step {s.get('step', '–')}", str(s.get('input', '')), str(s.get('output', ''))) for x in runs for s in x['samples'][-1:]]
-    named = {'Results': runs_table, 'Spent': spent_table, 'Further figures': more_table, 'How the runs differ' if len(runs) > 1 else 'Options': options_table, 'Scores along the way': evals_table}
+    named = {'Results': runs_table, 'Tasks': asked_table, 'Spent': spent_table, 'Further figures': more_table, 'How the runs differ' if len(runs) > 1 else 'Options': options_table, 'Scores along the way': evals_table}
     if runs: sections += [Section(n, [Table(*t)], n in ('Options', 'Scores along the way', 'Further figures')) for n,f in named.items() if (t := f(r))[1]]
+    if lost := [f"{x['name']}: {m['task']} · {m['name']}: {m['reason']}" for x in runs for m in x['missing']]: sections.append(Section('Not measured', [Points(lost)]))
     if lines := overlap_lines(r): sections.append(Section('Contamination', [Points(lines)]))
     if samples: sections.insert(len(sections)-1, Section('What they write', [Samples(samples)]))
     for i,c in enumerate(r['comparisons']): lead,sections = _with_comparison(lead, sections, c, i)
