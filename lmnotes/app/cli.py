@@ -32,7 +32,10 @@ def train_command(o, given):
     from lmnotes.training.distributed import launch, under_torchrun
     from lmnotes.training.train import train
     if o.multi_gpu and not o.dry_run and not under_torchrun(): return launch(sys.argv[1:])
-    train(**{k: getattr(o, k) for k in given})
+    run = train(**{k: getattr(o, k) for k in given})
+    if hasattr(run, 'path') and os.environ.get('RANK', '0') == '0':
+        from lmnotes.benchmarks.model_card import write_card
+        write_card(run.path)
 
 # %% ../../nbs/08_app/01_cli.ipynb #58caa04b
 @dataclass
