@@ -88,6 +88,8 @@ from lmnotes.benchmarks.conclusions import *
 from lmnotes.benchmarks.comparison import *
 from lmnotes.benchmarks.compared import *
 from lmnotes.benchmarks.report import *
+from lmnotes.benchmarks.run_reports import read_run, report_runs
+from lmnotes.benchmarks.model_card import model_card, write_card
 from lmnotes.benchmarks.bench import *
 from lmnotes.benchmarks.tasks import *
 from lmnotes.benchmarks.long_range import *
