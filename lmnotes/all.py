@@ -92,6 +92,7 @@ from lmnotes.benchmarks.run_reports import read_run, report_runs
 from lmnotes.benchmarks.model_card import model_card, write_card
 from lmnotes.benchmarks.bench import *
 from lmnotes.benchmarks.tasks import *
+from lmnotes.benchmarks.written import *
 from lmnotes.benchmarks.long_range import *
 from lmnotes.benchmarks.stress import *
 from lmnotes.benchmarks.suite import *

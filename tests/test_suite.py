@@ -2,7 +2,7 @@
 import io, contextlib, json, random
 import numpy as np, pytest, torch
 from pathlib import Path
-import lmnotes.benchmarks.tasks as tasks
+import lmnotes.benchmarks.tasks as tasks, lmnotes.benchmarks.written as written, lmnotes.benchmarks.long_range
 from lmnotes.app.cli import main
 from lmnotes.benchmarks.suite import *
 from lmnotes.benchmarks.tasks import *
@@ -93,13 +93,13 @@ def test_what_is_scored_is_what_was_written(monkeypatch):
     model = fresh().eval(); s = Subject(model, TOK, draws=0)
     for group,name in GENERATED.items():
         bench = tasks.task_benches[group]; ds,rows = bench.load(name, None, 4, 0)
-        monkeypatch.setattr(tasks, 'answers', lambda m, t, asked, **k: [a.target.strip('\n') for a in asked]); right, = bench(s, ds, rows)
-        monkeypatch.setattr(tasks, 'answers', lambda m, t, asked, **k: ['positive']*len(asked)); same, = bench(s, ds, rows)
+        monkeypatch.setattr(written, 'answers', lambda m, t, asked, **k: [a.target.strip('\n') for a in asked]); right, = bench(s, ds, rows)
+        monkeypatch.setattr(written, 'answers', lambda m, t, asked, **k: ['positive']*len(asked)); same, = bench(s, ds, rows)
         assert right.mean > .99, (group, right.mean); assert same.mean < .3 and same.metrics['distinct'] == 1/same.n, (group, same.mean)
-        monkeypatch.setattr(tasks, 'answers', lambda m, t, asked, **k: ['']*len(asked)); assert bench(s, ds, rows)[0].mean == 0., group # and not one half
+        monkeypatch.setattr(written, 'answers', lambda m, t, asked, **k: ['']*len(asked)); assert bench(s, ds, rows)[0].mean == 0., group # and not one half
 
 def test_an_error_is_no_zero(monkeypatch):
-    monkeypatch.setattr(tasks, 'answers', lambda *a, **k: 1/0)
+    monkeypatch.setattr(written, 'answers', lambda *a, **k: 1/0)
     with pytest.raises(ZeroDivisionError): run_suite(fresh().eval(), TOK, 'qa', datasets=['recall'], limit=2)
 
 def test_missing_is_listed_with_its_reason(tmp_path):

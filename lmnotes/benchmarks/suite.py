@@ -20,6 +20,7 @@ from ..data.sources import own_texts
 from ..data.tokenizers import encode_documents, tokenizer_kind
 from .metrics import evaluate_lm, metrics_of
 from .tasks import *
+from .written import held_documents
 from .stress import memory_course, random_tokens
 _all_ = ['run_suite']
 
