@@ -9,6 +9,7 @@ __all__ = ['find_runs', 'filter_runs', 'picked', 'curves_png', 'picked_html', 'R
 import io
 from html import escape
 from pathlib import Path
+from fastcore.basics import patch
 from ..core import *
 
 # %% ../../nbs/08_app/08_explorer.ipynb #66d62515
@@ -72,6 +73,7 @@ def _paint(fig): # a report's placeholder colours become real ones
     for o in fig.findobj(lambda o: hasattr(o, 'get_color')):
         if isinstance(c := o.get_color(), str) and c in real: o.set_color(real[c])
 
+# %% ../../nbs/08_app/08_explorer.ipynb #7c05e73c
 def picked_html(
     r:dict, # from `picked`
 )->str:
@@ -100,22 +102,25 @@ class RunExplorer:
         self.filter.observe(self.narrow, 'value'); self.list.observe(self.show, 'value'); self.again.on_click(self.look)
         self.narrow()
     def _repr_mimebundle_(self, **kwargs): return self.box._repr_mimebundle_(**kwargs)
-    def look(self, _=None):
-        "Read the folder again"
-        self.runs = find_runs(self.root); self.narrow()
-    def narrow(self, _=None):
-        "Show the runs that fit the filter"
-        try: fit = filter_runs(self.runs, self.filter.value)
-        except InputError as e: self.line.value = f'<b style="color:#b00020">{escape(str(e))}</b>'; return
-        kept = [p for p in self.list.value if p in {r['path'] for r in fit}]
-        self.list.options = [(run_line(r), r['path']) for r in fit]; self.list.value = kept
-        self.line.value = f'{len(fit)} of {len(self.runs)} runs'
-    def show(self, _=None):
-        "Show the runs that are picked"
-        self.gathered = r = picked(self.list.value) if self.list.value else None
-        drawn = bool(r and any(x['curve']['loss'] for x in r['runs'])); self.picture.layout.display = '' if drawn else 'none'
-        if drawn: self.picture.value = curves_png(r)
-        self.details.value = picked_html(r) if r else ''
+    def look(self, _=None): self.runs = find_runs(self.root); self.narrow() # read the folder again
+
+# %% ../../nbs/08_app/08_explorer.ipynb #865d066e
+@patch
+def narrow(self:RunExplorer, _=None):
+    "Show the runs that fit the filter"
+    try: fit = filter_runs(self.runs, self.filter.value)
+    except InputError as e: self.line.value = f'<b style="color:#b00020">{escape(str(e))}</b>'; return
+    kept = [p for p in self.list.value if p in {r['path'] for r in fit}]
+    self.list.options = [(run_line(r), r['path']) for r in fit]; self.list.value = kept
+    self.line.value = f'{len(fit)} of {len(self.runs)} runs'
+
+@patch
+def show(self:RunExplorer, _=None):
+    "Show the runs that are picked"
+    self.gathered = r = picked(self.list.value) if self.list.value else None
+    drawn = bool(r and any(x['curve']['loss'] for x in r['runs'])); self.picture.layout.display = '' if drawn else 'none'
+    if drawn: self.picture.value = curves_png(r)
+    self.details.value = picked_html(r) if r else ''
 
 def run_line(
     r:dict, # from `find_runs`

@@ -43,6 +43,7 @@ def _made_up_arms(r, effects):
             r['differences'].append(_made_up_difference(ds, a, base, x))
             if ds == r['datasets'][0]: r['differences'].append(_made_up_difference(ds, a, right.astype(float), y, 'long_range', 'recall_64', 'accuracy', True))
 
+# %% ../../nbs/07_benchmarks/28_report_charts.ipynb #6f5d3ab9
 def _made_up_sides(r):
     "Fill in what stands beside the scores"
     floor = lambda b: dict(bits_per_byte=b, loss=b*math.log(2), perplexity=2**b, token_accuracy=.15)
@@ -58,6 +59,7 @@ def _made_up_sides(r):
     r['samples'] = [dict(arm=a, dataset=sets[0], seed=0, prompt='The ', text='The <b>function</b> & the list') for a in arms]
     r['aa'] = [dict(_made_up_difference(d, 'standard', np.full((3, 8), 3.)+np.eye(3, 8)*.01, np.full((3, 8), 3.)+np.eye(3, 8, 1)*.01), task='lm', name=d) for d in sets]
 
+# %% ../../nbs/07_benchmarks/28_report_charts.ipynb #410dffbd
 def made_up_comparison(
     arms=('standard', 'reversible'), datasets=('embedded/prose', 'embedded/python'),
     effects=(-.05, 0.), # of all arms but the first, in bits per byte, for each dataset

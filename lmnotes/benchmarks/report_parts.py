@@ -85,6 +85,7 @@ class Lead:
     def md(self): return f'- {md_text(self.text)}'
     def tex(self): return rf'\begin{{itemize}}\item {tex_text(self.text)}\end{{itemize}}'+'\n'
 
+# %% ../../nbs/07_benchmarks/27_report_parts.ipynb #bdfcee44
 @dataclass
 class Points:
     "A list"
@@ -114,6 +115,7 @@ class Table:
     def md(self): return md_table(self.head, self.rows)+(f'\n\n{md_text(self.note)}' if self.note else '')
     def tex(self): return tex_table(self.head, self.rows)+(f'\n{tex_text(self.note)}\n' if self.note else '')
 
+# %% ../../nbs/07_benchmarks/27_report_parts.ipynb #4b52822b
 def html_table(head, rows)->str:
     "A table that scrolls by itself when the page is narrow; all text escaped"
     def cell(c):
@@ -128,6 +130,7 @@ def md_table(head, rows)->str:
     line = lambda cs: '| '+' | '.join(map(md_text, cs))+' |'
     return '\n'.join([line(head), '|'+'---|'*len(head), *map(line, rows)])
 
+# %% ../../nbs/07_benchmarks/27_report_parts.ipynb #2703ba83
 def tex_table(head, rows, widest=26)->str:
     "The same table in LaTeX, over as many pages as it needs"
     longest = [max((len(str(c)) for c in col), default=0) for col in zip(*rows)] if rows else [0]*len(head)
@@ -157,6 +160,7 @@ def new_chart(width=3.8, height=2.4):
     for axis in (ax.xaxis, ax.yaxis): axis.label.set_color(chart_ink); axis.label.set_size(9)
     return fig,ax
 
+# %% ../../nbs/07_benchmarks/27_report_parts.ipynb #1b230247
 def svg(
     fig,        # a matplotlib figure
     name:str,   # unique on its page; goes into the ids
@@ -238,6 +242,7 @@ footer{margin-top:3rem;border-top:1px solid var(--line);padding-top:1rem}
 @media print{details{display:block}.scroll{overflow:visible}}
 """
 
+# %% ../../nbs/07_benchmarks/27_report_parts.ipynb #a8096a11
 def as_html(d:Document)->str:
     "One page that needs nothing else"
     def section(s):

@@ -34,6 +34,7 @@ def _args(path):
     try: args = read_json(f); args.get('options', {}).get('model'); return args
     except (ValueError, AttributeError, UnicodeError) as e: raise InputError(f'{f} is damaged ({_first_line(e)})') from None
 
+# %% ../../nbs/07_benchmarks/25_run_reports.ipynb #50ba4f5a
 def read_run(
     path, # a run folder
 )->dict: # name, path, status, options, summary, env, tokenizer, fingerprint, curve, evals, samples, notes
@@ -48,6 +49,7 @@ def read_run(
                 fingerprint=env.get('fingerprint'), curve=_thinned(rows), memory=max((r['memory_bytes'] for r in rows if r.get('memory_bytes')), default=summary.get('memory_bytes')),
                 evals=_read(path/'evals.jsonl', 'the scores along the way', read_jsonl, notes, []), samples=_read(path/'samples.jsonl', 'the samples', read_jsonl, notes, [])[-2:], **_asked(path, notes), notes=notes)
 
+# %% ../../nbs/07_benchmarks/25_run_reports.ipynb #887589de
 def _asked(path, notes): # what `lmnotes evaluate` wrote, beside the run or inside
     found = [_read(f, 'the evaluation', read_json, notes, {}) for f in (path/'evaluation.json', path/'final/evaluation.json')]
     return dict(tasks=[t for e in found for t in e.get('tasks', [])], missing=[m for e in found for m in e.get('not_measured', [])])
@@ -86,6 +88,7 @@ def gather(
 def _name_apart(runs): # no two of one name
     for x in runs: x['name'] = x['name'] if sum(y['name'] == x['name'] for y in runs) == 1 else x['path']
 
+# %% ../../nbs/07_benchmarks/25_run_reports.ipynb #fbed75e6
 def option_differences(runs)->dict: # option -> {run: value}
     "In what the runs were asked for different things"
     opts = [dict(flat(x['options'])) for x in runs]; keys = dict.fromkeys(k for o in opts for k in o if k not in ('output_dir', 'resume_from_checkpoint'))
@@ -149,6 +152,7 @@ def spent_table(r):
 
 _shown = {'status', 'bits_per_byte', 'eval_loss', 'accuracy', 'task_score', 'eval_tokens', 'tokenizer', 'steps', 'tokens', 'parameters', 'flops', 'train_seconds', 'tokens_per_s', 'memory_bytes', 'reason', 'ranks', 'resumed_at_step', 'tainted', 'perplexity'}
 
+# %% ../../nbs/07_benchmarks/25_run_reports.ipynb #ce9f7bac
 def more_table(r):
     "Whatever else the summaries hold"
     value = lambda v: Num(v, 'size' if isinstance(v, float) else 'whole') if isinstance(v, (int, float)) and not isinstance(v, bool) else str(v)
@@ -159,6 +163,7 @@ def overlap_lines(r)->list:
     "What the training text of each run shares with its validation text"
     return [f"{x['name']}: of {c['n_examples']:,} examples of {name}, {c['n_dirty']:,} share a run of {c['n']} words with the training text; in it whole: {c['n_exact']:,}." for x in r['runs'] for name,c in (x['summary'].get('overlap') or {}).items()]
 
+# %% ../../nbs/07_benchmarks/25_run_reports.ipynb #ec32cc95
 def evals_table(r):
     "Scores along the way"
     rows = [[x['name'], Num(e.get('step'), 'count'), Num(e.get('loss')), Num(e.get('bits_per_byte')), Num(e.get('accuracy'), 'percent')] for x in r['runs'] for e in x['evals']]
@@ -188,6 +193,7 @@ def _best(x): # the outcome of a run in a sentence
     after = f" after {format_count(s['tokens'])} tokens" if s.get('tokens') else ''
     return Lead(f"{x['name']}: {score}{after}, scored on {format_count(s['eval_tokens'])} tokens; one seed." if s.get('eval_tokens') else f"{x['name']}: {score}{after}; one seed.")
 
+# %% ../../nbs/07_benchmarks/25_run_reports.ipynb #80575ceb
 def runs_document(
     r:dict, # from `gather`
 )->Document:
