@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['bit_widths', 'code_as', 'Rows', 'RowsLinear', 'RowsConv1D', 'RowsEmbedding', 'width_of', 'mean_bits', 'coded_as',
            'calibration_loss', 'energy_lost', 'sensitivity', 'hull', 'allocate_bits', 'uniform_bits', 'check_budget',
-           'plan_bits', 'bits_coder', 'bits_rewrite', 'QuantConfig', 'Quantized']
+           'shapes_of', 'plan_bits', 'bits_coder', 'bits_rewrite', 'QuantConfig', 'Quantized']
 
 # %% ../../nbs/03_quantizers/04_bits.ipynb #5cb59f1b
 import math, torch
@@ -92,7 +92,8 @@ def energy_lost(
     group:int=None,
 )->float:
     "The share of a matrix's energy that rounding loses"
-    w = w.detach().float(); return float((w - code_as(w, width, group).dense()).square().sum()/w.square().sum().clamp(min=1e-30))
+    w = w.detach().float()
+    return float((w - code_as(w, width, group).dense()).square().sum()/w.square().sum().clamp(min=1e-30))
 
 def sensitivity(
     model:nn.Module,
@@ -170,13 +171,18 @@ def _plan(cls, model, found, options, name, calibration):
     if config is not None: config.bit_widths = {**(getattr(config, 'bit_widths', None) or {}), name: kept}
     return {k: dict(own, bands=[tuple(b) for b in kept[names[0]]]) for names in by_weight(model, found) for k in names}
 
+def shapes_of(model, layers:dict)->dict: # first name of those that share a weight -> (n_out, n_in)
+    "The shapes of what is stored"
+    turned = lambda m: m.weight.T if isinstance(m, Conv1D) else m.weight
+    return {n[0]: tuple(turned(layers[n[0]]).shape) for n in by_weight(model, layers)}
+
 def plan_bits(
     model, found, # layers, as of `find_layers`
     budget, calibration=None, group=None, name='bits',
     widths=tuple(bit_widths),
 )->dict: # first name of those that share a weight -> bands
     "Measure and allocate; refuse a budget that these layers cannot meet to a hundredth"
-    shapes = {n[0]: tuple(found[n[0]].weight.T.shape if isinstance(found[n[0]], Conv1D) else found[n[0]].weight.shape) for n in by_weight(model, found)}
+    shapes = shapes_of(model, found)
     bands = allocate_bits(shapes, sensitivity(model, found, calibration, widths, group), budget)
     mean = sum(_bits_of(w)*n*shapes[k][1] for k,b in bands.items() for w,n in b)/sum(a*b for a,b in shapes.values())
     if abs(mean - budget) > .01: raise InputError(f'{name}: rows of this model are too long for its {len(shapes)} layers to have {budget:g} bits a weight; the nearest mean is {mean:.3f}')
@@ -221,7 +227,6 @@ class Quantized(nn.Module):
     def mean_bits(self)->float: return mean_bits(self.model)
 
 def _spread(model, config): # the plan that `quantize` will find
-    found = find_layers(model, config.where); first = [n[0] for n in by_weight(model, found)]
-    shapes = {k: tuple(found[k].weight.T.shape if isinstance(found[k], Conv1D) else found[k].weight.shape) for k in first}
+    shapes = shapes_of(model, find_layers(model, config.where))
     bands = {k: [list(x) for x in b] for k,b in uniform_bits(shapes, config.target_bits).items()}
     model.config.bit_widths = {**(getattr(model.config, 'bit_widths', None) or {}), config.spelling: bands}
