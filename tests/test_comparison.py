@@ -1,10 +1,14 @@
 "A comparison refuses what would mislead, and its report says what its JSON says"
-import json, math, re
+import json, math, os, re, shutil, signal, threading, time
 from html.parser import HTMLParser
 from types import SimpleNamespace
 import numpy as np, pytest, torch
-from lmnotes.core import InputError, RunError
-from lmnotes.benchmarks.comparison import Comparison, compare, flops_formula
+from lmnotes.core import InputError, RunError, read_json
+from lmnotes.benchmarks.cells import read_cell
+from lmnotes.benchmarks.comparison import Comparison, compare, flops_formula, rerun
+from lmnotes.benchmarks.compared import compare_models
+from lmnotes.benchmarks.engines import to_do
+from lmnotes.benchmarks.plan import Plan, plan_comparison
 from lmnotes.benchmarks.metrics import evaluate_lm, unigram_scores
 from lmnotes.benchmarks.statistics import paired_difference, verdict
 from lmnotes.data.blocks import load_data
@@ -74,7 +78,8 @@ def test_higher_can_be_better(): assert verdict(paired_difference(*scores(.1)), 
 @pytest.mark.parametrize('kw,says', [
     (dict(models='standard,reversable'), "did you mean 'reversible'?"), (dict(models='standard'), 'one model'), (dict(models='standard,standard'), 'given twice'),
     (dict(datasets='arithmetik'), "did you mean 'arithmetic'?"), (dict(datasets=''), 'no dataset'), (dict(seeds=0), '--seeds'), (dict(seeds=-1), '--seeds'), (dict(seeds=[1, 1]), 'different'),
-    (dict(budget='tokens'), 'number above 0'), (dict(budget='tokens:0'), 'number above 0'), (dict(budget='watts:5'), 'unknown budget'), (dict(budget='params:1M'), 'not matched yet'),
+    (dict(budget='tokens'), 'number above 0'), (dict(budget='tokens:0'), 'number above 0'), (dict(budget='watts:5'), 'unknown budget'), (dict(budget='params:1M'), 'not how long'), (dict(tune=2), '3, 5, 7'), (dict(launcher='proceses'), "did you mean 'processes'?"), (dict(tasks='taging', full_eval=True), "did you mean 'tagging'?"),
+    (dict(budget='seconds:1', launcher='processes', workers=2), 'take each other'), (dict(models='standard,standard@ternry'), "did you mean 'ternary'?"), (dict(models='standard,nowhere/run'), 'nowhere'),
     (dict(budget='flops:10'), 'less than one step'), (dict(learning_rat=1), 'did you mean'), (dict(max_steps=5), 'set by the comparison'), (dict(batch_size=0), 'batch_size')])
 def test_wrong_input_writes_nothing(tmp_path, monkeypatch, kw, says):
     monkeypatch.chdir(tmp_path)
@@ -149,3 +154,82 @@ def test_when_all_cells_fail_it_is_an_error(tmp_path):
 def test_seconds_give_each_arm_the_same_time(tmp_path):
     c = compare('standard,reversible', 'arithmetic', seeds=1, budget='seconds:0.5', output_dir=tmp_path/'c', costs=False, **tiny, **quiet)
     assert all(x['seconds'] < 2 and x['tokens'] > 0 for x in c.cells)
+
+
+# ---- arms and budgets
+
+def test_an_arm_rewritten_after_training_has_the_weights_of_its_base(tmp_path, done):
+    c = compare('standard,standard@ternary', 'arithmetic', seeds=1, budget='steps:4', output_dir=tmp_path/'c', costs=False, **tiny, **quiet)
+    base,late = c.cells
+    assert late['weights_of'] == base['path'] and not (c.path/late['path']/'final').exists() and late['bits_per_byte'] != base['bits_per_byte']
+    folder = compare(f"standard,{c.path/base['path']}", 'arithmetic', seeds=2, budget='steps:4', output_dir=tmp_path/'d', costs=False, **tiny, **quiet)
+    assert len(folder.cells) == 3 and folder.result['differences'][0]['about'] == 'weights'
+    assert (folder.scores[folder.result['arms'][1], 'embedded/arithmetic', 0].nll == c.scores['standard', 'embedded/arithmetic', 0].nll).all()
+
+def test_a_folder_that_reads_other_tokens_is_refused(tmp_path, done):
+    with pytest.raises(InputError, match='compare_models'): plan_comparison(f"standard,{done.path/done.cells[0]['path']}", 'arithmetic', tokenizer='chars', **tiny)
+
+def test_parameters_are_matched_within_two_percent():
+    p = plan_comparison('standard,moe,gpt', 'arithmetic', budget='steps:5,parameters:baseline', **tiny)
+    assert max(p.parameters.values())/min(p.parameters.values()) < 1.04 and all(abs(n/p.parameters['standard']-1) <= .02 for n in p.parameters.values())
+
+def test_equal_trials_for_every_arm(tmp_path):
+    c = compare('standard,reversible', 'arithmetic', seeds=1, budget='steps:4', tune=3, output_dir=tmp_path/'c', costs=False, **tiny, **quiet)
+    t = c.result['tuning']['embedded/arithmetic']
+    assert t['standard']['rates'] == t['reversible']['rates'] and all(len(x['losses']) == 3 and x['edge'] == (x['best'] in (x['rates'][0], x['rates'][-1])) for x in t.values())
+    assert {x['arm']: x['learning_rate'] for x in c.cells} == {a: x['best'] for a,x in t.items()}
+
+# ---- tasks
+
+def test_full_evaluation_pairs_items_and_controls_itself(tmp_path):
+    c = compare('standard,reversible', 'arithmetic', seeds=2, budget='steps:4', full_eval=True, tasks='choice,similarity', eval_limit=6, output_dir=tmp_path/'c', costs=False, **tiny, **quiet)
+    r = read_json(c.path/'comparison.json'); ds = r['differences']
+    assert {d['task'] for d in ds} == {'lm', 'choice'} and all({'name', 'metric', 'higher', 'p', 'holm', 'verdict', 'reason', 'detectable'} <= set(d) for d in ds)
+    assert all(d['arm'] == 'standard again' for d in r['aa']) and len(r['aa']) == len(ds) and {x['arm'] for x in r['cells']} == {'standard', 'reversible', 'standard again'}
+    assert len({d['family'] for d in ds}) == 1 and len(r['matrix']['rows']) == len(ds) and {t['arm'] for t in r['tasks']} == {'standard', 'reversible'}
+    assert any('similarity' in n for n in r['not_measured']) and set(r['dynamics']['embedded/arithmetic']) == {'standard', 'reversible'}
+
+# ---- engines, and going on
+
+def test_processes_find_what_this_process_finds(tmp_path, done):
+    c = compare('standard,reversible', 'arithmetic', seeds=[0], budget='steps:12', launcher='processes', workers=2, output_dir=tmp_path/'c', costs=False, **tiny, **quiet)
+    for (a,d,s),x in c.scores.items(): assert (x.nll == done.scores[a, d, s].nll).all()
+
+def test_a_killed_cell_is_run_again_alone(tmp_path):
+    def kill(root):
+        while not list(root.glob('cells/standard/*/seed_0/args.json')): time.sleep(.01)
+        os.kill(read_json(next(root.glob('logs/worker_*.json')))['pid'], signal.SIGKILL)
+    root = tmp_path/'c'; threading.Thread(target=kill, args=(root,), daemon=True).start()
+    c = compare('standard,reversible', 'arithmetic', seeds=[0], budget='steps:100', launcher='processes', workers=1, output_dir=root, costs=False, **tiny, **quiet)
+    lost, = c.failed; assert lost['arm'] == 'standard' and 'SIGKILL' in lost['reason'] and c.result['status'] == 'partial'
+    kept = root/next(x['path'] for x in c.cells if x['arm'] == 'reversible')/'cell.json'; stamp = kept.stat().st_mtime_ns
+    again = rerun(root, launcher='local', **quiet)
+    assert again.result['status'] == 'done' and kept.stat().st_mtime_ns == stamp and list(again.verdicts) == [('embedded/arithmetic', 'reversible')]
+
+def test_damaged_and_missing_cells_are_named_and_the_rest_reported(tmp_path, done):
+    root = tmp_path/'c'; shutil.copytree(done.path, root); a,b = [root/x['path'] for x in done.cells if x['seed'] == 1]
+    (a/'scores.npz').write_bytes(b'no'); shutil.rmtree(b)
+    p = Plan.load(root/'plan.json'); assert len(to_do(p, root)) == 2
+    from lmnotes.benchmarks.comparison import settle_comparison
+    c = settle_comparison(Comparison.load(root), p)
+    assert sorted('is damaged' in x['reason'] for x in c.failed) == [False, True] and 'is missing' in ' '.join(x['reason'] for x in c.failed)
+    assert c.result['differences'][0]['verdict'] == 'cannot tell' and c.result['differences'][0]['n_seeds'] == 1 and 'is damaged' in (root/'report.html').read_text()
+
+def test_ray_finds_what_this_process_finds(tmp_path, done):
+    pytest.importorskip('ray', reason='ray is an extra: pip install lmnotes[ray]')
+    c = compare('standard,reversible', 'arithmetic', seeds=[0], budget='steps:12', launcher='ray', workers=1, output_dir=tmp_path/'c', costs=False, **tiny, **quiet)
+    assert not c.failed
+    for (a,d,s),x in c.scores.items(): assert (x.nll == done.scores[a, d, s].nll).all()
+
+# ---- models that are there
+
+def test_models_are_compared_without_training(data, model):
+    import copy
+    worse = copy.deepcopy(model)
+    with torch.no_grad(): worse.embed.weight.mul_(3)
+    c = compare_models(dict(a=model, b=worse), ['lm'], data.tokenizer, dataset='arithmetic', limit=16)
+    d, = c.result['differences']; assert d['about'] == 'weights' and d['n_seeds'] == 1 and c.result['note'] in repr(c)
+    with pytest.raises(InputError, match='bits_per_byte'):
+        from lmnotes.data.tokenizers import get_tokenizer
+        words = get_tokenizer('bpe', lambda: data.texts('train'), 300)
+        compare_models(dict(a=model, b=build_model('standard', vocab_size=len(words), dim=32, n_layer=2, n_head=2)), ['lm'], dict(a=data.tokenizer, b=words), dataset='arithmetic', limit=4, metric='perplexity')
