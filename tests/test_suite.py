@@ -1,5 +1,5 @@
 "The suite tells models apart by what they do, refuses what it should, and measures nothing it was not asked"
-import io, contextlib, json, random
+import contextlib, io, json, os, random
 import numpy as np, pytest, torch
 from pathlib import Path
 import lmnotes.benchmarks.tasks as tasks, lmnotes.benchmarks.written as written, lmnotes.benchmarks.long_range
@@ -143,3 +143,10 @@ def test_adapter(tmp_path):
 
 def test_recipe_is_refused(capsys):
     assert main(['evaluate', '--model', 'standard', '--tasks', 'qa']) == 2 and 'recipe with random weights' in capsys.readouterr().err
+
+@pytest.mark.skipif('LMNOTES_DATA_DIR' not in os.environ, reason='LMNOTES_DATA_DIR names no folder of real rows')
+def test_real_rows():
+    "With a data root each group asks real data, and what is not there is listed"
+    found,missing = run_suite(fresh().eval(), TOK, 'classification,tagging,qa,math,similarity,choice', limit=2, draws=0); names = {t.name for t in found} | {m['name'] for m in missing}
+    assert {'sst2', 'squad', 'gsm8k', 'stsb', 'mmlu'} <= names and not {'opinions', 'entities', 'reading', 'arithmetic'} & names
+    assert all(np.isfinite(t.values).all() and t.n for t in found) and all(m['reason'] for m in missing)

@@ -8,13 +8,12 @@ __all__ = ['measurements', 'item_error', 'lm_data', 'tokenizer_label', 'characte
            'evaluation_tables', 'run_suite']
 
 # %% ../../nbs/07_benchmarks/21_suite.ipynb #3ce3c97a
-import contextlib, math, os
-from dataclasses import asdict
+import math, os
 from pathlib import Path
 import numpy as np, torch
 from ..core import *
 from ..data.blocks import LMData, is_shards
-from ..data.catalog import catalog, find_dataset, short_names
+from ..data.catalog import find_dataset
 from ..data.examples import own_pairs
 from ..data.sources import own_texts
 from ..data.tokenizers import encode_documents, tokenizer_kind
