@@ -62,13 +62,13 @@ def task_pools(models, data, limit=48)->list:
     each = [run_suite(m, data.tokenizer, ('classification', 'choice'), limit=limit, draws=0)[0] for m in models]
     return [Pool(ts[0].name.replace('_', ' '), np.stack([np.asarray(t.values, float) for t in ts]), clusters=ts[0].clusters) for ts in zip(*each)]
 
-def score_pools(arms=('standard', 'reversible'), n=12, steps=60, tasks=True, progress=lambda what: None)->tuple: # pools of the first arm; of both, paired by seed
+def score_pools(arms=('standard', 'reversible'), n=12, steps=60, tasks=True, windows=192, limit=48, progress=lambda what: None)->tuple: # pools of the first arm; of both, paired by seed
     "Pools of per-item scores of models that are trained here and now"
     from lmnotes.data.blocks import load_data
     data = load_data('prose', max_length=64, bs=8, limit=60, device='cpu')
     def pools(arm, k):
         progress(f'training {k} models of {arm}'); ms = small_models(arm, k, data, steps)
-        progress('scoring them'); return [text_pool(ms, data), token_pool(ms, data), *(task_pools(ms, data) if tasks else [])]
+        progress('scoring them'); return [text_pool(ms, data, windows), token_pool(ms, data, windows//3), *(task_pools(ms, data, limit) if tasks else [])]
     first,other = pools(arms[0], n),pools(arms[1], n//2)
     return first,[(a, b) for a,b in zip(first, other)]
 
@@ -119,14 +119,14 @@ def bench_verdict(
     progress=lambda what: None, # called with one line before each part
 )->dict:
     "False alarms and power of the verdict over thousands of comparisons made of real scores"
-    n,models,steps = (200, 10, 5) if quick else (2000, 14, 60)
-    first,both = score_pools(n=models, steps=steps, progress=progress); rng = np.random.default_rng(0); vs,family = [],{}
+    n,how = (200, dict(n=10, steps=5, windows=96, limit=12)) if quick else (2000, dict(n=14, steps=60))
+    first,both = score_pools(**how, progress=progress); rng = np.random.default_rng(0); vs,family = [],{}
     for S in (3, 5):
         progress(f'{n} comparisons of every kind at {S} seeds')
         for p,pair in zip(first, both):
             vs.append(_variant('A/A', p.name, S, _rates(lambda k,g: aa(p, S, k, g), n, rng)))
             vs.append(_variant('swapped', p.name, S, _rates(lambda k,g: swapped(pair, S, k, g), n, rng)))
-        family[S] = _families(first, S, n, rng)
+        family[S] = _families(first, S, n//4, rng)
     mean = lambda k,S,null=None: float(np.mean([v[k] for v in vs if v['seeds'] == S and null in (None, v['null'])]))
     return dict(variants=vs, targets=TARGETS, comparisons=sum(v['comparisons'] for v in vs), clusters={p.name: p.means()[0].shape[1] for p in first},
                 false_positive_rate=max(mean('false_positive_rate', S, null) for S in (3, 5) for null in ('A/A', 'swapped')), worst_pool_rate=max(v['false_positive_rate'] for v in vs),

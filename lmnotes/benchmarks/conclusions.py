@@ -112,7 +112,7 @@ def _spread(cells, x, y): # the one cell of a folder, beside every seed of the o
 def aa_in(p:Plan, results, notes)->list:
     "The baseline against itself under other seeds, settled by itself: every word but 'cannot tell' is a false alarm"
     out = []
-    for ds in p.datasets if p.again else ():
+    for ds in p.again_on:
         x,y = _of(results, p.arms[0], ds),_of(results, p.again, ds); twin = dict(zip(p.other_seeds, p.seeds))
         out += [dict(dataset=ds, arm=p.again, **d) for d in _pairs(x, {twin[s]: r for s,r in y.items()}, ds, 'method', notes)]
     return settle(out)
