@@ -78,6 +78,11 @@ def _as_rewrite(name):
 for _bits in (2, 3, 4, 8): quantizers(f'int{_bits}')(_int_coder(_bits)); rewrites(f'int{_bits}')(_as_rewrite(f'int{_bits}'))
 
 # %% ../../nbs/03_quantizers/03_widths.ipynb #c556920c
+def _first_levels(x, k, bins=512): # as dense as the cube root of the weights' own density
+    h = torch.histc(x, bins).pow(1/3); cdf = h.cumsum(0); at = cdf[-1]*(torch.arange(k, device=x.device, dtype=x.dtype) + .5)/k
+    i = torch.searchsorted(cdf, at).clamp(max=bins - 1)
+    return x[0] + (x[-1] - x[0])*(i + 1 - (cdf[i] - at)/h[i].clamp(min=1e-12)).clamp(0, bins)/bins
+
 def kmeans_levels(
     w:Tensor,         # any shape
     k:int,            # levels
@@ -86,7 +91,7 @@ def kmeans_levels(
 )->Tensor: # (k,) ascending, float16
     "Levels that are the means of the weights nearest to them"
     x = w.detach().flatten()[::max(1, w.numel()//sample)].double().sort().values; n = len(x)
-    c = x[((torch.arange(k, device=x.device) + .5)/k*n).long()]
+    c = _first_levels(x, k)
     total = torch.cat((x.new_zeros(1), x.cumsum(0)))
     for _ in range(rounds):
         i = torch.searchsorted(x, (c[1:] + c[:-1])/2)
