@@ -90,6 +90,7 @@ def _trained(p, arm, ds, seed, path, train):
     figures = {k: s.get(k) for k in ('steps', 'tokens', 'parameters')} | dict(flops=flops*s['tokens'] if 'tokens' in s else None, seconds=s.get('train_seconds'), learning_rate=getattr(run.learn, 'lr', None), curve=loss_curve(run.path))
     return _Ready(run.model, figures, run.path)
 
+# %% ../../nbs/07_benchmarks/31_cells.ipynb #f266ebe3
 def _taken(p, arm, ds, seed, root): # weights of another arm of the comparison
     base = p.where(p.spelled(arm).base, ds, seed)
     try: c = read_cell(root/base).cell
@@ -128,6 +129,7 @@ def _scored(p, r, ds):
     tasks,missing = suite_of(p, r.model, p.data[ds]) if p.full_eval else ([], [])
     return r.figures | own | dict(missing=missing, samples=_samples_of(r.path)), scores, tasks
 
+# %% ../../nbs/07_benchmarks/31_cells.ipynb #44aa889e
 def run_cell(p:Plan, arm, ds, seed,
     root,       # folder of the comparison
     train=None, # what trains; None: `lmnotes.training.train.train`

@@ -89,6 +89,7 @@ def _text_entry(models, dataset, data_dir, limit, metric): # of each model its s
     ds = [difference_of({0: scores[base]}, {0: s}, metric, 'weights') for a,s in scores.items() if a != base]
     return name,scores,[dict(dataset=name, arm=a, name=name, **d) for a,d in zip([a for a in scores if a != base], ds)]
 
+# %% ../../nbs/07_benchmarks/35_compared.ipynb #e68b0fe5
 def compare_models(
     models:dict,      # name -> model or folder; the first is the baseline
     tasks='all',      # groups of tasks, `lm` among them for text; 'all': every one

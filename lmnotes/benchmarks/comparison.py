@@ -85,6 +85,7 @@ def _difference_cells(d, baseline):
     if d is None: return *['']*4, 'baseline' if baseline else 'no run'
     return *(show_number(d[k], kind) for k,kind in (('mean', 'diff'), ('low', 'diff'), ('high', 'diff'), ('detectable', 'size'))), d['verdict']
 
+# %% ../../nbs/07_benchmarks/05_comparison.ipynb #e27d5a18
 def task_table(r:dict, ds:str):
     "How the arms trained on one dataset do on tasks, as a `rich` table; None where no task was scored"
     rows = [d for d in r['differences'] if d['dataset'] == ds and d['task'] != 'lm']
@@ -130,6 +131,7 @@ def _new_result(p:Plan)->dict:
                 flops_formula=flops_formula, data={n: _data_entry(p, n) for n in p.datasets}, cells=[], summary=[], differences=[], aa=[], tasks=[], matrix=dict(arms=p.arms, rows=[]), tuning={}, dynamics={}, random_labels={},
                 controls={}, measures={}, not_measured=[], samples=[], config_differences=differ, settings=o, env=env_info())
 
+# %% ../../nbs/07_benchmarks/05_comparison.ipynb #8335cc97
 def _weights_line(p, a):
     from lmnotes.training.train import weights_of
     x = p.spelled(a)

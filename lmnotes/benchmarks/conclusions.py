@@ -153,6 +153,7 @@ def tasks_in(p:Plan, results)->list:
                                 n_seeds=len(ts), n_items=len(ts[0].values), chance=ts[0].chance, metrics=_mean_metrics(ts), samples=ts[0].samples))
     return out
 
+# %% ../../nbs/07_benchmarks/34_conclusions.ipynb #66f2ac59
 def matrix_of(
     differences:list, # settled
     arms:list,        # the baseline first

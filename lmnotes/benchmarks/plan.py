@@ -134,6 +134,7 @@ def build_for(o:TrainOptions, arm, vocab_size, seed=0, **shape):
     for r in a.after: find_rewrite(r)(model)
     return model
 
+# %% ../../nbs/07_benchmarks/30_plan.ipynb #3e036b04
 def same_tokenizer(a, b)->bool: return a.backend_tokenizer.to_str() == b.backend_tokenizer.to_str()
 
 def check_tokenizer(arm, data):
@@ -150,7 +151,7 @@ def plain_config(model):
     c = model.config.to_dict() if hasattr(model, 'config') else {}
     return {k: v for k,v in c.items() if k not in ('architectures', 'auto_map', 'dtype', 'torch_dtype', 'transformers_version', '_name_or_path')}
 
-# %% ../../nbs/07_benchmarks/30_plan.ipynb #3e036b04
+# %% ../../nbs/07_benchmarks/30_plan.ipynb #9147a187
 def _shrunk(o, b, seeds, max_windows):
     o = replace(o, size='tiny', max_length=min(o.max_length, 128), batch_size=min(o.batch_size, 8), limit=min(o.limit or 200, 200))
     most = dict(tokens=24*o.batch_size*o.max_length, steps=24, seconds=1.5, flops=5e11)[b.kind]
@@ -158,6 +159,7 @@ def _shrunk(o, b, seeds, max_windows):
 
 _own = {'model', 'dataset', 'seed', 'output_dir', 'max_steps', 'max_seconds', 'num_train_epochs', 'resume_from_checkpoint', 'dry_run'}
 
+# %% ../../nbs/07_benchmarks/30_plan.ipynb #572108e2
 def plan_comparison(
     models,               # names of arms; the first is the baseline
     datasets,             # names of datasets
@@ -185,6 +187,7 @@ def plan_comparison(
     p = _checked(arms, names, seeds, b, o, max_windows, test)
     return replace(p, full_eval=full_eval, tasks=tuple(_listed(tasks, 'task')) if tasks else (), eval_limit=min(eval_limit, 6) if test else eval_limit, tune=tune)
 
+# %% ../../nbs/07_benchmarks/30_plan.ipynb #3ea3d365
 def _check_numbers(tune, eval_limit, tasks, options):
     if tasks:
         from lmnotes.benchmarks.tasks import task_groups
@@ -193,7 +196,7 @@ def _check_numbers(tune, eval_limit, tasks, options):
     if tune and options.get('learning_rate'): raise InputError('--tune looks for learning rates and --learning_rate sets one; leave one of the two out')
     if eval_limit < 2: raise InputError(f'--eval_limit {eval_limit}: a task needs at least 2 items')
 
-# %% ../../nbs/07_benchmarks/30_plan.ipynb #9147a187
+# %% ../../nbs/07_benchmarks/30_plan.ipynb #c61c0fe0
 def _rates(o, dataset, built): # tuned alike or not at all: a search of all arms, or the rule for all
     from lmnotes.training.assemble import default_lr
     from lmnotes.training.recipes import equal_rates
@@ -214,6 +217,7 @@ def _shapes(arms, b, o, data): # arm -> overrides at which parameters match
     target = sum(p.numel() for p in one(arms[0])().parameters()) if b.parameters == 'baseline' else b.parameters
     return {a: shape_for(one(a), target) for a in arms}
 
+# %% ../../nbs/07_benchmarks/30_plan.ipynb #4238f40f
 def _checked(arms, names, seeds, b, o, max_windows, test):
     "Load each dataset and build each arm, so that a name that does not exist is found now"
     import torch

@@ -161,6 +161,7 @@ def paired_difference(
     m,W = cluster_means(d, weights, None if clusters is None else np.asarray(clusters)[keep])
     return _difference(m, W, d.shape[1], 'method', ('t over seeds', 'bootstrap over seeds and items'), alpha, power, n_boot, seed)
 
+# %% ../../nbs/07_benchmarks/04_statistics.ipynb #d7f3b8d2
 def _difference(m, W, n_items, about, rules, alpha, power, n_boot, seed):
     (S,K),D = m.shape, m@W
     counts = dict(per_seed=D.tolist(), n_seeds=S, n_items=n_items, n_clusters=K, n_informative=int((np.abs(m.mean(0)) > 1e-9).sum()), about=about, alpha=alpha, power=power)
