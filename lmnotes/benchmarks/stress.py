@@ -7,7 +7,7 @@ __all__ = ['stress_kinds', 'STRESS_TARGETS', 'random_tokens', 'step_memory', 'me
            'stress', 'bench_stress']
 
 # %% ../../nbs/07_benchmarks/20_stress.ipynb #6eb79368
-import gc, json, math, os, subprocess, sys, traceback
+import json, math, os, subprocess, sys, traceback
 import torch
 from ..core import *
 from .bench import benches
