@@ -54,14 +54,17 @@ def _whole(arg, what, low):
     if not arg.isdecimal() or int(arg) < low: raise InputError(f"{what} needs a whole number of at least {low}, such as {what}-{max(low, 2)}, not '{arg}'")
     return int(arg)
 
+def _none(arg, what):
+    if arg: raise InputError(f"{what} takes no '{arg}'; write {what}, or sequential-{arg}")
+
 @patterns('all')
-def owners_all(n, arg=''): "All layers are one"; return [0]*n
+def owners_all(n, arg=''): "All layers are one"; _none(arg, 'all'); return [0]*n
 
 @patterns('sequential')
 def owners_sequential(n, arg): "`sequential-N`: layer i uses layer i mod N"; N = _whole(arg, 'sequential', 1); return [i % N for i in range(n)]
 
 @patterns('alternate')
-def owners_alternate(n, arg=''): "Even layers are one, odd layers another"; return [i % 2 for i in range(n)]
+def owners_alternate(n, arg=''): "Even layers are one, odd layers another"; _none(arg, 'alternate'); return [i % 2 for i in range(n)]
 
 @patterns('neighbours')
 def owners_neighbours(n, arg='2'): "`neighbours-K`: K layers in a row are one"; K = _whole(arg or '2', 'neighbours', 2); return [i//K*K for i in range(n)]
@@ -85,10 +88,10 @@ def _groups(arg):
 
 # %% ../../nbs/04_sharing/01_strategies.ipynb #e9c33e23
 strategies = Registry('strategy of sharing') # name -> (model, argument) -> {name of a parameter: name of the one it shall be}
-_own = 'relative_attention_bias' # held by the first layer for all of them
+_own = re.compile(r'relative_attention_bias|depth_lora') # held by the first layer for all of them; a depth's own
 
 def _params(layer, part): # name -> shape
-    return {k: p.shape for k,p in layer.named_parameters(remove_duplicate=False) if part in ('layer', part_of(k)) and _own not in k}
+    return {k: p.shape for k,p in layer.named_parameters(remove_duplicate=False) if part in ('layer', part_of(k)) and not _own.search(k)}
 
 def _pairs(path, stack, i, owner, part):
     mine,other = _params(stack[i], part),_params(stack[owner], part)
@@ -109,7 +112,7 @@ def across_depth(
         alike = {}
         for i,layer in enumerate(stack): alike.setdefault(None if part == 'layer' or name == 'groups' else str(_params(layer, part)), []).append(i)
         for at in alike.values():
-            for i,o in enumerate(patterns[name](len(at), *([arg] if arg or name == 'sequential' else []))):
+            for i,o in enumerate(patterns[name](len(at), *([arg] if arg or name in ('sequential', 'groups') else []))):
                 if i != o: pairs |= _pairs(path, stack, at[i], at[o], part)
     return pairs
 
@@ -166,7 +169,7 @@ def parse_sharing(
     what:str, # such as `alternate`, `embeddings:attention-2:lora-4` or `moderate`
 )->tuple[list,int,bool]: # (strategy, argument) each; rank of the corrections; whether parts that cannot be are left out
     "Read the spelling of a way of sharing"
-    words = [w for w in str(what).split(':')]; rank = [w for w in words if re.match(r'lora(-|$)', w)]; words = [w for w in words if w not in rank]
+    words = str(what).split(':'); rank = [w for w in words if re.match(r'lora(-|$)', w)]; words = [w for w in words if w not in rank]
     r = _whole(rank[0].partition('-')[2], 'lora', 1) if rank else 0
     if words[:1] == ['custom'] and words[1:]: words = words[1:]
     if words in ([], ['custom']): raise InputError('custom sharing needs its parts, such as custom:embeddings:attention-2')
@@ -273,6 +276,7 @@ def _can_share(model):
 
 def _plan(model, name, arg, lenient):
     if lenient and name == 'encoder-decoder' and not getattr(model.config, 'is_encoder_decoder', False): return {}
+    if lenient and name == 'embeddings' and getattr(model, 'get_output_embeddings', lambda: None)() is None: return {} # a task head says labels
     return strategies[name](model, arg)
 
 def _done(model, name, pairs, merge):
