@@ -45,6 +45,7 @@ from lmnotes.quantizers.coded import *
 from lmnotes.quantizers.ternary import *
 from lmnotes.quantizers.widths import *
 from lmnotes.quantizers.bits import *
+from lmnotes.quantizers.clusters import *
 from lmnotes.quantizers.sizes import *
 from lmnotes.quantizers.packing import *
 from lmnotes.quantizers.kernels import *

@@ -5,4 +5,5 @@ from .coded import *
 from .ternary import *
 from .widths import *
 from .bits import *
+from .clusters import *
 from .sizes import *
