@@ -26,9 +26,10 @@ def card_facts(
 )->dict: # folder, config, files, run (None where there is none), tainted, overlap
     "What the files say of a model"
     from lmnotes.training.checkpoints import model_folder
-    folder = model_folder(path); where,run = _run_of(folder)
-    try: config = read_json(folder/'config.json')
-    except ValueError as e: raise InputError(f'{folder}/config.json is damaged ({str(e)[:80]})') from None
+    folder = next((p for p in (Path(path)/'final', Path(path)) if (p/'adapter_config.json').is_file()), None) or model_folder(path) # adapters alone are a model, too
+    where,run = _run_of(folder); f = next(f for f in (folder/'config.json', folder/'adapter_config.json') if f.is_file())
+    try: config = read_json(f)
+    except ValueError as e: raise InputError(f'{f} is damaged ({str(e)[:80]})') from None
     s = run['summary'] if run else {}
     return dict(folder=str(folder), name=(where or folder).resolve().name, config=config, files={f.name: os.path.getsize(f) for f in sorted(folder.iterdir()) if f.is_file() and f.name != 'README.md'}, run=run,
                 tainted=config.get('trained_on_eval') or s.get('tainted') or [], overlap=s.get('overlap') or {})
@@ -50,7 +51,7 @@ def measured_rows(
     if s.get('task_score') is not None: rows.append(['task score, generated answers', Num(s['task_score']), f"{s.get('task_score_n')} items", _share(s['task_score'], s['task_score_n']) if s.get('task_score_n') and 0 <= s['task_score'] <= 1 else '', held])
     for n,k,kind in (('training speed, tokens per second', 'tokens_per_s', 'count'), ('memory of the process', 'memory_bytes', 'bytes')):
         if s.get(k) is not None: rows.append([n, Num(s[k], kind), f"{s.get('steps')} steps", '', f"{f['run']['env'].get('device', 'an unknown device')} of the run"])
-    for t in f['run'].get('tasks') or []: rows.append([f"{t['name']}, {t['metric']}", Num(t['mean']), f"{t['n']} items", '', t['task']])
+    for t in f['run'].get('tasks') or []: rows.append([f"{t['name']}, {t['metric'].replace('_', ' ')}", Num(t['mean']), f"{t['n']} items", f"± {1.96*t['error']:.2g}" if t.get('error') else '', f"{t['task'].replace('_', ' ')}, {t['name']}"])
     return rows
 
 def _data_of(f):
@@ -73,17 +74,24 @@ def unmeasured(
     out.append('Text from elsewhere than the data named above.')
     seen = {t['task'] for t in run.get('tasks') or []}; left = [n for k,n in _groups.items() if k not in seen]
     out.append(f"Tasks: {', '.join(left)}.")
+    out += [f"{m['name'].replace('_', ' ')}: {m['reason']}." for m in run.get('missing') or []]
     if not f['overlap']: out.append('Whether the training text overlaps with the text it was scored on.')
     return out+['Speed and memory on any machine but the one named here.', 'Bias, safety, and whether what it writes is true.']
 
 # %% ../../nbs/07_benchmarks/26_model_card.ipynb #c2ceb3b7
+_pipelines = dict(classify='text-classification', tag='token-classification', span='question-answering', mlm='fill-mask')
+
+def _pipeline(f): # in the hub's words
+    asked = f['run']['options'].get('task') if f['run'] else None
+    return _pipelines.get(asked, 'fill-mask' if f['config'].get('causal') is False else 'text-generation')
+
 def _head(f):
     from huggingface_hub import EvalResult, ModelCardData
     run = f['run']; s,o = (run['summary'],run['options']) if run else ({}, {})
     named = [d for d in (o.get('datasets') or [o.get('dataset')]) if d and '/' in d and not o.get('data_path')] # ids of the hub only
-    results = [EvalResult('text-generation', (o.get('dataset') or 'unknown'), _data_of(f), 'bits_per_byte', round(s['bits_per_byte'], 4))] if s.get('bits_per_byte') is not None else None
+    results = [EvalResult(_pipeline(f), (o.get('dataset') or 'unknown'), _data_of(f), 'bits_per_byte', round(s['bits_per_byte'], 4))] if s.get('bits_per_byte') is not None else None
     tags = ['lmnotes', *([o['mode']] if o.get('mode') not in (None, 'auto') else []), *(f['config'].get('rewrites') or []), *(['packed'] if f['config'].get('packed') else [])]
-    return ModelCardData(library_name='transformers', pipeline_tag='text-generation', tags=tags, datasets=named or None, model_name=f['name'], eval_results=results).to_yaml()
+    return ModelCardData(library_name='transformers', pipeline_tag=_pipeline(f), tags=tags, datasets=named or None, model_name=f['name'], eval_results=results).to_yaml()
 
 def _contamination(f):
     out = [f"Tainted: it has learnt from {', '.join(f['tainted'])}, which is kept for evaluation; scores on it mean nothing."] if f['tainted'] else []
@@ -103,7 +111,8 @@ def card_document(f)->Document: # of `card_facts`
     "The card without its head"
     rows = measured_rows(f); env = f['run']['env'] if f['run'] else {}
     machine = f"Measured with {', '.join(f'{k} {v}' for k,v in (env.get('packages') or {}).items() if v)} on {env.get('device', 'an unknown device')}." if env else ''
-    use = "Load it with `AutoModelForCausalLM.from_pretrained(FOLDER)` after `import lmnotes.models`, or in the shell: `lmnotes generate --model FOLDER --prompt 'Once'`." if f['config'].get('model_type') == 'lmnotes' or f['config'].get('packed') else "Load it with `transformers`, or in the shell: `lmnotes generate --model FOLDER --prompt 'Once'`."
+    ours = f['config'].get('model_type') == 'lmnotes' or f['config'].get('packed'); shell = "lmnotes generate --model FOLDER --prompt 'Once'" if _pipeline(f) == 'text-generation' else 'lmnotes evaluate --model FOLDER'
+    use = f"In Python, `build_model(FOLDER)` of lmnotes{'' if ours else ', or transformers alone'}; in the shell, `{shell}`."
     return Document(f['name'], 'A language model trained with lmnotes.' if f['run'] else 'A language model in a folder of lmnotes.', [Lead(t) for t in _contamination(f)],
                     [Section('What it is', [_origin(f)]), Section('Measured', [Table(['what', 'value', 'n', '95 %', 'on'], rows), *([Say(machine)] if machine else [])] if rows else [Say('Nothing.')]), Section('Not measured', [Points(unmeasured(f))]), Section('Use', [Say(use)])])
 
