@@ -46,43 +46,42 @@ def whole_product(
     return tiled(p, q, _bare, unpack)*(s*p.scale.float())
 
 # %% ../../nbs/03_quantizers/08_kernels.ipynb #8b7c327b
+@functools.cache
 def _emitters():
-    "What writes the vector instructions"
+    "What is needed to write vector instructions"
     from llvmlite import ir
     from numba.core import cgutils
     i8,i32,i64,f32 = ir.IntType(8),ir.IntType(32),ir.IntType(64),ir.FloatType()
-    vec = lambda t, n: ir.VectorType(t, n)
+    vec,bit = lambda t, n: ir.VectorType(t, n),ir.IntType(1)
     splat = lambda t, n, v: ir.Constant(vec(t, n), [v]*n)
-
-    def digits(b, v, levels, lanes): # the digit vectors of a vector of bytes, one after the other
-        k = per_byte(levels)
-        for i in range(k):
-            if levels != 3: yield b.and_(b.lshr(v, splat(i8, lanes, 8//k*i)), splat(i8, lanes, levels-1)) if k > 1 else v; continue
-            one,two = (b.icmp_unsigned('>=', v, splat(i8, lanes, n)) for n in (86, 171))
-            yield b.select(two, splat(i8, lanes, 2), b.select(one, splat(i8, lanes, 1), splat(i8, lanes, 0)))
-            v = b.mul(v, splat(i8, lanes, 3))
-
-    def masked(b, at, mask, t, lanes): # a load that touches only what the mask allows
-        T = vec(t, lanes); name = f"llvm.masked.load.v{lanes}{'f32' if t is f32 else 'i8'}.p0"
-        f = cgutils.get_or_insert_function(b.module, ir.FunctionType(T, [T.as_pointer(), i32, vec(ir.IntType(1), lanes), T]), name)
-        return b.call(f, [b.bitcast(at, T.as_pointer()), i32(1), mask, splat(t, lanes, 0)])
-
-    def masked_store(b, v, at, mask, lanes):
-        P = v.type.as_pointer()
-        f = cgutils.get_or_insert_function(b.module, ir.FunctionType(ir.VoidType(), [v.type, P, i32, vec(ir.IntType(1), lanes)]), f'llvm.masked.store.v{lanes}i8.p0')
-        b.call(f, [v, b.bitcast(at, P), i32(1), mask])
-
-    def along(b, n, lanes, step, store=False): # `step(offset, load)` over n columns, the last ones under a mask
-        full = b.and_(n, i64(-lanes)); rest = b.sub(n, full)
-        whole = lambda at, t: b.load(b.bitcast(at, vec(t, lanes).as_pointer()), align=1)
-        put = lambda v, at: b.store(v, b.bitcast(at, vec(i8, lanes).as_pointer()), align=1)
-        with cgutils.for_range_slice(b, i64(0), full, i64(lanes)) as (i,_): step(i, whole, *[put]*store)
-        with b.if_then(b.icmp_signed('>', rest, i64(0))):
-            some = b.insert_element(ir.Constant(vec(i8, lanes), ir.Undefined), b.trunc(rest, i8), i32(0))
-            some = b.shuffle_vector(some, ir.Constant(vec(i8, lanes), ir.Undefined), splat(i32, lanes, 0))
-            mask = b.icmp_unsigned('<', ir.Constant(vec(i8, lanes), list(range(lanes))), some)
-            step(full, lambda at, t: masked(b, at, mask, t, lanes), *[lambda v, at: masked_store(b, v, at, mask, lanes)]*store)
     return SimpleNamespace(**locals())
+
+def _digits(e, b, v, levels, lanes):
+    "The digit vectors of a vector of bytes, one after the other"
+    k,all_ = per_byte(levels),lambda n: e.splat(e.i8, lanes, n)
+    for i in range(k):
+        if levels != 3: yield b.and_(b.lshr(v, all_(8//k*i)), all_(levels-1)) if k > 1 else v; continue
+        one,two = (b.icmp_unsigned('>=', v, all_(n)) for n in (86, 171))
+        yield b.select(two, all_(2), b.select(one, all_(1), all_(0)))
+        v = b.mul(v, all_(3))
+
+# %% ../../nbs/03_quantizers/08_kernels.ipynb #54c7268a
+def _masked(e, b, what, T, args):
+    "A load or store that touches only what the mask allows"
+    f = e.cgutils.get_or_insert_function(b.module, e.ir.FunctionType(T if what == 'load' else e.ir.VoidType(), [a.type for a in args]), f"llvm.masked.{what}.v{T.count}{'f32' if T.element is e.f32 else 'i8'}.p0")
+    return b.call(f, args)
+
+def _along(e, b, n, lanes, step, store=False):
+    "`step(offset, load)`, perhaps also `store`, over n columns; the last ones under a mask"
+    full = b.and_(n, e.i64(-lanes)); rest = b.sub(n, full); at = lambda a, t: b.bitcast(a, e.vec(t, lanes).as_pointer())
+    whole = [lambda a, t: b.load(at(a, t), align=1), lambda v, a: b.store(v, at(a, e.i8), align=1)]
+    with e.cgutils.for_range_slice(b, e.i64(0), full, e.i64(lanes)) as (i,_): step(i, *whole[:1+store])
+    with b.if_then(b.icmp_signed('>', rest, e.i64(0))):
+        none = e.ir.Constant(e.vec(e.i8, lanes), e.ir.Undefined); some = b.insert_element(none, b.trunc(rest, e.i8), e.i32(0))
+        mask = b.icmp_unsigned('<', e.ir.Constant(none.type, list(range(lanes))), b.shuffle_vector(some, none, e.splat(e.i32, lanes, 0)))
+        part = [lambda a, t: _masked(e, b, 'load', e.vec(t, lanes), [at(a, t), e.i32(1), mask, e.splat(t, lanes, 0)]),
+                lambda v, a: _masked(e, b, 'store', v.type, [v, at(a, e.i8), e.i32(1), mask])]
+        step(full, *part[:1+store])
 
 # %% ../../nbs/03_quantizers/08_kernels.ipynb #2139bfe5
 def _add_up(e, b, how): # the type of a row's sums, columns at a time, and how digits and inputs are added to them
@@ -112,12 +111,13 @@ def _make_dot(e, levels, how):
         sums = [e.cgutils.alloca_once_value(b, e.splat(V.element, V.count, 0)) for _ in range(per_byte(levels))]
         def step(i, load):
             v,xs = load(b.gep(data, [i]), e.i8),load(b.gep(x, [i]), T)
-            for s,d in zip(sums, e.digits(b, v, levels, lanes)): b.store(add(b.load(s), d, xs), s)
-        e.along(b, args[2], lanes, step)
+            for s,d in zip(sums, _digits(e, b, v, levels, lanes)): b.store(add(b.load(s), d, xs), s)
+        _along(e, b, args[2], lanes, step)
         for k,s in enumerate(sums): b.store(_reduce(e, b, V, b.load(s)), b.gep(out, [e.i64(k)]), align=4)
         return context.get_dummy_value()
     return intrinsic(lambda typingctx, data, x, n, out: (types.void(*[types.int64]*4), write))
 
+# %% ../../nbs/03_quantizers/08_kernels.ipynb #18a82bb3
 def _make_spread(e, levels):
     "An intrinsic: `spread(bytes, n, out, stride)` writes the digits of n bytes, a row for each"
     from numba import types
@@ -125,8 +125,8 @@ def _make_spread(e, levels):
     def write(context, b, signature, args):
         data,out = (b.inttoptr(args[i], e.i8.as_pointer()) for i in (0, 2))
         def step(i, load, store):
-            for k,d in enumerate(e.digits(b, load(b.gep(data, [i]), e.i8), levels, 64)): store(d, b.gep(out, [b.add(i, b.mul(args[3], e.i64(k)))]))
-        e.along(b, args[1], 64, step, store=True)
+            for k,d in enumerate(_digits(e, b, load(b.gep(data, [i]), e.i8), levels, 64)): store(d, b.gep(out, [b.add(i, b.mul(args[3], e.i64(k)))]))
+        _along(e, b, args[1], 64, step, store=True)
         return context.get_dummy_value()
     return intrinsic(lambda typingctx, data, n, out, stride: (types.void(*[types.int64]*4), write))
 
@@ -153,6 +153,7 @@ def _float_loops(data, tail, levels, weight, x, scale, y, first, last, rest):
                     _float256(left.ctypes.data + (r - base)*n_in + j*w, x.ctypes.data + 4*(t*n_in + j*w), w, out)
                     y[t,r] += weight*sums[0]*scale[many*r,j]
 
+# %% ../../nbs/03_quantizers/08_kernels.ipynb #8217d030
 def _whole_loops(data, tail, levels, x, less, factor, y, first, last, rest):
     n_in,n_out = x.shape[1],y.shape[1]; k = 5 if levels == 3 else 4
     sums = np.empty(8, np.int32); out = sums.ctypes.data
@@ -195,6 +196,7 @@ def _has_vnni():
     features = cpu_target.target_context.codegen()._get_host_cpu_features().split(',') # what will be compiled for
     return {'+avx512vnni', '+avx512bw', '+avx512vl'} <= set(features)
 
+# %% ../../nbs/03_quantizers/08_kernels.ipynb #dbdccdae
 @functools.cache
 def _compiled(vnni):
     "The loops as machine code"
@@ -208,6 +210,7 @@ def _compiled(vnni):
     g['_spread_any'] = fast(_spread_any_loops); g['_left_over'] = fast(_left_over_loops)
     return SimpleNamespace(float=fast(_float_loops), whole=fast(_whole_loops), spread=fast(_spread_loops), look_up=fast(_look_up_loops))
 
+# %% ../../nbs/03_quantizers/08_kernels.ipynb #0867b332
 _ways = dict(vnni='numba with vpdpbusd', numba='numba', torch='torch, a tile at a time')
 
 @functools.cache
@@ -268,6 +271,7 @@ def _few_floats(loops, p, x):
         in_parts(lambda a, b, rest: loops.float(*args, a, b, rest), g, 4*len(data)*len(x))
     return y
 
+# %% ../../nbs/03_quantizers/08_kernels.ipynb #95d367a1
 def _few_whole(loops, p, q, s):
     n, = layouts[p.layout]; g = p.shape[0]//per_byte(n); y = q.new_empty(len(q), p.shape[0])
     args = (p.data.numpy(), g*p.shape[1], n, q.to(torch.int8).numpy(), q.sum(1).int().numpy(), (s*p.scale.float())[:,0].numpy(), y.numpy())

@@ -43,6 +43,7 @@ class PackedLayer(nn.Module):
         return super().train(mode)
     def extra_repr(self): return f"{self.out_features} x {self.in_features}, {', '.join(dict.fromkeys(s[1] for s in self.specs))}"
 
+# %% ../../nbs/03_quantizers/09_packed.ipynb #6849c67d
 class PackedLinear(PackedLayer):
     "A linear layer that multiplies by bytes"
     def forward(self, x): # (..., n_in) -> (..., n_out)
@@ -90,6 +91,7 @@ def packed_folder(path)->Path: # None where it is none
     for p in (path/'final', path):
         if (p/'config.json').is_file(): return p if read_json(p/'config.json').get('packed') else None
 
+# %% ../../nbs/03_quantizers/09_packed.ipynb #9f63a0eb
 def packed_parts(
     model:nn.Module,     # with layers in few bits
     layout:str='base3',
@@ -157,6 +159,7 @@ def pack(
     if verbose: print(made)
     return made
 
+# %% ../../nbs/03_quantizers/09_packed.ipynb #b85c05e3
 def _quantize(model, name): from lmnotes.quantizers.coded import quantize; quantize(model, name, verbose=False)
 
 def _tokenizer_of(source): # None where a folder has none
@@ -222,6 +225,7 @@ def _put(model, tensors): # into parameters and buffers, one for each storage
         elif leaf in m._buffers: m._buffers[leaf] = t
         else: raise InputError(f'{name} is in the packed file and not in the model its config describes; pack the model again')
 
+# %% ../../nbs/03_quantizers/09_packed.ipynb #a2197340
 def load_packed(
     path,           # folder that `pack` wrote, or a run holding one as `final`
     vocab_size:int=None, # checked, when given
@@ -251,6 +255,7 @@ def load_packed(
     model.eval().requires_grad_(False).to(device)
     return model if isinstance(model, LM) else hub.adopt(model)
 
+# %% ../../nbs/03_quantizers/09_packed.ipynb #aa8ee160
 def _the_file(folder):
     if (folder/'model.safetensors').is_file(): return folder/'model.safetensors'
     raise InputError(f'{folder} has no model.safetensors; pack the model again')
@@ -284,6 +289,7 @@ def export_dense(
     if verbose: print(f"{out}: {sum(f.stat().st_size for f in out.glob('*.safetensors')):,} bytes of plain weights" + ('; inputs are no longer rounded, so logits differ a little' if rounded else ''))
     return out
 
+# %% ../../nbs/03_quantizers/09_packed.ipynb #58b7c584
 def _plain_like(model): # the same architecture, nothing rewritten
     config = copy.deepcopy(model.config); config.packed,config.rewrites = None,[]; vars(config).pop('packed')
     cls = getattr(type(model), '_original', type(model))

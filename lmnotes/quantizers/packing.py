@@ -225,6 +225,7 @@ def stored_at(path)->dict: # name -> (first byte, last + 1) among the data
     "Where each tensor lies in a safetensors file"
     return {k: tuple(v['data_offsets']) for k,v in _header(path).items() if k != '__metadata__'}
 
+# %% ../../nbs/03_quantizers/07_packing.ipynb #c20d41bf
 def packed_header(path)->dict: # version, matrices, shared
     "What a packed file says of itself"
     text = _header(path).get('__metadata__', {}).get('lmnotes')
