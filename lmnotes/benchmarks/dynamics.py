@@ -37,10 +37,10 @@ def unrest(
 )->tuple: # standard deviation of the detrended log loss; the steps that are spikes
     "How much a training loss shakes, and where it jumps"
     y = np.log(np.asarray(loss, float))
-    if len(y) < 5: return float('nan'), []
+    if len(y) <= window: return float('nan'), []
     if not np.isfinite(y).all(): return float('nan'), np.flatnonzero(~np.isfinite(y)).tolist()
-    r = y-running(y, window); usual = 1.4826*np.median(np.abs(r))
-    return float(r.std()), np.flatnonzero(r > times*max(usual, 1e-9)).tolist()
+    h = window//2; r = (y-running(y, window))[h:-h]; usual = 1.4826*np.median(np.abs(r)) # at the ends half a neighbourhood is no trend
+    return float(r.std()), (h+np.flatnonzero(r > times*max(usual, 1e-9))).tolist()
 
 # %% ../../nbs/07_benchmarks/22_dynamics.ipynb #d727aeb6
 def span(n:int)->int: return max(n//10, min(n, 10)) # steps of `n` that are averaged: a tenth, of a short run ten
