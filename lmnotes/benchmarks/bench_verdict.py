@@ -107,7 +107,7 @@ def _rates(draw, n, rng, block=100): # judged in blocks, each with its own stret
 
 def _variant(kind, name, S, r):
     there = r['spread']; found = lambda k: float(r[k][there].mean()) if there.any() else None # where all models agree on all items nothing can be planted in units of the spread
-    return dict(null=kind, scores=name, seeds=S, comparisons=len(r['said']), false_positive_rate=float(r['said'].mean()), power=found('found'), power_at_median=found('found_fixed'), detectable=float(np.median(r['effect'][there])))
+    return dict(null=kind, scores=name, seeds=S, comparisons=len(r['said']), false_positive_rate=float(r['said'].mean()), power=found('found'), power_at_median=found('found_fixed'), detectable=float(np.median(r['effect'][there])) if there.any() else None)
 
 # %% ../../nbs/07_benchmarks/24_bench_verdict.ipynb #a9ca7859
 def _families(pools, S, n, rng): # share of comparisons in which any of all pools got a word, after Holm
