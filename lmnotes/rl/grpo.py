@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RLSettings', 'check_settings', 'short_prompt', 'prompts_of', 'prompt_order', 'execution_reward', 'Judge', 'pass_at_k',
-           'can_learn', 'token_scores', 'real_positions', 'fuse_head', 'need_trl', 'grpo_config', 'trainer_class',
+           'can_learn', 'need_trl', 'token_scores', 'real_positions', 'fuse_head', 'grpo_config', 'trainer_class',
            'Book', 'samples_table', 'along_the_way', 'RLRun', 'run_rl', 'grpo', 'rl_settings', 'train_rl']
 
 # %% ../../nbs/06_rl/04_grpo.ipynb #615e47d0
@@ -175,6 +175,26 @@ def can_learn(found:dict, k:int)->str: # a sentence; empty where all is well
     if found['pass@1'] > 0.99: return f"{found['pass@1']:.0%} of the attempts are right already: there is little left to learn"
     return ''
 
+# %% ../../nbs/06_rl/04_grpo.ipynb #2019485f
+@contextmanager
+def _hushed():
+    "Keep what libraries remark about each other from the reader"
+    from transformers.utils import logging as hf
+    was,names = hf.get_verbosity(),('bitsandbytes', 'bitsandbytes.backends.cpu.ops', 'kernels'); levels = {n: logging.getLogger(n).level for n in names}
+    hf.set_verbosity_error(); hf.disable_progress_bar(); [logging.getLogger(n).setLevel(logging.CRITICAL) for n in names]
+    try:
+        with warnings.catch_warnings(action='ignore'): yield
+    finally: hf.set_verbosity(was); [logging.getLogger(n).setLevel(l) for n,l in levels.items()]
+
+def need_trl():
+    "TRL, or one line that says how to get it"
+    if find_spec('trl') is None: raise InputError("--mode rl needs TRL, which is not installed: `pip install 'lmnotes[rl]'`")
+    os.environ.setdefault('TRL_EXPERIMENTAL_SILENCE', '1')
+    for n in ('transformers.trainer', 'trl', 'accelerate', 'trl.trainer.grpo_trainer'): logging.getLogger(n).setLevel(logging.ERROR)
+    with _hushed():
+        import trl, trl.trainer.grpo_trainer
+        return trl
+
 # %% ../../nbs/06_rl/04_grpo.ipynb #3b2e6bb3
 def _token_scores(head, h, y, temperature): # (N, C), (N,) -> log-probabilities and entropies, (N,)
     lp = (head(h).float()/temperature).log_softmax(-1)
@@ -195,7 +215,7 @@ def real_positions(mask): return (mask.long().cumsum(-1) - 1).clamp(min=0) # (B,
 
 def fuse_head(model, temperature=1., cast_lm_head_to_fp32=False, outputs=('log_probs',)): # as TRL's `add_fused_lm_head`
     "Teach a model to give log-probabilities instead of logits when TRL asks for them"
-    from trl.trainer import utils
+    need_trl(); from trl.trainer import utils
     if not isinstance(model, LM): utils.add_fused_lm_head(model, temperature=temperature, cast_lm_head_to_fp32=cast_lm_head_to_fp32, outputs=outputs)
     plain = model.forward; places = 'position_ids' in inspect.signature(plain).parameters
     @functools.wraps(type(model).forward)
@@ -210,25 +230,6 @@ def fuse_head(model, temperature=1., cast_lm_head_to_fp32=False, outputs=('log_p
     model.forward = forward
 
 # %% ../../nbs/06_rl/04_grpo.ipynb #ca11b6bb
-@contextmanager
-def _hushed():
-    "Keep what libraries remark about each other from the reader"
-    from transformers.utils import logging as hf
-    was,names = hf.get_verbosity(),('bitsandbytes', 'bitsandbytes.backends.cpu.ops', 'kernels'); levels = {n: logging.getLogger(n).level for n in names}
-    hf.set_verbosity_error(); hf.disable_progress_bar(); [logging.getLogger(n).setLevel(logging.CRITICAL) for n in names]
-    try:
-        with warnings.catch_warnings(action='ignore'): yield
-    finally: hf.set_verbosity(was); [logging.getLogger(n).setLevel(l) for n,l in levels.items()]
-
-def need_trl():
-    "TRL, or one line that says how to get it"
-    if find_spec('trl') is None: raise InputError("--mode rl needs TRL, which is not installed: `pip install 'lmnotes[rl]'`")
-    os.environ.setdefault('TRL_EXPERIMENTAL_SILENCE', '1')
-    for n in ('transformers.trainer', 'trl', 'accelerate', 'trl.trainer.grpo_trainer'): logging.getLogger(n).setLevel(logging.ERROR)
-    with _hushed():
-        import trl, trl.trainer.grpo_trainer
-        return trl
-
 def grpo_config(
     s:RLSettings,
     path,          # the run folder
