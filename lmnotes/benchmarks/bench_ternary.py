@@ -60,18 +60,18 @@ def file_figures(
 _probe = '''
 import gc, json, sys, threading, time, torch
 torch.set_num_threads(int(sys.argv[3]))
-from lmnotes.benchmarks.bench_ternary import logits_along, words_of
+from lmnotes.benchmarks.bench_ternary import seconds_to_write
 from lmnotes.benchmarks.memory import release_memory
 from lmnotes.quantizers.packed import load_packed
 def anonymous(): return next(int(l.split()[1])*1024 for l in open('/proc/self/status') if l.startswith('RssAnon'))
-toy = load_packed(sys.argv[2]); logits_along(toy, words_of(toy)); del toy; release_memory()
+toy = load_packed(sys.argv[2]); seconds_to_write(toy, 8, 16); del toy; release_memory()
 base,most,on = anonymous(),[0],[True]
 def watch():
     while on[0]: most[0] = max(most[0], anonymous()); time.sleep(.001)
 t = threading.Thread(target=watch); t.start()
-model = load_packed(sys.argv[1]); ids = words_of(model); z = logits_along(model, ids)
+model = load_packed(sys.argv[1]); seconds_to_write(model, 8, 16)
 on[0] = False; t.join(); most = max(most[0], anonymous())
-c = model.config; cache = 2*4*c.n_layer*c.n_kv_head*c.head_dim*ids.shape[1]
+c = model.config; cache = 2*4*c.n_layer*c.n_kv_head*c.head_dim*24
 print(json.dumps(dict(added=most - base - cache)))
 '''
 
@@ -95,9 +95,9 @@ def seconds_to_write(
 )->float: # seconds for n words
     "Time to write n words one after the other"
     with torch.autocast('cpu', torch.bfloat16) if bf16 else contextlib.nullcontext():
-        cache,ids = LMCache(),words_of(model, prompt); z = model(ids, past_key_values=cache, use_cache=True).logits
+        cache,ids = LMCache(),words_of(model, prompt); z = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
         start = time.perf_counter()
-        for _ in range(n): z = model(z[:,-1:].argmax(-1), past_key_values=cache, use_cache=True).logits
+        for _ in range(n): z = model(z.argmax(-1), past_key_values=cache, use_cache=True).logits
         return time.perf_counter() - start
 
 def decoding(
