@@ -88,7 +88,7 @@ def test_a_reward_model_pays(tmp_path):
     with pytest.raises(InputError, match='no score head'): train(**{**small, 'reward': 'task', 'reward_model': str(run.path/'final'), 'output_dir': str(tmp_path/'x')})
     assert not (tmp_path/'x').exists()
 
-@pytest.mark.parametrize('more, said', [(dict(grpo_group_size=1), 'nothing to be compared'), (dict(max_seconds=5, max_steps=None), 'give --max_steps'), (dict(load_best_model_at_end=True), 'not for --mode rl'), (dict(dataset='prose'), 'no answers to reward'),
+@pytest.mark.parametrize('more, said', [(dict(grpo_group_size=1), 'nothing to be compared'), (dict(max_seconds=5, max_steps=None, test=False), 'give --max_steps'), (dict(load_best_model_at_end=True), 'not for --mode rl'), (dict(dataset='prose'), 'no answers to reward'),
     (dict(model='encoder'), 'choose a causal model'), (dict(model='tiny:t5'), 'encoder-decoder'), (dict(optimizer='muon'), 'use adamw'), (dict(reward_model='./nowhere', reward='task'), 'there is no folder')])
 def test_what_would_not_work_is_refused(more, said, tmp_path):
     with pytest.raises(InputError, match=said): train(**{**small, 'output_dir': str(tmp_path/'x'), **more})
