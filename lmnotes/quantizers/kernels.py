@@ -15,7 +15,7 @@ from .coded import token_codes
 from .packing import *
 
 # %% ../../nbs/03_quantizers/08_kernels.ipynb #f9ded5ae
-def tile_rows(n_in:int, numbers:int=2**18)->int: # a multiple of 40, where rows of 5 and of 8 to a byte begin together
+def tile_rows(n_in:int, numbers:int=2**16)->int: # a multiple of 40, where rows of 5 and of 8 to a byte begin together
     "Rows to unpack at a time"
     return max(40, numbers//n_in//40*40)
 
