@@ -85,7 +85,7 @@ def test_the_gate(tmp_path):
     "A model wired to see the future is refused, nothing is printed, nothing is written"
     model = fresh().eval(); model.__class__ = Ahead; printed = io.StringIO()
     for what in ('lm', 'qa', 'lm,choice,long_range'):
-        with contextlib.redirect_stdout(printed), pytest.raises(RunError, match='sees the future'): evaluate(model, what, TOK, datasets=['prose', 'recall'], limit=2, output=tmp_path/'e.json')
+        with contextlib.redirect_stdout(printed), pytest.raises(RunError, match='sees the future'): evaluate_model(model, what, TOK, datasets=['prose', 'recall'], limit=2, output=tmp_path/'e.json')
     assert printed.getvalue() == '' and not (tmp_path/'e.json').exists()
 
 # -- traps
@@ -139,7 +139,7 @@ def test_adapter(tmp_path):
     from lmnotes.models.lora import add_lora
     save_model(fresh().eval(), TOK, tmp_path/'base'); model = build_model(str(tmp_path/'base')); adapted = add_lora(model, r=2, verbose=False)
     adapted = adapted if adapted is not None else model; adapted.save_pretrained(tmp_path/'lora'); TOK.save_pretrained(tmp_path/'lora')
-    r = evaluate(tmp_path/'lora', 'qa', datasets=['recall'], limit=2, device='cpu'); assert r['tasks'][0]['n'] == 2 and (tmp_path/'lora'/'evaluation.json').exists()
+    r = evaluate_model(tmp_path/'lora', 'qa', datasets=['recall'], limit=2, device='cpu'); assert r['tasks'][0]['n'] == 2 and (tmp_path/'lora'/'evaluation.json').exists()
 
 def test_recipe_is_refused(capsys):
     assert main(['evaluate', '--model', 'standard', '--tasks', 'qa']) == 2 and 'recipe with random weights' in capsys.readouterr().err

@@ -32,9 +32,9 @@ def evaluate_action(o)->int: # options of the command; the exit code
     import sys
     tasks = check_words(o.model, o.tasks, o.output)
     from rich.console import Console
-    from lmnotes.benchmarks.suite import evaluate, evaluation_tables
+    from lmnotes.benchmarks.suite import evaluate_model, evaluation_tables
     how = {k: getattr(o, k) for k in ('attn_implementation', 'load_in_4bit', 'load_in_8bit', 'trust_remote_code')}
-    r = evaluate(o.model, tasks, datasets=list(o.datasets) if o.datasets else None, data_dir=o.data_dir, data_path=o.data_path, limit=o.limit, seed=o.seed, max_length=o.max_length, bs=o.batch_size,
+    r = evaluate_model(o.model, tasks, datasets=list(o.datasets) if o.datasets else None, data_dir=o.data_dir, data_path=o.data_path, limit=o.limit, seed=o.seed, max_length=o.max_length, bs=o.batch_size,
                  draws=o.draws, allow_execution=o.allow_execution, output=o.output, device=o.device, say=lambda what: print(what, file=sys.stderr, flush=True), **how)
     Console(highlight=False, width=None if sys.stdout.isatty() else 150).print(*evaluation_tables(r))
     print(f"evaluation: {r['path']}" if 'path' in r else 'nothing was written: the model is no folder here; --output names a file')

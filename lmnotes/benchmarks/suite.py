@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['measurements', 'item_error', 'lm_data', 'tokenizer_label', 'characters_per_byte', 'lm_scores', 'measure_lm',
-           'measure_memory', 'measure_speed', 'Wanted', 'read_model', 'suite_names', 'task_row', 'evaluate',
+           'measure_memory', 'measure_speed', 'Wanted', 'read_model', 'suite_names', 'task_row', 'evaluate_model',
            'evaluation_tables', 'run_suite']
 
 # %% ../../nbs/07_benchmarks/09_suite.ipynb #3ce3c97a
@@ -139,7 +139,7 @@ def task_row(t:TaskScores)->dict: # what a file keeps
     "Task scores as a line of a table"
     return dict(task=t.task, name=t.name, metric=t.metric, mean=t.mean, error=item_error(t), n=t.n, chance=t.chance, higher=t.higher, metrics=t.metrics, samples=t.samples)
 
-def evaluate(
+def evaluate_model(
     model,               # a folder, a hub id, or a model
     tasks='all',         # names, or words parted by commas; see `suite_names`
     tokenizer=None,      # of a model that is given as such

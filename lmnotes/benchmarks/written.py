@@ -49,7 +49,7 @@ def score_tagging(s:Subject, ds, rows)->list:
     s.needs('text', 'seq2seq', 'tag'); gold = [ds.tags(r) for r in rows]
     texts = [' '.join(t) for t in _head_tags(s, ds, rows)] if s.way == 'tag' else answers(s.model, s.tokenizer, asked_of(s, ds, rows), bs=s.bs)
     said,values = [tags_of(t) for t in texts],np.array([float(ds.score(r, t)) for r,t in zip(rows, texts)])
-    return [TaskScores('tagging', short_name(ds), metric_of(ds), values, metrics=tag_report(said, gold) | dict(distinct=distinct_share(texts)), samples=_samples(ds, rows, texts, values))]
+    return [TaskScores('tagging', task_name(ds), metric_of(ds), values, metrics=tag_report(said, gold) | dict(distinct=distinct_share(texts)), samples=_samples(ds, rows, texts, values))]
 
 # %% ../../nbs/07_benchmarks/06_written.ipynb #8772596e
 def _spans_said(s, ds, rows)->list: # what a head with two outputs points at
@@ -69,7 +69,7 @@ def score_qa(s:Subject, ds, rows)->list:
     s.needs('text', 'seq2seq', 'span'); said = _spans_said(s, ds, rows) if s.way == 'span' else answers(s.model, s.tokenizer, asked_of(s, ds, rows), bs=s.bs)
     values,exact = np.array([float(ds.score(r, t)) for r,t in zip(rows, said)]),[_exact(ds, r, t) for r,t in zip(rows, said)]
     f1 = dict(f1=float(values.mean())) if metric_of(ds) == 'f1' else dict(f1=float(np.mean([token_f1(t, ds.references(r)) for r,t in zip(rows, said)])))
-    return [TaskScores('qa', short_name(ds), metric_of(ds), values, clusters=clusters_of(ds, rows), metrics=dict(exact_match=float(np.mean(exact)), **f1, distinct=distinct_share(said)),
+    return [TaskScores('qa', task_name(ds), metric_of(ds), values, clusters=clusters_of(ds, rows), metrics=dict(exact_match=float(np.mean(exact)), **f1, distinct=distinct_share(said)),
                        chance=.1 if ds.id == 'embedded/recall' else None, samples=_samples(ds, rows, said, values))]
 
 # %% ../../nbs/07_benchmarks/06_written.ipynb #a77dd688
@@ -123,7 +123,7 @@ def score_generation(s:Subject, ds, rows)->list:
     "What the model writes against what should stand there"
     s.needs('text', 'seq2seq'); said = answers(s.model, s.tokenizer, asked_of(s, ds, rows), bs=s.bs); gold = [ds.target(r).strip() for r in rows]
     said = [t.strip() for t in said]; values = np.array([chrf(t, g) for t,g in zip(said, gold)])
-    name = short_name(ds.base) if isinstance(ds, Continuation) else short_name(ds)
+    name = task_name(ds.base) if isinstance(ds, Continuation) else task_name(ds)
     return [TaskScores('generation', name, 'chrf', values, clusters=clusters_of(ds, rows), metrics=text_report(said, gold), samples=_samples(ds, rows, said, values))]
 
 # %% ../../nbs/07_benchmarks/06_written.ipynb #f645c0b5
@@ -161,7 +161,7 @@ def score_math(s:Subject, ds, rows)->list:
     s.needs('text', 'seq2seq'); asked = asked_of(s, ds, rows); said = answers(s.model, s.tokenizer, asked, bs=s.bs)
     values = np.array([float(ds.score(r, t)) for r,t in zip(rows, said)]); metrics = dict(answered=float(np.mean([last_number(t) is not None for t in said])), distinct=distinct_share(said))
     if s.draws: metrics |= pass_rates([[float(ds.score(r, t) > 0) for t in texts] for r,texts in zip(rows, draw_answers(s, asked, s.draws))])
-    return [TaskScores('math', short_name(ds), 'exact_match', values, clusters=clusters_of(ds, rows), metrics=metrics, samples=_samples(ds, rows, said, values))]
+    return [TaskScores('math', task_name(ds), 'exact_match', values, clusters=clusters_of(ds, rows), metrics=metrics, samples=_samples(ds, rows, said, values))]
 
 # %% ../../nbs/07_benchmarks/06_written.ipynb #942140db
 def edit_similarity(text:str, reference:str)->float: # in [0,1]
@@ -233,5 +233,5 @@ def score_code(s:Subject, ds, rows)->list:
     parses,signature = np.mean([program_report(p, *w) for p,w in zip(programs, wanted)], 0)
     metrics = dict(parses=float(parses), signature=float(signature), edit_similarity=float(near.mean()), distinct=distinct_share(said))
     if s.allow_execution and rows and 'test' in rows[0]: metrics |= _runs(s, ds, rows, asked)
-    name = short_name(ds.base) if own else short_name(ds)
+    name = task_name(ds.base) if own else task_name(ds)
     return [TaskScores('code', f'{name}_functions' if own else name, 'edit_similarity', near, clusters=clusters_of(ds, rows), metrics=metrics, samples=_samples(ds, rows, said, near))]
