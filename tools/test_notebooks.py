@@ -5,6 +5,8 @@ from nbdev.config import get_config
 from nbdev.doclinks import nbglob
 from nbdev.test import test_nb
 
+LIMIT = 300 # seconds a notebook may take
+
 def preload():
     "Import once what nearly every notebook imports; each process begins as a copy of this one"
     sys.path.insert(0, str(get_config().config_path))
@@ -23,7 +25,9 @@ def run_all(notebooks, workers):
         while waiting and len(running) < workers:
             nb = waiting.pop(0); p = mp.get_context('fork').Process(target=run, args=(nb,)); p.start()
             running[p.sentinel] = p,nb,time.time()
-        for sentinel in mp.connection.wait(list(running)):
+        for p,_,start in running.values():
+            if time.time() - start > LIMIT: p.kill() # a notebook that waits for what never comes must not take the others along
+        for sentinel in mp.connection.wait(list(running), timeout=1):
             p,nb,start = running.pop(sentinel); p.join()
             if p.exitcode: failed.append(nb.name)
             print(f"{time.time()-start:4.0f} s  {nb.relative_to(get_config().nbs_path)}{'  FAILED' if p.exitcode else ''}", flush=True)
