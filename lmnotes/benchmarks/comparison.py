@@ -90,10 +90,11 @@ def task_table(r:dict, ds:str):
     "How the arms trained on one dataset do on tasks, as a `rich` table; None where no task was scored"
     rows = [d for d in r['differences'] if d['dataset'] == ds and d['task'] != 'lm']
     if not rows: return None
-    t = _table(f'{ds}, tasks', ('task', 'metric', 'arm', 'mean', 'diff', 'detects', 'verdict'), ('task', 'metric', 'arm', 'verdict'))
+    arms = list(dict.fromkeys(d['arm'] for d in rows)); own = ['arm'] if len(arms) > 1 else [] # one arm stands in the title
+    t = _table(f"{ds}, tasks{'' if own else f', {arms[0]}'}", ('task', 'metric', *own, 'mean', 'diff', 'detects', 'verdict'), ('task', 'metric', 'arm', 'verdict'))
     for d in rows:
         diff,_,_,detects,word = _difference_cells(d, False)
-        t.add_row(d['name'], d['metric'], d['arm'], show_number(d['arm_mean']), diff, detects, word)
+        t.add_row(d['name'], d['metric'], *([d['arm']] if own else []), show_number(d['arm_mean']), diff, detects, word)
     return t
 
 @patch
