@@ -62,11 +62,12 @@ def bench_table(
     return t
 
 def variants_table(figures:dict):
-    "A rich table with a column for each variant"
+    "A rich table with a column for each variant, or a row where they are many"
     from rich.table import Table
-    vs = figures['variants']
-    t = Table('', *map(str, range(1, len(vs)+1)), title='variants')
-    for k in dict.fromkeys(k for v in vs for k,x in v.items() if not isinstance(x, (dict, list))): t.add_row(k, *[_show(v.get(k)) for v in vs])
+    vs = figures['variants']; keys = list(dict.fromkeys(k for v in vs for k,x in v.items() if not isinstance(x, (dict, list))))
+    many = len(vs) > len(keys); t = Table(*(keys if many else ['', *map(str, range(1, len(vs)+1))]), title='variants')
+    for v in vs if many else (): t.add_row(*[_show(v.get(k)) for k in keys])
+    for k in () if many else keys: t.add_row(k, *[_show(v.get(k)) for v in vs])
     return t
 
 # %% ../../nbs/07_benchmarks/26_bench.ipynb #1104a09c
