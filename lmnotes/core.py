@@ -9,10 +9,12 @@ __all__ = ['InputError', 'RunError', 'did_you_mean', 'Registry', 'set_seed', 'se
            'keep_memory']
 
 # %% ../nbs/00_core.ipynb #4f5e8f85
-import difflib, hashlib, json, os, platform, random, shutil, sys, warnings
+import difflib, hashlib, json, os, pkgutil, platform, random, shutil, sys, warnings
 from contextlib import contextmanager
 from datetime import datetime
+from importlib import import_module
 from importlib import metadata, util
+from fastcore.basics import patch
 from pathlib import Path
 
 # %% ../nbs/00_core.ipynb #be7d7fad
@@ -34,20 +36,71 @@ def did_you_mean(
 
 # %% ../nbs/00_core.ipynb #c7be50e5
 class Registry(dict):
-    "Names of one `kind`, filled by decoration: `@models('gpt')`, then `models.build('gpt', dim=64)`"
-    def __init__(self, kind:str): # what the names stand for, used in messages: 'model', 'dataset'
-        super().__init__(); self.kind = kind
-    def __call__(self, name:str):
-        def add(o):
-            old = dict.get(self, name)
-            if old is not None and old.__qualname__ != o.__qualname__:
-                raise ValueError(f"{self.kind} '{name}' is already {old.__qualname__}; choose another name for {o.__qualname__}")
+    "Table of the implementations of one `kind` by name: `@models('gpt')` adds one, `models.build('gpt', dim=64)` calls it"
+    def __init__(self,
+        kind:str # what the names stand for, used in messages: 'model', 'dataset'
+    ):
+        super().__init__()
+        self.kind = kind
+        self.targets = {}
+        self.packages = []
+    def __call__(self,
+        name:str # name to register the decorated object under
+    ):
+        "Decorate a function or class to register it under `name`; a different object under a taken name is a `ValueError`"
+        def register(o):
+            if (owner := self.owner(name)) not in (None, o.__qualname__):
+                raise ValueError(f"{self.kind} '{name}' is already {owner}; choose another name for {o.__qualname__}")
             self[name] = o
             return o
-        return add
-    def __missing__(self, name): raise InputError(f"unknown {self.kind} '{name}': {did_you_mean(name, self)}")
-    def names(self)->list[str]: return sorted(self)
+        return register
+    def owner(self, name):
+        "Qualified name of the object registered under `name`, or None"
+        if dict.__contains__(self, name): return dict.__getitem__(self, name).__qualname__
+        return self.targets[name].partition(':')[2] if name in self.targets else None
+    def __missing__(self, name):
+        self.import_packages()
+        if not dict.__contains__(self, name):
+            if name not in self.targets: raise InputError(f"unknown {self.kind} '{name}': {did_you_mean(name, self.names())}")
+            module,_,attribute = self.targets[name].partition(':')
+            self[name] = getattr(import_module(module), attribute)
+        return dict.__getitem__(self, name)
     def build(self, name, *args, **kwargs): return self[name](*args, **kwargs)
+    def import_packages(self):
+        "Import the modules of the packages named by `discover`, once"
+        while self.packages:
+            package = import_module(self.packages.pop())
+            for module in pkgutil.iter_modules(package.__path__): import_module(f'{package.__name__}.{module.name}')
+    def keys(self)->list[str]:
+        "All names in the order in which they were registered; lazy ones are listed without being imported"
+        self.import_packages()
+        return [*dict.keys(self), *(o for o in self.targets if not dict.__contains__(self, o))]
+    def names(self)->list[str]: return sorted(self.keys())
+    def __contains__(self, name): return name in self.keys()
+    def __iter__(self): return iter(self.keys())
+    def __len__(self): return len(self.keys())
+    def values(self): return [self[o] for o in self.keys()]
+    def items(self): return [(o, self[o]) for o in self.keys()]
+    def get(self, name, default=None): return self[name] if name in self else default
+
+
+# %% ../nbs/00_core.ipynb #7c84aed4
+@patch
+def lazy(self:Registry,
+    name:str,   # name to register
+    target:str, # 'module:attribute', imported when `name` is first looked up
+):
+    "Register an object by the address it can be imported from"
+    if (owner := self.owner(name)) not in (None, target.partition(':')[2]):
+        raise ValueError(f"{self.kind} '{name}' is already {owner}; choose another name for {target}")
+    self.targets[name] = target
+
+@patch
+def discover(self:Registry,
+    package:str, # package whose modules register names, such as 'lmnotes.data.datasets'
+):
+    "Import every module of `package` before the registry is first read"
+    self.packages.append(package)
 
 # %% ../nbs/00_core.ipynb #845b7f71
 def set_seed(seed:int):
