@@ -3,8 +3,8 @@ import json, subprocess, sys, warnings
 import pytest, torch
 from lmnotes.core import InputError
 from lmnotes.benchmarks.bench import get_bench, is_met, run_benches
-from lmnotes.benchmarks.memory import LiveTensors, held_bytes, peak_memory, per_layer, saved_bytes, training_memory
-from lmnotes.benchmarks.speed import Timing, interleave, paired_ratio
+from lmnotes.evaluation.memory import LiveTensors, held_bytes, peak_memory, per_layer, saved_bytes, training_memory
+from lmnotes.evaluation.speed import Timing, interleave, paired_ratio
 
 MB = 2**20
 
@@ -43,7 +43,7 @@ def test_a_peak_is_above_what_is_in_use_and_forgets_older_ones():
     assert abs(peak_memory(fill(32)) - 32*MB) < 2*MB
 
 def test_without_a_mark_tensors_are_counted_aloud(monkeypatch):
-    monkeypatch.setattr('lmnotes.benchmarks.memory._high_water', lambda device: None)
+    monkeypatch.setattr('lmnotes.evaluation.memory._high_water', lambda device: None)
     with pytest.warns(UserWarning, match='no high-water mark'): assert peak_memory(lambda: torch.ones(MB).sum()) == 4*MB + 4
 
 def test_training_memory_leaves_no_gradients():

@@ -5,7 +5,7 @@ import pytest
 from lmnotes.core import InputError
 from lmnotes.data.sources import Rows
 from lmnotes.data.catalog import Choice, Labelled, Tagged, catalog, find_dataset, finish_rows, kinds, load_rows, short_names
-from lmnotes.data.classification import glue_tasks
+from lmnotes.data.datasets.classification import glue_tasks
 
 real = Path(os.environ.get('LMNOTES_DATA_DIR') or Path(__file__).parents[2]/'shared/data')
 has_real = pytest.mark.skipif(not real.is_dir(), reason=f'no real rows at {real}; set LMNOTES_DATA_DIR to a root in hub layout')

@@ -4,14 +4,14 @@ from html.parser import HTMLParser
 from types import SimpleNamespace
 import numpy as np, pytest, torch
 from lmnotes.core import InputError, RunError, read_json
-from lmnotes.benchmarks.cells import read_cell
-from lmnotes.benchmarks.comparison import Comparison, compare, flops_formula, rerun
-from lmnotes.benchmarks.compared import compare_models
-from lmnotes.benchmarks.engines import to_do
-from lmnotes.benchmarks.plan import Plan, plan_comparison
-from lmnotes.benchmarks.metrics import evaluate_lm, unigram_scores
-from lmnotes.benchmarks.statistics import paired_difference, verdict
-from lmnotes.data.blocks import load_data
+from lmnotes.comparison.experiment_run import read_cell
+from lmnotes.comparison.comparison import Comparison, compare, flops_formula, rerun
+from lmnotes.comparison.compare_checkpoints import compare_models
+from lmnotes.comparison.executors import to_do
+from lmnotes.comparison.spec import Plan, plan_comparison
+from lmnotes.evaluation.metrics import evaluate_lm, unigram_scores
+from lmnotes.comparison.statistics import paired_difference, verdict
+from lmnotes.data.dataloader import load_data
 from lmnotes.models.decoder import build_model
 
 tiny = dict(dim=32, n_layer=2, n_head=2, max_length=32, batch_size=4, limit=60, device='cpu')
@@ -210,7 +210,7 @@ def test_damaged_and_missing_cells_are_named_and_the_rest_reported(tmp_path, don
     root = tmp_path/'c'; shutil.copytree(done.path, root); a,b = [root/x['path'] for x in done.cells if x['seed'] == 1]
     (a/'scores.npz').write_bytes(b'no'); shutil.rmtree(b)
     p = Plan.load(root/'plan.json'); assert len(to_do(p, root)) == 2
-    from lmnotes.benchmarks.comparison import settle_comparison
+    from lmnotes.comparison.comparison import settle_comparison
     c = settle_comparison(Comparison.load(root), p)
     assert sorted('is damaged' in x['reason'] for x in c.failed) == [False, True] and 'is missing' in ' '.join(x['reason'] for x in c.failed)
     assert c.result['differences'][0]['verdict'] == 'cannot tell' and c.result['differences'][0]['n_seeds'] == 1 and 'is damaged' in (root/'report.html').read_text()

@@ -3,7 +3,7 @@ import warnings
 import pytest
 
 import lmnotes.models
-from lmnotes.models.contract import clauses, check_clause, contract_models, excused, is_kept
+from lmnotes.models.conformance import clauses, check_clause, contract_models, excused, is_kept
 
 MODELS = contract_models()
 

@@ -3,7 +3,7 @@ import json, os, subprocess, sys
 from pathlib import Path
 import numpy as np, pytest, torch
 from lmnotes.core import InputError
-from lmnotes.data.blocks import BlockLoader, load_data
+from lmnotes.data.dataloader import BlockLoader, load_data
 from lmnotes.data.catalog import catalog, find_dataset, load_documents, load_rows
 from lmnotes.data.tokenizers import encode_documents, get_tokenizer, token_bytes
 
@@ -98,7 +98,7 @@ def test_each_window_once_an_epoch():
 def test_another_process_has_the_same_data():
     "Also with another hash seed, and on a machine without `datasets` and `pyarrow`"
     code = ("import sys; sys.modules['datasets'] = sys.modules['pyarrow'] = None\n"
-            "from lmnotes.data.blocks import load_data\n"
+            "from lmnotes.data.dataloader import load_data\n"
             "d = load_data('arithmetic', tokenizer='bpe', vocab_size=400, limit=500, device='cpu'); print(d.fingerprint, d.train.batch(7)[0]['input_ids'].sum().item())")
     out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], env=dict(os.environ, PYTHONHASHSEED='7'), capture_output=True, text=True)
     d = load_data('arithmetic', tokenizer='bpe', vocab_size=400, limit=500, device='cpu')
@@ -183,7 +183,7 @@ def test_streams_shards_and_mixtures_keep_them_too(exams, tmp_path):
     from lmnotes.data.mixture_data import mixture_data
     from lmnotes.data.shard_data import shard_data
     from lmnotes.data.shards import tokenize
-    from lmnotes.data.streams import stream_data
+    from lmnotes.data.streaming import stream_data
     calls = dict(stream=lambda **kw: stream_data('mmlu', data_dir=exams, **kw), shards=lambda **kw: tokenize('mmlu', tmp_path/'t', 'bytes', 64, data_dir=exams, **kw),
                  mixture=lambda **kw: mixture_data(['recall', 'mmlu'], rates=[.5, .5], data_dir=exams, limit=50, max_length=64, device='cpu', **kw),
                  text=lambda **kw: mixture_data(['recall', 'mmlu'], rates=[.5, .5], data_dir=exams, limit=50, max_length=64, device='cpu', objective='pretrain', tokenizer='bpe', vocab_size=300, **kw))

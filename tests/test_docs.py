@@ -15,12 +15,12 @@ def site():
 
 def test_pages_stand_where_nbdev_links_to(site):
     assert site.docname('00_core.ipynb') == 'core'
-    assert site.docname('05_training/02_learner.ipynb') == '05_training/learner'
+    assert site.docname('06_training/02_learner.ipynb') == '06_training/learner'
 
 def test_links_stay_on_the_site(site):
-    page = '05_training/02_learner.ipynb'
+    page = '06_training/02_learner.ipynb'
     assert site.to_myst(f'[`f`]({site.SITE_URL}core.html#f)', page) == '[`f`](/core.ipynb#f)'
-    assert site.to_myst('[on](03_optimizers.ipynb#muon), [up](../00_core.ipynb)', page) == '[on](/05_training/optimizers.ipynb#muon), [up](/core.ipynb)'
+    assert site.to_myst('[on](03_optimizers.ipynb#muon), [up](../00_core.ipynb)', page) == '[on](/06_training/optimizers.ipynb#muon), [up](/core.ipynb)'
     assert site.to_myst('[out](https://example.org/a.ipynb)', page) == '[out](https://example.org/a.ipynb)'
     assert site.to_myst('[how](../../CONTRIBUTING.md)', page) == f'[how]({site.BLOB_URL}CONTRIBUTING.md)'
 

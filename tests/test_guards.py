@@ -5,13 +5,13 @@ from types import SimpleNamespace
 import pytest, torch
 from fastai.basics import Callback
 from lmnotes.core import InputError, RunError, read_json
-from lmnotes.data.blocks import load_data
+from lmnotes.data.dataloader import load_data
 from lmnotes.data.mixture_data import mixture_data
-from lmnotes.data.streams import stream_data
+from lmnotes.data.streaming import stream_data
 from lmnotes.models import build_model
 from lmnotes.training.assemble import lm_learner
 from lmnotes.training.checkpoints import Checkpoints, find_checkpoint, load_checkpoint
-from lmnotes.training.guards import *
+from lmnotes.training.memory_check import *
 from lmnotes.training.optimizers import optimizers
 from lmnotes.training.train import SkipValidation
 
@@ -101,8 +101,8 @@ def test_the_longest_rows_are_the_ones_that_are_tried():
 def test_what_the_probe_says_is_what_training_takes():
     "Measured over the steps of a real fit, in a process of its own"
     code = '''
-from lmnotes.training.guards import *
-from lmnotes.data.blocks import load_data
+from lmnotes.training.memory_check import *
+from lmnotes.data.dataloader import load_data
 from lmnotes.models import build_model
 from lmnotes.training.assemble import lm_learner
 data = load_data('prose', limit=60, max_length=512, bs=8, device='cpu')
@@ -125,7 +125,7 @@ def test_a_run_that_cannot_fit_is_refused_with_options_to_paste():
     assert order == sorted(order) and same(bits(learn), before)
 
 def test_no_more_rows_are_tried_than_are_sure_to_fit():
-    from lmnotes.training.guards import _readings
+    from lmnotes.training.memory_check import _readings
     data = prose(max_length=512, bs=8); learn = learner(data); batch = largest_batch(data); need = probe_memory(learn, exact=True)['at_most']
     for share in (0.3, 0.5, 0.9):
         readings = list(_readings(learn, batch, int(need*share), False))
@@ -161,8 +161,8 @@ def test_memory_that_really_runs_out_is_known_for_what_it_is():
     code = '''
 import resource
 from fastai.basics import Callback
-from lmnotes.training.guards import *
-from lmnotes.data.blocks import load_data
+from lmnotes.training.memory_check import *
+from lmnotes.data.dataloader import load_data
 from lmnotes.models import build_model
 from lmnotes.training.assemble import lm_learner
 class Shrinks(Callback):

@@ -7,8 +7,8 @@ from transformers.utils import logging
 
 from lmnotes.core import InputError, write_json
 from lmnotes.models import *
-from lmnotes.models import hub, lora
-from lmnotes.models.hub import *
+from lmnotes.models import hf_load, lora
+from lmnotes.models.hf_load import *
 from lmnotes.models.lora import *
 
 logging.set_verbosity_error(); logging.disable_progress_bar()
@@ -166,8 +166,8 @@ def test_experts_apart(saved):
     with pytest.raises(InputError, match='no experts'): hub_model(saved('gpt2'), moe_load_in_8bit=True)
 
 def test_without_bitsandbytes(monkeypatch, saved):
-    monkeypatch.setattr(hub.importlib.util, 'find_spec', lambda n, *a: None)
-    with pytest.raises(InputError, match=r"pip install 'lmnotes\[quant\]'"): hub._bnb()
+    monkeypatch.setattr(hf_load.importlib.util, 'find_spec', lambda n, *a: None)
+    with pytest.raises(InputError, match=r"pip install 'lmnotes\[quant\]'"): hf_load._bnb()
     with pytest.raises(InputError, match='LoRA needs peft'): lora._peft()
 
 
@@ -208,7 +208,7 @@ def test_mistakes_are_one_line(saved, tmp_path, monkeypatch):
     refused('no gpt2 model has these sizes', 'tiny:gpt2', n_head=3); refused('holds no model', tmp_path); refused('is not a folder', saved('gpt2')/'config.json'); refused('neither a folder nor a hub id', 'a b')
     refused("hub cannot be reached; did you mean 'reversible'", 'reversibel'); refused('which cannot be reached', 'gpt2'); refused('hub cannot be reached. Two ways on', 'nobody/nothing-known')
     refused('reads at most 1024', 'gpt2', max_length=4096)
-    monkeypatch.setattr(hub, 'free_memory', lambda d: 1000); refused('are free; choose a smaller model', saved('gpt2'))
+    monkeypatch.setattr(hf_load, 'free_memory', lambda d: 1000); refused('are free; choose a smaller model', saved('gpt2'))
 
 def test_folders_that_cannot_be_trusted_or_do_not_fit(saved, tmp_path):
     def folder(name, config_of, weights_of, weights='model.safetensors'):

@@ -5,8 +5,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from lmnotes.core import InputError
 from lmnotes.models import *
-from lmnotes.models.accounting import *
-from lmnotes.models.known import *
+from lmnotes.models.flops_and_memory import *
+from lmnotes.models.model_zoo import *
 from lmnotes.models.layers import mixers, ffns, norms
 from lmnotes.models.decoder import residuals
 
@@ -143,7 +143,7 @@ def test_a_shared_layer_works_twice():
 PARTS = [dict(mixer=m) for m in mixers] + [dict(ffn=f) for f in ffns] + [dict(residual=r, n_layer=5) for r in residuals] + [dict(norm=n, tie=False) for n in norms]
 @pytest.mark.parametrize('parts', PARTS + [dict(mixer=['attention', 'attention', 'attention'], n_layer=3, ffn=['gelu', 'relu2', 'swiglu'])], ids=str)
 def test_describe_is_the_real_model(parts):
-    from lmnotes.app.builder import describe
+    from lmnotes.app.model_builder import describe
     d = describe(dict(vocab_size=90, **parts), batch=3, length=20); real = eval(d['code'])
     assert d['total'] == count_parameters(real)['total'] and d['memory']['weights'] == sum(p.nbytes for p in real.parameters())
     if set(parts.get('mixer', 'attention').split() if isinstance(parts.get('mixer', ''), str) else []) & {'lstm', 'gru'}: return # cells keep workspaces that hooks on shapes cannot see
@@ -154,7 +154,7 @@ def test_describe_is_the_real_model(parts):
     assert d['memory']['activations'] == pytest.approx(kept, rel=.02)
 
 def test_the_builder_shows_errors_in_its_panel():
-    from lmnotes.app.builder import model_builder
+    from lmnotes.app.model_builder import model_builder
     b = model_builder(dim=64, n_head=4); assert b.description['total'] and bytes(b.chart.value[:4]) == b'\x89PNG'
     assert set(b.controls['mixer'].options) == set(mixers) and set(b.controls['residual'].options) == set(residuals)
     b.controls['n_head'].value = 3

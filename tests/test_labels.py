@@ -4,15 +4,15 @@ import numpy as np, pytest, torch
 from fastai.optimizer import SGD
 from lmnotes.core import InputError
 from lmnotes.data.catalog import find_dataset, load_rows
-from lmnotes.data.labels import LabelLoader, LabelRows, encode_marked, encode_texts, label_data, label_text
+from lmnotes.data.classification_data import LabelLoader, LabelRows, encode_marked, encode_texts, label_data, label_text
 from lmnotes.data.tokenizers import get_tokenizer
 from lmnotes.models.decoder import build_model, models
-from lmnotes.models.heads import task_heads, with_head
+from lmnotes.models.task_heads import task_heads, with_head
 from lmnotes.training.assemble import lm_learner
 from lmnotes.training.checkpoints import load_run
 from lmnotes.training.learner import evaluate
 from lmnotes.training.options import TrainOptions
-from lmnotes.training.setup import data_from, facts_from, facts_of, model_from
+from lmnotes.training.build import data_from, facts_from, facts_of, model_from
 from lmnotes.training.train import train
 
 tasks = dict(classify='opinions', tag='entities', span='reading')

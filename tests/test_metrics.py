@@ -3,14 +3,14 @@ import math, random, re, string
 from collections import Counter
 import numpy as np, pytest, torch
 from importlib.util import find_spec
-from lmnotes.benchmarks.metrics import evaluate_lm, metrics_of, valid_windows
-from lmnotes.benchmarks.suite import lm_data
-from lmnotes.benchmarks.tasks import *
-from lmnotes.benchmarks.written import *
+from lmnotes.evaluation.metrics import evaluate_lm, metrics_of, valid_windows
+from lmnotes.evaluation.evaluate import lm_data
+from lmnotes.evaluation.tasks import *
+from lmnotes.evaluation.generative_tasks import *
 from lmnotes.core import *
-from lmnotes.data.blocks import load_data
+from lmnotes.data.dataloader import load_data
 from lmnotes.data.catalog import find_dataset
-from lmnotes.data.scores import *
+from lmnotes.data.answer_metrics import *
 from lmnotes.data.tokenizers import byte_tokenizer
 from lmnotes.models import build_model
 

@@ -1,10 +1,10 @@
 "Mixtures: proportions that hold, draws that do not remember, lists that fit"
 import numpy as np, pytest, torch
 from lmnotes.core import InputError
-from lmnotes.data.blocks import BlockLoader, Blocks
+from lmnotes.data.dataloader import BlockLoader, Blocks
 from lmnotes.data.mixtures import (Mixture, MixtureLoader, capped, check_rates, counts_before, draw_sources, find_mixture, mixture_name, per_source,
                                    percents, size_rates, stack_rows, token_rates)
-from lmnotes.data.packing import Packed, PackedLoader, padded_loader
+from lmnotes.data.sequence_packing import Packed, PackedLoader, padded_loader
 
 def source(base, n=50, T=8, **kw): return BlockLoader(Blocks(base + np.arange(n*T + 1) % 100, T), **kw)
 def mixed(rates=(.7, .3), **kw): return MixtureLoader(Mixture(dict(a=source(0), b=source(100, 200)), rates), **kw)

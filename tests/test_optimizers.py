@@ -3,7 +3,7 @@ import math
 import pytest, torch
 from fastai.callback.core import Callback, CancelValidException
 from lmnotes.core import InputError, RunError, set_seed
-from lmnotes.data.blocks import load_data
+from lmnotes.data.dataloader import load_data
 from lmnotes.models.decoder import build_model
 from lmnotes.training.assemble import default_betas, default_decay, default_lr, lm_learner
 from lmnotes.training.checkpoints import load_checkpoint, save_checkpoint

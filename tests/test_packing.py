@@ -3,7 +3,7 @@ import os
 from pathlib import Path
 import numpy as np, pytest, torch
 from lmnotes.core import InputError
-from lmnotes.data.packing import (Packed, PackedLoader, alone, best_fit, fill, fit_to, pack, padded_loader, unpack)
+from lmnotes.data.sequence_packing import (Packed, PackedLoader, alone, best_fit, fill, fit_to, pack, padded_loader, unpack)
 
 real = Path(os.environ.get('LMNOTES_DATA_DIR') or Path(__file__).parents[2]/'shared/data')
 needs_real = pytest.mark.skipif(not (real/'MANIFEST.json').is_file(), reason=f'no sample of the real datasets at {real}; set LMNOTES_DATA_DIR')

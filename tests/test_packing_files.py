@@ -3,10 +3,10 @@ import json, os, subprocess, sys
 import pytest, torch
 from lmnotes.core import InputError
 from lmnotes.models import build_model
-from lmnotes.models.hub import find_model, hub_model
-from lmnotes.quantizers.coded import quantize
-from lmnotes.quantizers.packed import export_dense, is_packed, load_packed, pack
-from lmnotes.quantizers.packing import layouts, n_bytes, n_levels, pack_codes, packed_header, read_packed, unpack_codes
+from lmnotes.models.hf_load import find_model, hub_model
+from lmnotes.quantizers.ste import quantize
+from lmnotes.quantizers.packed_model import export_dense, is_packed, load_packed, pack
+from lmnotes.quantizers.bitpacking import layouts, n_bytes, n_levels, pack_codes, packed_header, read_packed, unpack_codes
 from lmnotes.quantizers import kernels
 
 IDS = torch.randint(256, (1, 12), generator=torch.Generator().manual_seed(0))
@@ -37,7 +37,7 @@ def test_base3_wastes_at_most_four_codes():
 
 def test_two_threads_and_one_agree_to_the_bit():
     lin = quantize(torch.nn.Sequential(torch.nn.Linear(512, 2003)), 'ternary:act8', verbose=False)[0].eval()
-    from lmnotes.quantizers.packing import pack_matrix
+    from lmnotes.quantizers.bitpacking import pack_matrix
     p = pack_matrix(lin.coded()); x = torch.randn(1, 512, generator=torch.Generator().manual_seed(1)); was = torch.get_num_threads()
     try:
         y = []

@@ -3,7 +3,7 @@ import pytest, torch
 from lmnotes.core import InputError
 from lmnotes.models import build_model, leak_probe
 from lmnotes.models.recurrent import *
-from lmnotes.models.experts import *
+from lmnotes.models.moe import *
 from lmnotes.models.midpoint import *
 
 V = 47

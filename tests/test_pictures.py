@@ -6,7 +6,7 @@ import numpy as np, pytest
 from PIL import Image
 
 from lmnotes.core import append_jsonl, read_json, read_jsonl
-from lmnotes.training.pictures import *
+from lmnotes.training.plots import *
 
 N, EVERY = 60, 5 # steps of the run that is killed, and between its checkpoints
 
@@ -72,12 +72,12 @@ import sys, time, torch
 from pathlib import Path
 from fastai.callback.core import Callback, CancelValidException
 from lmnotes.core import append_jsonl, read_json
-from lmnotes.data.blocks import load_data
+from lmnotes.data.dataloader import load_data
 from lmnotes.models.decoder import build_model
 from lmnotes.training.assemble import lm_learner
 from lmnotes.training.checkpoints import Checkpoints, find_checkpoint, load_checkpoint, steps_in
 from lmnotes.training.monitor import Monitor, cut_log
-from lmnotes.training.pictures import Pictures
+from lmnotes.training.plots import Pictures
 from lmnotes.training.trackers import TensorBoard, run_facts
 
 run,n,every,pause = Path(sys.argv[1]),int(sys.argv[2]),int(sys.argv[3]),float(sys.argv[4])
@@ -104,7 +104,7 @@ def start(run, pause): return subprocess.Popen([sys.executable, '-c', SCRIPT, st
 @pytest.fixture(scope='module')
 def killed(tmp_path_factory):
     "A run that was killed in the middle and resumed, and what a live monitor beside it said"
-    from lmnotes.app.live import LiveMonitor
+    from lmnotes.app.live_monitor import LiveMonitor
     run = tmp_path_factory.mktemp('run')/'mine'; said = []; m = LiveMonitor(run); said.append(m.line.value)
     run.mkdir(); p = start(run, .03); until = time.time() + 120
     while p.poll() is None and time.time() < until and len(read_jsonl(run/'metrics.jsonl')) < 24: time.sleep(.02); m.refresh(draw=False); said.append(m.line.value)

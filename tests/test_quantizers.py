@@ -114,7 +114,7 @@ def test_adapters_themselves_stay_whole():
 def letters(tmp_path_factory): return letters_file(tmp_path_factory.mktemp('data')/'letters.jsonl')
 
 def small(letters):
-    from lmnotes.data.blocks import load_data
+    from lmnotes.data.dataloader import load_data
     data = load_data(data_path=letters, mode='sft', packing=False, max_length=64, bs=4, device='cpu'); torch.manual_seed(0)
     return lm_learner(build_model('standard+ternary:warm', n_layer=1, vocab_size=data.vocab_size), data, precision='fp32')
 

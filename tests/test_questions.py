@@ -6,7 +6,7 @@ import pytest
 from lmnotes.core import InputError
 from lmnotes.data.catalog import catalog, find_dataset, finish_rows, load_documents, load_rows
 from lmnotes.data.contamination import contamination, plain_words
-from lmnotes.data.corpora import catalog_rows, catalog_table, check_role, check_vision, chrf, hub_is_up
+from lmnotes.data.datasets.corpora import catalog_rows, catalog_table, check_role, check_vision, chrf, hub_is_up
 from lmnotes.data.sources import Rows
 
 real = Path(os.environ.get('LMNOTES_DATA_DIR') or Path(__file__).parents[2]/'shared/data')

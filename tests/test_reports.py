@@ -4,11 +4,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 import pytest
 from lmnotes.app.cli import main
-from lmnotes.benchmarks.model_card import model_card
-from lmnotes.benchmarks.report import summarize, write_report
-from lmnotes.benchmarks.report_charts import made_up_comparison
-from lmnotes.benchmarks.report_parts import Document, Lead, Num, Points, Samples, Section, Table, as_html, as_md, as_tex
-from lmnotes.benchmarks.run_reports import gather, report_runs
+from lmnotes.reports.model_card import model_card
+from lmnotes.reports.comparison_report import summarize, write_report
+from lmnotes.reports.charts import made_up_comparison
+from lmnotes.reports.document import Document, Lead, Num, Points, Samples, Section, Table, as_html, as_md, as_tex
+from lmnotes.reports.run_report import gather, report_runs
 from lmnotes.core import append_jsonl, write_json
 
 class Page(HTMLParser):
@@ -113,7 +113,7 @@ def test_perplexity_across_tokenizers_is_refused(tmp_path, capsys):
     assert main(['report', str(a), '--metric', 'perplexity', '--output_path', str(tmp_path/'p')]) == 0 and 'perplexity (bytes)' in (tmp_path/'p/report.html').read_text()
 
 def test_runs_of_one_seed_get_no_verdict(tmp_path):
-    page = as_html(__import__('lmnotes.benchmarks.run_reports', fromlist=['x']).runs_document(gather([made_run(tmp_path/'a'), made_run(tmp_path/'b', bits_per_byte=1.)])))
+    page = as_html(__import__('lmnotes.reports.run_report', fromlist=['x']).runs_document(gather([made_run(tmp_path/'a'), made_run(tmp_path/'b', bits_per_byte=1.)])))
     assert 'No verdict is given' in page and 'better' not in re.sub(r'<style.*?</style>', '', page, flags=re.S).lower().replace('which model is better', '')
 
 def test_a_real_run_is_reported_and_has_a_card(tmp_path, capsys):
@@ -134,7 +134,7 @@ def test_a_report_is_never_written_over_a_file(tmp_path, capsys):
 # ---- the explorer
 
 def test_explorer_lists_what_a_comparison_leaves(tmp_path):
-    from lmnotes.app.explorer import RunExplorer
+    from lmnotes.app.run_explorer import RunExplorer
     for i,a in enumerate(('standard', 'reversible')): made_run(tmp_path/f'c/cells/{a}/prose/seed_0', bits_per_byte=2.+i)
     e = RunExplorer(tmp_path, 'bits_per_byte<2.5'); assert len(e.list.options) == 1
     e.filter.value = ''; e.list.value = [p for _,p in e.list.options]

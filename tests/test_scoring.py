@@ -7,16 +7,16 @@ import pytest, torch
 from torch import nn
 from fastai.basics import Callback, CancelFitException
 from lmnotes.core import append_jsonl, read_jsonl
-from lmnotes.data.blocks import load_data
+from lmnotes.data.dataloader import load_data
 from lmnotes.data.catalog import find_dataset, finish_rows, load_rows
 from lmnotes.data.mixture_data import mixture_data
 from lmnotes.models import LMConfig, build_model, generate, generate_batch
 from lmnotes.models.decoder import models
-from lmnotes.models.hub import families
+from lmnotes.models.hf_load import families
 from lmnotes.training.assemble import lm_learner
 from lmnotes.training.checkpoints import load_checkpoint, save_checkpoint
 from lmnotes.training.monitor import cut_log
-from lmnotes.training.scoring import *
+from lmnotes.evaluation.generation_eval import *
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 questions = dict(mode='sft', max_length=160, bs=4, limit=80, packing=False, device='cpu')
@@ -96,7 +96,7 @@ def test_a_reversed_answer_of_several_lines_is_not_cut_at_the_first():
 # the same questions
 
 def test_which_rows_are_asked_is_the_same_in_every_process():
-    code = ("from lmnotes.data.blocks import load_data; from lmnotes.training.scoring import fixed_items, beginnings; import random, torch; random.seed(); torch.seed()\n"
+    code = ("from lmnotes.data.dataloader import load_data; from lmnotes.evaluation.generation_eval import fixed_items, beginnings; import random, torch; random.seed(); torch.seed()\n"
             f"print([a.ids for a in fixed_items(load_data('opinions', **{questions}), 9, seed=4)], beginnings(load_data('prose', limit=30, device='cpu')))")
     said = {subprocess.run([sys.executable, '-c', code], env=os.environ | dict(PYTHONHASHSEED=s), capture_output=True, text=True, check=True).stdout for s in ('1', '2')}
     assert len(said) == 1 and len(said.pop()) > 1000

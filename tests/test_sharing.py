@@ -65,7 +65,7 @@ def test_gradients_add(name):
 
 @pytest.mark.parametrize('optimizer', ['adamw', 'muon', 'lion', 'sgd'])
 def test_an_optimizer_holds_a_weight_once(optimizer, tmp_path):
-    from lmnotes.data.blocks import load_data
+    from lmnotes.data.dataloader import load_data
     from lmnotes.training.assemble import lm_learner
     data = load_data(data_path=letters_file(tmp_path/'letters.jsonl'), max_length=16, bs=2, device='cpu'); m = build_model('standard+share:alternate', n_layer=4, vocab_size=data.vocab_size)
     learn = lm_learner(m, data, optimizer=optimizer); learn.create_opt()
@@ -91,7 +91,7 @@ def test_codes_stay_shared(order, bits, tmp_path):
 
 @pytest.mark.parametrize('name', ['tiny:llama', 'tiny:t5', 'tiny:gpt2', 'tiny:qwen3', 'standard'])
 def test_hub_models_go_all_the_way(name, tmp_path): # share, quantize, pack, load, generate
-    from lmnotes.quantizers.packed import load_packed, pack
+    from lmnotes.quantizers.packed_model import load_packed, pack
     m = make(name); share(m, 'aggressive', verbose=False); quantize(m, 'ternary:all', verbose=False); pack(m, tmp_path/'packed'); again = load_packed(tmp_path/'packed')
     assert (logits(again) - logits(m)).abs().max() <= 1e-5
     texts = [one.generate(ids[:,:4], max_new_tokens=6, do_sample=False, pad_token_id=0) for one in (m, again)]

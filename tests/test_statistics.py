@@ -2,7 +2,7 @@
 import math
 import numpy as np, pytest
 from lmnotes.core import InputError
-from lmnotes.benchmarks.statistics import *
+from lmnotes.comparison.statistics import *
 
 rng = np.random.default_rng(0)
 def scores(effect, seeds=3, items=80, noise=.05): base = rng.normal(2, .3, (seeds, items)); return base, base+effect+rng.normal(0, noise, (seeds, 1))+rng.normal(0, noise, base.shape)

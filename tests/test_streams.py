@@ -9,7 +9,7 @@ from fastai.data.core import DataLoaders
 from lmnotes.core import InputError, RunError, set_seed
 from lmnotes.data.catalog import find_dataset, load_documents, load_rows
 from lmnotes.data.sources import Patience, converted, hub_files, hub_rows, pick_config
-from lmnotes.data.streams import Chunks, Samples, StreamLoader, StreamSource, stream_data, stream_source
+from lmnotes.data.streaming import Chunks, Samples, StreamLoader, StreamSource, stream_data, stream_source
 from lmnotes.data.tokenizers import byte_tokenizer, encode_documents, encode_each, get_tokenizer, hub_tokenizer, token_bytes, tokenizer_kind
 
 pa = pytest.importorskip('pyarrow'); import pyarrow.parquet as pq
@@ -132,7 +132,7 @@ def test_only_what_is_needed_is_read(hub):
 child = '''
 import json, sys
 from lmnotes.data.sources import Patience, hub_files
-from lmnotes.data.streams import *
+from lmnotes.data.streaming import *
 from lmnotes.data.tokenizers import byte_tokenizer
 kind,log,state = sys.argv[1:]
 source = StreamSource('skylion007/openwebtext', hub_files('skylion007/openwebtext')['plain_text']['train'])

@@ -2,18 +2,18 @@
 import contextlib, io, json, os, random
 import numpy as np, pytest, torch
 from pathlib import Path
-import lmnotes.benchmarks.tasks as tasks, lmnotes.benchmarks.written as written, lmnotes.benchmarks.long_range
+import lmnotes.evaluation.tasks as tasks, lmnotes.evaluation.generative_tasks as written, lmnotes.evaluation.long_range
 from lmnotes.app.cli import main
-from lmnotes.benchmarks.suite import *
-from lmnotes.benchmarks.tasks import *
+from lmnotes.evaluation.evaluate import *
+from lmnotes.evaluation.tasks import *
 from lmnotes.core import *
 from lmnotes.data.catalog import find_dataset, load_rows
-from lmnotes.data.examples import examples_of
-from lmnotes.data.labels import encode_texts, label_text
+from lmnotes.data.sft_examples import examples_of
+from lmnotes.data.classification_data import encode_texts, label_text
 from lmnotes.data.sources import Rows
 from lmnotes.data.tokenizers import byte_tokenizer
 from lmnotes.models import build_model
-from lmnotes.models.heads import with_head
+from lmnotes.models.task_heads import with_head
 from lmnotes.training.checkpoints import save_model
 
 TOK = byte_tokenizer()

@@ -69,8 +69,8 @@ def test_samples_are_what_the_model_wrote(tmp_path, monkeypatch):
     a,again,other = samples(),samples(),samples(model='reversible', seed=0, dropout=0.5)
     assert a == again and [s['input'] for s in a] == [s['input'] for s in other] and [s['output'] for s in a] != [s['output'] for s in other]
     from lmnotes.models import build_model
-    from lmnotes.training import scoring
-    monkeypatch.setattr(scoring, 'generate_batch', lambda model, tok, prompts, *args, **kwargs: ['xyz']*len(prompts))
+    from lmnotes.evaluation import generation_eval
+    monkeypatch.setattr(generation_eval, 'generate_batch', lambda model, tok, prompts, *args, **kwargs: ['xyz']*len(prompts))
     assert {s['output'] for s in samples()} == {'xyz'} # nothing else is written there
 
 def test_resume_refuses_other_data(tmp_path, monkeypatch, capsys):
@@ -182,6 +182,6 @@ def test_a_split_model_leaves_a_whole_run(tmp_path):
     r = subprocess.run([sys.executable, *typed.split()], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240); assert r.returncode == 0, r.stderr[-2000:]
     s = read_json(tmp_path/'run/summary.json'); assert (s['status'], s['ranks'], s['task_score_n']) == ('done', 2, 2)
     from lmnotes.models import build_model
-    from lmnotes.models.accounting import parameter_kinds
+    from lmnotes.models.flops_and_memory import parameter_kinds
     m = build_model(str(tmp_path/'run/final')); assert sum(parameter_kinds(m).values()) == s['parameters'] and len(read_jsonl(tmp_path/'run/metrics.jsonl')) == 4
     alone = lmnotes('train', '--resume', 'run/checkpoints/step_000002', '--batch_size', '4', cwd=tmp_path); assert alone.returncode == 0, alone.stderr # one process takes the same rows a step

@@ -1,3 +1,3 @@
-"What a model is worth: language-modelling scores, memory, speed, and comparisons that know their own uncertainty"
+"Measure what this project claims: one module a benchmark"
 from ..core import hide_broken_torchvision
 hide_broken_torchvision()

@@ -13,8 +13,8 @@ from fastcore.basics import patch
 from importlib.util import find_spec
 from ..core import *
 from .sources import *
-from .embedded import *
-from .scores import *
+from .builtin import *
+from .answer_metrics import *
 
 # %% ../../nbs/01_data/05_catalog.ipynb #6682fe73
 kinds = 'corpus classification choice similarity questions math code tagging translation instructions retrieval vision'.split()

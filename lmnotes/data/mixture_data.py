@@ -12,8 +12,8 @@ from fastai.data.core import DataLoaders
 from ..core import *
 from .tokenizers import *
 from .catalog import *
-from .corpora import check_role
-from .blocks import *
+from .datasets.corpora import check_role
+from .dataloader import *
 from .mixtures import *
 
 # %% ../../nbs/01_data/19_mixture_data.ipynb #a96bef49

@@ -11,7 +11,7 @@ __all__ = ['N_BLOCK', 'PHI', 'check_rates', 'capped', 'size_rates', 'token_rates
 import numpy as np, torch
 from fastcore.basics import patch
 from ..core import *
-from .blocks import *
+from .dataloader import *
 from .catalog import *
 
 # %% ../../nbs/01_data/13_mixtures.ipynb #3e3d8384

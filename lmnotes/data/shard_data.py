@@ -12,8 +12,8 @@ from fastai.data.core import DataLoaders
 from pathlib import Path
 from ..core import *
 from .tokenizers import *
-from .blocks import *
-from .corpora import taint_note
+from .dataloader import *
+from .datasets.corpora import taint_note
 from .shards import *
 
 # %% ../../nbs/01_data/18_shard_data.ipynb #de4d09e9

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
 from ..core import *
-from .blocks import *
+from .dataloader import *
 from .catalog import *
-from .corpora import check_role
+from .datasets.corpora import check_role
 from .tokenizers import *
 
 # %% ../../nbs/01_data/15_shards.ipynb #c068eb23
@@ -414,7 +414,7 @@ def tokenize(
 
 # %% ../../nbs/01_data/15_shards.ipynb #78be13ff
 def _probe(model, length, device): # operations a second in one training step
-    from lmnotes.models.accounting import model_flops
+    from lmnotes.models.flops_and_memory import model_flops
     model = model.to(device); ids = torch.randint(model.config.vocab_size, (1, length), device=device); times = []
     for _ in range(3):
         start = time.perf_counter(); loss = model(input_ids=ids, shift_labels=ids).loss; loss.backward(); loss.item(); times.append(time.perf_counter() - start)
@@ -429,7 +429,7 @@ def recommend(
 )->dict: # size, parameters, tokens, memory in bytes, seconds, command
     "A model size for the tokens there are, what it takes, and the command to paste"
     from lmnotes.models import build_model, models
-    from lmnotes.models.accounting import activation_bytes, meta_model, model_flops
+    from lmnotes.models.flops_and_memory import activation_bytes, meta_model, model_flops
     from lmnotes.models.decoder import sizes
     report,device = (report or validate(path)).check(),pick_device(device)
     V = vocab_size or shard_meta(path).get('vocab_size') or report.vocab; T = report.length - 1

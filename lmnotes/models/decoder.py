@@ -19,7 +19,7 @@ from transformers import DynamicCache, GenerationMixin, PretrainedConfig, PreTra
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from ..core import *
 from .layers import *
-from .head import *
+from .chunked_loss import *
 
 # %% ../../nbs/02_models/03_decoder.ipynb #d8e2241e
 residuals,models,rewrites = Registry('residual'),Registry('model'),Registry('rewrite')
@@ -423,7 +423,7 @@ def build_model(
     elif init is not None: raise InputError(f"--init gives weights to a recipe, and '{base}' brings its own; choose a recipe ({', '.join(models.names())}) or leave it out")
     elif saved_kind(base) == LMConfig.model_type: model = _same_words(load_model(base, **overrides), base, vocab_size)
     else:
-        from lmnotes.models.hub import hub_model
+        from lmnotes.models.hf_load import hub_model
         model = hub_model(base, vocab_size=vocab_size, **overrides)
     return apply_rewrites(model, parts)
 

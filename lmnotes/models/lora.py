@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import nn, Tensor
 from ..core import *
 from .decoder import *
-from .hub import *
+from .hf_load import *
 
 # %% ../../nbs/02_models/13_lora.ipynb #ae3aba4a
 def _adaptable(m):

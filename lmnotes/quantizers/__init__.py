@@ -1,9 +1,9 @@
 "Rewrites that compute with fewer bits a weight"
 from ..core import hide_broken_torchvision
 hide_broken_torchvision() # before transformers is imported
-from .coded import *
+from .ste import *
 from .ternary import *
-from .widths import *
-from .bits import *
-from .clusters import *
-from .sizes import *
+from .uniform import *
+from .bit_allocation import *
+from .bit_router import *
+from .size_report import *

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from torch import Tensor
 from ..core import *
-from .coded import token_codes
-from .packing import *
+from .ste import token_codes
+from .bitpacking import *
 
 # %% ../../nbs/03_quantizers/08_kernels.ipynb #f9ded5ae
 def tile_rows(n_in:int, numbers:int=2**16)->int: # a multiple of 40, where rows of 5 and of 8 to a byte begin together

@@ -13,7 +13,7 @@ from torch import nn, Tensor
 from transformers.pytorch_utils import Conv1D
 from ..core import *
 from ..models.decoder import *
-from .coded import *
+from .ste import *
 
 # %% ../../nbs/03_quantizers/02_ternary.ipynb #77b6c0a2
 tiniest,largest = 2.**-24,65504. # that float16 holds

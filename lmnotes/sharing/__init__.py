@@ -2,5 +2,5 @@
 from ..core import hide_broken_torchvision
 hide_broken_torchvision() # before transformers is imported
 from .strategies import *
-from .accounting import *
-from .with_quantizing import *
+from .sharing_report import *
+from .shared_codes import *

@@ -1,0 +1,1 @@
+"Datasets by kind: every module of this folder registers its own names"
