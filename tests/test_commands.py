@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np, pytest
 from lmnotes.app.cli import main
-from lmnotes.core import read_json
+from lmnotes.files import read_json
 
 imdb,glue = '--dataset stanfordnlp/imdb','--dataset glue --dataset_config'
 mixed = '--datasets stanfordnlp/imdb glue --dataset_configs None sst2 --mixture_rates 0.7 0.3'

@@ -3,7 +3,8 @@ import json, math, os, re, shutil, signal, threading, time
 from html.parser import HTMLParser
 from types import SimpleNamespace
 import numpy as np, pytest, torch
-from lmnotes.core import InputError, RunError, read_json
+from lmnotes.core import InputError, RunError
+from lmnotes.files import read_json
 from lmnotes.comparison.experiment_run import read_cell
 from lmnotes.comparison.comparison import Comparison, compare, flops_formula, rerun
 from lmnotes.comparison.compare_checkpoints import compare_models

@@ -4,13 +4,15 @@ from types import SimpleNamespace
 
 import pytest, torch
 from fastai.basics import Callback
-from lmnotes.core import InputError, RunError, read_json
+from lmnotes.core import InputError, RunError
+from lmnotes.files import read_json
 from lmnotes.data.dataloader import load_data
 from lmnotes.data.mixture_data import mixture_data
 from lmnotes.data.streaming import stream_data
 from lmnotes.models import build_model
 from lmnotes.training.assemble import lm_learner
-from lmnotes.training.checkpoints import Checkpoints, find_checkpoint, load_checkpoint
+from lmnotes.training.checkpoints import Checkpoints, load_checkpoint
+from lmnotes.files import find_checkpoint
 from lmnotes.training.memory_check import *
 from lmnotes.training.optimizers import optimizers
 from lmnotes.training.train import SkipValidation

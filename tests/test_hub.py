@@ -5,7 +5,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.utils import logging
 
-from lmnotes.core import InputError, write_json
+from lmnotes.core import InputError
+from lmnotes.files import write_json
 from lmnotes.models import *
 from lmnotes.models import hf_load, lora
 from lmnotes.models.hf_load import *

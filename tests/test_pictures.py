@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np, pytest
 from PIL import Image
 
-from lmnotes.core import append_jsonl, read_json, read_jsonl
+from lmnotes.files import append_jsonl, read_json, read_jsonl
 from lmnotes.training.plots import *
 
 N, EVERY = 60, 5 # steps of the run that is killed, and between its checkpoints
@@ -71,11 +71,12 @@ SCRIPT = '''
 import sys, time, torch
 from pathlib import Path
 from fastai.callback.core import Callback, CancelValidException
-from lmnotes.core import append_jsonl, read_json
+from lmnotes.files import append_jsonl, read_json
 from lmnotes.data.dataloader import load_data
 from lmnotes.models.decoder import build_model
 from lmnotes.training.assemble import lm_learner
-from lmnotes.training.checkpoints import Checkpoints, find_checkpoint, load_checkpoint, steps_in
+from lmnotes.training.checkpoints import Checkpoints, load_checkpoint
+from lmnotes.files import find_checkpoint, steps_in
 from lmnotes.training.monitor import Monitor, cut_log
 from lmnotes.training.plots import Pictures
 from lmnotes.training.trackers import TensorBoard, run_facts

@@ -9,7 +9,7 @@ from lmnotes.reports.comparison_report import summarize, write_report
 from lmnotes.reports.charts import made_up_comparison
 from lmnotes.reports.document import Document, Lead, Num, Points, Samples, Section, Table, as_html, as_md, as_tex
 from lmnotes.reports.run_report import gather, report_runs
-from lmnotes.core import append_jsonl, write_json
+from lmnotes.files import append_jsonl, write_json
 
 class Page(HTMLParser):
     void = {'meta', 'br', 'link', 'img', 'input', 'hr'}

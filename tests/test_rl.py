@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest, torch
 
-from lmnotes.core import InputError, read_json, read_jsonl
+from lmnotes.core import InputError
+from lmnotes.files import read_json, read_jsonl
 from lmnotes.data.catalog import find_dataset, load_rows
 from lmnotes.rl.rewards import cheats, format_total, paid_cheats, reward_of, right_from
 from lmnotes.training.train import train

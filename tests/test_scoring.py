@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest, torch
 from torch import nn
 from fastai.basics import Callback, CancelFitException
-from lmnotes.core import append_jsonl, read_jsonl
+from lmnotes.files import append_jsonl, read_jsonl
 from lmnotes.data.dataloader import load_data
 from lmnotes.data.catalog import find_dataset, finish_rows, load_rows
 from lmnotes.data.mixture_data import mixture_data

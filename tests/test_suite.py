@@ -7,6 +7,7 @@ from lmnotes.app.cli import main
 from lmnotes.evaluation.evaluate import *
 from lmnotes.evaluation.tasks import *
 from lmnotes.core import *
+from lmnotes.files import *
 from lmnotes.data.catalog import find_dataset, load_rows
 from lmnotes.data.sft_examples import examples_of
 from lmnotes.data.classification_data import encode_texts, label_text

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest, torch
 from safetensors.torch import load_file
-from lmnotes.core import RunError, read_json, read_jsonl
+from lmnotes.core import RunError
+from lmnotes.files import read_json, read_jsonl
 
 shape = '--dim 32 --n_layer 2 --n_head 2 --max_length 32 --batch_size 4 --dataset arithmetic --limit 300'.split()
 env = os.environ | dict(OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1')
@@ -57,7 +58,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(['train', *shape, *'--optimizer sgd --learning_rate 99 --max_grad_norm 0 --warmup_ratio 0 --lr_scheduler_type constant --max_steps 60 --save_steps 1 --output_dir run'.split()]) == 1
     said = capsys.readouterr().err.strip().splitlines()[-1]; assert 'stopped being finite at step' in said and 'lower learning rate' in said, said
-    from lmnotes.training.checkpoints import find_checkpoint
+    from lmnotes.files import find_checkpoint
     ck = find_checkpoint(tmp_path/'run'); assert all(torch.isfinite(t).all() for t in load_file(ck/'model.safetensors').values())
     assert read_json(tmp_path/'run/summary.json') == dict(status='failed', reason=said.removeprefix('lmnotes: '))
 
@@ -94,7 +95,7 @@ def test_full_disk_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
         r = lmnotes('train', *shape, '--max_steps', '60', '--save_steps', '5', '--save_total_limit', '50', '--output_dir', 'disk/run', cwd=tmp_path)
         assert r.returncode == 1 and 'Traceback' not in r.stderr, r.stderr
         assert 'No space left' in r.stderr.splitlines()[-1]
-        from lmnotes.training.checkpoints import find_checkpoint
+        from lmnotes.files import find_checkpoint
         ck = find_checkpoint(disk/'run')
         assert load_file(ck/'model.safetensors') and torch.load(ck/'trainer.pt', weights_only=True)['optimizer']
     finally: subprocess.run(['umount', str(disk)])

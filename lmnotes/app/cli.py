@@ -15,6 +15,7 @@ from pathlib import Path
 from tyro.conf import Positional
 from .. import __version__
 from ..core import InputError, RunError, Registry, did_you_mean
+from ..files import *
 from ..training.options import TrainOptions, aliases
 
 # %% ../../nbs/11_app/01_cli.ipynb #35ae37f4
@@ -140,7 +141,7 @@ def ready_model(
     from lmnotes.core import pick_device
     from lmnotes.data.tokenizers import get_tokenizer
     from lmnotes.models import build_model, models
-    from lmnotes.training.checkpoints import model_folder
+    from lmnotes.files import model_folder
     name = o.model.partition('+')[0]; device = str(pick_device(o.device))
     if name in models: raise InputError(f"'{name}' is a recipe with random weights; train it first, and give the folder of the run")
     if not name.startswith('tiny:') and (Path(name).is_dir() or name.startswith(('.', '/', '~'))): name = str(model_folder(Path(name).expanduser()))

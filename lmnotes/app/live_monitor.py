@@ -10,7 +10,9 @@ import tempfile, time
 from html import escape
 from pathlib import Path
 from fastai.callback.core import Callback
-from ..core import append_jsonl, format_count, read_json, read_jsonl
+from ..core import format_count
+from ..files import *
+from ..files import append_jsonl, read_json, read_jsonl
 from ..training.monitor import Monitor
 from ..training.plots import draw_pictures, evaluations, metrics_history, moving_average, png_bytes, text_samples
 

@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 from fastcore.basics import patch
 from ..core import *
+from ..files import *
 
 # %% ../../nbs/11_app/08_run_explorer.ipynb #66d62515
 def find_runs(

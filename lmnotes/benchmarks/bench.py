@@ -9,7 +9,9 @@ __all__ = ['benches', 'bench_modules', 'bench_names', 'get_bench', 'worst', 'is_
 # %% ../../nbs/10_benchmarks/01_bench.ipynb #ea0f068e
 import importlib, inspect, sys, time
 from pathlib import Path
-from ..core import Registry, InputError, did_you_mean, env_info, pick_device, write_json
+from ..core import Registry, InputError, did_you_mean, env_info, pick_device
+from ..files import *
+from ..files import write_json
 
 # %% ../../nbs/10_benchmarks/01_bench.ipynb #b038ca37
 benches = Registry('bench')

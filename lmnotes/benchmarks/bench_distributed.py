@@ -12,7 +12,9 @@ import json, os, shutil, signal, subprocess, sys, tempfile, time
 import numpy as np
 from contextlib import contextmanager
 from pathlib import Path
-from ..core import InputError, RunError, did_you_mean, read_jsonl
+from ..core import InputError, RunError, did_you_mean
+from ..files import *
+from ..files import read_jsonl
 from .bench import benches
 from ..training.distributed import difference, is_main, letters_file, ranks, run_ranks, train_together
 

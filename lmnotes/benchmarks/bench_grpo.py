@@ -10,7 +10,9 @@ import random, re, shutil, tempfile, time, torch
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
-from ..core import read_jsonl, seed_for, set_seed
+from ..core import seed_for, set_seed
+from ..files import *
+from ..files import read_jsonl
 from .bench import benches
 from ..comparison.statistics import t_interval
 from ..data.catalog import Answered, load_rows, find_dataset

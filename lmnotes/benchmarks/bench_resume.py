@@ -10,7 +10,9 @@ __all__ = ['small', 'guest', 'runs', 'TARGETS', 'run_in', 'spawn', 'steps_logged
 import multiprocessing as mp, random, shutil, subprocess, sys, tempfile, threading, time
 from contextlib import contextmanager
 from pathlib import Path
-from ..core import RunError, read_json, read_jsonl
+from ..core import RunError
+from ..files import *
+from ..files import read_json, read_jsonl
 from .bench import benches
 
 # %% ../../nbs/10_benchmarks/11_bench_resume.ipynb #32125b5d
@@ -109,7 +111,7 @@ def small_disk(megabytes=3):
 def full_disk(options)->float|None: # 1.: a clear error, and the checkpoint before is whole; None: no disk of our own here
     "What happens when the disk fills up during a save"
     from safetensors.torch import load_file
-    from lmnotes.training.checkpoints import find_checkpoint
+    from lmnotes.files import find_checkpoint
     with small_disk() as disk:
         if disk is None: return None
         child = spawn(dict(options, save_total_limit=1000, load_best_model_at_end=False), disk/'run'); child.join()

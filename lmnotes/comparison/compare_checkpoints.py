@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 import numpy as np
 from ..core import *
+from ..files import *
 from .comparison import Comparison, _new_folder
 from .analysis import *
 from ..evaluation.metrics import *
@@ -68,7 +69,7 @@ def _reader(model, name, tokenizer): # the tokenizer of a model
 def _opened(name, model, tokenizer): # (model, tokenizer) of an object or a folder
     if isinstance(model, (str, Path)):
         from lmnotes.models.decoder import build_model
-        from lmnotes.training.checkpoints import model_folder
+        from lmnotes.files import model_folder
         folder = str(model_folder(Path(model).expanduser())); model = build_model(folder)
         if not (tokenizer.get(name) if isinstance(tokenizer, dict) else tokenizer): return model,_reader(model, name, folder)
     return model,_reader(model, name, tokenizer)

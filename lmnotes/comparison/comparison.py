@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from fastcore.basics import patch
 from ..core import *
+from ..files import *
 from .experiment_run import *
 from .analysis import *
 from .efficiency import measure_costs

@@ -10,6 +10,7 @@ import math
 import numpy as np
 from pathlib import Path
 from ..core import *
+from ..files import *
 
 # %% ../../nbs/08_comparison/04_dynamics.ipynb #96e2bf1a
 def loss_log(

@@ -10,6 +10,7 @@ __all__ = ['launchers', 'run_local', 'serve', 'Worker', 'lost_cell', 'run_proces
 import json, os, queue, signal, subprocess, sys, threading
 from pathlib import Path
 from ..core import *
+from ..files import *
 from .experiment_run import *
 from .spec import *
 

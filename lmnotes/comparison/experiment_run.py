@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 import numpy as np, torch
 from ..core import *
+from ..files import *
 from .budgets import *
 from .dynamics import loss_log
 from ..evaluation.metrics import *

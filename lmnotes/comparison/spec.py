@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from fastcore.basics import patch
 from pathlib import Path
 from ..core import *
+from ..files import *
 from .budgets import *
 from ..training.options import TrainOptions, check_options, options_from
 
@@ -127,7 +128,7 @@ def load_for(o:TrainOptions, dataset, seed=0):
 def build_for(o:TrainOptions, arm, vocab_size, seed=0, **shape):
     "An arm with fresh weights, as `train` would build it, rewritten as it will be scored; a folder with its own"
     from lmnotes.models.decoder import build_model, find_rewrite
-    from lmnotes.training.checkpoints import model_folder
+    from lmnotes.files import model_folder
     from lmnotes.training.train import model_from
     a = parse_arm(arm)
     model = build_model(str(model_folder(Path(a.base).expanduser()))) if a.folder else model_from(replace(o, model=a.base, seed=seed, **shape), vocab_size)
@@ -140,7 +141,7 @@ def same_tokenizer(a, b)->bool: return a.backend_tokenizer.to_str() == b.backend
 def check_tokenizer(arm, data):
     "Refuse a folder whose model reads other tokens than the comparison"
     from lmnotes.data.tokenizers import get_tokenizer
-    from lmnotes.training.checkpoints import model_folder
+    from lmnotes.files import model_folder
     tok = get_tokenizer(str(model_folder(Path(arm).expanduser())))
     if not same_tokenizer(tok, data.tokenizer):
         raise InputError(f"{arm} reads with a tokenizer of its own ({len(tok)} tokens; the comparison: {data.spec['tokenizer']}), so losses and perplexities per token cannot be compared; "

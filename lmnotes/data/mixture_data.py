@@ -10,6 +10,7 @@ import hashlib
 import numpy as np
 from fastai.data.core import DataLoaders
 from ..core import *
+from ..files import *
 from .tokenizers import *
 from .catalog import *
 from .datasets.corpora import check_role

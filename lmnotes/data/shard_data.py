@@ -11,6 +11,7 @@ import numpy as np
 from fastai.data.core import DataLoaders
 from pathlib import Path
 from ..core import *
+from ..files import *
 from .tokenizers import *
 from .dataloader import *
 from .datasets.corpora import taint_note

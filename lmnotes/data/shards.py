@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
 from ..core import *
+from ..files import *
 from .dataloader import *
 from .catalog import *
 from .datasets.corpora import check_role

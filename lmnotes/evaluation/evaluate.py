@@ -12,6 +12,7 @@ import math, os
 from pathlib import Path
 import numpy as np, torch
 from ..core import *
+from ..files import *
 from ..data.dataloader import LMData, is_shards
 from ..data.catalog import find_dataset
 from ..data.sft_examples import own_pairs
@@ -115,7 +116,7 @@ def read_model(
     from lmnotes.data.tokenizers import get_tokenizer
     from lmnotes.models import build_model, models
     from lmnotes.models.hf_load import find_model
-    from lmnotes.training.checkpoints import model_folder
+    from lmnotes.files import model_folder
     base,plus,rest = str(name).partition('+')
     if base in models: raise InputError(f"'{base}' is a recipe with random weights; train it first, and give the folder of the run")
     where = base

@@ -13,6 +13,7 @@ import numpy as np
 from dataclasses import dataclass
 from fastai.basics import *
 from ..core import *
+from ..files import *
 from ..data.catalog import Dataset, short_names
 from ..data.sft_examples import examples_of
 from ..models.task_heads import label_metric_names

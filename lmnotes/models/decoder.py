@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel, initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from ..core import *
+from ..files import *
 from .layers import *
 from .chunked_loss import *
 

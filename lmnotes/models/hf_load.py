@@ -14,6 +14,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from torch import nn, Tensor
 from ..core import *
+from ..files import *
 from .layers import who_sees
 from .chunked_loss import *
 from .decoder import *

@@ -11,6 +11,7 @@ import importlib.util, logging, re, torch, torch.nn.utils.parametrize, warnings
 from pathlib import Path
 from torch import nn, Tensor
 from ..core import *
+from ..files import *
 from .decoder import *
 from .hf_load import *
 

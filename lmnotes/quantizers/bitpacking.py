@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from torch import Tensor
 from ..core import *
+from ..files import *
 
 # %% ../../nbs/03_quantizers/07_bitpacking.ipynb #8117311e
 layouts = Registry('layout')

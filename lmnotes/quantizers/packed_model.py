@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from torch import nn, Tensor
 from ..core import *
+from ..files import *
 from ..models.decoder import *
 from .ste import *
 from .bitpacking import *
@@ -313,7 +314,7 @@ def pack_and_tell(
     plain=False,      # the other way: write what it computes with in full
 ):
     "What `lmnotes pack` does: pack, and print what the bytes are spent on"
-    from lmnotes.training.checkpoints import model_folder
+    from lmnotes.files import model_folder
     base,plus,more = str(name).partition('+')
     if base in models: raise InputError(f"'{base}' is a recipe with random weights; train it first, and give the folder of the run")
     if Path(base).expanduser().is_dir() or base.startswith(('.', '/', '~')): base = str(model_folder(Path(base).expanduser()))

@@ -10,6 +10,7 @@ __all__ = ['forms', 'lead_parts', 'outcome_charts', 'side_charts', 'sample_parts
 # %% ../../nbs/09_reports/04_comparison_report.ipynb #1df6a017
 from pathlib import Path
 from ..core import *
+from ..files import *
 from .document import *
 from .charts import *
 from .tables import *

@@ -9,6 +9,7 @@ __all__ = ['card_facts', 'measured_rows', 'unmeasured', 'card_document', 'model_
 import os
 from pathlib import Path
 from ..core import *
+from ..files import *
 from .document import *
 from .tables import flat
 from .run_report import read_run
@@ -25,7 +26,7 @@ def card_facts(
     path, # a run, its final/, a checkpoint, a saved or a packed model
 )->dict: # folder, config, files, run (None where there is none), tainted, overlap
     "What the files say of a model"
-    from lmnotes.training.checkpoints import model_folder
+    from lmnotes.files import model_folder
     folder = next((p for p in (Path(path)/'final', Path(path)) if (p/'adapter_config.json').is_file()), None) or model_folder(path) # adapters alone are a model, too
     where,run = _run_of(folder); f = next(f for f in (folder/'config.json', folder/'adapter_config.json') if f.is_file())
     try: config = read_json(f)

@@ -12,6 +12,7 @@ import hashlib, math
 import numpy as np
 from pathlib import Path
 from ..core import *
+from ..files import *
 from .document import *
 from .charts import short_name
 from .tables import flat

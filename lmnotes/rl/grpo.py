@@ -20,6 +20,7 @@ from types import SimpleNamespace
 from unittest.mock import patch as patched
 from fastcore.basics import patch
 from ..core import *
+from ..files import *
 from ..data.dataloader import load_data
 from ..data.catalog import find_dataset
 from ..models.decoder import LM

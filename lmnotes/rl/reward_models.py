@@ -9,12 +9,14 @@ __all__ = ['opinion_pairs', 'check_pairs', 'RewardModel', 'pair_loss', 'pair_acc
 import random, re, torch, torch.nn.functional as F
 from pathlib import Path
 from ..core import *
+from ..files import *
 from ..data.builtin import _praise, opinion_rows
 from ..data.tokenizers import get_tokenizer
 from ..models.decoder import build_model
 from ..models.task_heads import with_head
 from ..models.hf_load import find_model, saved_head
-from ..training.checkpoints import model_folder, save_model
+from ..training.checkpoints import save_model
+from ..files import model_folder
 
 # %% ../../nbs/07_rl/03_reward_models.ipynb #24adfacf
 def _is_kind(remark)->bool: # praise, or blame turned round

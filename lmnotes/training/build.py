@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from fastai.basics import *
 from ..core import *
+from ..files import *
 from ..data.dataloader import is_shards, load_data
 from ..data.catalog import find_dataset
 from ..data.builtin import embedded

@@ -9,7 +9,9 @@ __all__ = ['memory_bytes', 'Monitor', 'cut_log', 'progress_text', 'StepProgress'
 import json, sys, time
 from pathlib import Path
 from fastai.basics import *
-from ..core import append_jsonl, read_jsonl, atomic_write, format_count
+from ..core import format_count
+from ..files import *
+from ..files import append_jsonl, read_jsonl, atomic_write
 
 # %% ../../nbs/06_training/07_monitor.ipynb #57f6e320
 def memory_bytes(

@@ -11,7 +11,9 @@ import io, textwrap, time
 import numpy as np
 from pathlib import Path
 from fastai.callback.core import Callback
-from ..core import atomic_write, format_count, read_jsonl, write_json
+from ..core import format_count
+from ..files import *
+from ..files import atomic_write, read_jsonl, write_json
 
 # %% ../../nbs/06_training/12_plots.ipynb #05b061bb
 _columns = dict(steps='step', loss='loss', accuracy='accuracy', throughput='tokens_per_s', learning_rate='learning_rate') # ours, and the log's

@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from fastcore.basics import patch
 from ..core import *
+from ..files import *
 from .options import TrainOptions, check_options, options_from
 
 # %% ../../nbs/06_training/16_recipes.ipynb #6f05a3f9

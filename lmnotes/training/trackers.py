@@ -10,7 +10,9 @@ import importlib.util, json, math, os, socket, sys, uuid
 from pathlib import Path
 from urllib.parse import urlparse
 from fastai.callback.core import Callback
-from ..core import InputError, format_count, read_json, write_json
+from ..core import InputError, format_count
+from ..files import *
+from ..files import read_json, write_json
 from ..models.hf_load import attention_of
 
 # %% ../../nbs/06_training/13_trackers.ipynb #870c67ab

@@ -16,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from fastai.basics import *
 from ..core import *
+from ..files import *
 from ..data.contamination import data_overlap
 from ..data.mixtures import dataset_slug, per_source
 from ..models.flops_and_memory import model_flops
