@@ -20,6 +20,7 @@ from lmnotes.data.sequence_packing import *
 from lmnotes.data.mixtures import *
 from lmnotes.data.streaming import *
 from lmnotes.data.shards import *
+from lmnotes.app.size_advice import *
 from lmnotes.data.contamination import *
 from lmnotes.data.seq2seq import *
 from lmnotes.data.classification_data import *
@@ -97,6 +98,7 @@ from lmnotes.evaluation.tasks import *
 from lmnotes.evaluation.generative_tasks import *
 from lmnotes.evaluation.long_range import *
 from lmnotes.evaluation.memory_limits import *
+from lmnotes.benchmarks.bench_memory_limits import *
 from lmnotes.evaluation.evaluate import *
 from lmnotes.app.model_builder import *
 from lmnotes.app.mask_viewer import *

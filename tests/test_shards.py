@@ -3,8 +3,8 @@ import json, os, pickle
 from pathlib import Path
 import numpy as np, pytest, torch
 from lmnotes.core import InputError
-from lmnotes.data.shards import (LARGEST, ShardLoader, Shards, block_order, entropy, is_shards, looks, open_shard, order_gain, recommend,
-                                 scan_rows, shard_files, shard_splits, split, tokenize, validate)
+from lmnotes.data.shards import LARGEST, ShardLoader, Shards, block_order, entropy, is_shards, looks, open_shard, order_gain, scan_rows, shard_files, shard_splits, split, tokenize, validate
+from lmnotes.app.size_advice import recommend
 from lmnotes.data.tokenizers import get_tokenizer
 
 def text_rows(n, L=1024, seed=0, vocab=400): # order and frequencies as text has them: words from a list, by Zipf's law

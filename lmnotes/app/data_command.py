@@ -75,7 +75,7 @@ def split_command(o):
 
 def recommend_command(o):
     "Recommend a size for the tokens there are, and the command to train it"
-    from lmnotes.data.shards import recommend
+    from lmnotes.app.size_advice import recommend
     r = recommend(_need(o, 'data_path'), o.model, o.vocab_size, o.device)
     print(f"{format_count(r['tokens'])} tokens: {r['model']} {r['size']}, {format_count(r['parameters'])} parameters ({r['tokens_per_parameter']:.1f} tokens each)\n"
           f"about {format_count(r['memory_bytes'])}B of memory for a window of {r['max_length']}, and {_span(r['seconds'])} for one pass on this machine, by a measured step\n\n{r['command']}")

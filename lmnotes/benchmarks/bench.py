@@ -15,7 +15,7 @@ from ..files import write_json
 
 # %% ../../nbs/10_benchmarks/01_bench.ipynb #b038ca37
 benches = Registry('bench')
-bench_modules = {n: f'lmnotes.benchmarks.bench_{n}' for n in ('reversible', 'head', 'learner', 'resonance', 'recall', 'packing', 'shards', 'distributed', 'precision', 'resume', 'verdict', 'grpo', 'ternary')} | dict(stress='lmnotes.evaluation.memory_limits')
+bench_modules = {n: f'lmnotes.benchmarks.bench_{n}' for n in ('reversible', 'head', 'learner', 'resonance', 'recall', 'packing', 'shards', 'distributed', 'precision', 'resume', 'verdict', 'grpo', 'ternary')} | dict(stress='lmnotes.benchmarks.bench_memory_limits')
 
 def bench_names()->list: return sorted({*bench_modules, *benches})
 

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['shard_kinds', 'LARGEST', 'shard_files', 'shard_splits', 'open_shard', 'scan_rows', 'entropy', 'order_gain', 'looks',
-           'ShardReport', 'shard_meta', 'validate', 'split', 'Shards', 'block_order', 'ShardLoader', 'tokenize',
-           'recommend']
+           'ShardReport', 'shard_meta', 'validate', 'split', 'Shards', 'block_order', 'ShardLoader', 'tokenize']
 
 # %% ../../nbs/01_data/15_shards.ipynb #bbea961c
 import hashlib, math, os, time, zipfile, zlib
@@ -412,38 +411,3 @@ def tokenize(
             meta['splits'][s] = dict(documents=len(docs), rows=rows, tokens=rows*length, left_out=left)
         tok.save_pretrained(aside/'tokenizer'); write_json(aside/'meta.json', meta)
     return meta
-
-# %% ../../nbs/01_data/15_shards.ipynb #78be13ff
-def _probe(model, length, device): # operations a second in one training step
-    from lmnotes.models.flops_and_memory import model_flops
-    model = model.to(device); ids = torch.randint(model.config.vocab_size, (1, length), device=device); times = []
-    for _ in range(3):
-        start = time.perf_counter(); loss = model(input_ids=ids, shift_labels=ids).loss; loss.backward(); loss.item(); times.append(time.perf_counter() - start)
-    return model_flops(model, length, length)/min(times)
-
-def recommend(
-    path,                # shards
-    model='resonance',   # a recipe
-    vocab_size:int=None, # None: meta.json's, else the largest id and one
-    device='auto',
-    report:ShardReport=None, # from `validate`, if it has run
-)->dict: # size, parameters, tokens, memory in bytes, seconds, command
-    "A model size for the tokens there are, what it takes, and the command to paste"
-    from lmnotes.models import build_model, models
-    from lmnotes.models.flops_and_memory import activation_bytes, meta_model, model_flops
-    from lmnotes.models.decoder import sizes
-    report,device = (report or validate(path)).check(),pick_device(device)
-    V = vocab_size or shard_meta(path).get('vocab_size') or report.vocab; T = report.length - 1
-    tiny = build_model(model, size='tiny', vocab_size=V); known = getattr(models[model], 'sizes', sizes)
-    fits = {}
-    for size in known:
-        c = tiny.config.__class__(**{**tiny.config.to_dict(), **_sized(model, size, V, T)}); m = meta_model(c); n = sum(p.numel() for p in m.parameters())
-        if not fits or 20*n <= report.tokens: fits[size] = (n, c, m)
-    size,(n,c,m) = list(fits.items())[-1]; rate = _probe(tiny, min(T, 2048), device)
-    return dict(model=model, size=size, parameters=n, tokens=report.tokens, tokens_per_parameter=report.tokens/n, max_length=T,
-                memory_bytes=16*n + activation_bytes(c, 1, T), seconds=model_flops(m, report.tokens, T)/rate,
-                command=f'lmnotes train --data_path {path} --model {model} --size {size} --max_length {T} --batch_size 1')
-
-def _sized(model, size, V, T): # fields of a config, without building its weights
-    from lmnotes.models import build_model
-    with torch.device('meta'): return build_model(model, size=size, vocab_size=V, max_length=T).config.to_dict()

@@ -285,8 +285,8 @@ def import_tasks():
     "Import the notebooks that add groups"
     import importlib
     from importlib.util import find_spec
-    for name in ('written', 'long_range'):
-        if find_spec(f'lmnotes.benchmarks.{name}'): importlib.import_module(f'lmnotes.benchmarks.{name}')
+    for name in ('generative_tasks', 'long_range'):
+        if find_spec(f'lmnotes.evaluation.{name}'): importlib.import_module(f'lmnotes.evaluation.{name}')
 
 _groups = 'classification tagging qa generation math code similarity choice long_range'.split()
 

@@ -24,6 +24,7 @@ from .chunked_loss import *
 
 # %% ../../nbs/02_models/03_decoder.ipynb #d8e2241e
 residuals,models,rewrites = Registry('residual'),Registry('model'),Registry('rewrite')
+for package in 'lmnotes.quantizers', 'lmnotes.sharing': rewrites.discover(package)
 
 # %% ../../nbs/02_models/03_decoder.ipynb #6303c810
 class LMConfig(PretrainedConfig):
@@ -367,10 +368,7 @@ def count_parameters(model:nn.Module)->dict: # total, trainable, embedding (and 
 # %% ../../nbs/02_models/03_decoder.ipynb #d8c8d2ee
 def find_rewrite(name:str): # a name in `rewrites`, perhaps with `:argument`
     "The function that rewrites a model in place"
-    import importlib.util
     name,_,arg = name.partition(':')
-    for room in ('quantizers', 'sharing'):
-        if name not in rewrites and importlib.util.find_spec(f'lmnotes.{room}'): importlib.import_module(f'lmnotes.{room}')
     f = rewrites[name]
     return (lambda model: f(model, arg)) if arg else f
 

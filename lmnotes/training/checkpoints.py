@@ -164,7 +164,7 @@ def save_run(
 def data_again(spec):
     "The data that a spec describes, whatever kind it is"
     from importlib import import_module
-    kind = 'stream' if 'walk' in spec else spec.get('mode'); module,make = dict(pictures=('pictures', 'picture_data'), shards=('shard_data', 'shard_data'), mixture=('mixture_data', 'mixture_data'), labels=('labels', 'label_data'), stream=('streams', 'stream_data')).get(kind, ('blocks', 'load_data'))
+    kind = 'stream' if 'walk' in spec else spec.get('mode'); module,make = dict(pictures=('vision_language', 'picture_data'), shards=('shard_data', 'shard_data'), mixture=('mixture_data', 'mixture_data'), labels=('classification_data', 'label_data'), stream=('streaming', 'stream_data')).get(kind, ('dataloader', 'load_data'))
     return getattr(import_module(f'lmnotes.data.{module}'), make)(**{k: v for k,v in spec.items() if k != 'mode' or make == 'load_data'})
 
 def load_run(path):
