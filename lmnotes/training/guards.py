@@ -136,6 +136,8 @@ def ways_to_fit(
     return ways + ([] if brings_weights(model) else ['a smaller --size'])
 
 # %% ../../nbs/05_training/15_guards.ipynb #04c5ce98
+_heap_slack = 1.45 # a heap in pieces, beyond what is in use
+
 def fixed_bytes(learn)->int:
     "What gradients and moments take, whatever the batch"
     each = 3 if learn.spec['optimizer'] == 'adamw' else 2 # a gradient and two moments, or one
@@ -144,14 +146,15 @@ def fixed_bytes(learn)->int:
 def _readings(learn, batch, free, exact): # yields (rows, bytes, the fewest and the most that the whole batch can need)
     rows,device = len(batch['input_ids']),next(learn.model.parameters()).device
     base,tried = _high_water(device)[0],[]
+    slack = _heap_slack if device.type == 'cpu' else 1
     with still(learn) as step:
         step(_rows_of(batch, 1)) # from now on the moments are there
         while not tried or tried[-1][0] < rows:
             n = min(2*tried[-1][0], rows) if tried else 1
-            if tried and (peak*n > free*tried[-1][0] or peak*rows <= free*tried[-1][0] and not exact): return # might not fit; is sure to
+            if tried and (peak*n > free*tried[-1][0] or most <= free and not exact): return # might not fit; is sure to
             peak = peak_of(lambda: step(_rows_of(batch, n)), device, base); tried.append((n, peak))
             slope = max(tried[-1][1] - tried[-2][1], 0)/(n - tried[-2][0]) if len(tried) > 1 else 0
-            most = peak*rows//n
+            most = int(slack*peak*rows/n)
             line = 0.8*(peak + slope*(rows - n)) # pages and the allocator's pieces bend it by a few per cent
             yield n, peak, max(peak, min(int(line), most)), most
 
