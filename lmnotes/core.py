@@ -208,18 +208,18 @@ def _plain(o):
     return str(o)
 
 def write_json(path, o): atomic_write(path, json.dumps(_plain(o), indent=1) + '\n')
-def read_json(path): return json.loads(Path(path).read_text())
+def read_json(path): return json.loads(Path(path).read_text(encoding='utf-8'))
 
 # %% ../nbs/00_core.ipynb #9a1f0160
 def append_jsonl(path, *rows):
     "Add a line for each of `rows` to a log, in a single write"
-    with open(path, 'a') as f: f.write(''.join(json.dumps(_plain(o)) + '\n' for o in rows))
+    with open(path, 'a', encoding='utf-8') as f: f.write(''.join(json.dumps(_plain(o)) + '\n' for o in rows))
 
 def read_jsonl(path)->list:
     "All whole lines of a log; a torn last one is dropped"
     path = Path(path)
     if not path.exists(): return []
-    *whole, _ = path.read_text().split('\n')
+    *whole, _ = path.read_text(encoding='utf-8').split('\n')
     return [json.loads(l) for l in whole]
 
 # %% ../nbs/00_core.ipynb #0ae7e832
@@ -246,8 +246,8 @@ def env_info()->dict:
         try: return metadata.version(p)
         except metadata.PackageNotFoundError: return None
     head = Path(__file__).resolve().parents[1]/'.git' if '__file__' in globals() else Path('.git')
-    ref = (head/'HEAD').read_text().strip() if (head/'HEAD').is_file() else None
-    if ref and ref.startswith('ref: '): ref = (head/ref[5:]).read_text().strip() if (head/ref[5:]).is_file() else None
+    ref = (head/'HEAD').read_text(encoding='utf-8').strip() if (head/'HEAD').is_file() else None
+    if ref and ref.startswith('ref: '): ref = (head/ref[5:]).read_text(encoding='utf-8').strip() if (head/ref[5:]).is_file() else None
     return dict(python=platform.python_version(), platform=platform.platform(), cores=os.cpu_count(), threads=torch.get_num_threads(),
                 gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None, commit=ref,
                 packages={p: version(p) for p in ('lmnotes', 'torch', 'transformers', 'fastai', 'datasets')})

@@ -169,7 +169,7 @@ class Shrinks(Callback):
     order = 60
     def after_step(self):
         if self.learn.step == 2:
-            now = int(open('/proc/self/statm').read().split()[0])*4096
+            now = int(open('/proc/self/statm', encoding='utf-8').read().split()[0])*4096
             resource.setrlimit(resource.RLIMIT_AS, (now + 20*2**20,)*2)
 data = load_data('prose', limit=60, max_length=512, bs=64, device='cpu')
 learn = lm_learner(build_model('standard', vocab_size=data.vocab_size, dim=128, n_layer=4, max_length=512), data)

@@ -152,7 +152,7 @@ def find_checkpoint(path)->Path: # a checkpoint folder
     if not path.exists(): raise InputError(f"there is no folder {path} to resume from; give a run folder, one of its checkpoints, or 'latest'")
     folder = path/'checkpoints' if (path/'checkpoints').is_dir() else path
     latest = folder/'latest'
-    named = folder/latest.read_text().strip() if latest.is_file() else None
+    named = folder/latest.read_text(encoding='utf-8').strip() if latest.is_file() else None
     if named and (named/'state.json').is_file(): return named
     if steps := steps_in(folder): return steps[-1]
     raise InputError(f'{path} holds no checkpoint yet; start the run anew, or with a smaller --save_steps')

@@ -75,7 +75,7 @@ def still(
                 for k,v in model.named_buffers(): v.copy_(buffers[k])
 
 # %% ../../nbs/05_training/15_guards.ipynb #f102d1f1
-def _line(path, key): return next(int(l.split()[1])*1024 for l in open(path) if l.startswith(key)) # bytes behind `key`
+def _line(path, key): return next(int(l.split()[1])*1024 for l in open(path, encoding='utf-8') if l.startswith(key)) # bytes behind `key`
 
 def _give_back(): # what nobody uses, so that a reading is of memory in use
     gc.collect(); trim = getattr(ctypes.CDLL(None), 'malloc_trim', None) if sys.platform == 'linux' else None
@@ -86,7 +86,7 @@ def _high_water(device)->tuple: # bytes now, and a function that gives the large
     _give_back()
     if sys.platform == 'linux':
         try:
-            with open('/proc/self/clear_refs', 'w') as f: f.write('5')
+            with open('/proc/self/clear_refs', 'w', encoding='utf-8') as f: f.write('5')
         except OSError: pass # then the mark is that of the whole process
         return _line('/proc/self/status', 'VmRSS'),lambda: _line('/proc/self/status', 'VmHWM')
     import psutil, resource
@@ -108,7 +108,7 @@ def free_bytes(device='cpu')->int:
     free,device = free_memory(device),torch.device(device)
     if device.type == 'cuda': return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     for limit,used in (('memory.max', 'memory.current'), ('memory/memory.limit_in_bytes', 'memory/memory.usage_in_bytes')):
-        try: free = min(free, max(int((Path('/sys/fs/cgroup')/limit).read_text()) - int((Path('/sys/fs/cgroup')/used).read_text()), 0))
+        try: free = min(free, max(int((Path('/sys/fs/cgroup')/limit).read_text(encoding='utf-8')) - int((Path('/sys/fs/cgroup')/used).read_text(encoding='utf-8')), 0))
         except (OSError, ValueError): continue # no such file, or 'max'
     return free
 
