@@ -167,8 +167,8 @@ def env_info()->dict:
         try: return metadata.version(p)
         except metadata.PackageNotFoundError: return None
     head = Path(__file__).resolve().parents[1]/'.git' if '__file__' in globals() else Path('.git')
-    ref = (head/'HEAD').read_text().strip() if (head/'HEAD').is_file() else None
-    if ref and ref.startswith('ref: '): ref = (head/ref[5:]).read_text().strip() if (head/ref[5:]).is_file() else None
+    ref = (head/'HEAD').read_text(encoding='utf-8').strip() if (head/'HEAD').is_file() else None
+    if ref and ref.startswith('ref: '): ref = (head/ref[5:]).read_text(encoding='utf-8').strip() if (head/ref[5:]).is_file() else None
     return dict(python=platform.python_version(), platform=platform.platform(), cores=os.cpu_count(), threads=torch.get_num_threads(),
                 gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None, commit=ref,
                 packages={p: version(p) for p in ('lmnotes', 'torch', 'transformers', 'fastai', 'datasets')})

@@ -58,18 +58,18 @@ def _plain(o):
     return str(o)
 
 def write_json(path, o): atomic_write(path, json.dumps(_plain(o), indent=1) + '\n')
-def read_json(path): return json.loads(Path(path).read_text())
+def read_json(path): return json.loads(Path(path).read_text(encoding='utf-8'))
 
 # %% ../nbs/00_files.ipynb #9a1f0160
 def append_jsonl(path, *rows):
     "Add a line for each of `rows` to a log, in a single write"
-    with open(path, 'a') as f: f.write(''.join(json.dumps(_plain(o)) + '\n' for o in rows))
+    with open(path, 'a', encoding='utf-8') as f: f.write(''.join(json.dumps(_plain(o)) + '\n' for o in rows))
 
 def read_jsonl(path)->list:
     "All whole lines of a log; a torn last one is dropped"
     path = Path(path)
     if not path.exists(): return []
-    *whole, _ = path.read_text().split('\n')
+    *whole, _ = path.read_text(encoding='utf-8').split('\n')
     return [json.loads(l) for l in whole]
 
 # %% ../nbs/00_files.ipynb #0ae7e832
@@ -108,7 +108,7 @@ def find_checkpoint(path)->Path: # a checkpoint folder
     if not path.exists(): raise InputError(f"there is no folder {path} to resume from; give a run folder, one of its checkpoints, or 'latest'")
     folder = path/'checkpoints' if (path/'checkpoints').is_dir() else path
     latest = folder/'latest'
-    named = folder/latest.read_text().strip() if latest.is_file() else None
+    named = folder/latest.read_text(encoding='utf-8').strip() if latest.is_file() else None
     if named and (named/'state.json').is_file(): return named
     if steps := steps_in(folder): return steps[-1]
     raise InputError(f'{path} holds no checkpoint yet; start the run anew, or with a smaller --save_steps')

@@ -75,7 +75,7 @@ def quick(tmp_path_factory):
     path = tmp_path_factory.mktemp('bench')/'b.json'
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        return run_benches(['reversible', 'head', 'learner'], json=path, device='cpu', quick=True), json.loads(path.read_text())
+        return run_benches(['reversible', 'head', 'learner'], json=path, device='cpu', quick=True), json.loads(path.read_text(encoding='utf-8'))
 
 @pytest.mark.parametrize('name,figures', dict(reversible='grad_error_fp64 memory_slope_ratio', head='memory_ratio memory_ratio_bf16 time_ratio grad_error',
                                               learner='vs_loop vs_hf_trainer').items())

@@ -120,16 +120,16 @@ def test_a_real_comparison(done):
     assert list(done.verdicts) == [('embedded/arithmetic', 'reversible')]
 
 def test_arms_see_the_same_tokens(done):
-    first = {c['arm']: json.loads((done.path/c['path']/'metrics.jsonl').read_text().splitlines()[0])['loss'] for c in done.cells if c['seed'] == 0}
-    other = [json.loads((done.path/c['path']/'metrics.jsonl').read_text().splitlines()[0])['loss'] for c in done.cells if c['seed'] == 1]
+    first = {c['arm']: json.loads((done.path/c['path']/'metrics.jsonl').read_text(encoding='utf-8').splitlines()[0])['loss'] for c in done.cells if c['seed'] == 0}
+    other = [json.loads((done.path/c['path']/'metrics.jsonl').read_text(encoding='utf-8').splitlines()[0])['loss'] for c in done.cells if c['seed'] == 1]
     assert abs(first['standard']-first['reversible']) < .2 and first['standard'] != other[0]
 
 def test_every_figure_of_the_report_is_in_the_json(done):
-    r = json.loads((done.path/'comparison.json').read_text())
-    page = (done.path/'report.html').read_text(); v = Values(); v.feed(page)
+    r = json.loads((done.path/'comparison.json').read_text(encoding='utf-8'))
+    page = (done.path/'report.html').read_text(encoding='utf-8'); v = Values(); v.feed(page)
     assert len(v.values) > 40 and set(v.values) <= leaves(r)
     assert 'script' not in v.tags and 'link' not in v.tags and not re.search(r'(src|href)="(https?:|//)', page) and 'url(http' not in page
-    assert (done.path/'report.md').read_text().startswith('# standard · reversible')
+    assert (done.path/'report.md').read_text(encoding='utf-8').startswith('# standard · reversible')
 
 def test_it_loads_again_with_its_scores(done):
     again = Comparison.load(done.path)
@@ -144,7 +144,7 @@ def test_a_failed_cell_is_reported_and_the_rest_go_on(tmp_path):
     c = compare('standard,reversible', 'arithmetic', seeds=2, budget='steps:2', output_dir=tmp_path/'c', train=flaky, costs=False, **tiny, **quiet)
     assert [x['reason'] for x in c.failed] == ['RunError: <disk> full'] and c.result['status'] == 'partial'
     assert c.result['differences'][0]['n_seeds'] == 1 and c.verdicts['embedded/arithmetic', 'reversible'] == 'cannot tell'
-    assert '&lt;disk&gt; full' in (tmp_path/'c/report.html').read_text()
+    assert '&lt;disk&gt; full' in (tmp_path/'c/report.html').read_text(encoding='utf-8')
 
 def test_when_all_cells_fail_it_is_an_error(tmp_path):
     def broken(**o): raise RunError('no luck')
@@ -214,7 +214,7 @@ def test_damaged_and_missing_cells_are_named_and_the_rest_reported(tmp_path, don
     from lmnotes.comparison.comparison import settle_comparison
     c = settle_comparison(Comparison.load(root), p)
     assert sorted('is damaged' in x['reason'] for x in c.failed) == [False, True] and 'is missing' in ' '.join(x['reason'] for x in c.failed)
-    assert c.result['differences'][0]['verdict'] == 'cannot tell' and c.result['differences'][0]['n_seeds'] == 1 and 'is damaged' in (root/'report.html').read_text()
+    assert c.result['differences'][0]['verdict'] == 'cannot tell' and c.result['differences'][0]['n_seeds'] == 1 and 'is damaged' in (root/'report.html').read_text(encoding='utf-8')
 
 def test_ray_finds_what_this_process_finds(tmp_path, done):
     pytest.importorskip('ray', reason='ray is an extra: pip install lmnotes[ray]')

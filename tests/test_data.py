@@ -130,7 +130,7 @@ def test_every_class_says_what_it_must(id):
 # ---- wrong input: one line, and the fix in it
 
 def own(tmp, name, text):
-    (tmp/name).write_text(text); return tmp/name
+    (tmp/name).write_text(text, encoding='utf-8'); return tmp/name
 
 @pytest.mark.parametrize('kw,says', [
     (dict(dataset='pros'), "did you mean 'prose'"),

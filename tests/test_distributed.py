@@ -158,7 +158,7 @@ def test_the_slurm_script_is_one(tmp_path):
     assert text.startswith('#!/bin/bash\n#SBATCH') and '#SBATCH --nodes=3' in heads and '#SBATCH --time=01:30:00' in heads and '#SBATCH --partition=gpu' in heads and '#SBATCH --requeue' in heads
 
 def test_the_slurm_script_saves_and_queues_up_again(tmp_path): # with stand-ins for what a cluster has
-    def tool(name, body): (tmp_path/name).write_text(f'#!/bin/bash\n{body}\n'); (tmp_path/name).chmod(0o755)
+    def tool(name, body): (tmp_path/name).write_text(f'#!/bin/bash\n{body}\n', encoding='utf-8'); (tmp_path/name).chmod(0o755)
     tool('scontrol', 'if [ "$1" = show ]; then echo host7; else echo "$@" >> $LOG; fi')
     tool('srun', 'shift; exec "$@"')
     tool('torchrun', 'echo "$@" >> $LOG; trap "echo saved >> $LOG; exit 1" TERM; touch $LOG.ready; while true; do sleep 0.05; done')
@@ -169,5 +169,5 @@ def test_the_slurm_script_saves_and_queues_up_again(tmp_path): # with stand-ins 
         time.sleep(0.05)
     p.send_signal(signal.SIGTERM)
     assert p.wait(20) == 0
-    first,*rest = log.read_text().splitlines()
+    first,*rest = log.read_text(encoding='utf-8').splitlines()
     assert '--rdzv_endpoint=host7:29500' in first and '--rdzv_id=42-0' in first and first.endswith('-m lmnotes train --output_dir /a b/run --multi_gpu') and rest == ['saved', 'requeue 42']

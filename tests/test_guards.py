@@ -73,7 +73,7 @@ def test_the_probe_leaves_no_trace_in_a_run(kind):
     before,dice = bits(probed),torch.get_rng_state()
     got = probe_memory(probed, exact=True)
     assert same(bits(probed), before) and torch.equal(torch.get_rng_state(), dice) and probed.opt is None and (probed.step, probed.tokens) == (0, 0)
-    assert got['tried'] == got['rows'] == 4 and got['width'] <= 64 and 0 < got['at_least'] == got['at_most'] < got['free']
+    assert got['tried'] == got['rows'] == 4 and got['width'] <= 64 and 0 < got['at_least'] < got['at_most'] < got['free']
     fit(plain); fit(probed)
     assert plain.step == probed.step == 3 and same(bits(plain), bits(probed))
 
@@ -115,10 +115,10 @@ def fit():
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
 print(said, peak_of(fit))'''
     said,took = map(int, subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True, check=True).stdout.split()[-2:])
-    assert took > 50e6 and 0.8 < said/took < 1.25, (said/1e6, took/1e6)
+    assert took > 50e6 and 1 <= said/took < 1.5, (said/1e6, took/1e6)
 
 def test_a_run_that_cannot_fit_is_refused_with_options_to_paste():
-    data = prose(max_length=512, bs=8); learn = learner(data); need = probe_memory(learn, exact=True)['at_most']; before = bits(learn)
+    data = prose(max_length=512, bs=8); learn = learner(data); need = probe_memory(learn, exact=True)['at_least']; before = bits(learn)
     o = SimpleNamespace(batch_size=8, gradient_accumulation_steps=3, max_length=512, gradient_checkpointing=False)
     with pytest.raises(InputError) as e: probe_memory(learn, o, free=need//3)
     said = str(e.value)
@@ -128,7 +128,7 @@ def test_a_run_that_cannot_fit_is_refused_with_options_to_paste():
 
 def test_no_more_rows_are_tried_than_are_sure_to_fit():
     from lmnotes.training.memory_check import _readings
-    data = prose(max_length=512, bs=8); learn = learner(data); batch = largest_batch(data); need = probe_memory(learn, exact=True)['at_most']
+    data = prose(max_length=512, bs=8); learn = learner(data); batch = largest_batch(data); need = probe_memory(learn, exact=True)['at_least']
     for share in (0.3, 0.5, 0.9):
         readings = list(_readings(learn, batch, int(need*share), False))
         assert max(r[1] for r in readings) <= need*share*1.1 and readings[-1][0] < 8
@@ -171,7 +171,7 @@ class Shrinks(Callback):
     order = 60
     def after_step(self):
         if self.learn.step == 2:
-            now = int(open('/proc/self/statm').read().split()[0])*4096
+            now = int(open('/proc/self/statm', encoding='utf-8').read().split()[0])*4096
             resource.setrlimit(resource.RLIMIT_AS, (now + 20*2**20,)*2)
 data = load_data('prose', limit=60, max_length=512, bs=64, device='cpu')
 learn = lm_learner(build_model('standard', vocab_size=data.vocab_size, dim=128, n_layer=4, max_length=512), data)

@@ -66,7 +66,7 @@ def test_an_adopted_model_looks_like_its_class(family, tmp_path):
     m = hub_model(f'tiny:{family}', vocab_size=V).eval(); cls,was = type(m),m._original; ids = tokens()
     assert (cls.__name__, cls.__module__, cls.__qualname__) == (was.__name__, was.__module__, was.__qualname__) and isinstance(m, was)
     assert inspect.signature(cls.forward) == inspect.signature(was.forward) and adopt(m) is m
-    m.save_pretrained(tmp_path); assert json.loads((tmp_path/'config.json').read_text())['architectures'] == [was.__name__]
+    m.save_pretrained(tmp_path); assert json.loads((tmp_path/'config.json').read_text(encoding='utf-8'))['architectures'] == [was.__name__]
     for twin in (copy.deepcopy(m), pickle.loads(pickle.dumps(m))): assert torch.equal(logits(twin, ids), logits(m, ids)) and type(twin) is cls
 
 @pytest.mark.parametrize('family', PAIRS)
@@ -226,10 +226,10 @@ def test_folders_that_cannot_be_trusted_or_do_not_fit(saved, tmp_path):
     refused('--trust_remote_code', tmp_path/'code'); refused('does not know', tmp_path/'unknown')
 
 def _resized(p):
-    c = json.loads((p/'config.json').read_text()); c['hidden_size'] = 32; write_json(p/'config.json', c); return p
+    c = json.loads((p/'config.json').read_text(encoding='utf-8')); c['hidden_size'] = 32; write_json(p/'config.json', c); return p
 
 def test_memory_is_checked_before_weights_are_read(saved, tmp_path):
-    shutil.copytree(saved('llama'), tmp_path/'huge'); c = json.loads((tmp_path/'huge'/'config.json').read_text()); c.update(hidden_size=65536, intermediate_size=262144, num_hidden_layers=80)
+    shutil.copytree(saved('llama'), tmp_path/'huge'); c = json.loads((tmp_path/'huge'/'config.json').read_text(encoding='utf-8')); c.update(hidden_size=65536, intermediate_size=262144, num_hidden_layers=80)
     write_json(tmp_path/'huge'/'config.json', c); refused('GB are free', tmp_path/'huge')
 
 def test_bytes_needed_are_the_bytes_of_the_weights(saved):

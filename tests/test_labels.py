@@ -177,7 +177,7 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path):
 def test_the_best_by_a_score_of_the_head(tmp_path):
     r = train(model='encoder', dataset='entities', task='tag', max_length=32, max_steps=12, batch_size=8, limit=200, output_dir=str(tmp_path/'run'), metric_for_best_model='entity_f1', load_best_model_at_end=True,
               eval_steps=4, save_steps=4, **{k: v for k,v in quick.items() if k not in ('save_strategy', 'eval_strategy')})
-    rows = [json.loads(l) for l in open(tmp_path/'run'/'evals.jsonl')]; assert r.summary['entity_f1'] == max(x['entity_f1'] for x in rows)
+    rows = [json.loads(l) for l in open(tmp_path/'run'/'evals.jsonl', encoding='utf-8')]; assert r.summary['entity_f1'] == max(x['entity_f1'] for x in rows)
 
 # rows of the hub
 

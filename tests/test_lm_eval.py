@@ -76,7 +76,7 @@ def test_the_command_line(place):
     done = subprocess.run([sys.executable, '-m', 'lm_eval', '--model', 'hf', '--model_args', f"pretrained={root/'model'},trust_remote_code=True", '--tasks', 'local_sums,local_pages',
                            '--include_path', str(root/'tasks'), '--device', 'cpu', '--batch_size', '1', '--output_path', str(root/'out')], env=env, cwd=root, capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stderr[-2000:]
-    results = json.loads(next((root/'out').rglob('results_*.json')).read_text())['results']; acc,bits,_ = _ours(model, tok)
+    results = json.loads(next((root/'out').rglob('results_*.json')).read_text(encoding='utf-8'))['results']; acc,bits,_ = _ours(model, tok)
     assert results['local_sums']['acc,none'] == acc and abs(results['local_pages']['bits_per_byte,none'] - bits) < 1e-4
 
 @pytest.mark.parametrize('name', ['standard', 'gpt', 'resonance', 'rnn', 'moe', 'hybrid'])

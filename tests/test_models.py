@@ -189,7 +189,7 @@ class TestReversible:
 
     def test_two_processes(self, tmp_path):
         "DDP over gloo gives the gradients of the whole batch"
-        script = tmp_path/'ddp.py'; script.write_text(DDP)
+        script = tmp_path/'ddp.py'; script.write_text(DDP, encoding='utf-8')
         subprocess.run([sys.executable, str(script), str(tmp_path)], check=True, timeout=100)
         ddp,whole = (torch.load(tmp_path/f'{n}.pt', weights_only=True) for n in ('ddp', 'whole'))
         assert far(ddp, whole) < 1e-10
@@ -238,7 +238,7 @@ m = AutoModelForCausalLM.from_pretrained(r"{tmp_path}", trust_remote_code=True).
 assert torch.equal(m(ids).logits, ref); m.save_pretrained(r"{tmp_path}/again")'''
     subprocess.run([sys.executable, '-c', code], check=True, timeout=100, env=dict(__import__('os').environ, HF_HOME=str(tmp_path/'hf')))
     assert sorted(p.name for p in (tmp_path/'again').glob('*.py')) == ['modeling_lmnotes.py']
-    assert json.loads((tmp_path/'again'/'config.json').read_text())['auto_map']['AutoModelForCausalLM'] == 'modeling_lmnotes.LM'
+    assert json.loads((tmp_path/'again'/'config.json').read_text(encoding='utf-8'))['auto_map']['AutoModelForCausalLM'] == 'modeling_lmnotes.LM'
 
 def test_generate_resumes_no_warning():
     with warnings.catch_warnings():

@@ -35,10 +35,10 @@ def test_embedded_datasets_are_there_for_five_kinds():
         for m in 'standard gpt reversible resonance rnn'.split(): assert (f'embedded/{d}', m) in names, (d, m)
 
 def test_the_file_holds_no_path_and_travels_with_the_package():
-    text = recipes_file.read_text()
+    text = recipes_file.read_text(encoding='utf-8')
     assert '/work' not in text and 'data_dir' not in text and json.loads(text)['version'] == 1
     root = recipes_file.parents[2]
-    if (root/'MANIFEST.in').is_file(): assert 'recursive-include lmnotes *.json' in (root/'MANIFEST.in').read_text()
+    if (root/'MANIFEST.in').is_file(): assert 'recursive-include lmnotes *.json' in (root/'MANIFEST.in').read_text(encoding='utf-8')
 
 # ---- what a run gets
 
@@ -94,7 +94,7 @@ def test_a_search_that_was_stopped_goes_on_where_it_stood(tmp_path, monkeypatch)
 def test_a_rate_that_breaks_the_run_counts_as_a_trial(tmp_path):
     r, = find_recipe('opinions', 'standard', trials=3, steps=20, factor=1e4, windows=16, **small)
     assert len(r.trials) == 3 and r.learning_rate < 1
-    assert json.loads(save_recipes([r], tmp_path/'r.json').read_text())['recipes'][0]['trials'] == [list(t) for t in r.trials]
+    assert json.loads(save_recipes([r], tmp_path/'r.json').read_text(encoding='utf-8'))['recipes'][0]['trials'] == [list(t) for t in r.trials]
 
 def test_bad_searches_are_refused_before_any_trial():
     for bad,why in [(dict(trials=4), 'not 4'), (dict(learning_rate=1.), 'learning_rate'), (dict(batchsize=3), 'did you mean'), (dict(batch_size=0), 'above 0')]:

@@ -47,22 +47,22 @@ def made_run(path, **summary):
 # ---- a comparison
 
 def test_every_figure_is_in_the_json(reports):
-    p = Page((reports/'report.html').read_text()); r = json.loads((reports/'report.json').read_text())
+    p = Page((reports/'report.html').read_text(encoding='utf-8')); r = json.loads((reports/'report.json').read_text(encoding='utf-8'))
     assert len(p.values) > 250 and set(p.values) <= leaves(r) and .123456 in p.values
 
 def test_the_page_needs_nothing_and_runs_nothing(reports):
-    page = (reports/'report.html').read_text(); p = Page(page)
+    page = (reports/'report.html').read_text(encoding='utf-8'); p = Page(page)
     assert not {'script', 'link', 'img', 'iframe', 'object'} & p.tags and not re.search(r'(?<!xmlns=")(?<!xmlns:xlink=")https?://', re.sub(r'xmlns(:\w+)?="[^"]*"', '', page))
     assert not re.search(r'(src|href)="(?!#)', page) and not re.search(r'\son\w+="', page) and len(p.ids) == len(set(p.ids))
     assert 'prefers-color-scheme:dark' in page and 'name="viewport"' in page
 
 def test_light_and_dark_colour_everything(reports):
-    page = (reports/'report.html').read_text(); light,dark = (set(re.findall(r'(--\w+):', b)) for b in re.findall(r':root\{([^}]*)\}', page))
+    page = (reports/'report.html').read_text(encoding='utf-8'); light,dark = (set(re.findall(r'(--\w+):', b)) for b in re.findall(r':root\{([^}]*)\}', page))
     used = set(re.findall(r'var\((--\w+)\)', page))
     assert used <= light and used <= dark # a colour that only the light page has would vanish in the dark
 
 def test_markdown_and_latex_hold_the_same_numbers(reports):
-    md,tex,page = ((reports/f'report.{s}').read_text() for s in ('md', 'tex', 'html'))
+    md,tex,page = ((reports/f'report.{s}').read_text(encoding='utf-8') for s in ('md', 'tex', 'html'))
     assert md.count('\n## ') == tex.count(r'\subsection*') and tex.isascii()
     printed = set(re.findall(r'<data value="[^"]*">([^<]*)</data>', page))
     plain = tex.replace('$-$', '−').replace(r'\%', '%')
@@ -95,11 +95,11 @@ def test_parts_escape_in_every_form():
 # ---- runs
 
 def test_damaged_folders_are_named_and_the_rest_reported(tmp_path, capsys):
-    a,b = made_run(tmp_path/'a'),made_run(tmp_path/'b', bits_per_byte=2.4); (b/'metrics.jsonl').write_text('{"step": 1}\n{"st\n{"step": 2}\n')
-    (tmp_path/'c').mkdir(); (tmp_path/'c/args.json').write_text('{'); (tmp_path/'d').mkdir(); (tmp_path/'d/comparison.json').write_text('{}')
+    a,b = made_run(tmp_path/'a'),made_run(tmp_path/'b', bits_per_byte=2.4); (b/'metrics.jsonl').write_text('{"step": 1}\n{"st\n{"step": 2}\n', encoding='utf-8')
+    (tmp_path/'c').mkdir(); (tmp_path/'c/args.json').write_text('{', encoding='utf-8'); (tmp_path/'d').mkdir(); (tmp_path/'d/comparison.json').write_text('{}', encoding='utf-8')
     assert main(['report', *(str(tmp_path/n) for n in 'abcdx'), '--output_path', str(tmp_path/'out')]) == 1
     said = capsys.readouterr().err.splitlines(); assert len(said) == 3 and all(s.startswith('lmnotes: left out: ') for s in said)
-    page = (tmp_path/'out/report.html').read_text(); r = json.loads((tmp_path/'out/report.json').read_text())
+    page = (tmp_path/'out/report.html').read_text(encoding='utf-8'); r = json.loads((tmp_path/'out/report.json').read_text(encoding='utf-8'))
     for n in ('metrics.jsonl is damaged', 'args.json is damaged', 'comparison.json is damaged', 'there is no folder'): assert n in page
     assert [x['name'] for x in r['runs']] == ['a', 'b'] and '2.400' in page and set(Page(page).values) <= leaves(r)
     assert main(['report', str(tmp_path/'c')]) == 2 and 'nothing to report' in capsys.readouterr().err and not (tmp_path/'c/report.html').exists()
@@ -109,8 +109,8 @@ def test_perplexity_across_tokenizers_is_refused(tmp_path, capsys):
     assert main(['report', str(a), str(b), '--metric', 'perplexity', '--output_path', str(tmp_path/'o')]) == 2
     said = capsys.readouterr().err; assert said.count('\n') == 1 and 'bytes, words' in said and 'bits_per_byte' in said and not (tmp_path/'o').exists()
     assert main(['report', str(a), str(b), '--output_path', str(tmp_path/'o')]) == 0
-    page = (tmp_path/'o/report.html').read_text(); assert 'perplexity (' not in page and 'Perplexity is left out' in page and 'bits per byte' in page
-    assert main(['report', str(a), '--metric', 'perplexity', '--output_path', str(tmp_path/'p')]) == 0 and 'perplexity (bytes)' in (tmp_path/'p/report.html').read_text()
+    page = (tmp_path/'o/report.html').read_text(encoding='utf-8'); assert 'perplexity (' not in page and 'Perplexity is left out' in page and 'bits per byte' in page
+    assert main(['report', str(a), '--metric', 'perplexity', '--output_path', str(tmp_path/'p')]) == 0 and 'perplexity (bytes)' in (tmp_path/'p/report.html').read_text(encoding='utf-8')
 
 def test_runs_of_one_seed_get_no_verdict(tmp_path):
     page = as_html(__import__('lmnotes.reports.run_report', fromlist=['x']).runs_document(gather([made_run(tmp_path/'a'), made_run(tmp_path/'b', bits_per_byte=1.)])))
@@ -120,15 +120,15 @@ def test_a_real_run_is_reported_and_has_a_card(tmp_path, capsys):
     from lmnotes.training.train import train
     run = train(quiet=True, dataset='arithmetic', model='standard', dim=32, n_layer=1, n_head=2, max_length=32, batch_size=4, limit=60, max_steps=4, mode='pretrain', device='cpu', output_dir=str(tmp_path/'run'))
     assert main(['report', str(tmp_path/'run')]) == 0
-    page = (tmp_path/'run/report.html').read_text(); s = json.loads((tmp_path/'run/summary.json').read_text())
-    assert set(Page(page).values) <= leaves(json.loads((tmp_path/'run/report.json').read_text())) and s['bits_per_byte'] in Page(page).values
-    assert main(['report', str(tmp_path/'run'), '--card']) == 0; text = (tmp_path/'run/final/README.md').read_text()
+    page = (tmp_path/'run/report.html').read_text(encoding='utf-8'); s = json.loads((tmp_path/'run/summary.json').read_text(encoding='utf-8'))
+    assert set(Page(page).values) <= leaves(json.loads((tmp_path/'run/report.json').read_text(encoding='utf-8'))) and s['bits_per_byte'] in Page(page).values
+    assert main(['report', str(tmp_path/'run'), '--card']) == 0; text = (tmp_path/'run/final/README.md').read_text(encoding='utf-8')
     assert f"{s['eval_tokens']:,} tokens" in text and '## Not measured' in text and 'multiple choice' in text and f"{s['bits_per_byte']:.3f}" in text
     assert model_card(tmp_path/'run/final') == text
 
 def test_a_report_is_never_written_over_a_file(tmp_path, capsys):
-    made_run(tmp_path/'a'); (tmp_path/'f').write_text('mine')
-    assert main(['report', str(tmp_path/'a'), '--output_path', str(tmp_path/'f')]) == 2 and (tmp_path/'f').read_text() == 'mine'
+    made_run(tmp_path/'a'); (tmp_path/'f').write_text('mine', encoding='utf-8')
+    assert main(['report', str(tmp_path/'a'), '--output_path', str(tmp_path/'f')]) == 2 and (tmp_path/'f').read_text(encoding='utf-8') == 'mine'
     assert main(['report']) == 2 and main(['report', str(tmp_path/'a'), '--metric', 'perplexty']) == 2 and "did you mean 'perplexity'" in capsys.readouterr().err
 
 # ---- the explorer

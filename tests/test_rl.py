@@ -75,7 +75,7 @@ def test_killed_and_resumed_it_comes_to_the_same_weights(whole, tmp_path):
     assert (out/'checkpoints/step_000002').exists()
     for ck in ('step_000003', 'step_000004'): # it may have come further before it died
         if (out/'checkpoints'/ck).exists(): __import__('shutil').rmtree(out/'checkpoints'/ck)
-    (out/'checkpoints/latest').write_text('step_000002\n')
+    (out/'checkpoints/latest').write_text('step_000002\n', encoding='utf-8')
     done = train(resume_from_checkpoint=str(out), quiet=True)
     assert done.summary['resumed_at_step'] == 2 and [r['step'] for r in read_jsonl(out/'metrics.jsonl')] == [1, 2, 3, 4]
     a, b = weights(whole.path), weights(out)

@@ -110,7 +110,7 @@ def test_a_run_is_resumed_with_its_ties(tmp_path):
     letters = letters_file(tmp_path/'letters.jsonl'); kw = dict(model='standard+share:alternate:lora-2+ternary', n_layer=4, data_path=str(letters), max_length=16, batch_size=2, device='cpu', save_steps=2, quiet=True)
     train(max_steps=4, output_dir=str(tmp_path/'one'), **kw)
     state = lambda p: build_model(p).state_dict()
-    import shutil; shutil.copytree(tmp_path/'one', tmp_path/'two'); shutil.rmtree(tmp_path/'two/final'); shutil.rmtree(tmp_path/'two/checkpoints/step_000004'); (tmp_path/'two/checkpoints/latest').write_text('step_000002')
+    import shutil; shutil.copytree(tmp_path/'one', tmp_path/'two'); shutil.rmtree(tmp_path/'two/final'); shutil.rmtree(tmp_path/'two/checkpoints/step_000004'); (tmp_path/'two/checkpoints/latest').write_text('step_000002', encoding='utf-8')
     train(resume_from_checkpoint=str(tmp_path/'two'), device='cpu', quiet=True)
     a,b = state(tmp_path/'one/final'),state(tmp_path/'two/final')
     assert a.keys() == b.keys() and all(a[k].equal(b[k]) for k in a) and len(shared_groups(build_model(tmp_path/'two/final'))) == 2*11 + 1

@@ -137,7 +137,7 @@ from lmnotes.data.tokenizers import byte_tokenizer
 kind,log,state = sys.argv[1:]
 source = StreamSource('skylion007/openwebtext', hub_files('skylion007/openwebtext')['plain_text']['train'])
 walk = Samples(source, shuffle=True, seed=3) if kind == 'sample' else Chunks(source, byte_tokenizer(), tokens_per_chunk=500, shuffle=True, seed=3)
-with open(log, 'a') as out:
+with open(log, 'a', encoding='utf-8') as out:
     for item in walk:
         out.write(json.dumps([walk.state_dict(), item['text'] if kind == 'sample' else item.tolist()]) + '\\n'); out.flush()
 '''
@@ -149,7 +149,7 @@ def test_killed_and_resumed(hub, endpoint, tmp_path, kind):
     start = time.time()
     while not (log.is_file() and log.stat().st_size > 400_000): assert p.poll() is None and time.time() - start < 60; time.sleep(.02)
     p.send_signal(signal.SIGKILL); p.wait()
-    lines = [json.loads(l) for l in log.read_text().split('\n')[:-1]]
+    lines = [json.loads(l) for l in log.read_text(encoding='utf-8').split('\n')[:-1]]
     done,state = [l[1] for l in lines],lines[-1][0]
     make = (lambda: Samples(corpus(), shuffle=True, seed=3)) if kind == 'sample' else lambda: Chunks(corpus(), byte_tokenizer(), tokens_per_chunk=500, shuffle=True, seed=3)
     def take(w, n): return [i['text'] if kind == 'sample' else i.tolist() for i in islice(w, n)]

@@ -34,5 +34,5 @@ def readme()->str:
     return NOTE + '\n' + '\n\n'.join(filter(None, map(block, cells))) + '\n'
 
 if __name__ == '__main__':
-    if '--check' in sys.argv: sys.exit((ROOT/'README.md').read_text() != readme())
+    if '--check' in sys.argv: sys.exit((ROOT/'README.md').read_text(encoding='utf-8') != readme())
     (ROOT/'README.md').write_text(readme())

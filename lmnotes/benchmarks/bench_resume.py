@@ -84,7 +84,7 @@ def same_end(a, b)->dict: # weights, optimizer, losses: 1. where all is equal
     import torch
     from safetensors.torch import load_file
     tensors = lambda run: load_file(Path(run)/'final/model.safetensors')
-    moments = lambda run: torch.load(Path(run)/'checkpoints'/(Path(run)/'checkpoints/latest').read_text().strip()/'trainer.pt', weights_only=True)['optimizer']
+    moments = lambda run: torch.load(Path(run)/'checkpoints'/(Path(run)/'checkpoints/latest').read_text(encoding='utf-8').strip()/'trainer.pt', weights_only=True)['optimizer']
     logs = lambda run: [[(r['step'], r.get('loss'), r.get('grad_norm'), r.get('task_score')) for r in read_jsonl(Path(run)/f)] for f in ('metrics.jsonl', 'evals.jsonl')]
     return dict(weights=float(equal(tensors(a), tensors(b))), optimizer=float(equal(moments(a), moments(b))), losses=float(logs(a) == logs(b)))
 

@@ -59,7 +59,7 @@ def read_raw(
 # %% ../../nbs/10_benchmarks/08_bench_shards.ipynb #a4b9f528
 def anonymous_bytes(): # int, or None where the system does not say
     "Memory that belongs to this process and to no file"
-    try: line = next(l for l in Path('/proc/self/status').read_text().splitlines() if l.startswith('RssAnon'))
+    try: line = next(l for l in Path('/proc/self/status').read_text(encoding='utf-8').splitlines() if l.startswith('RssAnon'))
     except (OSError, StopIteration): return None
     return int(line.split()[1])*1024
 

@@ -63,7 +63,7 @@ torch.set_num_threads(int(sys.argv[3]))
 from lmnotes.benchmarks.bench_ternary import seconds_to_write
 from lmnotes.evaluation.memory import release_memory
 from lmnotes.quantizers.packed_model import load_packed
-def anonymous(): return next(int(l.split()[1])*1024 for l in open('/proc/self/status') if l.startswith('RssAnon'))
+def anonymous(): return next(int(l.split()[1])*1024 for l in open('/proc/self/status', encoding='utf-8') if l.startswith('RssAnon'))
 toy = load_packed(sys.argv[2]); seconds_to_write(toy, 8, 16); del toy; release_memory()
 base,most,on = anonymous(),[0],[True]
 def watch():

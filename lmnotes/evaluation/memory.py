@@ -70,7 +70,7 @@ def release_memory(device='cpu'):
     _trim()
 
 def _proc(path, key): # bytes behind `key` in a file of /proc/self
-    with open(f'/proc/self/{path}') as f: return next(int(l.split()[1])*1024 for l in f if l.startswith(key))
+    with open(f'/proc/self/{path}', encoding='utf-8') as f: return next(int(l.split()[1])*1024 for l in f if l.startswith(key))
 
 def bytes_in_use(device='cpu')->int: # bytes; None where the system does not say
     "Memory of this process on `device`: allocated by tensors on a GPU, resident on a CPU"
@@ -106,7 +106,7 @@ class _Tidy(TorchDispatchMode):
 
 def _reset_high_water()->bool: # False where the system has no such thing
     try:
-        with open('/proc/self/clear_refs', 'w') as f: f.write('5')
+        with open('/proc/self/clear_refs', 'w', encoding='utf-8') as f: f.write('5')
         return True
     except OSError: return False
 

@@ -125,7 +125,8 @@ def signals_ask(learn):
     old = {n: signal.signal(n, ask) for n in (signal.SIGTERM, signal.SIGINT)}
     try: yield
     finally:
-        for n,h in old.items(): signal.signal(n, h)
+        for n,h in old.items():
+            if h is not None: signal.signal(n, h) # None: a handler that was not set from Python, which Python cannot set again
 
 class StopWhenAsked(Callback):
     "Save and end the fit after the step at which somebody asked for it"

@@ -75,7 +75,7 @@ def still(
                 for k,v in model.named_buffers(): v.copy_(buffers[k])
 
 # %% ../../nbs/06_training/15_memory_check.ipynb #f102d1f1
-def _line(path, key): return next(int(l.split()[1])*1024 for l in open(path) if l.startswith(key)) # bytes behind `key`
+def _line(path, key): return next(int(l.split()[1])*1024 for l in open(path, encoding='utf-8') if l.startswith(key)) # bytes behind `key`
 
 def _give_back(): # what nobody uses, so that a reading is of memory in use
     gc.collect(); trim = getattr(ctypes.CDLL(None), 'malloc_trim', None) if sys.platform == 'linux' else None
@@ -86,7 +86,7 @@ def _high_water(device)->tuple: # bytes now, and a function that gives the large
     _give_back()
     if sys.platform == 'linux':
         try:
-            with open('/proc/self/clear_refs', 'w') as f: f.write('5')
+            with open('/proc/self/clear_refs', 'w', encoding='utf-8') as f: f.write('5')
         except OSError: pass # then the mark is that of the whole process
         return _line('/proc/self/status', 'VmRSS'),lambda: _line('/proc/self/status', 'VmHWM')
     import psutil, resource
@@ -108,7 +108,7 @@ def free_bytes(device='cpu')->int:
     free,device = free_memory(device),torch.device(device)
     if device.type == 'cuda': return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     for limit,used in (('memory.max', 'memory.current'), ('memory/memory.limit_in_bytes', 'memory/memory.usage_in_bytes')):
-        try: free = min(free, max(int((Path('/sys/fs/cgroup')/limit).read_text()) - int((Path('/sys/fs/cgroup')/used).read_text()), 0))
+        try: free = min(free, max(int((Path('/sys/fs/cgroup')/limit).read_text(encoding='utf-8')) - int((Path('/sys/fs/cgroup')/used).read_text(encoding='utf-8')), 0))
         except (OSError, ValueError): continue # no such file, or 'max'
     return free
 
@@ -136,6 +136,8 @@ def ways_to_fit(
     return ways + ([] if brings_weights(model) else ['a smaller --size'])
 
 # %% ../../nbs/06_training/15_memory_check.ipynb #04c5ce98
+_heap_slack = 1.45 # a heap in pieces, beyond what is in use
+
 def fixed_bytes(learn)->int:
     "What gradients and moments take, whatever the batch"
     each = 3 if learn.spec['optimizer'] == 'adamw' else 2 # a gradient and two moments, or one
@@ -144,14 +146,15 @@ def fixed_bytes(learn)->int:
 def _readings(learn, batch, free, exact): # yields (rows, bytes, the fewest and the most that the whole batch can need)
     rows,device = len(batch['input_ids']),next(learn.model.parameters()).device
     base,tried = _high_water(device)[0],[]
+    slack = _heap_slack if device.type == 'cpu' else 1
     with still(learn) as step:
         step(_rows_of(batch, 1)) # from now on the moments are there
         while not tried or tried[-1][0] < rows:
             n = min(2*tried[-1][0], rows) if tried else 1
-            if tried and (peak*n > free*tried[-1][0] or peak*rows <= free*tried[-1][0] and not exact): return # might not fit; is sure to
+            if tried and (peak*n > free*tried[-1][0] or most <= free and not exact): return # might not fit; is sure to
             peak = peak_of(lambda: step(_rows_of(batch, n)), device, base); tried.append((n, peak))
             slope = max(tried[-1][1] - tried[-2][1], 0)/(n - tried[-2][0]) if len(tried) > 1 else 0
-            most = peak*rows//n
+            most = int(slack*peak*rows/n)
             line = 0.8*(peak + slope*(rows - n)) # pages and the allocator's pieces bend it by a few per cent
             yield n, peak, max(peak, min(int(line), most)), most
 

@@ -19,7 +19,7 @@ def memory_bytes(
 )->int|None: # bytes; None where the system does not tell
     "Peak bytes on a CUDA device, or the resident bytes of this process"
     if torch.device(device).type == 'cuda': return torch.cuda.max_memory_allocated(device)
-    try: pages = int(Path('/proc/self/statm').read_text().split()[1])
+    try: pages = int(Path('/proc/self/statm').read_text(encoding='utf-8').split()[1])
     except OSError: return None
     return pages*4096
 

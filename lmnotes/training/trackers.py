@@ -86,7 +86,7 @@ class Tracker(Callback):
         for step,scalars in sorted(new, key=lambda o: o[0]): self.scalars(step, scalars)
         self.flush()
         if close: self.close()
-    def open(self): "Begin, and tell the facts"
+    def open(self, encoding='utf-8'): "Begin, and tell the facts"
     def scalars(self, step, scalars): "Tell the numbers of one step"
     def flush(self): "Have it written"
     def close(self): "No more to come"
@@ -95,7 +95,7 @@ class Tracker(Callback):
 class TensorBoard(Tracker):
     "Curves, facts and texts into the folder `tensorboard` of a run"
     name = 'tensorboard'
-    def open(self):
+    def open(self, encoding='utf-8'):
         from torch.utils.tensorboard import SummaryWriter
         place = self.folder/'tensorboard'
         for old in place.glob('events.out.tfevents.*'): old.unlink()
@@ -135,7 +135,7 @@ class WandB(Tracker):
     "Curves and facts to Weights & Biases"
     name = 'wandb'
     def __init__(self, run, facts=None, project:str='lmnotes', **kwargs): check_wandb(); super().__init__(run, facts, **kwargs); self.project = project
-    def open(self):
+    def open(self, encoding='utf-8'):
         import wandb
         mode = wandb_mode()
         try: self.sent = wandb.init(project=self.project, name=self.folder.resolve().name, id=_wandb_id(self.folder), dir=str(self.folder), resume='allow', mode=mode,

@@ -272,7 +272,7 @@ def _open_run(o, path, learn, p, asked):
     atomic_write(path/'args.txt', ''.join(f'--{k} {v}\n' for k,v in asdict(o).items() if v not in (None, False, ())))
     write_json(path/'env.json', env_info() | dict(fingerprint=learn.dls.fingerprint, device=str(learn.dls.device)))
     (path/'logs').mkdir(exist_ok=True)
-    with open(path/'logs/training.log', 'a') as f: f.write(f'{datetime.now():%Y-%m-%d %H:%M:%S} start at step {learn.step}\n'); show_plan(p, f)
+    with open(path/'logs/training.log', 'a', encoding='utf-8') as f: f.write(f'{datetime.now():%Y-%m-%d %H:%M:%S} start at step {learn.step}\n'); show_plan(p, f)
 
 # %% ../../nbs/06_training/17_train.ipynb #b316fd7c
 def _fit(learn, steps, accumulate):
