@@ -15,7 +15,12 @@ demo: install     ## train standard and reversible side by side, and write a rep
 	@lmnotes $(DEMO)
 	@echo "the report: file://$(CURDIR)/$$(ls -td runs/*/report.html | head -1)"
 
-test: install     ## run every notebook, then pytest
+check: install    ## ruff, the structure, and the notebooks and tests that changed (90 s at most)
+	@python tools/check.py --workers $(WORKERS)
+
+test: install     ## ruff and the structure, then every notebook, then pytest
+	@ruff check --quiet
+	@python tools/structure.py
 	@OMP_NUM_THREADS=1 python tools/test_notebooks.py --workers $(WORKERS)
 	@OMP_NUM_THREADS=1 python -m pytest -n $(WORKERS) --dist loadfile
 
@@ -47,4 +52,4 @@ $(VENV)/.installed: settings.ini setup.py pyproject.toml tools/install.sh
 clean:            ## remove what was built; runs/ and the environment stay
 	@rm -rf _docs _proc build dist *.egg-info .pytest_cache
 
-.PHONY: help demo test lab docs export readme package hooks install clean
+.PHONY: help demo check test lab docs export readme package hooks install clean

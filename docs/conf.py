@@ -23,9 +23,18 @@ exclude_patterns = []
 
 html_theme = 'pydata_sphinx_theme'
 html_theme_options = dict(
-    logo=dict(text=website['title']), navbar_center=[], navbar_end=['search-button', 'theme-switcher'], navbar_persistent=[],
-    secondary_sidebar_items=['page-toc'], footer_start=['copyright'], footer_end=[], article_header_start=[],
-    show_toc_level=2, show_prev_next=True, pygments_light_style='a11y-high-contrast-light', pygments_dark_style='a11y-high-contrast-dark',
+    logo=dict(text=website['title']),
+    navbar_center=[],
+    navbar_end=['search-button', 'theme-switcher'],
+    navbar_persistent=[],
+    secondary_sidebar_items=['page-toc'],
+    footer_start=['copyright'],
+    footer_end=[],
+    article_header_start=[],
+    show_toc_level=2,
+    show_prev_next=True,
+    pygments_light_style='a11y-high-contrast-light',
+    pygments_dark_style='a11y-high-contrast-dark',
 )
 html_sidebars = {'**': ['tree.html']}
 html_static_path = ['static']

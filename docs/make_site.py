@@ -58,8 +58,10 @@ class Filter(FilterDefaults):
 
 def signature(o, **kwargs):
     "A signature whose annotations stay as written when they cannot be evaluated from here, as in `transformers`' configurations"
-    try: return inspect.signature(o, **kwargs)
-    except NameError: return inspect.signature(o)
+    try:
+        return inspect.signature(o, **kwargs)
+    except NameError:
+        return inspect.signature(o)
 
 def split_title(nb):
     "Title and quote in a cell of their own: nbdev makes them the page's head and drops what else their cell holds"
@@ -91,10 +93,12 @@ def relink(page):
     "A function that leads the links of `page` to pages of this site, and those to other files to the repository"
     def one(m):
         to, at, anchor = m[1].partition('#')
-        if m[1].startswith(SITE_URL): return '/' + to.removeprefix(SITE_URL).removesuffix('.html') + '.ipynb' + at + anchor
+        if m[1].startswith(SITE_URL):
+            return '/' + to.removeprefix(SITE_URL).removesuffix('.html') + '.ipynb' + at + anchor
         if not to or re.match(r'[a-z]+:', to): return m[1]
         path = posixpath.normpath(posixpath.join('nbs', posixpath.dirname(page), to))
-        if path.endswith('.ipynb') and path.startswith('nbs/'): return '/' + docname(path.removeprefix('nbs/')) + '.ipynb' + at + anchor
+        if path.endswith('.ipynb') and path.startswith('nbs/'):
+            return '/' + docname(path.removeprefix('nbs/')) + '.ipynb' + at + anchor
         return m[1] if re.search(r'\.(png|svg|jpg|gif)$', to) else BLOB_URL + path
     return one
 
@@ -116,8 +120,11 @@ def to_myst(text, page)->str:
 
 def directives(source)->tuple[dict, str]:
     "Leading `#| key: value` lines of a code cell, and the code without them"
-    lines = source.split('\n'); found = {}
-    while lines and (m := re.match(r'\s*#\|\s*([\w-]+):?\s*(.*)', lines[0])): found[m[1]] = m[2]; lines.pop(0)
+    lines = source.split('\n')
+    found = {}
+    while lines and (m := re.match(r'\s*#\|\s*([\w-]+):?\s*(.*)', lines[0])):
+        found[m[1]] = m[2]
+        lines.pop(0)
     return found, '\n'.join(lines)
 
 def markdown(source, page): return dict(cell_type='markdown', metadata={}, source=to_myst(source, page))
@@ -135,15 +142,25 @@ def convert_cells(cells, page):
         source = ''.join(cell['source']) if cell else ''
         if cell and cell['cell_type'] == 'code':
             found, code = directives(source)
-            if code.startswith('show_doc'): run.append(api(cell)); continue
+            if code.startswith('show_doc'):
+                run.append(api(cell))
+                continue
         for text in sorted(run, key=line_number): yield markdown(text, page)
         run = []
         if not cell or cell['cell_type'] == 'raw' or source.startswith('<!-- WARNING: THIS FILE'): continue
-        if cell['cell_type'] == 'markdown': yield markdown(source, page); continue
+        if cell['cell_type'] == 'markdown':
+            yield markdown(source, page)
+            continue
         if found.get('include') == 'false' or not code.strip(): continue
         tags = [t for key, value, t in (('echo', 'false', 'remove-input'), ('output', 'false', 'remove-output'),
                                         ('code-fold', 'true', 'hide-input')) if found.get(key) == value]
-        yield dict(cell_type='code', metadata=dict(tags=tags), source=code, outputs=cell.get('outputs', []), execution_count=None)
+        yield dict(
+            cell_type='code',
+            metadata=dict(tags=tags),
+            source=code,
+            outputs=cell.get('outputs', []),
+            execution_count=None,
+        )
 
 def toctree(names): # hidden: the sidebar shows it
     return '```{toctree}\n:hidden:\n\n' + '\n'.join('/' + docname(n) for n in names) + '\n```'
@@ -153,7 +170,8 @@ def write_page(page, below):
     nb = json.loads((PROC/page).read_text())
     cells = list(convert_cells(nb['cells'], page))
     if below: cells.append(dict(cell_type='markdown', metadata={}, source=toctree(below)))
-    out = SITE/(docname(page) + '.ipynb'); out.parent.mkdir(parents=True, exist_ok=True)
+    out = SITE/(docname(page) + '.ipynb')
+    out.parent.mkdir(parents=True, exist_ok=True)
     kernel = dict(kernelspec=dict(display_name='Python 3', language='python', name='python3'))
     out.write_text(json.dumps(dict(cells=cells, metadata=kernel, nbformat=4, nbformat_minor=4)))
 
@@ -169,7 +187,8 @@ def main():
            '-c', ROOT/'docs', '-d', PROC/'doctrees', SITE, PROC/'html']
     code = subprocess.run(cmd, cwd=PROC).returncode
     if code: return code
-    shutil.rmtree(OUT, ignore_errors=True); (PROC/'html').rename(OUT)
+    shutil.rmtree(OUT, ignore_errors=True)
+    (PROC/'html').rename(OUT)
     print(f'the site: {(OUT/"index.html").as_uri()}')
 
 if __name__ == '__main__':

@@ -57,7 +57,8 @@ class Registry(dict):
     def __missing__(self, name):
         self.import_packages()
         if not dict.__contains__(self, name):
-            if name not in self.targets: raise InputError(f"unknown {self.kind} '{name}': {did_you_mean(name, self.names())}")
+            if name not in self.targets:
+                raise InputError(f"unknown {self.kind} '{name}': {did_you_mean(name, self.names())}")
             module,_,attribute = self.targets[name].partition(':')
             self[name] = getattr(import_module(module), attribute)
         return dict.__getitem__(self, name)
@@ -66,7 +67,8 @@ class Registry(dict):
         "Import the modules of the packages named by `discover`, once"
         while self.packages:
             package = import_module(self.packages.pop())
-            for module in pkgutil.iter_modules(package.__path__): import_module(f'{package.__name__}.{module.name}')
+            for module in pkgutil.iter_modules(package.__path__):
+                import_module(f'{package.__name__}.{module.name}')
     def keys(self)->list[str]:
         "All names in the order in which they were registered; lazy ones are listed without being imported"
         self.import_packages()
@@ -102,7 +104,9 @@ def discover(self:Registry,
 def set_seed(seed:int):
     "Seed Python, NumPy and PyTorch (all devices)"
     import numpy as np, torch
-    random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 def seed_for(*parts)->int: # 63 bits, the same on every machine
     "A seed that is a pure function of `parts`"
@@ -117,7 +121,10 @@ def pick_device(name:str='auto'): # one of auto, cuda, mps, cpu
     if name == 'auto': name = next(k for k,ok in have.items() if ok)
     kind = name.split(':')[0]
     if kind not in have: raise InputError(f"unknown device '{name}': {did_you_mean(name, ['auto', *have])}")
-    if not have[kind]: raise InputError(f"device '{name}' is not available here; use one of {', '.join(k for k,ok in have.items() if ok)}")
+    if not have[kind]:
+        raise InputError(
+            f"device '{name}' is not available here; use one of {', '.join(k for k, ok in have.items() if ok)}"
+        )
     return torch.device(name)
 
 # %% ../nbs/00_core.ipynb #302e4a1b
@@ -139,18 +146,24 @@ def pick_dtype(
     import torch
     dtypes = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
     device = torch.device(device)
-    if precision == 'auto': precision = 'bf16' if has_fast_bf16(device) and (device.type != 'cpu' or (dim or 0) >= 256) else 'fp32'
-    if precision not in dtypes: raise InputError(f"unknown precision '{precision}': {did_you_mean(precision, ['auto', *dtypes])}")
+    if precision == 'auto':
+        precision = 'bf16' if has_fast_bf16(device) and (device.type != 'cpu' or (dim or 0) >= 256) else 'fp32'
+    if precision not in dtypes:
+        raise InputError(f"unknown precision '{precision}': {did_you_mean(precision, ['auto', *dtypes])}")
     if precision == 'fp16' and device.type == 'cpu': raise InputError("fp16 needs a GPU; on a CPU use bf16 or fp32")
     return dtypes[precision]
 
 # %% ../nbs/00_core.ipynb #432a4e4c
 def parse_count(s)->int:
     "Whole number from `2M`, `1.5k`, `3e6` or `200`"
-    t = str(s).strip(); scale = dict(k=1e3, m=1e6, g=1e9, b=1e9, t=1e12).get(t[-1:].lower(), 1)
-    try: n = float(t[:-1] if scale != 1 else t)*scale
-    except ValueError: n = float('nan')
-    if not (n == n and 0 <= n < 1e18): raise InputError(f"'{s}' is not a count; write a number such as 500, 2M or 1.5k")
+    t = str(s).strip()
+    scale = dict(k=1e3, m=1e6, g=1e9, b=1e9, t=1e12).get(t[-1:].lower(), 1)
+    try:
+        n = float(t[:-1] if scale != 1 else t)*scale
+    except ValueError:
+        n = float('nan')
+    if not (n == n and 0 <= n < 1e18):
+        raise InputError(f"'{s}' is not a count; write a number such as 500, 2M or 1.5k")
     return round(n)
 
 def format_count(n)->str:
@@ -164,14 +177,23 @@ def env_info()->dict:
     "Versions, platform, cores and commit of this process"
     import torch
     def version(p):
-        try: return metadata.version(p)
-        except metadata.PackageNotFoundError: return None
+        try:
+            return metadata.version(p)
+        except metadata.PackageNotFoundError:
+            return None
     head = Path(__file__).resolve().parents[1]/'.git' if '__file__' in globals() else Path('.git')
     ref = (head/'HEAD').read_text(encoding='utf-8').strip() if (head/'HEAD').is_file() else None
-    if ref and ref.startswith('ref: '): ref = (head/ref[5:]).read_text(encoding='utf-8').strip() if (head/ref[5:]).is_file() else None
-    return dict(python=platform.python_version(), platform=platform.platform(), cores=os.cpu_count(), threads=torch.get_num_threads(),
-                gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None, commit=ref,
-                packages={p: version(p) for p in ('lmnotes', 'torch', 'transformers', 'fastai', 'datasets')})
+    if ref and ref.startswith('ref: '):
+        ref = (head/ref[5:]).read_text(encoding='utf-8').strip() if (head/ref[5:]).is_file() else None
+    return dict(
+        python=platform.python_version(),
+        platform=platform.platform(),
+        cores=os.cpu_count(),
+        threads=torch.get_num_threads(),
+        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        commit=ref,
+        packages={p: version(p) for p in ('lmnotes', 'torch', 'transformers', 'fastai', 'datasets')},
+    )
 
 # %% ../nbs/00_core.ipynb #e6486dd3
 def torchvision_state()->str: # 'absent', 'fine' or 'broken'
@@ -184,21 +206,29 @@ def torchvision_state()->str: # 'absent', 'fine' or 'broken'
     try:
         for lib in libs: torch.ops.load_library(str(lib))
         return 'fine'
-    except (OSError, RuntimeError): return 'broken'
+    except (OSError, RuntimeError):
+        return 'broken'
 
 def hide_broken_torchvision():
     "Keep a torchvision that cannot load away from transformers, and say so"
     if 'torchvision' in sys.modules or torchvision_state() != 'broken': return
     sys.modules['torchvision'] = None
-    for f in vars(sys.modules.get('transformers.utils.import_utils', sys)).values(): # transformers may have looked already
+    # transformers may have looked already
+    for f in vars(sys.modules.get('transformers.utils.import_utils', sys)).values():
         if hasattr(f, 'cache_clear'): f.cache_clear()
-    warnings.warn('the installed torchvision cannot load beside this torch and is ignored; `pip uninstall torchvision` silences this', stacklevel=2)
+    warnings.warn(
+        'the installed torchvision cannot load beside this torch and is ignored; `pip '
+        'uninstall torchvision` silences this',
+        stacklevel=2,
+    )
 
 # %% ../nbs/00_core.ipynb #d7ffe346
 def keep_memory()->bool: # whether this C library can be asked (glibc, on Linux)
     "Keep freed memory for the next tensor instead of returning it to the system"
     import ctypes
-    try: mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError): return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
     no_maps,never_trim = (-4, 0),(-1, -1) # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
     return bool(mallopt(*no_maps) and mallopt(*never_trim))

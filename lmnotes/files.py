@@ -16,19 +16,23 @@ from .core import *
 # %% ../nbs/00_files.ipynb #9215aaff
 def _fsync(path):
     fd = os.open(path, os.O_RDONLY)
-    try: os.fsync(fd)
-    finally: os.close(fd)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 def atomic_write(
     path, # file to make or replace
     data, # str or bytes
 ):
     "Write `data` to `path` so that a reader finds the old file or the new one, never a part"
-    path = Path(path); aside = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    path = Path(path)
+    aside = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         aside.write_bytes(data.encode() if isinstance(data, str) else data)
-        _fsync(aside); os.replace(aside, path)
+        _fsync(aside)
+        os.replace(aside, path)
     except BaseException as e:
         aside.unlink(missing_ok=True)
         if isinstance(e, OSError): raise RunError(f'could not write {path}: {e.strerror or e}') from e
@@ -37,13 +41,15 @@ def atomic_write(
 @contextmanager
 def atomic_dir(path): # folder that must not exist yet
     "Fill the folder that is yielded; it takes its name `path` only when the block ends well"
-    path = Path(path); aside = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    path = Path(path)
+    aside = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
         aside.mkdir(parents=True)
         yield aside
         for f in aside.rglob('*'):
             if f.is_file(): _fsync(f)
-        os.rename(aside, path); _fsync(path.parent)
+        os.rename(aside, path)
+        _fsync(path.parent)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -63,7 +69,8 @@ def read_json(path): return json.loads(Path(path).read_text(encoding='utf-8'))
 # %% ../nbs/00_files.ipynb #9a1f0160
 def append_jsonl(path, *rows):
     "Add a line for each of `rows` to a log, in a single write"
-    with open(path, 'a', encoding='utf-8') as f: f.write(''.join(json.dumps(_plain(o)) + '\n' for o in rows))
+    with open(path, 'a', encoding='utf-8') as f:
+        f.write(''.join(json.dumps(_plain(o)) + '\n' for o in rows))
 
 def read_jsonl(path)->list:
     "All whole lines of a log; a torn last one is dropped"
@@ -83,9 +90,15 @@ def new_run_folder(
     stem = f"{now:%Y-%m-%d_%Hh%Mm}_{slug.replace('/', '-')}"
     for i in range(1000):
         path = Path(root)/(stem if i == 0 else f'{stem}_{i+1}')
-        try: path.mkdir(parents=True); return path
-        except FileExistsError: continue
-        except OSError as e: raise InputError(f'cannot make a run folder in {root}: {e.strerror}; choose another with --output_dir') from e
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            continue
+        except OSError as e:
+            raise InputError(
+                f'cannot make a run folder in {root}: {e.strerror}; choose another with --output_dir'
+            ) from e
     raise RunError(f'{root} already holds a thousand runs of this name and minute')
 
 # %% ../nbs/00_files.ipynb #5ee9b60d
@@ -105,7 +118,10 @@ def find_checkpoint(path)->Path: # a checkpoint folder
     "The checkpoint at `path`: itself, or the newest of a run folder"
     path = Path(path)
     if (path/'state.json').is_file(): return path
-    if not path.exists(): raise InputError(f"there is no folder {path} to resume from; give a run folder, one of its checkpoints, or 'latest'")
+    if not path.exists():
+        raise InputError(
+            f"there is no folder {path} to resume from; give a run folder, one of its checkpoints, or 'latest'"
+        )
     folder = path/'checkpoints' if (path/'checkpoints').is_dir() else path
     latest = folder/'latest'
     named = folder/latest.read_text(encoding='utf-8').strip() if latest.is_file() else None
@@ -120,5 +136,7 @@ def model_folder(path)->Path: # a folder `from_pretrained` reads
     for p in (path, path/'final'):
         if (p/'config.json').is_file(): return p
     if not path.is_dir(): raise InputError(f'there is no folder {path}; give a run folder or a saved model')
-    try: return find_checkpoint(path)
-    except InputError: raise InputError(f'{path} holds no model: no config.json, final/ or checkpoints/ in it') from None
+    try:
+        return find_checkpoint(path)
+    except InputError:
+        raise InputError(f'{path} holds no model: no config.json, final/ or checkpoints/ in it') from None

@@ -10,7 +10,9 @@ MB = 2**20
 
 class Hoarder(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x): ctx.mine = x*2; return ctx.mine.sum()
+    def forward(ctx, x):
+        ctx.mine = x*2
+        return ctx.mine.sum()
     @staticmethod
     def backward(ctx, g): return (2*g).expand_as(ctx.mine)
 
@@ -25,14 +27,19 @@ def test_tensors_kept_on_ctx_are_seen():
 def test_tensors_kept_in_a_list_are_seen():
     aside = []
     def loss():
-        aside.clear(); aside.append(torch.ones(4*MB))
+        aside.clear()
+        aside.append(torch.ones(4*MB))
         return aside[0].sum()
     h = held_bytes(loss)
     assert h['saved'] == 0 and h['live'] == 16*MB
 
 def test_nothing_is_left_behind_by_the_instruments():
     w = torch.ones(256, 256, requires_grad=True)
-    with LiveTensors() as t: loss = (w@w).relu().sum(); loss.backward(); w.grad = None; del loss
+    with LiveTensors() as t:
+        loss = (w@w).relu().sum()
+        loss.backward()
+        w.grad = None
+        del loss
     assert t.live == 0 and t.peak > 0
     assert saved_bytes(lambda: (w@w).relu().sum()) == w.numel()*4 # relu keeps its result; w was there before
 
@@ -44,7 +51,8 @@ def test_a_peak_is_above_what_is_in_use_and_forgets_older_ones():
 
 def test_without_a_mark_tensors_are_counted_aloud(monkeypatch):
     monkeypatch.setattr('lmnotes.evaluation.memory._high_water', lambda device: None)
-    with pytest.warns(UserWarning, match='no high-water mark'): assert peak_memory(lambda: torch.ones(MB).sum()) == 4*MB + 4
+    with pytest.warns(UserWarning, match='no high-water mark'):
+        assert peak_memory(lambda: torch.ones(MB).sum()) == 4*MB + 4
 
 def test_training_memory_leaves_no_gradients():
     from lmnotes.models import build_model
@@ -66,7 +74,8 @@ def test_the_order_turns_around():
     interleave(dict(a=lambda: seen.append('a'), b=lambda: seen.append('b')), repeats=2, warmup=0)
     assert ''.join(seen) in ('abba', 'baab')
 
-def test_quotients_are_taken_within_rounds(): assert paired_ratio(dict(a=Timing([1., 20., 3.]), b=Timing([2., 40., 6.])), 'a', 'b').median == 0.5
+def test_quotients_are_taken_within_rounds():
+    assert paired_ratio(dict(a=Timing([1., 20., 3.]), b=Timing([2., 40., 6.])), 'a', 'b').median == 0.5
 
 # ---- benches
 
@@ -75,7 +84,9 @@ def quick(tmp_path_factory):
     path = tmp_path_factory.mktemp('bench')/'b.json'
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        return run_benches(['reversible', 'head', 'learner'], json=path, device='cpu', quick=True), json.loads(path.read_text(encoding='utf-8'))
+        return run_benches(['reversible', 'head', 'learner'], json=path, device='cpu', quick=True), json.loads(
+            path.read_text(encoding='utf-8')
+        )
 
 @pytest.mark.parametrize('name,figures', dict(reversible='grad_error_fp64 memory_slope_ratio', head='memory_ratio memory_ratio_bf16 time_ratio grad_error',
                                               learner='vs_loop vs_hf_trainer').items())
@@ -91,10 +102,14 @@ def test_exact_figures_hold_even_when_quick(quick):
     assert r['reversible']['grad_error_fp64'] <= 1e-10 and r['head']['grad_error'] <= 1e-5
 
 def test_an_unknown_bench_is_answered_without_importing_any():
-    code = "from lmnotes.benchmarks.bench import get_bench; import sys\ntry: get_bench('haed')\nexcept ValueError as e: print(e, 'lmnotes.models' in sys.modules)"
+    code = (
+        "from lmnotes.benchmarks.bench import get_bench; import sys\ntry: "
+        "get_bench('haed')\nexcept ValueError as e: print(e, 'lmnotes.models' in sys.modules)"
+    )
     out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True).stdout
     assert "did you mean 'head'?" in out and out.strip().endswith('False')
 
 def test_a_wrong_name_among_right_ones_stops_all(tmp_path):
-    with pytest.raises(InputError, match='reversible'): run_benches(['head', 'reversable'], json=tmp_path/'x.json')
+    with pytest.raises(InputError, match='reversible'):
+        run_benches(['head', 'reversable'], json=tmp_path/'x.json')
     assert not (tmp_path/'x.json').exists()

@@ -22,11 +22,23 @@ quiet = dict(say=lambda line: None)
 def data(): return load_data('arithmetic', max_length=32, bs=4, limit=60, device='cpu')
 
 @pytest.fixture(scope='module')
-def model(data): torch.manual_seed(0); return build_model('standard', size='tiny', vocab_size=data.vocab_size, max_length=32, dim=32, n_layer=2, n_head=2)
+def model(data):
+    torch.manual_seed(0)
+    return build_model(
+        'standard', size='tiny', vocab_size=data.vocab_size, max_length=32, dim=32, n_layer=2, n_head=2
+    )
 
 @pytest.fixture(scope='module')
 def done(tmp_path_factory):
-    return compare('standard,reversible', 'arithmetic', seeds=2, budget='steps:12', output_dir=tmp_path_factory.mktemp('c')/'run', **tiny, **quiet)
+    return compare(
+        'standard,reversible',
+        'arithmetic',
+        seeds=2,
+        budget='steps:12',
+        output_dir=tmp_path_factory.mktemp('c') / 'run',
+        **tiny,
+        **quiet,
+    )
 
 # ---- metrics
 
@@ -38,16 +50,24 @@ def test_scores_do_not_depend_on_the_batch_size(data, model):
 def test_bits_per_byte_is_its_definition(data, model):
     s = evaluate_lm(model, data, limit=5)
     b = data.valid_blocks[[i*len(data.valid_blocks)//5 for i in range(5)]]
-    with torch.no_grad(): z = model(b['input_ids']).logits.double()
+    with torch.no_grad():
+        z = model(b['input_ids']).logits.double()
     nll = torch.nn.functional.cross_entropy(z.flatten(0, 1), b['shift_labels'].flatten(), reduction='sum').item()
-    assert math.isclose(s.bits_per_byte, nll/math.log(2)/data.token_bytes[b['shift_labels']].sum().item(), rel_tol=1e-5)
+    assert math.isclose(
+        s.bits_per_byte, nll / math.log(2) / data.token_bytes[b['shift_labels']].sum().item(), rel_tol=1e-5
+    )
 
 def test_a_model_that_looks_ahead_gets_no_score(data, model, capsys):
     class Cheat(torch.nn.Module):
-        def __init__(self): super().__init__(); self.inner,self.config = model,model.config
+        def __init__(self):
+            super().__init__()
+            self.inner,self.config = model,model.config
         def forward(self, input_ids, **kw):
-            out = self.inner(input_ids); out.logits = out.logits+out.logits.roll(-1, 1); return out
-    with pytest.raises(RunError): evaluate_lm(Cheat(), data)
+            out = self.inner(input_ids)
+            out.logits = out.logits+out.logits.roll(-1, 1)
+            return out
+    with pytest.raises(RunError):
+        evaluate_lm(Cheat(), data)
     assert capsys.readouterr().out == ''
 
 def test_the_floors_stand_in_order(data, model):
@@ -56,15 +76,20 @@ def test_the_floors_stand_in_order(data, model):
 # ---- verdicts
 
 def scores(effect, seeds=3, noise=.01, rng=np.random.default_rng(0)):
-    base = rng.normal(2, .3, (seeds, 80)); return base, base+effect+rng.normal(0, noise, base.shape)
+    base = rng.normal(2, .3, (seeds, 80))
+    return base, base+effect+rng.normal(0, noise, base.shape)
 
 @pytest.mark.parametrize('effect,word', [(-.1, 'better'), (.1, 'worse'), (0., 'cannot tell')])
 def test_verdicts(effect, word): assert verdict(paired_difference(*scores(effect))).word == word
 
 def test_one_seed_or_none_that_is_finite_means_no_verdict():
     base,arm = scores(-1., seeds=1)
-    assert verdict(paired_difference(base, arm)) == ('cannot tell', 'one seed: the spread between seeds is unknown; use at least 3')
-    base,arm = scores(-1.); arm[1,2] = np.inf
+    assert verdict(paired_difference(base, arm)) == (
+        'cannot tell',
+        'one seed: the spread between seeds is unknown; use at least 3',
+    )
+    base,arm = scores(-1.)
+    arm[1,2] = np.inf
     assert verdict(paired_difference(base, arm)).word == 'cannot tell'
 
 def test_the_wider_interval_rules():
@@ -72,7 +97,8 @@ def test_the_wider_interval_rules():
     d = paired_difference(base, arm)
     assert d.high-d.low == pytest.approx(max(b-a for a,b in (d.t, d.bootstrap)))
 
-def test_higher_can_be_better(): assert verdict(paired_difference(*scores(.1)), lower_is_better=False).word == 'better'
+def test_higher_can_be_better():
+    assert verdict(paired_difference(*scores(.1)), lower_is_better=False).word == 'better'
 
 # ---- wrong input
 
@@ -84,13 +110,26 @@ def test_higher_can_be_better(): assert verdict(paired_difference(*scores(.1)), 
     (dict(budget='flops:10'), 'less than one step'), (dict(learning_rat=1), 'did you mean'), (dict(max_steps=5), 'set by the comparison'), (dict(batch_size=0), 'batch_size')])
 def test_wrong_input_writes_nothing(tmp_path, monkeypatch, kw, says):
     monkeypatch.chdir(tmp_path)
-    asked = {**dict(models='standard,reversible', datasets='arithmetic', seeds=2, budget='steps:2', output_dir=tmp_path/'out'), **tiny, **quiet, **kw}
-    with pytest.raises(InputError) as e: compare(**asked)
+    asked = {
+        **dict(
+            models='standard,reversible',
+            datasets='arithmetic',
+            seeds=2,
+            budget='steps:2',
+            output_dir=tmp_path / 'out',
+        ),
+        **tiny,
+        **quiet,
+        **kw,
+    }
+    with pytest.raises(InputError) as e:
+        compare(**asked)
     assert says in str(e.value) and '\n' not in str(e.value)
     assert not list(tmp_path.iterdir())
 
 def test_dry_run_writes_nothing(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path); lines = []
+    monkeypatch.chdir(tmp_path)
+    lines = []
     compare('standard,reversible', 'arithmetic', dry_run=True, say=lines.append, **tiny)
     assert not list(tmp_path.iterdir()) and any('6 runs' in l for l in lines)
 
@@ -102,7 +141,9 @@ def leaves(o):
     return {float(o)} if isinstance(o, (int, float)) and not isinstance(o, bool) else set()
 
 class Values(HTMLParser):
-    def __init__(self): super().__init__(); self.values,self.tags = [],set()
+    def __init__(self):
+        super().__init__()
+        self.values,self.tags = [],set()
     def handle_starttag(self, tag, attrs):
         self.tags.add(tag)
         if tag == 'data': self.values.append(float(dict(attrs)['value']))
@@ -120,15 +161,32 @@ def test_a_real_comparison(done):
     assert list(done.verdicts) == [('embedded/arithmetic', 'reversible')]
 
 def test_arms_see_the_same_tokens(done):
-    first = {c['arm']: json.loads((done.path/c['path']/'metrics.jsonl').read_text(encoding='utf-8').splitlines()[0])['loss'] for c in done.cells if c['seed'] == 0}
-    other = [json.loads((done.path/c['path']/'metrics.jsonl').read_text(encoding='utf-8').splitlines()[0])['loss'] for c in done.cells if c['seed'] == 1]
+    first = {
+        c['arm']: json.loads((done.path / c['path'] / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()[0])[
+            'loss'
+        ]
+        for c in done.cells
+        if c['seed'] == 0
+    }
+    other = [
+        json.loads((done.path / c['path'] / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()[0])['loss']
+        for c in done.cells
+        if c['seed'] == 1
+    ]
     assert abs(first['standard']-first['reversible']) < .2 and first['standard'] != other[0]
 
 def test_every_figure_of_the_report_is_in_the_json(done):
     r = json.loads((done.path/'comparison.json').read_text(encoding='utf-8'))
-    page = (done.path/'report.html').read_text(encoding='utf-8'); v = Values(); v.feed(page)
+    page = (done.path/'report.html').read_text(encoding='utf-8')
+    v = Values()
+    v.feed(page)
     assert len(v.values) > 40 and set(v.values) <= leaves(r)
-    assert 'script' not in v.tags and 'link' not in v.tags and not re.search(r'(src|href)="(https?:|//)', page) and 'url(http' not in page
+    assert (
+        'script' not in v.tags
+        and 'link' not in v.tags
+        and not re.search(r'(src|href)="(https?:|//)', page)
+        and 'url(http' not in page
+    )
     assert (done.path/'report.md').read_text(encoding='utf-8').startswith('# standard · reversible')
 
 def test_it_loads_again_with_its_scores(done):
@@ -141,96 +199,256 @@ def test_a_failed_cell_is_reported_and_the_rest_go_on(tmp_path):
     def flaky(**o):
         if o['model'] == 'reversible' and o['seed'] == 0: raise RunError('<disk> full')
         return train(**o)
-    c = compare('standard,reversible', 'arithmetic', seeds=2, budget='steps:2', output_dir=tmp_path/'c', train=flaky, costs=False, **tiny, **quiet)
+    c = compare(
+        'standard,reversible',
+        'arithmetic',
+        seeds=2,
+        budget='steps:2',
+        output_dir=tmp_path / 'c',
+        train=flaky,
+        costs=False,
+        **tiny,
+        **quiet,
+    )
     assert [x['reason'] for x in c.failed] == ['RunError: <disk> full'] and c.result['status'] == 'partial'
-    assert c.result['differences'][0]['n_seeds'] == 1 and c.verdicts['embedded/arithmetic', 'reversible'] == 'cannot tell'
+    assert (
+        c.result['differences'][0]['n_seeds'] == 1
+        and c.verdicts['embedded/arithmetic', 'reversible'] == 'cannot tell'
+    )
     assert '&lt;disk&gt; full' in (tmp_path/'c/report.html').read_text(encoding='utf-8')
 
 def test_when_all_cells_fail_it_is_an_error(tmp_path):
     def broken(**o): raise RunError('no luck')
     with pytest.raises(RunError, match='no luck'):
-        compare('standard,reversible', 'arithmetic', seeds=1, budget='steps:2', output_dir=tmp_path/'c', train=broken, costs=False, **tiny, **quiet)
+        compare(
+            'standard,reversible',
+            'arithmetic',
+            seeds=1,
+            budget='steps:2',
+            output_dir=tmp_path / 'c',
+            train=broken,
+            costs=False,
+            **tiny,
+            **quiet,
+        )
     assert Comparison.load(tmp_path/'c').result['status'] == 'partial'
 
 def test_seconds_give_each_arm_the_same_time(tmp_path):
-    c = compare('standard,reversible', 'arithmetic', seeds=1, budget='seconds:0.5', output_dir=tmp_path/'c', costs=False, **tiny, **quiet)
+    c = compare(
+        'standard,reversible',
+        'arithmetic',
+        seeds=1,
+        budget='seconds:0.5',
+        output_dir=tmp_path / 'c',
+        costs=False,
+        **tiny,
+        **quiet,
+    )
     assert all(x['seconds'] < 2 and x['tokens'] > 0 for x in c.cells)
 
 
 # ---- arms and budgets
 
 def test_an_arm_rewritten_after_training_has_the_weights_of_its_base(tmp_path, done):
-    c = compare('standard,standard@ternary', 'arithmetic', seeds=1, budget='steps:4', output_dir=tmp_path/'c', costs=False, **tiny, **quiet)
+    c = compare(
+        'standard,standard@ternary',
+        'arithmetic',
+        seeds=1,
+        budget='steps:4',
+        output_dir=tmp_path / 'c',
+        costs=False,
+        **tiny,
+        **quiet,
+    )
     base,late = c.cells
-    assert late['weights_of'] == base['path'] and not (c.path/late['path']/'final').exists() and late['bits_per_byte'] != base['bits_per_byte']
-    folder = compare(f"standard,{c.path/base['path']}", 'arithmetic', seeds=2, budget='steps:4', output_dir=tmp_path/'d', costs=False, **tiny, **quiet)
+    assert (
+        late['weights_of'] == base['path']
+        and not (c.path / late['path'] / 'final').exists()
+        and late['bits_per_byte'] != base['bits_per_byte']
+    )
+    folder = compare(
+        f"standard,{c.path / base['path']}",
+        'arithmetic',
+        seeds=2,
+        budget='steps:4',
+        output_dir=tmp_path / 'd',
+        costs=False,
+        **tiny,
+        **quiet,
+    )
     assert len(folder.cells) == 3 and folder.result['differences'][0]['about'] == 'weights'
-    assert (folder.scores[folder.result['arms'][1], 'embedded/arithmetic', 0].nll == c.scores['standard', 'embedded/arithmetic', 0].nll).all()
+    assert (
+        folder.scores[folder.result['arms'][1], 'embedded/arithmetic', 0].nll
+        == c.scores['standard', 'embedded/arithmetic', 0].nll
+    ).all()
 
 def test_a_folder_that_reads_other_tokens_is_refused(tmp_path, done):
-    with pytest.raises(InputError, match='compare_models'): plan_comparison(f"standard,{done.path/done.cells[0]['path']}", 'arithmetic', tokenizer='chars', **tiny)
+    with pytest.raises(InputError, match='compare_models'):
+        plan_comparison(f"standard,{done.path/done.cells[0]['path']}", 'arithmetic', tokenizer='chars', **tiny)
 
 def test_parameters_are_matched_within_two_percent():
     p = plan_comparison('standard,moe,gpt', 'arithmetic', budget='steps:5,parameters:baseline', **tiny)
-    assert max(p.parameters.values())/min(p.parameters.values()) < 1.04 and all(abs(n/p.parameters['standard']-1) <= .02 for n in p.parameters.values())
+    assert max(p.parameters.values()) / min(p.parameters.values()) < 1.04 and all(
+        abs(n / p.parameters['standard'] - 1) <= 0.02 for n in p.parameters.values()
+    )
 
 def test_equal_trials_for_every_arm(tmp_path):
-    c = compare('standard,reversible', 'arithmetic', seeds=1, budget='steps:4', tune=3, output_dir=tmp_path/'c', costs=False, **tiny, **quiet)
+    c = compare(
+        'standard,reversible',
+        'arithmetic',
+        seeds=1,
+        budget='steps:4',
+        tune=3,
+        output_dir=tmp_path / 'c',
+        costs=False,
+        **tiny,
+        **quiet,
+    )
     t = c.result['tuning']['embedded/arithmetic']
-    assert t['standard']['rates'] == t['reversible']['rates'] and all(len(x['losses']) == 3 and x['edge'] == (x['best'] in (x['rates'][0], x['rates'][-1])) for x in t.values())
+    assert t['standard']['rates'] == t['reversible']['rates'] and all(
+        len(x['losses']) == 3 and x['edge'] == (x['best'] in (x['rates'][0], x['rates'][-1])) for x in t.values()
+    )
     assert {x['arm']: x['learning_rate'] for x in c.cells} == {a: x['best'] for a,x in t.items()}
 
 # ---- tasks
 
 def test_full_evaluation_pairs_items_and_controls_itself(tmp_path):
-    c = compare('standard,reversible', 'arithmetic', seeds=2, budget='steps:4', full_eval=True, tasks='choice,similarity', eval_limit=6, output_dir=tmp_path/'c', costs=False, **tiny, **quiet)
-    r = read_json(c.path/'comparison.json'); ds = r['differences']
-    assert {d['task'] for d in ds} == {'lm', 'choice'} and all({'name', 'metric', 'higher', 'p', 'holm', 'verdict', 'reason', 'detectable'} <= set(d) for d in ds)
-    assert all(d['arm'] == 'standard again' for d in r['aa']) and len(r['aa']) == len(ds) and {x['arm'] for x in r['cells']} == {'standard', 'reversible', 'standard again'}
-    assert len({d['family'] for d in ds}) == 1 and len(r['matrix']['rows']) == len(ds) and {t['arm'] for t in r['tasks']} == {'standard', 'reversible'}
-    assert any('similarity' in n for n in r['not_measured']) and set(r['dynamics']['embedded/arithmetic']) == {'standard', 'reversible'}
+    c = compare(
+        'standard,reversible',
+        'arithmetic',
+        seeds=2,
+        budget='steps:4',
+        full_eval=True,
+        tasks='choice,similarity',
+        eval_limit=6,
+        output_dir=tmp_path / 'c',
+        costs=False,
+        **tiny,
+        **quiet,
+    )
+    r = read_json(c.path/'comparison.json')
+    ds = r['differences']
+    assert {d['task'] for d in ds} == {'lm', 'choice'} and all(
+        {'name', 'metric', 'higher', 'p', 'holm', 'verdict', 'reason', 'detectable'} <= set(d) for d in ds
+    )
+    assert (
+        all(d['arm'] == 'standard again' for d in r['aa'])
+        and len(r['aa']) == len(ds)
+        and {x['arm'] for x in r['cells']} == {'standard', 'reversible', 'standard again'}
+    )
+    assert (
+        len({d['family'] for d in ds}) == 1
+        and len(r['matrix']['rows']) == len(ds)
+        and {t['arm'] for t in r['tasks']} == {'standard', 'reversible'}
+    )
+    assert any('similarity' in n for n in r['not_measured']) and set(r['dynamics']['embedded/arithmetic']) == {
+        'standard',
+        'reversible',
+    }
 
 # ---- engines, and going on
 
 def test_processes_find_what_this_process_finds(tmp_path, done):
-    c = compare('standard,reversible', 'arithmetic', seeds=[0], budget='steps:12', launcher='processes', workers=2, output_dir=tmp_path/'c', costs=False, **tiny, **quiet)
-    for (a,d,s),x in c.scores.items(): assert (x.nll == done.scores[a, d, s].nll).all()
+    c = compare(
+        'standard,reversible',
+        'arithmetic',
+        seeds=[0],
+        budget='steps:12',
+        launcher='processes',
+        workers=2,
+        output_dir=tmp_path / 'c',
+        costs=False,
+        **tiny,
+        **quiet,
+    )
+    for (a,d,s),x in c.scores.items():
+        assert (x.nll == done.scores[a, d, s].nll).all()
 
 def test_a_killed_cell_is_run_again_alone(tmp_path):
     def kill(root):
-        while not list(root.glob('cells/standard/*/seed_0/args.json')): time.sleep(.01)
+        while not list(root.glob('cells/standard/*/seed_0/args.json')):
+            time.sleep(.01)
         os.kill(read_json(next(root.glob('logs/worker_*.json')))['pid'], signal.SIGKILL)
-    root = tmp_path/'c'; threading.Thread(target=kill, args=(root,), daemon=True).start()
-    c = compare('standard,reversible', 'arithmetic', seeds=[0], budget='steps:100', launcher='processes', workers=1, output_dir=root, costs=False, **tiny, **quiet)
-    lost, = c.failed; assert lost['arm'] == 'standard' and 'SIGKILL' in lost['reason'] and c.result['status'] == 'partial'
-    kept = root/next(x['path'] for x in c.cells if x['arm'] == 'reversible')/'cell.json'; stamp = kept.stat().st_mtime_ns
+    root = tmp_path/'c'
+    threading.Thread(target=kill, args=(root,), daemon=True).start()
+    c = compare(
+        'standard,reversible',
+        'arithmetic',
+        seeds=[0],
+        budget='steps:100',
+        launcher='processes',
+        workers=1,
+        output_dir=root,
+        costs=False,
+        **tiny,
+        **quiet,
+    )
+    lost, = c.failed
+    assert lost['arm'] == 'standard' and 'SIGKILL' in lost['reason'] and c.result['status'] == 'partial'
+    kept = root/next(x['path'] for x in c.cells if x['arm'] == 'reversible')/'cell.json'
+    stamp = kept.stat().st_mtime_ns
     again = rerun(root, launcher='local', **quiet)
-    assert again.result['status'] == 'done' and kept.stat().st_mtime_ns == stamp and list(again.verdicts) == [('embedded/arithmetic', 'reversible')]
+    assert (
+        again.result['status'] == 'done'
+        and kept.stat().st_mtime_ns == stamp
+        and list(again.verdicts) == [('embedded/arithmetic', 'reversible')]
+    )
 
 def test_damaged_and_missing_cells_are_named_and_the_rest_reported(tmp_path, done):
-    root = tmp_path/'c'; shutil.copytree(done.path, root); a,b = [root/x['path'] for x in done.cells if x['seed'] == 1]
-    (a/'scores.npz').write_bytes(b'no'); shutil.rmtree(b)
-    p = Plan.load(root/'plan.json'); assert len(to_do(p, root)) == 2
+    root = tmp_path/'c'
+    shutil.copytree(done.path, root)
+    a,b = [root/x['path'] for x in done.cells if x['seed'] == 1]
+    (a/'scores.npz').write_bytes(b'no')
+    shutil.rmtree(b)
+    p = Plan.load(root/'plan.json')
+    assert len(to_do(p, root)) == 2
     from lmnotes.comparison.comparison import settle_comparison
     c = settle_comparison(Comparison.load(root), p)
-    assert sorted('is damaged' in x['reason'] for x in c.failed) == [False, True] and 'is missing' in ' '.join(x['reason'] for x in c.failed)
-    assert c.result['differences'][0]['verdict'] == 'cannot tell' and c.result['differences'][0]['n_seeds'] == 1 and 'is damaged' in (root/'report.html').read_text(encoding='utf-8')
+    assert sorted('is damaged' in x['reason'] for x in c.failed) == [False, True] and 'is missing' in ' '.join(
+        x['reason'] for x in c.failed
+    )
+    assert (
+        c.result['differences'][0]['verdict'] == 'cannot tell'
+        and c.result['differences'][0]['n_seeds'] == 1
+        and 'is damaged' in (root / 'report.html').read_text(encoding='utf-8')
+    )
 
 def test_ray_finds_what_this_process_finds(tmp_path, done):
     pytest.importorskip('ray', reason='ray is an extra: pip install lmnotes[ray]')
-    c = compare('standard,reversible', 'arithmetic', seeds=[0], budget='steps:12', launcher='ray', workers=1, output_dir=tmp_path/'c', costs=False, **tiny, **quiet)
+    c = compare(
+        'standard,reversible',
+        'arithmetic',
+        seeds=[0],
+        budget='steps:12',
+        launcher='ray',
+        workers=1,
+        output_dir=tmp_path / 'c',
+        costs=False,
+        **tiny,
+        **quiet,
+    )
     assert not c.failed
-    for (a,d,s),x in c.scores.items(): assert (x.nll == done.scores[a, d, s].nll).all()
+    for (a,d,s),x in c.scores.items():
+        assert (x.nll == done.scores[a, d, s].nll).all()
 
 # ---- models that are there
 
 def test_models_are_compared_without_training(data, model):
     import copy
     worse = copy.deepcopy(model)
-    with torch.no_grad(): worse.embed.weight.mul_(3)
+    with torch.no_grad():
+        worse.embed.weight.mul_(3)
     c = compare_models(dict(a=model, b=worse), ['lm'], data.tokenizer, dataset='arithmetic', limit=16)
-    d, = c.result['differences']; assert d['about'] == 'weights' and d['n_seeds'] == 1 and c.result['note'] in repr(c)
+    d, = c.result['differences']
+    assert d['about'] == 'weights' and d['n_seeds'] == 1 and c.result['note'] in repr(c)
     with pytest.raises(InputError, match='bits_per_byte'):
         from lmnotes.data.tokenizers import get_tokenizer
         words = get_tokenizer('bpe', lambda: data.texts('train'), 300)
-        compare_models(dict(a=model, b=build_model('standard', vocab_size=len(words), dim=32, n_layer=2, n_head=2)), ['lm'], dict(a=data.tokenizer, b=words), dataset='arithmetic', limit=4, metric='perplexity')
+        compare_models(
+            dict(a=model, b=build_model('standard', vocab_size=len(words), dim=32, n_layer=2, n_head=2)),
+            ['lm'],
+            dict(a=data.tokenizer, b=words),
+            dataset='arithmetic',
+            limit=4,
+            metric='perplexity',
+        )

@@ -19,7 +19,8 @@ def test_contract(name, record_property):
     assert not broken, f'{name} breaks {broken}'
 
 def test_nothing_is_excused_that_keeps_its_promise():
-    for (name, n),(allowed, _) in excused.items(): assert check_clause(n, MODELS[name]) == allowed > clauses[n].bound
+    for (name, n),(allowed, _) in excused.items():
+        assert check_clause(n, MODELS[name]) == allowed > clauses[n].bound
 
 def test_a_clause_that_does_not_apply_is_an_encoders():
     assert {n for n in MODELS if check_clause('append', MODELS[n]) is None} == {'encoder', 'tiny:bert'}

@@ -8,14 +8,21 @@ from lmnotes.data.catalog import catalog, find_dataset, load_documents, load_row
 from lmnotes.data.tokenizers import encode_documents, get_tokenizer, token_bytes
 
 real = Path(os.environ.get('LMNOTES_DATA_DIR') or Path(__file__).parents[2]/'shared/data')
-needs_real = pytest.mark.skipif(not (real/'MANIFEST.json').is_file(), reason=f'no sample of the real datasets at {real}; set LMNOTES_DATA_DIR')
+needs_real = pytest.mark.skipif(
+    not (real / 'MANIFEST.json').is_file(), reason=f'no sample of the real datasets at {real}; set LMNOTES_DATA_DIR'
+)
 
 @pytest.fixture
 def root(tmp_path):
     "A root in hub layout with a few rows of gsm8k, as jsonl, so that pyarrow is not needed"
-    home = tmp_path/'hub/openai__gsm8k/main'; home.mkdir(parents=True)
-    rows = [dict(question=f'What is {i} plus 1?', answer=f'{i}+1 = <<{i}+1={i+1}>>{i+1}\n#### {i+1}') for i in range(200)]
-    for split,part in dict(train=rows[:160], test=rows[160:]).items(): (home/f'{split}.jsonl').write_text('\n'.join(map(json.dumps, part)))
+    home = tmp_path/'hub/openai__gsm8k/main'
+    home.mkdir(parents=True)
+    rows = [
+        dict(question=f'What is {i} plus 1?', answer=f'{i}+1 = <<{i}+1={i + 1}>>{i + 1}\n#### {i + 1}')
+        for i in range(200)
+    ]
+    for split,part in dict(train=rows[:160], test=rows[160:]).items():
+        (home/f'{split}.jsonl').write_text('\n'.join(map(json.dumps, part)))
     return tmp_path/'hub'
 
 # ---- real rows
@@ -25,7 +32,8 @@ def root(tmp_path):
 def test_real_documents(name):
     splits,notes = load_documents(find_dataset(name), real)
     assert set(splits) == {'train', 'validation'} and all(d.strip() for s in splits.values() for d in s)
-    if name not in ('sst2', 'squad'): assert not set(splits['train']) & set(splits['validation']) # those two repeat themselves as published
+    if name not in ('sst2', 'squad'):
+        assert not set(splits['train']) & set(splits['validation']) # those two repeat themselves as published
     assert bool(notes) == (name not in ('wikitext', 'wikitext/wikitext-2-v1', 'sst2'))
 
 @needs_real
@@ -35,13 +43,15 @@ def test_wikitext_has_its_articles(): # Merity et al. 2016, table 1: 600 trainin
 
 @needs_real
 def test_enwik8_keeps_every_byte():
-    ds = find_dataset('enwik8'); splits,_ = load_documents(ds, real)
+    ds = find_dataset('enwik8')
+    splits,_ = load_documents(ds, real)
     assert splits['train'][0] + splits['validation'][0] == load_rows(ds, real)['train'][0]['text']
 
 @needs_real
 def test_label_words_come_from_the_data():
     for name in ('imdb', 'sst2'):
-        ds = find_dataset(name); rows = load_rows(ds, real)['train']
+        ds = find_dataset(name)
+        rows = load_rows(ds, real)['train']
         assert {ds.target(r) for r in rows} == {' negative', ' positive'}
         assert all(ds.prompt(r).endswith('Sentiment:') for r in rows[:20])
 
@@ -50,7 +60,8 @@ def test_label_words_come_from_the_data():
 def test_real_batches(name):
     data = load_data(name, data_dir=real, bs=4, max_length=64, limit=50, device='cpu')
     assert data.train_ids.numel() + data.valid_ids.numel() == sum(len(d.encode()) + 1 for d in sample_of(name))
-    x, = data.train.batch(3); assert x['input_ids'].shape == (4, 64) and 0 <= x['input_ids'].min() and x['input_ids'].max() < data.vocab_size
+    x, = data.train.batch(3)
+    assert x['input_ids'].shape == (4, 64) and 0 <= x['input_ids'].min() and x['input_ids'].max() < data.vocab_size
 
 def sample_of(name): return sum(load_documents(find_dataset(name), real, limit=50)[0].values(), [])
 
@@ -71,10 +82,25 @@ def test_test_rows_are_never_trained_on(root):
 
 @pytest.mark.parametrize('tokenizer,vocab_size', [('bytes', None), ('chars', None), ('bpe', 400)])
 def test_spec_brings_the_data_back(root, tokenizer, vocab_size):
-    data = load_data('gsm8k', data_dir=root, tokenizer=tokenizer, vocab_size=vocab_size, bs=2, max_length=32, seed=3, limit=100, device='cpu')
+    data = load_data(
+        'gsm8k',
+        data_dir=root,
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        bs=2,
+        max_length=32,
+        seed=3,
+        limit=100,
+        device='cpu',
+    )
     again = load_data(**json.loads(json.dumps(data.spec)))
-    assert again.fingerprint == data.fingerprint and torch.equal(again.train.batch(5)[0]['input_ids'], data.train.batch(5)[0]['input_ids'])
-    assert data.vocab_size == len(data.tokenizer) == len(data.token_bytes) and data.tokenizer.pad_token_id != data.tokenizer.eos_token_id
+    assert again.fingerprint == data.fingerprint and torch.equal(
+        again.train.batch(5)[0]['input_ids'], data.train.batch(5)[0]['input_ids']
+    )
+    assert (
+        data.vocab_size == len(data.tokenizer) == len(data.token_bytes)
+        and data.tokenizer.pad_token_id != data.tokenizer.eos_token_id
+    )
 
 # ---- order
 
@@ -90,17 +116,26 @@ def test_order_over_epochs_ranks_and_restarts():
 
 def test_each_window_once_an_epoch():
     data = load_data('recall', max_length=64, bs=4, limit=300, device='cpu')
-    n = len(data.train_blocks); rows = sum(seen(BlockLoader(data.train_blocks, bs=1, n_batches=2*n)), [])
+    n = len(data.train_blocks)
+    rows = sum(seen(BlockLoader(data.train_blocks, bs=1, n_batches=2*n)), [])
     assert sorted(rows[:n]) == sorted(rows[n:]) == sorted(data.train_blocks[list(range(n))]['input_ids'].tolist())
     assert rows[:n] != rows[n:]
     assert sum(seen(data.valid), []) == data.valid_blocks[list(range(len(data.valid_blocks)))]['input_ids'].tolist()
 
 def test_another_process_has_the_same_data():
     "Also with another hash seed, and on a machine without `datasets` and `pyarrow`"
-    code = ("import sys; sys.modules['datasets'] = sys.modules['pyarrow'] = None\n"
-            "from lmnotes.data.dataloader import load_data\n"
-            "d = load_data('arithmetic', tokenizer='bpe', vocab_size=400, limit=500, device='cpu'); print(d.fingerprint, d.train.batch(7)[0]['input_ids'].sum().item())")
-    out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], env=dict(os.environ, PYTHONHASHSEED='7'), capture_output=True, text=True)
+    code = (
+        "import sys; sys.modules['datasets'] = sys.modules['pyarrow'] = None\n"
+        "from lmnotes.data.dataloader import load_data\n"
+        "d = load_data('arithmetic', tokenizer='bpe', vocab_size=400, limit=500, "
+        "device='cpu'); print(d.fingerprint, d.train.batch(7)[0]['input_ids'].sum().item())"
+    )
+    out = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', code],
+        env=dict(os.environ, PYTHONHASHSEED='7'),
+        capture_output=True,
+        text=True,
+    )
     d = load_data('arithmetic', tokenizer='bpe', vocab_size=400, limit=500, device='cpu')
     assert out.stdout.split() == [d.fingerprint, str(d.train.batch(7)[0]['input_ids'].sum().item())], out.stderr
 
@@ -112,11 +147,13 @@ def test_every_tokenizer_counts_the_same_bytes(root):
         tok = get_tokenizer(name, lambda: docs)
         ids = encode_documents(tok, docs)
         assert token_bytes(tok)[torch.from_numpy(ids)].sum() == sum(len(d.encode()) for d in docs)
-        ends = np.flatnonzero(ids == tok.eos_token_id); assert len(ends) == len(docs)
+        ends = np.flatnonzero(ids == tok.eos_token_id)
+        assert len(ends) == len(docs)
         assert tok.decode(ids[:ends[0]]) == docs[0]
 
 def test_saved_tokenizer_is_the_same_data(root, tmp_path):
-    data = load_data('gsm8k', data_dir=root, tokenizer='bpe', vocab_size=300, device='cpu'); data.tokenizer.save_pretrained(tmp_path/'tok')
+    data = load_data('gsm8k', data_dir=root, tokenizer='bpe', vocab_size=300, device='cpu')
+    data.tokenizer.save_pretrained(tmp_path/'tok')
     again = load_data('gsm8k', data_dir=root, tokenizer=tmp_path/'tok', device='cpu')
     assert torch.equal(again.train_ids, data.train_ids) and torch.equal(again.token_bytes, data.token_bytes)
 
@@ -125,12 +162,18 @@ def test_saved_tokenizer_is_the_same_data(root, tmp_path):
 @pytest.mark.parametrize('id', list(catalog))
 def test_every_class_says_what_it_must(id):
     ds = catalog[id](catalog[id].config or next(iter(catalog[id].configs), None))
-    assert ds.id == id and ds.role in ('train', 'eval', 'both') and ds.name.startswith(id) and find_dataset(ds.name).name == ds.name
+    assert (
+        ds.id == id
+        and ds.role in ('train', 'eval', 'both')
+        and ds.name.startswith(id)
+        and find_dataset(ds.name).name == ds.name
+    )
 
 # ---- wrong input: one line, and the fix in it
 
 def own(tmp, name, text):
-    (tmp/name).write_text(text, encoding='utf-8'); return tmp/name
+    (tmp/name).write_text(text, encoding='utf-8')
+    return tmp/name
 
 @pytest.mark.parametrize('kw,says', [
     (dict(dataset='pros'), "did you mean 'prose'"),
@@ -152,9 +195,13 @@ def own(tmp, name, text):
     (dict(dataset='recall', tokenizer='bpe', vocab_size=90), 'too small'),
 ])
 def test_wrong_input(root, tmp_path, monkeypatch, kw, says):
-    own(tmp_path, 'zero.txt', ''); own(tmp_path, 'short.txt', 'one line\n'); own(tmp_path, 'other.jsonl', '{"body": "b"}\n'); (tmp_path/'empty').mkdir()
+    own(tmp_path, 'zero.txt', '')
+    own(tmp_path, 'short.txt', 'one line\n')
+    own(tmp_path, 'other.jsonl', '{"body": "b"}\n')
+    (tmp_path/'empty').mkdir()
     kw = {k: v.format(tmp=tmp_path) if isinstance(v, str) else v for k,v in kw.items()}
-    with pytest.raises(InputError, match=says) as e: load_data(**{'device': 'cpu', **kw})
+    with pytest.raises(InputError, match=says) as e:
+        load_data(**{'device': 'cpu', **kw})
     assert '\n' not in str(e.value)
 
 # ---- kept for evaluation
@@ -162,61 +209,125 @@ def test_wrong_input(root, tmp_path, monkeypatch, kw, says):
 @pytest.fixture
 def exams(tmp_path):
     "A root with sixty questions of MMLU-Pro as a test, and as many of MMLU as a validation part"
-    for home,split,row in (('TIGER-Lab__MMLU-Pro/default', 'test', lambda i: dict(question=f'What is {i} plus one?', options=[str(i + 1), str(i)], answer='A', answer_index=0)),
-                           ('cais__mmlu/all', 'validation', lambda i: dict(question=f'What is {i} less one?', subject='s', choices=[str(i), str(i - 1), '7', '9'], answer='B'))):
-        (tmp_path/home).mkdir(parents=True); (tmp_path/home/f'{split}.jsonl').write_text('\n'.join(json.dumps(row(i)) for i in range(60)))
+    for home, split, row in (
+        (
+            'TIGER-Lab__MMLU-Pro/default',
+            'test',
+            lambda i: dict(
+                question=f'What is {i} plus one?', options=[str(i + 1), str(i)], answer='A', answer_index=0
+            ),
+        ),
+        (
+            'cais__mmlu/all',
+            'validation',
+            lambda i: dict(
+                question=f'What is {i} less one?', subject='s', choices=[str(i), str(i - 1), '7', '9'], answer='B'
+            ),
+        ),
+    ):
+        (tmp_path/home).mkdir(parents=True)
+        (tmp_path/home/f'{split}.jsonl').write_text('\n'.join(json.dumps(row(i)) for i in range(60)))
     return tmp_path
 
-ways = dict(sft=lambda **kw: load_data(mode='sft', **kw), pretrain=load_data, masked=lambda **kw: load_data(masked=True, **kw))
+ways = dict(
+    sft=lambda **kw: load_data(mode='sft', **kw), pretrain=load_data, masked=lambda **kw: load_data(masked=True, **kw)
+)
 
 @pytest.mark.parametrize('way', ways)
 @pytest.mark.parametrize('name', ['mmlu_pro', 'mmlu'])
 def test_no_mode_trains_on_an_evaluation_set_unasked(exams, way, name):
     kw = dict(dataset=name, data_dir=exams, max_length=32, bs=2, device='cpu')
-    with pytest.raises(InputError, match='--allow_eval_data') as e: ways[way](**kw)
+    with pytest.raises(InputError, match='--allow_eval_data') as e:
+        ways[way](**kw)
     data = ways[way](**kw, allow_eval_data=True)
     assert data.tainted == [find_dataset(name).name] and 'tainted' in data.notes[0] and '\n' not in str(e.value)
     assert sum('tainted' in n for n in data.notes) == 1 and any('takes its place' in n for n in data.notes)
-    again = load_data(**json.loads(json.dumps(data.spec))); assert again.tainted == data.tainted and again.fingerprint == data.fingerprint
+    again = load_data(**json.loads(json.dumps(data.spec)))
+    assert again.tainted == data.tainted and again.fingerprint == data.fingerprint
 
 def test_streams_shards_and_mixtures_keep_them_too(exams, tmp_path):
     from lmnotes.data.mixture_data import mixture_data
     from lmnotes.data.shard_data import shard_data
     from lmnotes.data.shards import tokenize
     from lmnotes.data.streaming import stream_data
-    calls = dict(stream=lambda **kw: stream_data('mmlu', data_dir=exams, **kw), shards=lambda **kw: tokenize('mmlu', tmp_path/'t', 'bytes', 64, data_dir=exams, **kw),
-                 mixture=lambda **kw: mixture_data(['recall', 'mmlu'], rates=[.5, .5], data_dir=exams, limit=50, max_length=64, device='cpu', **kw),
-                 text=lambda **kw: mixture_data(['recall', 'mmlu'], rates=[.5, .5], data_dir=exams, limit=50, max_length=64, device='cpu', objective='pretrain', tokenizer='bpe', vocab_size=300, **kw))
+    calls = dict(
+        stream=lambda **kw: stream_data('mmlu', data_dir=exams, **kw),
+        shards=lambda **kw: tokenize('mmlu', tmp_path / 't', 'bytes', 64, data_dir=exams, **kw),
+        mixture=lambda **kw: mixture_data(
+            ['recall', 'mmlu'], rates=[0.5, 0.5], data_dir=exams, limit=50, max_length=64, device='cpu', **kw
+        ),
+        text=lambda **kw: mixture_data(
+            ['recall', 'mmlu'],
+            rates=[0.5, 0.5],
+            data_dir=exams,
+            limit=50,
+            max_length=64,
+            device='cpu',
+            objective='pretrain',
+            tokenizer='bpe',
+            vocab_size=300,
+            **kw,
+        ),
+    )
     for f in calls.values():
-        with pytest.raises(InputError, match='--allow_eval_data'): f()
+        with pytest.raises(InputError, match='--allow_eval_data'):
+            f()
     calls['shards'](allow_eval_data=True)
     for data in (calls['mixture'](allow_eval_data=True), shard_data(tmp_path/'t', device='cpu')):
         assert data.tainted == ['cais/mmlu/all'] and any('tainted' in n for n in data.notes)
-    assert mixture_data(['recall', 'opinions'], limit=50, max_length=64, device='cpu').tainted == load_data('recall', device='cpu').tainted == []
+    assert (
+        mixture_data(['recall', 'opinions'], limit=50, max_length=64, device='cpu').tainted
+        == load_data('recall', device='cpu').tainted
+        == []
+    )
 
 # ---- nothing held out is read
 
 def test_a_tokenizer_of_a_mixture_reads_training_rows_only(tmp_path, monkeypatch):
     "Every row has a character of its own, so the vocabulary tells which rows were read"
     from lmnotes.data.mixture_data import mixture_data
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'cache')); home = tmp_path/'openai__gsm8k/main'; home.mkdir(parents=True)
-    (home/'train.jsonl').write_text('\n'.join(json.dumps(dict(question=f'{i}: {chr(0x4e00 + i)}?', answer=f'#### {i}')) for i in range(300)))
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'cache'))
+    home = tmp_path/'openai__gsm8k/main'
+    home.mkdir(parents=True)
+    (home / 'train.jsonl').write_text(
+        '\n'.join(json.dumps(dict(question=f'{i}: {chr(0x4E00 + i)}?', answer=f'#### {i}')) for i in range(300))
+    )
     for objective in ('sft', 'pretrain'):
-        data = mixture_data(['gsm8k', 'recall'], rates=[.5, .5], data_dir=tmp_path, tokenizer='chars', max_length=64, limit=300, device='cpu', objective=objective)
+        data = mixture_data(
+            ['gsm8k', 'recall'],
+            rates=[0.5, 0.5],
+            data_dir=tmp_path,
+            tokenizer='chars',
+            max_length=64,
+            limit=300,
+            device='cpu',
+            objective=objective,
+        )
         part, vocab = data.parts['openai/gsm8k/main'],data.tokenizer.get_vocab()
         held,read = ({c for t in part.texts(s) for c in t if '\u4e00' <= c} for s in ('validation', 'train'))
         if objective == 'pretrain': held = set() # what is held out reads as <unk>, and so does not come back
-        assert len(read) == 285 and read <= set(vocab) and sum('\u4e00' <= c <= '\u5e00' for c in vocab) == 285 and not held & set(vocab)
+        assert (
+            len(read) == 285
+            and read <= set(vocab)
+            and sum('\u4e00' <= c <= '\u5e00' for c in vocab) == 285
+            and not held & set(vocab)
+        )
 
 # ---- what a run shares with its validation
 
 def test_a_run_tells_what_it_shares(tmp_path):
     from lmnotes.data.contamination import data_overlap
     say = lambda i: ' '.join(f'w{i}x{j}' for j in range(20))
-    (tmp_path/'train.txt').write_text('\n\n'.join(map(say, range(50)))); (tmp_path/'validation.txt').write_text('\n\n'.join(map(say, [3, 99, 7, 98])))
-    data = load_data(data_path=tmp_path, max_length=32, device='cpu'); own,other = data_overlap(data, dict(other=[say(5), 'short one'])).values()
-    assert own.dirty == [0, 2] and own.n_examples == 4 and other.dirty == [0] and own.whole and json.dumps(own.as_dict())
+    (tmp_path/'train.txt').write_text('\n\n'.join(map(say, range(50))))
+    (tmp_path/'validation.txt').write_text('\n\n'.join(map(say, [3, 99, 7, 98])))
+    data = load_data(data_path=tmp_path, max_length=32, device='cpu')
+    own,other = data_overlap(data, dict(other=[say(5), 'short one'])).values()
+    assert (
+        own.dirty == [0, 2] and own.n_examples == 4 and other.dirty == [0] and own.whole and json.dumps(own.as_dict())
+    )
     rows = lambda ids: '\n'.join(json.dumps(dict(prompt=say(i), response='yes')) for i in ids)
-    (tmp_path/'qa').mkdir(); (tmp_path/'qa/train.jsonl').write_text(rows(range(60))); (tmp_path/'qa/validation.jsonl').write_text(rows([70, 4]))
+    (tmp_path/'qa').mkdir()
+    (tmp_path/'qa/train.jsonl').write_text(rows(range(60)))
+    (tmp_path/'qa/validation.jsonl').write_text(rows([70, 4]))
     found, = data_overlap(load_data(data_path=tmp_path/'qa', mode='sft', max_length=256, device='cpu')).values()
     assert found.dirty == [1] == found.exact and '1 of 2 examples (50.0%)' in str(found)

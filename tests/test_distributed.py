@@ -3,15 +3,34 @@ import os, signal, subprocess, sys, time
 from pathlib import Path
 import pytest, torch
 from lmnotes.core import InputError, RunError
-from lmnotes.training.distributed import (Distributed, barrier, difference, full_state, is_main, launch, letters_file, load_full_state, on_main, rank, ranks, run_ranks,
-                                          same_everywhere, slurm_script, small_learner, train_together, whole, world)
+from lmnotes.training.distributed import (
+    Distributed,
+    barrier,
+    difference,
+    full_state,
+    is_main,
+    launch,
+    letters_file,
+    load_full_state,
+    on_main,
+    rank,
+    ranks,
+    run_ranks,
+    same_everywhere,
+    slurm_script,
+    small_learner,
+    train_together,
+    whole,
+    world,
+)
 from lmnotes.benchmarks.bench_distributed import case_of, death, finish, on_two_hosts, torchrun, why_no_hosts
 
 @pytest.fixture(scope='module')
 def letters(tmp_path_factory): return letters_file(tmp_path_factory.mktemp('data')/'letters.jsonl')
 
 def one(letters, name='standard', **kw): return train_together(**{**case_of(name, letters, accumulate=1), **kw})
-def two(letters, name='standard', how='ddp', **kw): return run_ranks(train_together, 2, how=how, **{**case_of(name, letters, world=2), **kw})
+def two(letters, name='standard', how='ddp', **kw):
+    return run_ranks(train_together, 2, how=how, **{**case_of(name, letters, world=2), **kw})
 
 # ---- the same model
 
@@ -19,7 +38,8 @@ def two(letters, name='standard', how='ddp', **kw): return run_ranks(train_toget
 def test_two_ranks_are_one_with_twice_the_rows(letters, name):
     a,(b,c) = one(letters, name),two(letters, name)
     assert difference(b, a, 'grads') < 1e-6 and difference(b, a) < 1e-5 and difference(c, b) == 0
-    for x,y in zip(a['rows'], c['rows']): assert abs(x['loss'] - y['loss']) < 1e-5*x['loss'] and abs(x['norm'] - y['norm']) < 1e-4*x['norm']
+    for x,y in zip(a['rows'], c['rows']):
+        assert abs(x['loss'] - y['loss']) < 1e-5*x['loss'] and abs(x['norm'] - y['norm']) < 1e-4*x['norm']
 
 @pytest.mark.parametrize('name', ['standard', 'reversible', 'hub', 'lora', 'moe', 'accumulation'])
 def test_fsdp_is_ddp(letters, name):
@@ -48,7 +68,10 @@ def test_the_data_do_not_depend_on_the_number_of_ranks(letters):
 
 def batches(data):
     learn = small_learner(data=data, how='ddp')
-    return [[[t for t in row.tolist() if t != -100] for row in learn.dls.train.batch(k)[0]['shift_labels']] for k in range(5)]
+    return [
+        [[t for t in row.tolist() if t != -100] for row in learn.dls.train.batch(k)[0]['shift_labels']]
+        for k in range(5)
+    ]
 
 # ---- scores, states
 
@@ -57,7 +80,12 @@ def test_scores_are_those_of_one_process(letters):
     a = train_together(data=data, steps=1, lr=1e-12)['scores']
     for how in ('ddp', 'fsdp'):
         for r in run_ranks(train_together, 2, data=data, steps=1, lr=1e-12, how=how):
-            assert r['scores'].keys() == a.keys() and r['scores']['tokens'] == a['tokens'] and abs(r['scores']['loss'] - a['loss']) < 1e-5 and abs(r['scores']['accuracy'] - a['accuracy']) < 1e-6
+            assert (
+                r['scores'].keys() == a.keys()
+                and r['scores']['tokens'] == a['tokens']
+                and abs(r['scores']['loss'] - a['loss']) < 1e-5
+                and abs(r['scores']['accuracy'] - a['accuracy']) < 1e-6
+            )
 
 @pytest.mark.parametrize('first,then', [('fsdp', 'ddp'), ('ddp', None), (None, 'fsdp')])
 def test_a_run_goes_on_with_another_number_of_ranks(letters, tmp_path, first, then):
@@ -70,22 +98,31 @@ def test_split_weights_are_saved_sampled_and_loaded_whole(letters, tmp_path):
     out = run_ranks(save_and_sample, 2, letters, str(tmp_path))
     from lmnotes.models import build_model
     m = build_model(str(tmp_path/'saved'))
-    m.eval(); assert type(m).__name__ == 'LM' and m.config.architectures == ['LM'] and m.head.weight is m.embed.weight
+    m.eval()
+    assert type(m).__name__ == 'LM' and m.config.architectures == ['LM'] and m.head.weight is m.embed.weight
     assert out[1] is None and out[0] == words(m)
 
 def words(m):
-    with torch.no_grad(): return m.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=8, do_sample=False)[0].tolist()
+    with torch.no_grad():
+        return m.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=8, do_sample=False)[0].tolist()
 
 def save_and_sample(letters, folder):
-    learn = small_learner(**case_of('standard', letters, world=2), how='fsdp'); learn.dls.train.n_batches = 2
-    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    learn = small_learner(**case_of('standard', letters, world=2), how='fsdp')
+    learn.dls.train.n_batches = 2
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1)
     state,_ = full_state(learn)
-    on_main(lambda: learn.model.save_pretrained(f'{folder}/saved', state_dict=dict(state))) # which takes from it what it has written
-    with whole(learn) as m: said = words(m.eval()) if is_main() else None # the other waits
+    # which takes from it what it has written
+    on_main(lambda: learn.model.save_pretrained(f'{folder}/saved', state_dict=dict(state)))
+    with whole(learn) as m:
+        said = words(m.eval()) if is_main() else None # the other waits
     learn.dls.train.n_batches = 1
-    with learn.no_bar(), learn.no_logging(): learn.fit(1)                 # and training goes on
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1)                 # and training goes on
     import torch.distributed as dist
-    told = [state]; dist.broadcast_object_list(told); load_full_state(learn, told[0]) # back to what was saved
+    told = [state]
+    dist.broadcast_object_list(told)
+    load_full_state(learn, told[0]) # back to what was saved
     same = [torch.equal(a, b) for a,b in zip(full_state(learn)[0].values(), state.values()) if a is not None]
     assert all(same) and bool(same) == is_main()
     return said
@@ -94,17 +131,30 @@ def save_and_sample(letters, folder):
 
 def test_all_stop_after_the_same_step(letters):
     a,b = two(letters, steps=5, stop=(0, 2))
-    assert a['steps'] == b['steps'] == 3 and a['stopping'] == 'a signal' and 'another rank' in b['stopping'] and difference(a, b) == 0
+    assert (
+        a['steps'] == b['steps'] == 3
+        and a['stopping'] == 'a signal'
+        and 'another rank' in b['stopping']
+        and difference(a, b) == 0
+    )
 
 def test_what_fails_on_rank_0_fails_on_all():
-    for r in run_ranks(try_things, 2): assert r == ['made by 0', 'InputError: no such folder', 'RunError: rank 1 has data 1 and rank 0 has 0; start every rank with the same options, files and versions']
+    for r in run_ranks(try_things, 2):
+        assert r == [
+            'made by 0',
+            'InputError: no such folder',
+            'RunError: rank 1 has data 1 and rank 0 has 0; start every rank with the same '
+            'options, files and versions',
+        ]
 
 def try_things():
     out = [on_main(lambda: f'made by {rank()}')]
     def fail(): raise InputError('no such folder')
     for f in (lambda: on_main(fail), lambda: same_everywhere(data=rank())):
-        try: f()
-        except (InputError, RunError) as e: out.append(f'{type(e).__name__}: {e}')
+        try:
+            f()
+        except (InputError, RunError) as e:
+            out.append(f'{type(e).__name__}: {e}')
     barrier()
     return out
 
@@ -113,13 +163,20 @@ def test_a_loss_scaler_sees_the_infinity_of_another_rank():
 
 def scaled(): # (found one, made a step), without and with an infinity on rank 1
     from torch.distributed.fsdp import fully_shard
-    torch.manual_seed(0); m = torch.nn.Linear(8, 8); fully_shard(m); out = []
+    torch.manual_seed(0)
+    m = torch.nn.Linear(8, 8)
+    fully_shard(m)
+    out = []
     opt,scaler = torch.optim.AdamW(m.parameters(), 1e-2, fused=True),torch.amp.GradScaler('cpu')
     for bad in (False, True):
         scaler.scale(m(torch.ones(2, 8)).sum()).backward()
         if bad and rank() == 1: m.weight.grad.to_local()[0,0] = float('inf')
-        scaler.unscale_(opt); found = any(v.item() for v in scaler._per_optimizer_states[id(opt)]['found_inf_per_device'].values())
-        before = m.weight.to_local().clone(); scaler.step(opt); scaler.update(); opt.zero_grad()
+        scaler.unscale_(opt)
+        found = any(v.item() for v in scaler._per_optimizer_states[id(opt)]['found_inf_per_device'].values())
+        before = m.weight.to_local().clone()
+        scaler.step(opt)
+        scaler.update()
+        opt.zero_grad()
         out.append((found, not torch.equal(before, m.weight.to_local())))
     return out
 
@@ -134,7 +191,8 @@ def test_started_again_it_ends_with_the_same_weights(letters, tmp_path, how):
     calm = two(letters, how=how, steps=4)[0]
     again = two(letters, how=how, steps=4, die=(1, 2), folder=str(tmp_path), restarts=1)[0]
     assert len(again['rows']) == 2 and difference(again, calm) == 0
-    with pytest.raises(RunError, match='lost another rank|exit code -9'): two(letters, how=how, die=(1, 1))
+    with pytest.raises(RunError, match='lost another rank|exit code -9'):
+        two(letters, how=how, die=(1, 1))
 
 def test_torchrun_ends_or_restarts_a_job_whose_rank_is_killed(letters, tmp_path):
     assert death(letters, tmp_path/'x') == dict(killed_is_error=1., restart_error=0.)
@@ -142,27 +200,60 @@ def test_torchrun_ends_or_restarts_a_job_whose_rank_is_killed(letters, tmp_path)
 def test_two_hosts(letters, tmp_path):
     if why := why_no_hosts(): pytest.skip(why)
     case = case_of('standard', letters, world=2)
-    assert difference(on_two_hosts(dict(case, how='ddp', steps=3), tmp_path), two(letters)[0]) == 0 # as two ranks of one host, to the last bit
-    assert not why_no_hosts() and f'lm{os.getpid()}' not in subprocess.run(['ip', 'netns', 'list'], capture_output=True, text=True).stdout
+    # as two ranks of one host, to the last bit
+    assert difference(on_two_hosts(dict(case, how='ddp', steps=3), tmp_path), two(letters)[0]) == 0
+    assert (
+        not why_no_hosts()
+        and f'lm{os.getpid()}' not in subprocess.run(['ip', 'netns', 'list'], capture_output=True, text=True).stdout
+    )
 
 def test_launch_passes_the_exit_code_on(capfd):
-    assert launch(['bench', 'no-such-bench'], nproc=2) == 2 and "unknown bench 'no-such-bench'" in capfd.readouterr().err
-    with pytest.raises(InputError, match='at least two GPUs'): launch(['train'], nproc=1)
+    assert (
+        launch(['bench', 'no-such-bench'], nproc=2) == 2 and "unknown bench 'no-such-bench'" in capfd.readouterr().err
+    )
+    with pytest.raises(InputError, match='at least two GPUs'):
+        launch(['train'], nproc=1)
 
 # ---- clusters
 
 def test_the_slurm_script_is_one(tmp_path):
-    text = slurm_script(['train', '--model', 'gpt2', '--prompt_template', "it's {prompt}", '--output_dir', '/a b/run'], nodes=3, gpus_per_node=4, hours=1.5, extra=['--partition=gpu'])
+    text = slurm_script(
+        ['train', '--model', 'gpt2', '--prompt_template', "it's {prompt}", '--output_dir', '/a b/run'],
+        nodes=3,
+        gpus_per_node=4,
+        hours=1.5,
+        extra=['--partition=gpu'],
+    )
     assert subprocess.run(['bash', '-n'], input=text, text=True).returncode == 0
     heads = [l for l in text.splitlines() if l.startswith('#SBATCH')]
-    assert text.startswith('#!/bin/bash\n#SBATCH') and '#SBATCH --nodes=3' in heads and '#SBATCH --time=01:30:00' in heads and '#SBATCH --partition=gpu' in heads and '#SBATCH --requeue' in heads
+    assert (
+        text.startswith('#!/bin/bash\n#SBATCH')
+        and '#SBATCH --nodes=3' in heads
+        and '#SBATCH --time=01:30:00' in heads
+        and '#SBATCH --partition=gpu' in heads
+        and '#SBATCH --requeue' in heads
+    )
 
 def test_the_slurm_script_saves_and_queues_up_again(tmp_path): # with stand-ins for what a cluster has
-    def tool(name, body): (tmp_path/name).write_text(f'#!/bin/bash\n{body}\n', encoding='utf-8'); (tmp_path/name).chmod(0o755)
+    def tool(name, body):
+        (tmp_path/name).write_text(f'#!/bin/bash\n{body}\n', encoding='utf-8')
+        (tmp_path/name).chmod(0o755)
     tool('scontrol', 'if [ "$1" = show ]; then echo host7; else echo "$@" >> $LOG; fi')
     tool('srun', 'shift; exec "$@"')
-    tool('torchrun', 'echo "$@" >> $LOG; trap "echo saved >> $LOG; exit 1" TERM; touch $LOG.ready; while true; do sleep 0.05; done')
-    log = tmp_path/'log'; env = dict(os.environ, PATH=f'{tmp_path}:{os.environ["PATH"]}', LOG=str(log), SLURM_JOB_NODELIST='host[7-9]', SLURM_JOB_ID='42', SLURM_NNODES='2')
+    tool(
+        'torchrun',
+        'echo "$@" >> $LOG; trap "echo saved >> $LOG; exit 1" TERM; touch $LOG.ready; while '
+        'true; do sleep 0.05; done',
+    )
+    log = tmp_path/'log'
+    env = dict(
+        os.environ,
+        PATH=f'{tmp_path}:{os.environ["PATH"]}',
+        LOG=str(log),
+        SLURM_JOB_NODELIST='host[7-9]',
+        SLURM_JOB_ID='42',
+        SLURM_NNODES='2',
+    )
     p = subprocess.Popen(['bash', '-c', slurm_script(['train', '--output_dir', '/a b/run'])], env=env)
     for _ in range(200):
         if (tmp_path/'log.ready').exists(): break
@@ -170,4 +261,9 @@ def test_the_slurm_script_saves_and_queues_up_again(tmp_path): # with stand-ins 
     p.send_signal(signal.SIGTERM)
     assert p.wait(20) == 0
     first,*rest = log.read_text(encoding='utf-8').splitlines()
-    assert '--rdzv_endpoint=host7:29500' in first and '--rdzv_id=42-0' in first and first.endswith('-m lmnotes train --output_dir /a b/run --multi_gpu') and rest == ['saved', 'requeue 42']
+    assert (
+        '--rdzv_endpoint=host7:29500' in first
+        and '--rdzv_id=42-0' in first
+        and first.endswith('-m lmnotes train --output_dir /a b/run --multi_gpu')
+        and rest == ['saved', 'requeue 42']
+    )

@@ -10,7 +10,8 @@ pytest.importorskip('nbdev')
 @pytest.fixture(scope='module')
 def site():
     spec = importlib.util.spec_from_file_location('make_site', ROOT/'docs/make_site.py')
-    module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     return module
 
 def test_pages_stand_where_nbdev_links_to(site):
@@ -20,7 +21,10 @@ def test_pages_stand_where_nbdev_links_to(site):
 def test_links_stay_on_the_site(site):
     page = '06_training/02_learner.ipynb'
     assert site.to_myst(f'[`f`]({site.SITE_URL}core.html#f)', page) == '[`f`](/core.ipynb#f)'
-    assert site.to_myst('[on](03_optimizers.ipynb#muon), [up](../00_core.ipynb)', page) == '[on](/06_training/optimizers.ipynb#muon), [up](/core.ipynb)'
+    assert (
+        site.to_myst('[on](03_optimizers.ipynb#muon), [up](../00_core.ipynb)', page)
+        == '[on](/06_training/optimizers.ipynb#muon), [up](/core.ipynb)'
+    )
     assert site.to_myst('[out](https://example.org/a.ipynb)', page) == '[out](https://example.org/a.ipynb)'
     assert site.to_myst('[how](../../CONTRIBUTING.md)', page) == f'[how]({site.BLOB_URL}CONTRIBUTING.md)'
 
@@ -31,8 +35,24 @@ def test_no_quarto_leaks(site):
     assert site.to_myst('```python\nx = "{{< kept >}}"\n```', 'index.ipynb') == '```python\nx = "{{< kept >}}"\n```'
 
 def test_the_api_comes_in_the_order_of_the_source(site):
-    def doc(name, line): return dict(cell_type='code', metadata={}, source=f'#| echo: false\n#| output: asis\nshow_doc({name})', outputs=[
-        dict(output_type='execute_result', data={'text/markdown': [f'---\n', '\n', f'[source](http://x/y.py#L{line}){{target="_blank"}}\n\n### {name}\n']})])
+    def doc(name, line):
+        return dict(
+            cell_type='code',
+            metadata={},
+            source=f'#| echo: false\n#| output: asis\nshow_doc({name})',
+            outputs=[
+                dict(
+                    output_type='execute_result',
+                    data={
+                        'text/markdown': [
+                            f'---\n',
+                            '\n',
+                            f'[source](http://x/y.py#L{line}){{target="_blank"}}\n\n### {name}\n',
+                        ]
+                    },
+                )
+            ],
+        )
     out = list(site.convert_cells([doc('second', 20), doc('first', 10)], 'index.ipynb'))
     assert [c['source'].split('### ')[1] for c in out] == ['first', 'second']
     assert all(c['source'].startswith('<a class="source" href="http://x/y.py#L') for c in out)

@@ -6,19 +6,31 @@ from lmnotes.models import build_model
 from lmnotes.models.hf_load import find_model, hub_model
 from lmnotes.quantizers.ste import quantize
 from lmnotes.quantizers.packed_model import export_dense, is_packed, load_packed, pack
-from lmnotes.quantizers.bitpacking import layouts, n_bytes, n_levels, pack_codes, packed_header, read_packed, unpack_codes
+from lmnotes.quantizers.bitpacking import (
+    layouts,
+    n_bytes,
+    n_levels,
+    pack_codes,
+    packed_header,
+    read_packed,
+    unpack_codes,
+)
 from lmnotes.quantizers import kernels
 
 IDS = torch.randint(256, (1, 12), generator=torch.Generator().manual_seed(0))
 
-def run(*words): return subprocess.run([sys.executable, '-m', 'lmnotes', *map(str, words)], capture_output=True, text=True)
+def run(*words):
+    return subprocess.run([sys.executable, '-m', 'lmnotes', *map(str, words)], capture_output=True, text=True)
 
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):
     "A ternary model as training leaves it, and packed"
-    d = tmp_path_factory.mktemp('packed'); torch.manual_seed(0)
+    d = tmp_path_factory.mktemp('packed')
+    torch.manual_seed(0)
     from lmnotes.data.tokenizers import get_tokenizer
-    model = build_model('standard+ternary:all:act8').eval(); model.save_pretrained(d/'full'); get_tokenizer('bytes').save_pretrained(d/'full')
+    model = build_model('standard+ternary:all:act8').eval()
+    model.save_pretrained(d/'full')
+    get_tokenizer('bytes').save_pretrained(d/'full')
     pack(d/'full', d/'packed', verbose=False)
     return d, model
 
@@ -33,25 +45,35 @@ def test_codes_come_back_in_every_shape(layout):
         assert len(b) == n_bytes(layout, shape) and torch.equal(unpack_codes(b, layout, shape), u.to(torch.uint8))
 
 def test_base3_wastes_at_most_four_codes():
-    for shape in [(1, 1), (7, 3), (64, 64), (101, 13)]: assert n_bytes('base3', shape) == -(-shape[0]*shape[1]//5)
+    for shape in [(1, 1), (7, 3), (64, 64), (101, 13)]:
+        assert n_bytes('base3', shape) == -(-shape[0]*shape[1]//5)
 
 def test_two_threads_and_one_agree_to_the_bit():
     lin = quantize(torch.nn.Sequential(torch.nn.Linear(512, 2003)), 'ternary:act8', verbose=False)[0].eval()
     from lmnotes.quantizers.bitpacking import pack_matrix
-    p = pack_matrix(lin.coded()); x = torch.randn(1, 512, generator=torch.Generator().manual_seed(1)); was = torch.get_num_threads()
+    p = pack_matrix(lin.coded())
+    x = torch.randn(1, 512, generator=torch.Generator().manual_seed(1))
+    was = torch.get_num_threads()
     try:
         y = []
         for n in (1, 3):
-            torch.set_num_threads(n); y.append((kernels.packed_product(p, x, 8), kernels.packed_product(p, x)))
-    finally: torch.set_num_threads(was)
+            torch.set_num_threads(n)
+            y.append((kernels.packed_product(p, x, 8), kernels.packed_product(p, x)))
+    finally:
+        torch.set_num_threads(was)
     assert torch.equal(y[0][0], y[1][0]) and torch.equal(y[0][1], y[1][1])
 
 def test_without_numba_torch_does_the_same(saved, monkeypatch):
-    d, model = saved; monkeypatch.setitem(sys.modules, 'numba', None); kernels._best_way.cache_clear()
+    d, model = saved
+    monkeypatch.setitem(sys.modules, 'numba', None)
+    kernels._best_way.cache_clear()
     try:
-        with pytest.warns(UserWarning, match="pip install 'lmnotes\\[quant\\]'"), torch.no_grad(): z = load_packed(d/'packed')(IDS).logits
-        with torch.no_grad(): assert (z - model(IDS).logits).abs().max() < 1e-5
-    finally: kernels._best_way.cache_clear()
+        with pytest.warns(UserWarning, match="pip install 'lmnotes\\[quant\\]'"), torch.no_grad():
+            z = load_packed(d/'packed')(IDS).logits
+        with torch.no_grad():
+            assert (z - model(IDS).logits).abs().max() < 1e-5
+    finally:
+        kernels._best_way.cache_clear()
 
 # ---- folders
 
@@ -59,7 +81,8 @@ def test_a_packed_folder_is_a_model_anywhere(saved):
     d, model = saved
     assert find_model(d/'packed')[0] == 'packed' and is_packed(d/'packed') and not is_packed(d/'full')
     again = build_model(str(d/'packed'))
-    with torch.no_grad(): assert (again(IDS).logits - model(IDS).logits).abs().max() < 1e-5
+    with torch.no_grad():
+        assert (again(IDS).logits - model(IDS).logits).abs().max() < 1e-5
     assert not any(p.dim() == 2 for p in again.parameters()) and not again.training
     matrices, _, _ = read_packed(d/'packed'/'model.safetensors')
     assert all(p.layout == 'base3' for p in matrices.values())
@@ -70,15 +93,23 @@ def test_header_says_what_lies_there(saved):
 
 @pytest.mark.parametrize('family', ['llama', 't5'])
 def test_a_hub_model_is_shared_quantized_packed_loaded_and_generates(family, tmp_path):
-    torch.manual_seed(0); model = hub_model(f'tiny:{family}').eval()
+    torch.manual_seed(0)
+    model = hub_model(f'tiny:{family}').eval()
     from lmnotes.sharing import share
-    quantize(share(model, 'layers' if family == 'llama' else 'encoder-decoder', verbose=False), 'ternary:all', verbose=False); made = pack(model, tmp_path/'p', verbose=False)
+    quantize(
+        share(model, 'layers' if family == 'llama' else 'encoder-decoder', verbose=False),
+        'ternary:all',
+        verbose=False,
+    )
+    made = pack(model, tmp_path/'p', verbose=False)
     again = build_model(str(tmp_path/'p'))
     text = [m.generate(IDS, max_new_tokens=6, do_sample=False, pad_token_id=0) for m in (model, again)]
     assert torch.equal(*text) and made.file_bytes == os.path.getsize(tmp_path/'p'/'model.safetensors')
 
 def test_export_is_plain(saved, tmp_path):
-    d, model = saved; export_dense(d/'packed', tmp_path/'plain', verbose=False); plain = build_model(str(tmp_path/'plain'))
+    d, model = saved
+    export_dense(d/'packed', tmp_path/'plain', verbose=False)
+    plain = build_model(str(tmp_path/'plain'))
     assert type(plain.blocks[0].mixer.part.q_proj) is torch.nn.Linear and plain.config.rewrites == []
     assert torch.equal(plain.blocks[0].mixer.part.q_proj.weight, model.blocks[0].mixer.part.q_proj.coded().dense())
 
@@ -86,25 +117,33 @@ def test_export_is_plain(saved, tmp_path):
 
 def test_every_flipped_byte_is_noticed(saved, tmp_path):
     import shutil
-    shutil.copytree(saved[0]/'packed', tmp_path/'p'); f = tmp_path/'p'/'model.safetensors'; whole = f.read_bytes()
+    shutil.copytree(saved[0]/'packed', tmp_path/'p')
+    f = tmp_path/'p'/'model.safetensors'
+    whole = f.read_bytes()
     for at in (0, 9, len(whole)//2, len(whole) - 1):
         f.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at+1:])
-        with pytest.raises(InputError): load_packed(tmp_path/'p')
+        with pytest.raises(InputError):
+            load_packed(tmp_path/'p')
     for cut in (0, 7, 50, len(whole) - 1):
         f.write_bytes(whole[:cut])
-        with pytest.raises(InputError, match='cut short'): load_packed(tmp_path/'p')
+        with pytest.raises(InputError, match='cut short'):
+            load_packed(tmp_path/'p')
 
 def test_a_packed_model_does_not_learn(saved):
     model = load_packed(saved[0]/'packed')
-    with pytest.raises(InputError, match='no weights to learn with'): model.train()
-    with pytest.raises(InputError, match='packed already'): pack(model, saved[0]/'again')
-    with pytest.raises(InputError, match='this model is packed'): quantize(model, 'int4:head')
+    with pytest.raises(InputError, match='no weights to learn with'):
+        model.train()
+    with pytest.raises(InputError, match='packed already'):
+        pack(model, saved[0]/'again')
+    with pytest.raises(InputError, match='this model is packed'):
+        quantize(model, 'int4:head')
     assert not (saved[0]/'again').exists()
 
 # ---- the command
 
 def test_the_command_packs_and_the_others_take_it(saved, tmp_path):
-    d, _ = saved; done = run('pack', d/'full', '--output_path', tmp_path/'p', '--layout', '2bit')
+    d, _ = saved
+    done = run('pack', d/'full', '--output_path', tmp_path/'p', '--layout', '2bit')
     assert done.returncode == 0, done.stderr
     assert 'times smaller' in done.stdout and 'norms' in done.stdout
     text = run('generate', '--model', tmp_path/'p', '--prompt', 'ab', '--max_new_tokens', 4)
@@ -118,6 +157,13 @@ def test_wrong_words_cost_one_line(saved, tmp_path, words, said, capsys):
     d, _ = saved
     if not (d/'plain').exists(): build_model('standard').save_pretrained(d/'plain')
     where = dict(FULL=d/'full', PACKED=d/'packed', PLAIN=d/'plain', NEW=tmp_path/'new', NOWHERE=tmp_path/'nowhere')
-    code = main(['pack', *(str(where.get(w, w)) for w in words)]); err = capsys.readouterr().err
+    code = main(['pack', *(str(where.get(w, w)) for w in words)])
+    err = capsys.readouterr().err
     last = err.splitlines()[-1] # a loading bar may stand before it
-    assert code == 2 and last.startswith('lmnotes: ') and said in last and 'Traceback' not in err and not (tmp_path/'new').exists()
+    assert (
+        code == 2
+        and last.startswith('lmnotes: ')
+        and said in last
+        and 'Traceback' not in err
+        and not (tmp_path / 'new').exists()
+    )

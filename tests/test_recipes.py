@@ -6,7 +6,18 @@ import pytest
 from lmnotes.core import InputError, RunError
 from lmnotes.training import recipes as R
 from lmnotes.training.options import TrainOptions
-from lmnotes.training.recipes import apply_recipe, choose_rate, equal_rates, find_recipe, general_recipe, hub_recipe, recipe_for, recipe_table, recipes_file, save_recipes
+from lmnotes.training.recipes import (
+    apply_recipe,
+    choose_rate,
+    equal_rates,
+    find_recipe,
+    general_recipe,
+    hub_recipe,
+    recipe_for,
+    recipe_table,
+    recipes_file,
+    save_recipes,
+)
 
 table = recipe_table()
 small = dict(mode='pretrain', dim=32, n_layer=1, n_head=1, max_length=32, batch_size=4, limit=200, device='cpu')
@@ -16,7 +27,20 @@ small = dict(mode='pretrain', dim=32, n_layer=1, n_head=1, max_length=32, batch_
 def test_every_arm_of_a_dataset_had_the_same_trials():
     assert table
     for d in {r.dataset for r in table}:
-        searches = {(r.mode, r.size, r.steps, r.seed, r.batch_size, r.max_length, r.fingerprint, tuple(x for x,_ in r.trials)) for r in table if r.dataset == d}
+        searches = {
+            (
+                r.mode,
+                r.size,
+                r.steps,
+                r.seed,
+                r.batch_size,
+                r.max_length,
+                r.fingerprint,
+                tuple(x for x, _ in r.trials),
+            )
+            for r in table
+            if r.dataset == d
+        }
         assert len(searches) == 1, d
 
 @pytest.mark.parametrize('r', table, ids=lambda r: f'{r.dataset}-{r.model}')
@@ -26,19 +50,22 @@ def test_an_entry_follows_from_its_trials(r):
     assert r.best <= 1.03*min(l for _,l in r.trials if l is not None)
     assert r.edge == (r.learning_rate in (rates[0], rates[-1]))
     assert r.python and len(r.fingerprint) == 16 and r.source == 'search'
-    assert (r.batch_size, r.gradient_accumulation_steps, r.max_length) == (8, 1, 128) # so that filling them in changes nothing
+    # so that filling them in changes nothing
+    assert (r.batch_size, r.gradient_accumulation_steps, r.max_length) == (8, 1, 128)
     assert str(r).startswith(f'learning rate {r.learning_rate:.2g} for {r.dataset} x {r.model}')
 
 def test_embedded_datasets_are_there_for_five_kinds():
     names = {(r.dataset, r.model) for r in table}
     for d in 'prose python arithmetic opinions reading entities recall'.split():
-        for m in 'standard gpt reversible resonance rnn'.split(): assert (f'embedded/{d}', m) in names, (d, m)
+        for m in 'standard gpt reversible resonance rnn'.split():
+            assert (f'embedded/{d}', m) in names, (d, m)
 
 def test_the_file_holds_no_path_and_travels_with_the_package():
     text = recipes_file.read_text(encoding='utf-8')
     assert '/work' not in text and 'data_dir' not in text and json.loads(text)['version'] == 1
     root = recipes_file.parents[2]
-    if (root/'MANIFEST.in').is_file(): assert 'recursive-include lmnotes *.json' in (root/'MANIFEST.in').read_text(encoding='utf-8')
+    if (root/'MANIFEST.in').is_file():
+        assert 'recursive-include lmnotes *.json' in (root/'MANIFEST.in').read_text(encoding='utf-8')
 
 # ---- what a run gets
 
@@ -46,8 +73,19 @@ def test_the_file_holds_no_path_and_travels_with_the_package():
 def test_hub_weights_keep_the_defaults_of_their_family(model):
     o,r = apply_recipe(TrainOptions(model=model, dataset='imdb'))
     assert r == hub_recipe and 'not searched' in str(r)
-    assert (o.learning_rate, o.weight_decay, o.adam_beta1, o.adam_beta2, o.adam_epsilon) == (5e-5, 0., 0.9, 0.999, 1e-8)
-    assert (o.max_length, o.batch_size, o.gradient_accumulation_steps, o.warmup_steps) == (128, 8, 1, 0) and o.warmup_ratio == 0
+    assert (o.learning_rate, o.weight_decay, o.adam_beta1, o.adam_beta2, o.adam_epsilon) == (
+        5e-5,
+        0.0,
+        0.9,
+        0.999,
+        1e-8,
+    )
+    assert (o.max_length, o.batch_size, o.gradient_accumulation_steps, o.warmup_steps) == (
+        128,
+        8,
+        1,
+        0,
+    ) and o.warmup_ratio == 0
 
 def test_only_open_options_change():
     before = TrainOptions()
@@ -63,18 +101,27 @@ def test_what_was_typed_stands(name, value, model):
     assert getattr(o, name) == value
 
 def test_a_none_that_was_passed_on_is_open():
-    assert apply_recipe(TrainOptions(), set(asdict(TrainOptions())))[0].learning_rate == recipe_for('prose', 'standard').learning_rate
+    assert (
+        apply_recipe(TrainOptions(), set(asdict(TrainOptions())))[0].learning_rate
+        == recipe_for('prose', 'standard').learning_rate
+    )
 
 @pytest.mark.parametrize('change', [dict(dim=32), dict(n_layer=1), dict(size='small'), dict(optimizer='lion'), dict(tokenizer='chars'), dict(model='standard+ternary'),
                                     dict(model='tiny:gpt2'), dict(datasets=('prose', 'python')), dict(max_chunks=3), dict(mode='sft', dataset='recall', tokenizer='bpe')])
 def test_a_run_of_another_kind_takes_the_general_rule(change):
     o,r = apply_recipe(TrainOptions(**change))
-    assert r == general_recipe and o.learning_rate is None and (o.lr_scheduler_type, o.warmup_ratio) == ('cosine', 0.05)
+    assert (
+        r == general_recipe and o.learning_rate is None and (o.lr_scheduler_type, o.warmup_ratio) == ('cosine', 0.05)
+    )
 
 def test_unequal_searches_give_no_rates(tmp_path):
     a,b = (replace(recipe_for('prose', m)) for m in ('standard', 'gpt'))
-    save_recipes([a, b], tmp_path/'r.json'); assert equal_rates('prose', ['standard', 'gpt'], path=tmp_path/'r.json') == dict(standard=a.learning_rate, gpt=b.learning_rate)
-    save_recipes([replace(b, trials=b.trials[1:4])], tmp_path/'r.json'); assert equal_rates('prose', ['standard', 'gpt'], path=tmp_path/'r.json') is None
+    save_recipes([a, b], tmp_path/'r.json')
+    assert equal_rates('prose', ['standard', 'gpt'], path=tmp_path / 'r.json') == dict(
+        standard=a.learning_rate, gpt=b.learning_rate
+    )
+    save_recipes([replace(b, trials=b.trials[1:4])], tmp_path/'r.json')
+    assert equal_rates('prose', ['standard', 'gpt'], path=tmp_path/'r.json') is None
     assert equal_rates('prose', ['standard', 'gpt2']) is None
 
 # ---- the search
@@ -83,20 +130,32 @@ def test_a_search_that_was_stopped_goes_on_where_it_stood(tmp_path, monkeypatch)
     seen = []
     def trial(o, data, windows):
         if len(seen) == 4: raise KeyboardInterrupt()
-        seen.append((o.model, o.learning_rate)); return 2. + len(seen)
+        seen.append((o.model, o.learning_rate))
+        return 2. + len(seen)
     monkeypatch.setattr(R, 'run_trial', trial)
     search = lambda: find_recipe('opinions', 'standard gpt', trials=3, steps=5, path=tmp_path/'r.json', **small)
-    with pytest.raises(KeyboardInterrupt): search()
+    with pytest.raises(KeyboardInterrupt):
+        search()
     assert [r.model for r in recipe_table(tmp_path/'r.json')] == ['standard'] # the arm that was whole
-    seen[:] = [('past', 0)]*5; found = search()
+    seen[:] = [('past', 0)]*5
+    found = search()
     assert [m for m,_ in seen[5:]] == ['gpt']*3 and [r.model for r in found] == ['standard', 'gpt']
 
 def test_a_rate_that_breaks_the_run_counts_as_a_trial(tmp_path):
     r, = find_recipe('opinions', 'standard', trials=3, steps=20, factor=1e4, windows=16, **small)
     assert len(r.trials) == 3 and r.learning_rate < 1
-    assert json.loads(save_recipes([r], tmp_path/'r.json').read_text(encoding='utf-8'))['recipes'][0]['trials'] == [list(t) for t in r.trials]
+    assert json.loads(save_recipes([r], tmp_path / 'r.json').read_text(encoding='utf-8'))['recipes'][0]['trials'] == [
+        list(t) for t in r.trials
+    ]
 
 def test_bad_searches_are_refused_before_any_trial():
-    for bad,why in [(dict(trials=4), 'not 4'), (dict(learning_rate=1.), 'learning_rate'), (dict(batchsize=3), 'did you mean'), (dict(batch_size=0), 'above 0')]:
-        with pytest.raises(InputError, match=why): find_recipe('opinions', 'standard', steps=5, **bad)
-    with pytest.raises(RunError, match='broke off'): choose_rate([(1., None)], 1.)
+    for bad, why in [
+        (dict(trials=4), 'not 4'),
+        (dict(learning_rate=1.0), 'learning_rate'),
+        (dict(batchsize=3), 'did you mean'),
+        (dict(batch_size=0), 'above 0'),
+    ]:
+        with pytest.raises(InputError, match=why):
+            find_recipe('opinions', 'standard', steps=5, **bad)
+    with pytest.raises(RunError, match='broke off'):
+        choose_rate([(1., None)], 1.)

@@ -13,9 +13,14 @@ from lmnotes.files import append_jsonl, write_json
 
 class Page(HTMLParser):
     void = {'meta', 'br', 'link', 'img', 'input', 'hr'}
-    def __init__(self, page): super().__init__(); self.open,self.values,self.tags,self.ids = [],[],set(),[]; self.feed(page); assert not self.open
+    def __init__(self, page):
+        super().__init__()
+        self.open,self.values,self.tags,self.ids = [],[],set(),[]
+        self.feed(page)
+        assert not self.open
     def handle_starttag(self, tag, attrs):
-        self.tags.add(tag); a = dict(attrs)
+        self.tags.add(tag)
+        a = dict(attrs)
         if tag not in self.void: self.open.append(tag)
         if tag == 'data': self.values.append(float(a['value']))
         if 'id' in a: self.ids.append(a['id'])
@@ -31,33 +36,70 @@ nasty = 'a_b & <c> $x$ %d #1 {y} ~^ \\input{z} [0] "q" | 中 é −±'
 
 @pytest.fixture(scope='module')
 def reports(tmp_path_factory):
-    out = tmp_path_factory.mktemp('r'); r = made_up_comparison(arms=('standard', 'reversible', nasty), datasets=('embedded/prose', 'wikitext/wikitext-2-raw-v1'))
-    r['summary'] = summarize(r); r['samples'][0]['text'] += '\n'+nasty+'</pre><script>x'; r['not_measured'].append(nasty)
+    out = tmp_path_factory.mktemp('r')
+    r = made_up_comparison(
+        arms=('standard', 'reversible', nasty), datasets=('embedded/prose', 'wikitext/wikitext-2-raw-v1')
+    )
+    r['summary'] = summarize(r)
+    r['samples'][0]['text'] += '\n'+nasty+'</pre><script>x'
+    r['not_measured'].append(nasty)
     r['tasks'][0]['metrics'] = dict(mcc=.123456, n=7)
     for s in ('html', 'md', 'tex', 'json'): write_report(r, out/f'report.{s}')
     return out
 
 def made_run(path, **summary):
     path.mkdir(parents=True)
-    write_json(path/'args.json', dict(options=dict(model='standard', dataset='prose', seed=0), data=dict(tokenizer=summary.get('tokenizer', 'bytes')))); write_json(path/'env.json', dict(fingerprint='aa'))
+    write_json(
+        path / 'args.json',
+        dict(
+            options=dict(model='standard', dataset='prose', seed=0),
+            data=dict(tokenizer=summary.get('tokenizer', 'bytes')),
+        ),
+    )
+    write_json(path/'env.json', dict(fingerprint='aa'))
     append_jsonl(path/'metrics.jsonl', *[dict(step=i, loss=2+3/i, tokens=64*i) for i in range(1, 9)])
-    write_json(path/'summary.json', dict(dict(status='done', steps=8, tokens=512, parameters=1000, bits_per_byte=2.5, eval_loss=1.7, accuracy=.4, eval_tokens=128, tokenizer='bytes'), **summary))
+    write_json(
+        path / 'summary.json',
+        dict(
+            dict(
+                status='done',
+                steps=8,
+                tokens=512,
+                parameters=1000,
+                bits_per_byte=2.5,
+                eval_loss=1.7,
+                accuracy=0.4,
+                eval_tokens=128,
+                tokenizer='bytes',
+            ),
+            **summary,
+        ),
+    )
     return path
 
 # ---- a comparison
 
 def test_every_figure_is_in_the_json(reports):
-    p = Page((reports/'report.html').read_text(encoding='utf-8')); r = json.loads((reports/'report.json').read_text(encoding='utf-8'))
+    p = Page((reports/'report.html').read_text(encoding='utf-8'))
+    r = json.loads((reports/'report.json').read_text(encoding='utf-8'))
     assert len(p.values) > 250 and set(p.values) <= leaves(r) and .123456 in p.values
 
 def test_the_page_needs_nothing_and_runs_nothing(reports):
-    page = (reports/'report.html').read_text(encoding='utf-8'); p = Page(page)
-    assert not {'script', 'link', 'img', 'iframe', 'object'} & p.tags and not re.search(r'(?<!xmlns=")(?<!xmlns:xlink=")https?://', re.sub(r'xmlns(:\w+)?="[^"]*"', '', page))
-    assert not re.search(r'(src|href)="(?!#)', page) and not re.search(r'\son\w+="', page) and len(p.ids) == len(set(p.ids))
+    page = (reports/'report.html').read_text(encoding='utf-8')
+    p = Page(page)
+    assert not {'script', 'link', 'img', 'iframe', 'object'} & p.tags and not re.search(
+        r'(?<!xmlns=")(?<!xmlns:xlink=")https?://', re.sub(r'xmlns(:\w+)?="[^"]*"', '', page)
+    )
+    assert (
+        not re.search(r'(src|href)="(?!#)', page)
+        and not re.search(r'\son\w+="', page)
+        and len(p.ids) == len(set(p.ids))
+    )
     assert 'prefers-color-scheme:dark' in page and 'name="viewport"' in page
 
 def test_light_and_dark_colour_everything(reports):
-    page = (reports/'report.html').read_text(encoding='utf-8'); light,dark = (set(re.findall(r'(--\w+):', b)) for b in re.findall(r':root\{([^}]*)\}', page))
+    page = (reports/'report.html').read_text(encoding='utf-8')
+    light,dark = (set(re.findall(r'(--\w+):', b)) for b in re.findall(r':root\{([^}]*)\}', page))
     used = set(re.findall(r'var\((--\w+)\)', page))
     assert used <= light and used <= dark # a colour that only the light page has would vanish in the dark
 
@@ -72,7 +114,11 @@ def test_the_latex_compiles(reports, tmp_path):
     tex = shutil.which('pdflatex') or shutil.which('tectonic') or shutil.which('xelatex')
     if not tex: pytest.skip('no TeX is installed here; on Debian apt-get install texlive-latex-base brings one')
     shutil.copy(reports/'report.tex', tmp_path)
-    words = [tex, 'report.tex'] if 'tectonic' in tex else [tex, '-interaction=nonstopmode', '-halt-on-error', '-no-shell-escape', 'report.tex']
+    words = (
+        [tex, 'report.tex']
+        if 'tectonic' in tex
+        else [tex, '-interaction=nonstopmode', '-halt-on-error', '-no-shell-escape', 'report.tex']
+    )
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, errors='replace')
     assert done.returncode == 0 and (tmp_path/'report.pdf').stat().st_size > 20_000, done.stdout[-1500:]
 
@@ -80,8 +126,19 @@ def test_it_opens_in_a_browser_without_a_network(reports, tmp_path):
     chromium = next((c for c in map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')) if c), None)
     if not chromium: pytest.skip('no Chromium is installed here')
     for width,dark in ((1200, 0), (390, 1)):
-        words = [chromium, '--headless', '--no-sandbox', '--disable-gpu', '--hide-scrollbars', f'--user-data-dir={tmp_path}/u', '--proxy-server=127.0.0.1:9', f'--window-size={width},900', *(['--blink-settings=preferredColorScheme=0'] if dark else []),
-                 f'--screenshot={tmp_path}/{width}.png', (reports/'report.html').as_uri()]
+        words = [
+            chromium,
+            '--headless',
+            '--no-sandbox',
+            '--disable-gpu',
+            '--hide-scrollbars',
+            f'--user-data-dir={tmp_path}/u',
+            '--proxy-server=127.0.0.1:9',
+            f'--window-size={width},900',
+            *(['--blink-settings=preferredColorScheme=0'] if dark else []),
+            f'--screenshot={tmp_path}/{width}.png',
+            (reports / 'report.html').as_uri(),
+        ]
         subprocess.run(words, check=True, capture_output=True, timeout=60)
     import matplotlib.image
     light,phone = (matplotlib.image.imread(tmp_path/f'{w}.png') for w in (1200, 390))
@@ -89,53 +146,130 @@ def test_it_opens_in_a_browser_without_a_network(reports, tmp_path):
     assert phone.shape[1] == 390 and light[:,:,:3].std() > .02 and phone[:,:,:3].std() > .02
 
 def test_parts_escape_in_every_form():
-    d = Document(nasty, nasty, [Lead(nasty, 'better', nasty)], [Section(nasty, [Table([nasty], [[nasty], [Num(1.)]][:1]), Points([nasty]), Samples([(nasty, nasty, nasty)])])], [nasty])
-    Page(as_html(d)); assert '<c>' not in as_html(d) and '<c>' not in re.sub(r'^    .*$', '', as_md(d), flags=re.M) and '\\input' not in as_tex(d)
+    d = Document(
+        nasty,
+        nasty,
+        [Lead(nasty, 'better', nasty)],
+        [
+            Section(
+                nasty, [Table([nasty], [[nasty], [Num(1.0)]][:1]), Points([nasty]), Samples([(nasty, nasty, nasty)])]
+            )
+        ],
+        [nasty],
+    )
+    Page(as_html(d))
+    assert (
+        '<c>' not in as_html(d)
+        and '<c>' not in re.sub(r'^    .*$', '', as_md(d), flags=re.M)
+        and '\\input' not in as_tex(d)
+    )
 
 # ---- runs
 
 def test_damaged_folders_are_named_and_the_rest_reported(tmp_path, capsys):
-    a,b = made_run(tmp_path/'a'),made_run(tmp_path/'b', bits_per_byte=2.4); (b/'metrics.jsonl').write_text('{"step": 1}\n{"st\n{"step": 2}\n', encoding='utf-8')
-    (tmp_path/'c').mkdir(); (tmp_path/'c/args.json').write_text('{', encoding='utf-8'); (tmp_path/'d').mkdir(); (tmp_path/'d/comparison.json').write_text('{}', encoding='utf-8')
+    a,b = made_run(tmp_path/'a'),made_run(tmp_path/'b', bits_per_byte=2.4)
+    (b/'metrics.jsonl').write_text('{"step": 1}\n{"st\n{"step": 2}\n', encoding='utf-8')
+    (tmp_path/'c').mkdir()
+    (tmp_path/'c/args.json').write_text('{', encoding='utf-8')
+    (tmp_path/'d').mkdir()
+    (tmp_path/'d/comparison.json').write_text('{}', encoding='utf-8')
     assert main(['report', *(str(tmp_path/n) for n in 'abcdx'), '--output_path', str(tmp_path/'out')]) == 1
-    said = capsys.readouterr().err.splitlines(); assert len(said) == 3 and all(s.startswith('lmnotes: left out: ') for s in said)
-    page = (tmp_path/'out/report.html').read_text(encoding='utf-8'); r = json.loads((tmp_path/'out/report.json').read_text(encoding='utf-8'))
-    for n in ('metrics.jsonl is damaged', 'args.json is damaged', 'comparison.json is damaged', 'there is no folder'): assert n in page
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 3 and all(s.startswith('lmnotes: left out: ') for s in said)
+    page = (tmp_path/'out/report.html').read_text(encoding='utf-8')
+    r = json.loads((tmp_path/'out/report.json').read_text(encoding='utf-8'))
+    for n in ('metrics.jsonl is damaged', 'args.json is damaged', 'comparison.json is damaged', 'there is no folder'):
+        assert n in page
     assert [x['name'] for x in r['runs']] == ['a', 'b'] and '2.400' in page and set(Page(page).values) <= leaves(r)
-    assert main(['report', str(tmp_path/'c')]) == 2 and 'nothing to report' in capsys.readouterr().err and not (tmp_path/'c/report.html').exists()
+    assert (
+        main(['report', str(tmp_path / 'c')]) == 2
+        and 'nothing to report' in capsys.readouterr().err
+        and not (tmp_path / 'c/report.html').exists()
+    )
 
 def test_perplexity_across_tokenizers_is_refused(tmp_path, capsys):
     a,b = made_run(tmp_path/'a'),made_run(tmp_path/'b', tokenizer='words')
     assert main(['report', str(a), str(b), '--metric', 'perplexity', '--output_path', str(tmp_path/'o')]) == 2
-    said = capsys.readouterr().err; assert said.count('\n') == 1 and 'bytes, words' in said and 'bits_per_byte' in said and not (tmp_path/'o').exists()
+    said = capsys.readouterr().err
+    assert (
+        said.count('\n') == 1 and 'bytes, words' in said and 'bits_per_byte' in said and not (tmp_path / 'o').exists()
+    )
     assert main(['report', str(a), str(b), '--output_path', str(tmp_path/'o')]) == 0
-    page = (tmp_path/'o/report.html').read_text(encoding='utf-8'); assert 'perplexity (' not in page and 'Perplexity is left out' in page and 'bits per byte' in page
-    assert main(['report', str(a), '--metric', 'perplexity', '--output_path', str(tmp_path/'p')]) == 0 and 'perplexity (bytes)' in (tmp_path/'p/report.html').read_text(encoding='utf-8')
+    page = (tmp_path/'o/report.html').read_text(encoding='utf-8')
+    assert 'perplexity (' not in page and 'Perplexity is left out' in page and 'bits per byte' in page
+    assert main(
+        ['report', str(a), '--metric', 'perplexity', '--output_path', str(tmp_path / 'p')]
+    ) == 0 and 'perplexity (bytes)' in (tmp_path / 'p/report.html').read_text(encoding='utf-8')
 
 def test_runs_of_one_seed_get_no_verdict(tmp_path):
-    page = as_html(__import__('lmnotes.reports.run_report', fromlist=['x']).runs_document(gather([made_run(tmp_path/'a'), made_run(tmp_path/'b', bits_per_byte=1.)])))
-    assert 'No verdict is given' in page and 'better' not in re.sub(r'<style.*?</style>', '', page, flags=re.S).lower().replace('which model is better', '')
+    page = as_html(
+        __import__('lmnotes.reports.run_report', fromlist=['x']).runs_document(
+            gather([made_run(tmp_path / 'a'), made_run(tmp_path / 'b', bits_per_byte=1.0)])
+        )
+    )
+    assert 'No verdict is given' in page and 'better' not in re.sub(
+        r'<style.*?</style>', '', page, flags=re.S
+    ).lower().replace('which model is better', '')
 
 def test_a_real_run_is_reported_and_has_a_card(tmp_path, capsys):
     from lmnotes.training.train import train
-    run = train(quiet=True, dataset='arithmetic', model='standard', dim=32, n_layer=1, n_head=2, max_length=32, batch_size=4, limit=60, max_steps=4, mode='pretrain', device='cpu', output_dir=str(tmp_path/'run'))
+    run = train(
+        quiet=True,
+        dataset='arithmetic',
+        model='standard',
+        dim=32,
+        n_layer=1,
+        n_head=2,
+        max_length=32,
+        batch_size=4,
+        limit=60,
+        max_steps=4,
+        mode='pretrain',
+        device='cpu',
+        output_dir=str(tmp_path / 'run'),
+    )
     assert main(['report', str(tmp_path/'run')]) == 0
-    page = (tmp_path/'run/report.html').read_text(encoding='utf-8'); s = json.loads((tmp_path/'run/summary.json').read_text(encoding='utf-8'))
-    assert set(Page(page).values) <= leaves(json.loads((tmp_path/'run/report.json').read_text(encoding='utf-8'))) and s['bits_per_byte'] in Page(page).values
-    assert main(['report', str(tmp_path/'run'), '--card']) == 0; text = (tmp_path/'run/final/README.md').read_text(encoding='utf-8')
-    assert f"{s['eval_tokens']:,} tokens" in text and '## Not measured' in text and 'multiple choice' in text and f"{s['bits_per_byte']:.3f}" in text
+    page = (tmp_path/'run/report.html').read_text(encoding='utf-8')
+    s = json.loads((tmp_path/'run/summary.json').read_text(encoding='utf-8'))
+    assert (
+        set(Page(page).values) <= leaves(json.loads((tmp_path / 'run/report.json').read_text(encoding='utf-8')))
+        and s['bits_per_byte'] in Page(page).values
+    )
+    assert main(['report', str(tmp_path/'run'), '--card']) == 0
+    text = (tmp_path/'run/final/README.md').read_text(encoding='utf-8')
+    assert (
+        f"{s['eval_tokens']:,} tokens" in text
+        and '## Not measured' in text
+        and 'multiple choice' in text
+        and f"{s['bits_per_byte']:.3f}" in text
+    )
     assert model_card(tmp_path/'run/final') == text
 
 def test_a_report_is_never_written_over_a_file(tmp_path, capsys):
-    made_run(tmp_path/'a'); (tmp_path/'f').write_text('mine', encoding='utf-8')
-    assert main(['report', str(tmp_path/'a'), '--output_path', str(tmp_path/'f')]) == 2 and (tmp_path/'f').read_text(encoding='utf-8') == 'mine'
-    assert main(['report']) == 2 and main(['report', str(tmp_path/'a'), '--metric', 'perplexty']) == 2 and "did you mean 'perplexity'" in capsys.readouterr().err
+    made_run(tmp_path/'a')
+    (tmp_path/'f').write_text('mine', encoding='utf-8')
+    assert (
+        main(['report', str(tmp_path / 'a'), '--output_path', str(tmp_path / 'f')]) == 2
+        and (tmp_path / 'f').read_text(encoding='utf-8') == 'mine'
+    )
+    assert (
+        main(['report']) == 2
+        and main(['report', str(tmp_path / 'a'), '--metric', 'perplexty']) == 2
+        and "did you mean 'perplexity'" in capsys.readouterr().err
+    )
 
 # ---- the explorer
 
 def test_explorer_lists_what_a_comparison_leaves(tmp_path):
     from lmnotes.app.run_explorer import RunExplorer
-    for i,a in enumerate(('standard', 'reversible')): made_run(tmp_path/f'c/cells/{a}/prose/seed_0', bits_per_byte=2.+i)
-    e = RunExplorer(tmp_path, 'bits_per_byte<2.5'); assert len(e.list.options) == 1
-    e.filter.value = ''; e.list.value = [p for _,p in e.list.options]
-    assert len(e.gathered['runs']) == 2 and 'No verdict is given' in e.details.value and bytes(e.picture.value[:4]) == b'\x89PNG'
+    for i,a in enumerate(('standard', 'reversible')):
+        made_run(tmp_path/f'c/cells/{a}/prose/seed_0', bits_per_byte=2.+i)
+    e = RunExplorer(tmp_path, 'bits_per_byte<2.5')
+    assert len(e.list.options) == 1
+    e.filter.value = ''
+    e.list.value = [p for _,p in e.list.options]
+    assert (
+        len(e.gathered['runs']) == 2
+        and 'No verdict is given' in e.details.value
+        and bytes(e.picture.value[:4]) == b'\x89PNG'
+    )

@@ -6,56 +6,125 @@ from lmnotes.app.cli import main
 from lmnotes.core import InputError
 from lmnotes.models import build_model
 from lmnotes.quantizers import coded_layers, quantize
-from lmnotes.sharing import DepthLoRA, account, coded_groups, combinations, file_bytes, header_bytes, patterns, share, shared_groups, storages, strategies, unique_bytes
+from lmnotes.sharing import (
+    DepthLoRA,
+    account,
+    coded_groups,
+    combinations,
+    file_bytes,
+    header_bytes,
+    patterns,
+    share,
+    shared_groups,
+    storages,
+    strategies,
+    unique_bytes,
+)
 from lmnotes.training.distributed import difference, letters_file, run_ranks, train_together
 
 four = {'tiny:t5': dict(num_layers=4, num_decoder_layers=4), 'tiny:bart': dict(encoder_layers=4, decoder_layers=4)}
-models = {'standard': dict(tie=False), 'reversible': {}, 'midpoint': dict(residual='midpoint'), 'resonance': {}, 'moe': {}, 'rnn': {}, 'tiny:gpt2': {}, 'tiny:llama': {}, 'tiny:qwen3': {}, 'tiny:mixtral': {}}
-ways = ('embeddings', 'encoder-decoder', 'attention', 'ffn-2', 'layers', 'sequential-3', 'alternate', 'neighbours-2', 'groups-0.2-1.3', 'attention-2:ffn:lora-2', *combinations)
+models = {
+    'standard': dict(tie=False),
+    'reversible': {},
+    'midpoint': dict(residual='midpoint'),
+    'resonance': {},
+    'moe': {},
+    'rnn': {},
+    'tiny:gpt2': {},
+    'tiny:llama': {},
+    'tiny:qwen3': {},
+    'tiny:mixtral': {},
+}
+ways = (
+    'embeddings',
+    'encoder-decoder',
+    'attention',
+    'ffn-2',
+    'layers',
+    'sequential-3',
+    'alternate',
+    'neighbours-2',
+    'groups-0.2-1.3',
+    'attention-2:ffn:lora-2',
+    *combinations,
+)
 ids = torch.randint(61, (2, 12), generator=torch.Generator().manual_seed(0))
 
 def make(name, **kw):
-    torch.manual_seed(0); base = 'standard' if name == 'midpoint' else name
+    torch.manual_seed(0)
+    base = 'standard' if name == 'midpoint' else name
     return build_model(base, vocab_size=61, **(four.get(name) or dict(models.get(name, {}), n_layer=4)), **kw).eval()
 
 @torch.no_grad()
 def logits(m): return (m(input_ids=ids, decoder_input_ids=ids) if m.config.is_encoder_decoder else m(ids)).logits
 
-def fits(name, what): return not (what == 'encoder-decoder' and name not in four or what == 'embeddings' and name not in ('standard', 'tiny:llama', 'tiny:mixtral'))
+def fits(name, what):
+    return not (
+        what == 'encoder-decoder'
+        and name not in four
+        or what == 'embeddings'
+        and name not in ('standard', 'tiny:llama', 'tiny:mixtral')
+    )
 
 @pytest.mark.parametrize('name', [*models, *four])
 def test_storage_is_what_is_reported_and_what_lies_in_the_file(name, tmp_path):
-    whole = make(name); n = unique_bytes(whole)
+    whole = make(name)
+    n = unique_bytes(whole)
     for what in filter(lambda w: fits(name, w), ways):
-        m = share(make(name), what, verbose=False); path = tmp_path/what.replace(':', '_'); m.save_pretrained(path)
+        m = share(make(name), what, verbose=False)
+        path = tmp_path/what.replace(':', '_')
+        m.save_pretrained(path)
         assert unique_bytes(m) == file_bytes(path) - header_bytes(path/'model.safetensors') < n, what
-        assert unique_bytes(m) == sum(t.numel()*t.element_size() for t in (*m.parameters(), *(b for k,b in m.named_buffers() if k in m.state_dict()))), what
-        assert all(len({dict(m.named_parameters(remove_duplicate=False))[k].data_ptr() for k in names}) == 1 for names in shared_groups(m)), what
+        assert unique_bytes(m) == sum(
+            t.numel() * t.element_size()
+            for t in (*m.parameters(), *(b for k, b in m.named_buffers() if k in m.state_dict()))
+        ), what
+        assert all(
+            len({dict(m.named_parameters(remove_duplicate=False))[k].data_ptr() for k in names}) == 1
+            for names in shared_groups(m)
+        ), what
         again = build_model(path).eval()
-        assert shared_groups(again) == shared_groups(m) and torch.allclose(logits(again), logits(m), atol=1e-6, rtol=0) and getattr(again.config, 'rewrites', None) == getattr(m.config, 'rewrites', None), what
+        assert (
+            shared_groups(again) == shared_groups(m)
+            and torch.allclose(logits(again), logits(m), atol=1e-6, rtol=0)
+            and getattr(again.config, 'rewrites', None) == getattr(m.config, 'rewrites', None)
+        ), what
 
 def test_alternating_twelve_layers_keeps_two(): # and not half of them
-    m = make('standard'); layer = sum(p.numel() for p in m.blocks[0].parameters())
-    twelve,shared = build_model('standard', n_layer=12),share(build_model('standard', n_layer=12), 'alternate', verbose=False)
+    m = make('standard')
+    layer = sum(p.numel() for p in m.blocks[0].parameters())
+    twelve, shared = (
+        build_model('standard', n_layer=12),
+        share(build_model('standard', n_layer=12), 'alternate', verbose=False),
+    )
     count = lambda m: sum(p.numel() for p in m.parameters())
     assert count(twelve) - count(shared) == 10*layer and len({id(b.ffn.norm.weight) for b in shared.blocks}) == 2
 
 def test_sharing_is_more_than_an_entry(): # what one layer learns, the other knows
     m = share(make('standard'), 'alternate', verbose=False)
-    with torch.no_grad(): m.blocks[0].mixer.part.q_proj.weight.fill_(7.)
-    assert m.blocks[2].mixer.part.q_proj.weight.unique().tolist() == [7.] and m.blocks[1].mixer.part.q_proj.weight.ne(7.).all()
+    with torch.no_grad():
+        m.blocks[0].mixer.part.q_proj.weight.fill_(7.)
+    assert (
+        m.blocks[2].mixer.part.q_proj.weight.unique().tolist() == [7.0]
+        and m.blocks[1].mixer.part.q_proj.weight.ne(7.0).all()
+    )
 
 @pytest.mark.parametrize('words', [61, 64]) # 64 is the width too
 def test_an_embedding_ties_to_a_head_of_its_shape(words):
-    m = build_model('standard', vocab_size=words, dim=64, tie=False); share(m, 'embeddings', verbose=False)
+    m = build_model('standard', vocab_size=words, dim=64, tie=False)
+    share(m, 'embeddings', verbose=False)
     assert m.head.weight is m.embed.weight and m.config.tie and m.config.rewrites == []
-    odd = build_model('standard', vocab_size=words, tie=False); odd.head = nn.Linear(64, words + 1, bias=False)
-    with pytest.raises(InputError, match='cannot be one'): share(odd, 'embeddings')
+    odd = build_model('standard', vocab_size=words, tie=False)
+    odd.head = nn.Linear(64, words + 1, bias=False)
+    with pytest.raises(InputError, match='cannot be one'):
+        share(odd, 'embeddings')
 
 @pytest.mark.parametrize('name', ['standard', 'reversible', 'midpoint', 'resonance', 'moe', 'rnn', 'tiny:gpt2', 'tiny:llama', 'tiny:t5', 'tiny:bart'])
 def test_gradients_add(name):
-    m = share(make(name), 'encoder-decoder:alternate' if name in four else 'alternate', verbose=False).double(); twin = make(name).double()
-    twin.load_state_dict(m.state_dict()); twin_groups = shared_groups(twin)
+    m = share(make(name), 'encoder-decoder:alternate' if name in four else 'alternate', verbose=False).double()
+    twin = make(name).double()
+    twin.load_state_dict(m.state_dict())
+    twin_groups = shared_groups(twin)
     for one in (m, twin): (one(input_ids=ids, labels=ids)).loss.backward()
     own,grads = (dict(x.named_parameters(remove_duplicate=False)) for x in (m, twin))
     for names in shared_groups(m):
@@ -67,15 +136,20 @@ def test_gradients_add(name):
 def test_an_optimizer_holds_a_weight_once(optimizer, tmp_path):
     from lmnotes.data.dataloader import load_data
     from lmnotes.training.assemble import lm_learner
-    data = load_data(data_path=letters_file(tmp_path/'letters.jsonl'), max_length=16, bs=2, device='cpu'); m = build_model('standard+share:alternate', n_layer=4, vocab_size=data.vocab_size)
-    learn = lm_learner(m, data, optimizer=optimizer); learn.create_opt()
+    data = load_data(data_path=letters_file(tmp_path/'letters.jsonl'), max_length=16, bs=2, device='cpu')
+    m = build_model('standard+share:alternate', n_layer=4, vocab_size=data.vocab_size)
+    learn = lm_learner(m, data, optimizer=optimizer)
+    learn.create_opt()
     held = [p for group in learn.opt.all_params() for p in [group[0]]] if hasattr(learn.opt, 'all_params') else []
-    inner = learn.opt.opt; inner = getattr(inner, 'parts', [inner]); held = [id(p) for o in inner for g in o.param_groups for p in g['params']]
+    inner = learn.opt.opt
+    inner = getattr(inner, 'parts', [inner])
+    held = [id(p) for o in inner for g in o.param_groups for p in g['params']]
     assert len(held) == len(set(held)) == len(list(m.parameters()))
 
 @pytest.mark.parametrize('model,how', [('standard+share:alternate', 'ddp'), ('reversible+share:alternate:lora-2+ternary', 'ddp'), ('standard+share:alternate', 'fsdp')])
 def test_two_ranks_agree_on_a_shared_weight(model, how, tmp_path):
-    letters = letters_file(tmp_path/'letters.jsonl'); data = dict(data_path=str(letters), max_length=16)
+    letters = letters_file(tmp_path/'letters.jsonl')
+    data = dict(data_path=str(letters), max_length=16)
     case = lambda bs: dict(model=model, data=dict(data, bs=bs), options=dict(n_layer=4), steps=2, lr=1e-3)
     a,(b,c) = train_together(**case(4)),run_ranks(train_together, 2, how=how, **case(2))
     assert (how == 'fsdp' or difference(c, b) == 0) and difference(b, a, 'grads') < 1e-5 and difference(b, a) < 1e-4
@@ -83,52 +157,113 @@ def test_two_ranks_agree_on_a_shared_weight(model, how, tmp_path):
 @pytest.mark.parametrize('order', ['share:alternate+{}', '{}+share:alternate'])
 @pytest.mark.parametrize('bits', ['ternary', 'int4', 'codebook:8'])
 def test_codes_stay_shared(order, bits, tmp_path):
-    m = make(f'standard+{order.format(bits)}'); groups = coded_groups(m); layers = coded_layers(m)
+    m = make(f'standard+{order.format(bits)}')
+    groups = coded_groups(m)
+    layers = coded_layers(m)
     assert len(groups) == 2*7 and all(len(g) == 2 for g in groups)
-    for a,b in groups: assert layers[a].coded().codes.equal(layers[b].coded().codes) and layers[a].coded().scale.equal(layers[b].coded().scale)
-    m.save_pretrained(tmp_path/'m'); again = build_model(tmp_path/'m').eval()
+    for a,b in groups:
+        assert layers[a].coded().codes.equal(layers[b].coded().codes) and layers[a].coded().scale.equal(
+            layers[b].coded().scale
+        )
+    m.save_pretrained(tmp_path/'m')
+    again = build_model(tmp_path/'m').eval()
     assert coded_groups(again) == groups and logits(again).equal(logits(m))
 
 @pytest.mark.parametrize('name', ['tiny:llama', 'tiny:t5', 'tiny:gpt2', 'tiny:qwen3', 'standard'])
 def test_hub_models_go_all_the_way(name, tmp_path): # share, quantize, pack, load, generate
     from lmnotes.quantizers.packed_model import load_packed, pack
-    m = make(name); share(m, 'aggressive', verbose=False); quantize(m, 'ternary:all', verbose=False); pack(m, tmp_path/'packed'); again = load_packed(tmp_path/'packed')
+    m = make(name)
+    share(m, 'aggressive', verbose=False)
+    quantize(m, 'ternary:all', verbose=False)
+    pack(m, tmp_path/'packed')
+    again = load_packed(tmp_path/'packed')
     assert (logits(again) - logits(m)).abs().max() <= 1e-5
     texts = [one.generate(ids[:,:4], max_new_tokens=6, do_sample=False, pad_token_id=0) for one in (m, again)]
     assert texts[0].equal(texts[1])
-    alone = make(name); quantize(alone, 'ternary:all', verbose=False); pack(alone, tmp_path/'alone')
+    alone = make(name)
+    quantize(alone, 'ternary:all', verbose=False)
+    pack(alone, tmp_path/'alone')
     assert file_bytes(tmp_path/'packed') < file_bytes(tmp_path/'alone')
-    with pytest.raises(InputError, match='packed'): share(again, 'alternate')
+    with pytest.raises(InputError, match='packed'):
+        share(again, 'alternate')
 
 def test_adapters_go_onto_a_shared_model(tmp_path):
     from lmnotes.models.lora import add_lora, merge_lora
-    m = share(make('standard'), 'alternate', verbose=False); before = logits(m); m = add_lora(m, dropout=0., verbose=False).eval()
+    m = share(make('standard'), 'alternate', verbose=False)
+    before = logits(m)
+    m = add_lora(m, dropout=0., verbose=False).eval()
     assert torch.allclose(logits(m), before, atol=1e-6) and sum(p.requires_grad for p in m.parameters()) == 2*4*7
 
 def test_a_run_is_resumed_with_its_ties(tmp_path):
     from lmnotes.training.train import train
-    letters = letters_file(tmp_path/'letters.jsonl'); kw = dict(model='standard+share:alternate:lora-2+ternary', n_layer=4, data_path=str(letters), max_length=16, batch_size=2, device='cpu', save_steps=2, quiet=True)
+    letters = letters_file(tmp_path/'letters.jsonl')
+    kw = dict(
+        model='standard+share:alternate:lora-2+ternary',
+        n_layer=4,
+        data_path=str(letters),
+        max_length=16,
+        batch_size=2,
+        device='cpu',
+        save_steps=2,
+        quiet=True,
+    )
     train(max_steps=4, output_dir=str(tmp_path/'one'), **kw)
     state = lambda p: build_model(p).state_dict()
-    import shutil; shutil.copytree(tmp_path/'one', tmp_path/'two'); shutil.rmtree(tmp_path/'two/final'); shutil.rmtree(tmp_path/'two/checkpoints/step_000004'); (tmp_path/'two/checkpoints/latest').write_text('step_000002', encoding='utf-8')
+    import shutil
+    shutil.copytree(tmp_path/'one', tmp_path/'two')
+    shutil.rmtree(tmp_path/'two/final')
+    shutil.rmtree(tmp_path/'two/checkpoints/step_000004')
+    (tmp_path/'two/checkpoints/latest').write_text('step_000002', encoding='utf-8')
     train(resume_from_checkpoint=str(tmp_path/'two'), device='cpu', quiet=True)
     a,b = state(tmp_path/'one/final'),state(tmp_path/'two/final')
-    assert a.keys() == b.keys() and all(a[k].equal(b[k]) for k in a) and len(shared_groups(build_model(tmp_path/'two/final'))) == 2*11 + 1
+    assert (
+        a.keys() == b.keys()
+        and all(a[k].equal(b[k]) for k in a)
+        and len(shared_groups(build_model(tmp_path / 'two/final'))) == 2 * 11 + 1
+    )
 
 @pytest.mark.parametrize('spelling,said', [('share:groups-0.9', 'layer 9 is out of range: there are 4 layers, 0 to 3'), ('share:groups-0.1-1.2', 'layer 1 is in two groups'), ('share:alternat', "did you mean 'alternate'?"),
     ('share:embeddings', 'nothing to share'), ('share:encoder-decoder', 'is no encoder-decoder'), ('share', 'such as share:alternate'), ('share:sequential', 'needs a whole number'), ('share:groups-0', 'a dot joins'),
     ('share:attention-lora', 'there is'), ('share:alternate+share:alternate', 'nothing to share')])
 def test_a_mistake_is_one_line(spelling, said, capsys, tmp_path):
-    assert main(['train', '--model', f'standard+{spelling}', '--n_layer', '4', '--device', 'cpu', '--output_dir', str(tmp_path/'run')]) == 2
+    assert (
+        main(
+            [
+                'train',
+                '--model',
+                f'standard+{spelling}',
+                '--n_layer',
+                '4',
+                '--device',
+                'cpu',
+                '--output_dir',
+                str(tmp_path / 'run'),
+            ]
+        )
+        == 2
+    )
     err = capsys.readouterr().err.strip()
     assert said in err and '\n' not in err and not (tmp_path/'run').exists()
 
 def test_layers_that_differ_are_refused():
     m = build_model('standard', n_layer=2, ffn=['swiglu', 'relu2'])
-    with pytest.raises(InputError, match='are not alike'): share(m, 'groups', groups=[[0, 1]])
+    with pytest.raises(InputError, match='are not alike'):
+        share(m, 'groups', groups=[[0, 1]])
     assert shared_groups(m) == [['embed.weight', 'head.weight']] and m.config.rewrites == []
-    share(m, 'attention', verbose=False); assert len(shared_groups(m)) == 1 + 6
+    share(m, 'attention', verbose=False)
+    assert len(shared_groups(m)) == 1 + 6
 
 def test_names_of_the_room_are_its_own(): # `from lmnotes.all import *` gives them and not others of the same name
     import lmnotes.all as everything, lmnotes.sharing as room
-    for k in ('share', 'account', 'shared_groups', 'tie', 'strategies', 'patterns', 'combinations', 'storages', 'coded_groups'): assert getattr(everything, k) is getattr(room, k), k
+    for k in (
+        'share',
+        'account',
+        'shared_groups',
+        'tie',
+        'strategies',
+        'patterns',
+        'combinations',
+        'storages',
+        'coded_groups',
+    ):
+        assert getattr(everything, k) is getattr(room, k), k

@@ -19,18 +19,28 @@ from lmnotes.training.checkpoints import save_model
 
 TOK = byte_tokenizer()
 
-def fresh(name='standard', seed=0, **kw): set_seed(seed); return build_model(name, 'tiny', len(TOK), max_length=768, **kw)
+def fresh(name='standard', seed=0, **kw):
+    set_seed(seed)
+    return build_model(name, 'tiny', len(TOK), max_length=768, **kw)
 
 def teach(model, ds, rows, steps, lr=5e-3):
     "Train on the answers of rows, all in one batch"
-    made = examples_of(ds, rows, TOK); T = max(len(e['ids']) for e in made) - 1
+    made = examples_of(ds, rows, TOK)
+    T = max(len(e['ids']) for e in made) - 1
     x,y = torch.zeros(len(made), T, dtype=torch.long),torch.full((len(made), T), -100)
     for i,e in enumerate(made):
-        ids = torch.as_tensor(e['ids']).long(); x[i,:len(ids)-1] = ids[:-1]; y[i,e['start']-1:len(ids)-1] = ids[e['start']:]
-    opt = torch.optim.AdamW(model.parameters(), lr, betas=(.9, .98)); model.train()
+        ids = torch.as_tensor(e['ids']).long()
+        x[i,:len(ids)-1] = ids[:-1]
+        y[i,e['start']-1:len(ids)-1] = ids[e['start']:]
+    opt = torch.optim.AdamW(model.parameters(), lr, betas=(.9, .98))
+    model.train()
     for k in range(steps):
         for g in opt.param_groups: g['lr'] = lr*min(1, (k + 1)/10)
-        loss = model(x, shift_labels=y).loss; loss.backward(); torch.nn.utils.clip_grad_norm_(model.parameters(), 1.); opt.step(); opt.zero_grad()
+        loss = model(x, shift_labels=y).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.)
+        opt.step()
+        opt.zero_grad()
         if loss.item() < .01: break
     return model.eval()
 
@@ -39,115 +49,230 @@ GENERATED = dict(tagging='entities', qa='reading', generation='prose', math='ari
 @pytest.mark.parametrize('group,name', [*GENERATED.items(), ('qa', 'recall')])
 def test_trained_against_untrained(group, name):
     "A model that has seen the answers writes them; one that has not does not"
-    bench = tasks.task_benches[group]; ds,rows = bench.load(name, None, 2, 0); plain = fresh().eval()
-    before = bench(Subject(plain, TOK, draws=0), ds, rows)[0]; after = bench(Subject(teach(fresh(), ds, rows, 150), TOK, draws=0), ds, rows)[0]
+    bench = tasks.task_benches[group]
+    ds,rows = bench.load(name, None, 2, 0)
+    plain = fresh().eval()
+    before = bench(Subject(plain, TOK, draws=0), ds, rows)[0]
+    after = bench(Subject(teach(fresh(), ds, rows, 150), TOK, draws=0), ds, rows)[0]
     assert before.n == after.n == len(rows) and after.mean > before.mean + .2, (before.mean, after.mean)
     assert after.samples[0]['output'] != before.samples[0]['output'] and after.samples[0]['score'] == after.values[0]
 
 def mood_rows(n, seed, shuffle=False):
-    rng = random.Random(seed); labels = [i % 2 for i in range(n)]; said = rng.sample(labels, n)
-    rows = [dict(text=f'{rng.choice(("film", "song", "soup"))} {rng.randrange(1000)}: {("bad", "good")[l]}', label=l) for l in said]
+    rng = random.Random(seed)
+    labels = [i % 2 for i in range(n)]
+    said = rng.sample(labels, n)
+    rows = [
+        dict(text=f'{rng.choice(("film", "song", "soup"))} {rng.randrange(1000)}: {("bad", "good")[l]}', label=l)
+        for l in said
+    ]
     if shuffle:
-        mixed = [r['label'] for r in rows]; random.Random(seed + 1).shuffle(mixed); rows = [dict(r, label=l) for r,l in zip(rows, mixed)]
+        mixed = [r['label'] for r in rows]
+        random.Random(seed + 1).shuffle(mixed)
+        rows = [dict(r, label=l) for r,l in zip(rows, mixed)]
     return Rows(rows, labels=dict(label=['negative', 'positive']))
 
 @pytest.fixture(scope='module')
 def moods():
     "A dataset whose labels are easy, and a language model and a head that have learned them"
-    ds = find_dataset('opinions'); train = mood_rows(24, 0); ds.prepare(dict(train=train)); model = teach(fresh(), ds, train, 150)
-    head = with_head(fresh(), 'classify', ['negative', 'positive']); opt = torch.optim.AdamW(head.parameters(), 3e-3); head.train(); ids = encode_texts(TOK, [label_text(ds, r) for r in train]); n = max(map(len, ids))
-    x = torch.tensor([[*map(int, i)] + [0]*(n - len(i)) for i in ids]); m = torch.tensor([[1]*len(i) + [0]*(n - len(i)) for i in ids]); y = torch.tensor([r['label'] for r in train])
-    for _ in range(60): head(x, attention_mask=m, labels=y).loss.backward(); opt.step(); opt.zero_grad()
+    ds = find_dataset('opinions')
+    train = mood_rows(24, 0)
+    ds.prepare(dict(train=train))
+    model = teach(fresh(), ds, train, 150)
+    head = with_head(fresh(), 'classify', ['negative', 'positive'])
+    opt = torch.optim.AdamW(head.parameters(), 3e-3)
+    head.train()
+    ids = encode_texts(TOK, [label_text(ds, r) for r in train])
+    n = max(map(len, ids))
+    x = torch.tensor([[*map(int, i)] + [0]*(n - len(i)) for i in ids])
+    m = torch.tensor([[1]*len(i) + [0]*(n - len(i)) for i in ids])
+    y = torch.tensor([r['label'] for r in train])
+    for _ in range(60):
+        head(x, attention_mask=m, labels=y).loss.backward()
+        opt.step()
+        opt.zero_grad()
     return ds,dict(lm=model, head=head.eval())
 
 def test_shuffled_labels(moods):
     "Every classifier is right on the true labels, and at chance once they are shuffled"
-    ds,models = moods; ways = {}
+    ds,models = moods
+    ways = {}
     for labels in ('true', 'shuffled'):
         rows = mood_rows(60, 7, labels == 'shuffled')
         for m in models.values():
-            for t in score_classification(Subject(m, TOK), ds, rows): ways.setdefault((t.name, type(m).__name__), {})[labels] = t
+            for t in score_classification(Subject(m, TOK), ds, rows):
+                ways.setdefault((t.name, type(m).__name__), {})[labels] = t
     assert len(ways) == 3
     for k,t in ways.items():
         assert t['true'].mean > .9, (k, t['true'].mean)
-        assert abs(t['shuffled'].mean - .5) < .2 and abs(t['shuffled'].metrics['mcc']) < .4, (k, t['shuffled'].metrics)
+        assert abs(t['shuffled'].mean - 0.5) < 0.2 and abs(t['shuffled'].metrics['mcc']) < 0.4, (
+            k,
+            t['shuffled'].metrics,
+        )
         assert t['true'].chance == .5
 
 def test_learned_from_shuffled_labels(moods):
     "A classifier that was taught shuffled labels is at chance on true ones"
-    ds,_ = moods; rows = mood_rows(60, 9); found = [score_classification(Subject(teach(fresh(seed=s), ds, mood_rows(24, s, True), 40), TOK), ds, rows)[0].mean for s in (0, 1)]
+    ds,_ = moods
+    rows = mood_rows(60, 9)
+    found = [
+        score_classification(Subject(teach(fresh(seed=s), ds, mood_rows(24, s, True), 40), TOK), ds, rows)[0].mean
+        for s in (0, 1)
+    ]
     assert all(m < .85 for m in found), found
 
 class Ahead(type(fresh())):
     "Each position is told what comes next"
-    def forward(self, *args, **kw): out = super().forward(*args, **kw); out.logits = out.logits + out.logits.roll(-1, 1); return out
+    def forward(self, *args, **kw):
+        out = super().forward(*args, **kw)
+        out.logits = out.logits + out.logits.roll(-1, 1)
+        return out
 
 def test_the_gate(tmp_path):
     "A model wired to see the future is refused, nothing is printed, nothing is written"
-    model = fresh().eval(); model.__class__ = Ahead; printed = io.StringIO()
+    model = fresh().eval()
+    model.__class__ = Ahead
+    printed = io.StringIO()
     for what in ('lm', 'qa', 'lm,choice,long_range'):
-        with contextlib.redirect_stdout(printed), pytest.raises(RunError, match='sees the future'): evaluate_model(model, what, TOK, datasets=['prose', 'recall'], limit=2, output=tmp_path/'e.json')
+        with contextlib.redirect_stdout(printed), pytest.raises(RunError, match='sees the future'):
+            evaluate_model(model, what, TOK, datasets=['prose', 'recall'], limit=2, output=tmp_path/'e.json')
     assert printed.getvalue() == '' and not (tmp_path/'e.json').exists()
 
 # -- traps
 def test_what_is_scored_is_what_was_written(monkeypatch):
-    model = fresh().eval(); s = Subject(model, TOK, draws=0)
+    model = fresh().eval()
+    s = Subject(model, TOK, draws=0)
     for group,name in GENERATED.items():
-        bench = tasks.task_benches[group]; ds,rows = bench.load(name, None, 4, 0)
-        monkeypatch.setattr(written, 'answers', lambda m, t, asked, **k: [a.target.strip('\n') for a in asked]); right, = bench(s, ds, rows)
-        monkeypatch.setattr(written, 'answers', lambda m, t, asked, **k: ['positive']*len(asked)); same, = bench(s, ds, rows)
-        assert right.mean > .99, (group, right.mean); assert same.mean < .3 and same.metrics['distinct'] == 1/same.n, (group, same.mean)
-        monkeypatch.setattr(written, 'answers', lambda m, t, asked, **k: ['']*len(asked)); assert bench(s, ds, rows)[0].mean == 0., group # and not one half
+        bench = tasks.task_benches[group]
+        ds,rows = bench.load(name, None, 4, 0)
+        monkeypatch.setattr(written, 'answers', lambda m, t, asked, **k: [a.target.strip('\n') for a in asked])
+        right, = bench(s, ds, rows)
+        monkeypatch.setattr(written, 'answers', lambda m, t, asked, **k: ['positive']*len(asked))
+        same, = bench(s, ds, rows)
+        assert right.mean > .99, (group, right.mean)
+        assert same.mean < .3 and same.metrics['distinct'] == 1/same.n, (group, same.mean)
+        monkeypatch.setattr(written, 'answers', lambda m, t, asked, **k: ['']*len(asked))
+        assert bench(s, ds, rows)[0].mean == 0., group # and not one half
 
 def test_an_error_is_no_zero(monkeypatch):
     monkeypatch.setattr(written, 'answers', lambda *a, **k: 1/0)
-    with pytest.raises(ZeroDivisionError): run_suite(fresh().eval(), TOK, 'qa', datasets=['recall'], limit=2)
+    with pytest.raises(ZeroDivisionError):
+        run_suite(fresh().eval(), TOK, 'qa', datasets=['recall'], limit=2)
 
 def test_missing_is_listed_with_its_reason(tmp_path):
-    (tmp_path/'squad').mkdir(); found,missing = run_suite(fresh().eval(), TOK, 'qa,similarity,tagging', data_dir=tmp_path, limit=2)
-    assert found == [] and {m['name'] for m in missing} == {'squad', 'squad2', 'stsb', 'conll', 'ud'} and all(len(m['reason']) > 20 for m in missing)
+    (tmp_path/'squad').mkdir()
+    found,missing = run_suite(fresh().eval(), TOK, 'qa,similarity,tagging', data_dir=tmp_path, limit=2)
+    assert (
+        found == []
+        and {m['name'] for m in missing} == {'squad', 'squad2', 'stsb', 'conll', 'ud'}
+        and all(len(m['reason']) > 20 for m in missing)
+    )
 
 @pytest.mark.parametrize('name', ['opinions', 'entities', 'reading', 'recall', 'arithmetic'])
 def test_nobody_trained_on_them(name):
     "Items come from the test split, apart from training and from the validation that picks a checkpoint"
-    ds = find_dataset(name); rows,split = eval_rows(ds, limit=200); splits = load_rows(ds); key = lambda r: json.dumps(r, sort_keys=True, default=str)
-    assert split == 'test' and not {key(r) for s in ('train', 'validation') for r in splits[s]} & {key(r) for r in rows}
+    ds = find_dataset(name)
+    rows,split = eval_rows(ds, limit=200)
+    splits = load_rows(ds)
+    key = lambda r: json.dumps(r, sort_keys=True, default=str)
+    assert split == 'test' and not {key(r) for s in ('train', 'validation') for r in splits[s]} & {
+        key(r) for r in rows
+    }
     assert rows == eval_rows(ds, limit=200)[0] and rows != eval_rows(ds, limit=200, seed=1)[0]
 
 def test_error_bars_are_over_items():
-    a,b = TaskScores('qa', 'a', 'f1', np.array([0., 1.]*8)),TaskScores('qa', 'b', 'f1', np.array([0., 1.]*8), clusters=np.repeat(np.arange(4), 4))
-    assert abs(item_error(a) - np.std(a.values, ddof=1)/4) < 1e-12 and item_error(b) < 1e-9 # every cluster has the same mean
+    a, b = (
+        TaskScores('qa', 'a', 'f1', np.array([0.0, 1.0] * 8)),
+        TaskScores('qa', 'b', 'f1', np.array([0.0, 1.0] * 8), clusters=np.repeat(np.arange(4), 4)),
+    )
+    # every cluster has the same mean
+    assert abs(item_error(a) - np.std(a.values, ddof=1)/4) < 1e-12 and item_error(b) < 1e-9
 
 def test_no_execution_unless_asked():
-    t, = tasks.task_benches['code'](Subject(fresh().eval(), TOK), *tasks.task_benches['code'].load('python', None, 2, 0))
+    (t,) = tasks.task_benches['code'](
+        Subject(fresh().eval(), TOK), *tasks.task_benches['code'].load('python', None, 2, 0)
+    )
     assert not any(k.startswith('pass@') for k in t.metrics)
 
 def test_long_texts_are_not_measured():
     found,missing = run_suite(fresh().eval(), TOK, 'long_range', limit=2)
-    assert {m['name'].split('_')[-1] for m in missing} == {'1024'} and all('the model takes 768' in m['reason'] for m in missing) and len(found) == 10
+    assert (
+        {m['name'].split('_')[-1] for m in missing} == {'1024'}
+        and all('the model takes 768' in m['reason'] for m in missing)
+        and len(found) == 10
+    )
 
 @pytest.mark.parametrize('name', ['standard', 'reversible', 'resonance', 'rnn', 'moe', 'hybrid', 'encoder', 'tiny:gpt2'])
 def test_any_saved_model(name, tmp_path, capsys):
     "Each recipe, saved, is asked by the command; what it cannot be asked is listed"
-    set_seed(0); model = build_model(name, vocab_size=len(TOK)) if name.startswith('tiny:') else build_model(name, 'tiny', len(TOK), max_length=512)
+    set_seed(0)
+    model = (
+        build_model(name, vocab_size=len(TOK))
+        if name.startswith('tiny:')
+        else build_model(name, 'tiny', len(TOK), max_length=512)
+    )
     save_model(model.eval(), TOK, tmp_path/'m')
-    assert main(['evaluate', '--model', str(tmp_path/'m'), '--tasks', 'lm,qa,choice', '--datasets', 'recall,reading,prose', '--limit', '2', '--device', 'cpu']) == 0
-    r = read_json(tmp_path/'m'/'evaluation.json'); assert 'choice' in capsys.readouterr().out
-    if name == 'encoder': assert not r['tasks'] and {m['task'] for m in r['not_measured']} == {'lm', 'qa', 'choice'} and all('fills gaps' in m['reason'] for m in r['not_measured'])
-    else: assert len(r['tasks']) == 3 and len(r['lm']) == 1 and r['not_measured'] == [] and r['lm'][0]['tokenizer'] == 'bytes'
+    assert (
+        main(
+            [
+                'evaluate',
+                '--model',
+                str(tmp_path / 'm'),
+                '--tasks',
+                'lm,qa,choice',
+                '--datasets',
+                'recall,reading,prose',
+                '--limit',
+                '2',
+                '--device',
+                'cpu',
+            ]
+        )
+        == 0
+    )
+    r = read_json(tmp_path/'m'/'evaluation.json')
+    assert 'choice' in capsys.readouterr().out
+    if name == 'encoder':
+        assert (
+            not r['tasks']
+            and {m['task'] for m in r['not_measured']} == {'lm', 'qa', 'choice'}
+            and all('fills gaps' in m['reason'] for m in r['not_measured'])
+        )
+    else:
+        assert (
+            len(r['tasks']) == 3
+            and len(r['lm']) == 1
+            and r['not_measured'] == []
+            and r['lm'][0]['tokenizer'] == 'bytes'
+        )
 
 def test_adapter(tmp_path):
     from lmnotes.models.lora import add_lora
-    save_model(fresh().eval(), TOK, tmp_path/'base'); model = build_model(str(tmp_path/'base')); adapted = add_lora(model, r=2, verbose=False)
-    adapted = adapted if adapted is not None else model; adapted.save_pretrained(tmp_path/'lora'); TOK.save_pretrained(tmp_path/'lora')
-    r = evaluate_model(tmp_path/'lora', 'qa', datasets=['recall'], limit=2, device='cpu'); assert r['tasks'][0]['n'] == 2 and (tmp_path/'lora'/'evaluation.json').exists()
+    save_model(fresh().eval(), TOK, tmp_path/'base')
+    model = build_model(str(tmp_path/'base'))
+    adapted = add_lora(model, r=2, verbose=False)
+    adapted = adapted if adapted is not None else model
+    adapted.save_pretrained(tmp_path/'lora')
+    TOK.save_pretrained(tmp_path/'lora')
+    r = evaluate_model(tmp_path/'lora', 'qa', datasets=['recall'], limit=2, device='cpu')
+    assert r['tasks'][0]['n'] == 2 and (tmp_path/'lora'/'evaluation.json').exists()
 
 def test_recipe_is_refused(capsys):
-    assert main(['evaluate', '--model', 'standard', '--tasks', 'qa']) == 2 and 'recipe with random weights' in capsys.readouterr().err
+    assert (
+        main(['evaluate', '--model', 'standard', '--tasks', 'qa']) == 2
+        and 'recipe with random weights' in capsys.readouterr().err
+    )
 
 @pytest.mark.skipif('LMNOTES_DATA_DIR' not in os.environ, reason='LMNOTES_DATA_DIR names no folder of real rows')
 def test_real_rows():
     "With a data root each group asks real data, and what is not there is listed"
-    found,missing = run_suite(fresh().eval(), TOK, 'classification,tagging,qa,math,similarity,choice', limit=2, draws=0); names = {t.name for t in found} | {m['name'] for m in missing}
-    assert {'sst2', 'squad', 'gsm8k', 'stsb', 'mmlu'} <= names and not {'opinions', 'entities', 'reading', 'arithmetic'} & names
+    found, missing = run_suite(
+        fresh().eval(), TOK, 'classification,tagging,qa,math,similarity,choice', limit=2, draws=0
+    )
+    names = {t.name for t in found} | {m['name'] for m in missing}
+    assert {'sst2', 'squad', 'gsm8k', 'stsb', 'mmlu'} <= names and not {
+        'opinions',
+        'entities',
+        'reading',
+        'arithmetic',
+    } & names
     assert all(np.isfinite(t.values).all() and t.n for t in found) and all(m['reason'] for m in missing)

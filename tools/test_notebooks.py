@@ -10,27 +10,50 @@ LIMIT = 300 # seconds a notebook may take
 def preload():
     "Import once what nearly every notebook imports; each process begins as a copy of this one"
     sys.path.insert(0, str(get_config().config_path))
-    for name in ('lmnotes.core', 'fastai.basics', 'transformers', 'datasets', 'peft', 'matplotlib.figure', 'IPython.core.display'): importlib.import_module(name)
+    for name in (
+        'lmnotes.core',
+        'fastai.basics',
+        'transformers',
+        'datasets',
+        'peft',
+        'matplotlib.figure',
+        'IPython.core.display',
+    ):
+        importlib.import_module(name)
 
 def run(nb):
-    config = get_config(); os.chdir(config.nbs_path)
-    try: ok,_ = test_nb(nb, skip_flags=config.tst_flags.split(), basepath=config.config_path)
-    except BaseException as e: print(f'{nb.name}: {type(e).__name__}: {e}', file=sys.stderr); ok = False
-    sys.stdout.flush(); sys.stderr.flush(); os._exit(not ok)
+    config = get_config()
+    os.chdir(config.nbs_path)
+    try:
+        ok,_ = test_nb(nb, skip_flags=config.tst_flags.split(), basepath=config.config_path)
+    except BaseException as e:
+        print(f'{nb.name}: {type(e).__name__}: {e}', file=sys.stderr)
+        ok = False
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(not ok)
 
 def run_all(notebooks, workers):
     "The names of those that failed"
     waiting,running,failed = list(notebooks),{},[]
     while waiting or running:
         while waiting and len(running) < workers:
-            nb = waiting.pop(0); p = mp.get_context('fork').Process(target=run, args=(nb,)); p.start()
+            nb = waiting.pop(0)
+            p = mp.get_context('fork').Process(target=run, args=(nb,))
+            p.start()
             running[p.sentinel] = p,nb,time.time()
         for p,_,start in running.values():
-            if time.time() - start > LIMIT: p.kill() # a notebook that waits for what never comes must not take the others along
+            if time.time() - start > LIMIT:
+                p.kill() # a notebook that waits for what never comes must not take the others along
         for sentinel in mp.connection.wait(list(running), timeout=1):
-            p,nb,start = running.pop(sentinel); p.join()
+            p,nb,start = running.pop(sentinel)
+            p.join()
             if p.exitcode: failed.append(nb.name)
-            print(f"{time.time()-start:4.0f} s  {nb.relative_to(get_config().nbs_path)}{'  FAILED' if p.exitcode else ''}", flush=True)
+            print(
+                f"{time.time() - start:4.0f} s  "
+                f"{nb.relative_to(get_config().nbs_path)}{'  FAILED' if p.exitcode else ''}",
+                flush=True,
+            )
     return failed
 
 def main():
@@ -39,7 +62,8 @@ def main():
     args.add_argument('--workers', type=int, default=2)
     o = args.parse_args()
     notebooks = [p.absolute() for p in o.path] or [Path(p).absolute() for p in sorted(nbglob(as_path=True))]
-    preload(); failed = run_all(notebooks, o.workers)
+    preload()
+    failed = run_all(notebooks, o.workers)
     print(f'{len(notebooks) - len(failed)} of {len(notebooks)} notebooks passed')
     if failed: sys.exit('failed: ' + ', '.join(sorted(failed)))
 

@@ -23,7 +23,9 @@ commands = Registry('command')
 
 def command(name:str, options:type):
     "Register a function of `options` as the command `name`"
-    def add(f): f.options = options; return commands(name)(f)
+    def add(f):
+        f.options = options
+        return commands(name)(f)
     return add
 
 # %% ../../nbs/11_app/01_cli.ipynb #50014620
@@ -73,7 +75,10 @@ def compare_command(o, given):
     "Train models side by side and report what differs"
     from lmnotes.comparison.comparison import compare, rerun
     if o.rerun:
-        if other := sorted(given - {'rerun', 'launcher', 'workers'}): raise InputError(f"--rerun goes on with a plan as it was made, and --{other[0]} would change it; leave it out")
+        if other := sorted(given - {'rerun', 'launcher', 'workers'}):
+            raise InputError(
+                f"--rerun goes on with a plan as it was made, and --{other[0]} would change it; leave it out"
+            )
         c = rerun(o.rerun, *(getattr(o, k) if k in given else None for k in ('launcher', 'workers')))
     else: c = compare(**{k: v for k,v in asdict(o).items() if k != 'rerun'})
     if o.dry_run: return
@@ -132,7 +137,18 @@ def generate_command(o, given):
     if not o.model: raise InputError('--model is missing; give the folder of a run or of a saved model')
     from lmnotes.models.generation import generate
     model,tokenizer = ready_model(o)
-    print(generate(model, tokenizer, o.prompt, max_new_tokens=o.max_new_tokens, temperature=o.temperature, top_p=o.top_p, seed=o.seed, stop=o.stop))
+    print(
+        generate(
+            model,
+            tokenizer,
+            o.prompt,
+            max_new_tokens=o.max_new_tokens,
+            temperature=o.temperature,
+            top_p=o.top_p,
+            seed=o.seed,
+            stop=o.stop,
+        )
+    )
 
 def ready_model(
     o, # options with `model`, `device` and how to load it
@@ -142,12 +158,23 @@ def ready_model(
     from lmnotes.data.tokenizers import get_tokenizer
     from lmnotes.models import build_model, models
     from lmnotes.files import model_folder
-    name = o.model.partition('+')[0]; device = str(pick_device(o.device))
-    if name in models: raise InputError(f"'{name}' is a recipe with random weights; train it first, and give the folder of the run")
-    if not name.startswith('tiny:') and (Path(name).is_dir() or name.startswith(('.', '/', '~'))): name = str(model_folder(Path(name).expanduser()))
-    how = dict(attn_implementation=o.attn_implementation, load_in_4bit=o.load_in_4bit, load_in_8bit=o.load_in_8bit, trust_remote_code=o.trust_remote_code, device=device)
+    name = o.model.partition('+')[0]
+    device = str(pick_device(o.device))
+    if name in models:
+        raise InputError(f"'{name}' is a recipe with random weights; train it first, and give the folder of the run")
+    if not name.startswith('tiny:') and (Path(name).is_dir() or name.startswith(('.', '/', '~'))):
+        name = str(model_folder(Path(name).expanduser()))
+    how = dict(
+        attn_implementation=o.attn_implementation,
+        load_in_4bit=o.load_in_4bit,
+        load_in_8bit=o.load_in_8bit,
+        trust_remote_code=o.trust_remote_code,
+        device=device,
+    )
     from lmnotes.models.decoder import saved_kind
-    model = build_model(name + o.model[len(o.model.partition('+')[0]):], **({} if saved_kind(name) == 'lmnotes' else how))
+    model = build_model(
+        name + o.model[len(o.model.partition('+')[0]) :], **({} if saved_kind(name) == 'lmnotes' else how)
+    )
     if not getattr(model, 'is_quantized', False): model.to(device)
     return model.eval(),get_tokenizer('bytes' if name.startswith('tiny:') else name)
 
@@ -166,7 +193,13 @@ class BenchOptions:
 def bench_command(o, given):
     "Measure what this project claims"
     from lmnotes.benchmarks.bench import run_benches
-    run_benches(list(o.names), json=o.json, device=o.device, quick=o.quick, **{k: v for k in ('size', 'data_dir') if (v := getattr(o, k))})
+    run_benches(
+        list(o.names),
+        json=o.json,
+        device=o.device,
+        quick=o.quick,
+        **{k: v for k in ('size', 'data_dir') if (v := getattr(o, k))},
+    )
 
 @dataclass
 class PackOptions:
@@ -228,7 +261,8 @@ def report_command(o, given):
         return
     from lmnotes.reports.run_report import report_runs
     out,r = report_runs(o.runs, o.output_path, o.metric)
-    for m in r['missing']: print(f"lmnotes: left out: {m['reason']}", file=sys.stderr)
+    for m in r['missing']:
+        print(f"lmnotes: left out: {m['reason']}", file=sys.stderr)
     print(f"report: {out/'report.html'}")
     return 1 if r['missing'] else 0 # what could be read is reported
 
@@ -267,9 +301,12 @@ def normalize(
             out += w.split(',') if out and given and list(given)[-1] in _lists and not w.startswith('-') else [w]
             continue
         typed,eq,value = w[2:].partition('=')
-        name = typed.replace('-', '_'); name = aliases.get(name, name) if name not in names else name
-        if name not in names: raise InputError(f"unknown option '--{typed}': {did_you_mean('--' + name, ['--' + n for n in names])}")
-        if name in given: raise InputError(f"--{name} was given twice, as --{given[name]} and --{typed}; give it once")
+        name = typed.replace('-', '_')
+        name = aliases.get(name, name) if name not in names else name
+        if name not in names:
+            raise InputError(f"unknown option '--{typed}': {did_you_mean('--' + name, ['--' + n for n in names])}")
+        if name in given:
+            raise InputError(f"--{name} was given twice, as --{given[name]} and --{typed}; give it once")
         given[name] = typed
         out += [f'--{name}'] + ((value.split(',') if name in _lists else [value]) if eq else [])
     return out, set(given)
@@ -291,11 +328,14 @@ def parse(
     import tyro
     cls = commands[name].options
     words,given = normalize(words, cls)
-    run = lambda: tyro.cli(cls, args=words, prog=f'lmnotes {name}', use_underscores=True, config=(tyro.conf.FlagCreatePairsOff,))
+    run = lambda: tyro.cli(
+        cls, args=words, prog=f'lmnotes {name}', use_underscores=True, config=(tyro.conf.FlagCreatePairsOff,)
+    )
     if '--help' in words or '-h' in words: return run(), given
     err = io.StringIO()
     try:
-        with contextlib.redirect_stderr(err): return run(), given
+        with contextlib.redirect_stderr(err):
+            return run(), given
     except SystemExit as e:
         raise InputError(f'{_first_sentence(err.getvalue())} (lmnotes {name} --help lists all)') from None
 
@@ -303,15 +343,27 @@ def parse(
 def usage()->str:
     "What `lmnotes --help` prints"
     width = max(map(len, commands))
-    return '\n'.join(['usage: lmnotes COMMAND [options]', '', 'A lab where small language models are changed, trained and compared truthfully.', '',
-                      *(f'  {n:<{width}}  {f.__doc__}' for n,f in sorted(commands.items())), '',
-                      'lmnotes COMMAND --help lists the options of a command.'])
+    return '\n'.join(
+        [
+            'usage: lmnotes COMMAND [options]',
+            '',
+            'A lab where small language models are changed, trained and compared truthfully.',
+            '',
+            *(f'  {n:<{width}}  {f.__doc__}' for n, f in sorted(commands.items())),
+            '',
+            'lmnotes COMMAND --help lists the options of a command.',
+        ]
+    )
 
 def main(argv=None)->int:
     "Run one command; the exit code: 0 done, 1 the run failed, 2 the input was wrong"
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ('-h', '--help', 'help'): print(usage()); return 0 if words else 2
-    if words[0] == '--version': print(__version__); return 0
+    if not words or words[0] in ('-h', '--help', 'help'):
+        print(usage())
+        return 0 if words else 2
+    if words[0] == '--version':
+        print(__version__)
+        return 0
     warnings.showwarning = lambda message, *_, **__: print(f'warning: {message}', file=sys.stderr)
     os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
     os.environ.setdefault('HF_HUB_DISABLE_PROGRESS_BARS', '1') # a bar for loading one file tells nobody anything
@@ -319,11 +371,17 @@ def main(argv=None)->int:
         run = commands[words[0]]
         if {'-h', '--help'} & set(words): parse(words[0], words[1:])
         return run(*parse(words[0], words[1:])) or 0
-    except SystemExit as e: return e.code or 0
-    except InputError as e: return _complain(e, 2)
-    except RunError as e: return _complain(e, 1)
-    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), 1); return 0 # whoever reads has seen enough
-    except KeyboardInterrupt: return _complain('stopped by hand', 1)
+    except SystemExit as e:
+        return e.code or 0
+    except InputError as e:
+        return _complain(e, 2)
+    except RunError as e:
+        return _complain(e, 1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0 # whoever reads has seen enough
+    except KeyboardInterrupt:
+        return _complain('stopped by hand', 1)
     except OSError as e:
         if e.errno not in (28, 122): raise # a full disk or quota is the user's news, anything else our bug
         return _complain(e, 1)

@@ -37,67 +37,138 @@ def show_dataset(
     from lmnotes.data.catalog import find_dataset, finish_rows, load_documents, load_rows
     from lmnotes.data.sft_examples import examples_of, mark_example, supervised_share
     from lmnotes.data.tokenizers import get_tokenizer
-    form = form or ('terminal' if sys.stdout.isatty() else 'plain'); say = lambda *a: print(*a, file=file)
+    form = form or ('terminal' if sys.stdout.isatty() else 'plain')
+    say = lambda *a: print(*a, file=file)
     ds = find_dataset(name, config)
     head = f'{ds.name}: {ds.kind}, role {ds.role}, for {" and ".join(ds.modes)}'
     if 'sft' not in ds.modes:
         splits,notes = load_documents(ds, data_dir)
-        say(head); say('; '.join([*(f'{len(t)} {s} documents, {format_count(sum(map(len, t)))} characters' for s,t in splits.items()), *notes]))
+        say(head)
+        say(
+            '; '.join(
+                [
+                    *(
+                        f'{len(t)} {s} documents, {format_count(sum(map(len, t)))} characters'
+                        for s, t in splits.items()
+                    ),
+                    *notes,
+                ]
+            )
+        )
         for d in splits['train'][:n]: say('-'*40 + f'\n{d[:400]}')
         return
     rows,notes = load_rows(ds, data_dir),None
     if ds.role == 'eval': notes = ['kept for evaluation: training on it needs --allow_eval_data']
     elif not (rows.get('train') or rows.get('validation')): notes = ['no rows to train on here']
     else: rows,notes = finish_rows(ds, rows)
-    shown = next((s for s in ([r for r in rows[k] if ds.scored(r)] for k in ('train', 'validation', *rows) if k in rows) if s), None); say(head)
-    if shown is None: raise InputError(f"every row of '{ds.name}' here has a hidden label, so there is no answer to show; take another split or source")
+    shown = next(
+        (s for s in ([r for r in rows[k] if ds.scored(r)] for k in ('train', 'validation', *rows) if k in rows) if s),
+        None,
+    )
+    say(head)
+    if shown is None:
+        raise InputError(
+            f"every row of '{ds.name}' here has a hidden label, so there is no answer to show; "
+            "take another split or source"
+        )
     tok = get_tokenizer(tokenizer, lambda: [ds.prompt(r) + ds.target(r) for r in shown], vocab_size)
     es = examples_of(ds, shown[:200], tok)
-    say('; '.join([*(f'{len(r)} {s} rows' for s,r in rows.items() if r), *notes])); say(f'{supervised_share(es):.1%} of the tokens carry loss ({tokenizer})')
-    for r,e in zip(shown[:n], es): say('-'*40 + '\n' + mark_example(tok, e, form)); say(_scores(ds, r))
+    say('; '.join([*(f'{len(r)} {s} rows' for s,r in rows.items() if r), *notes]))
+    say(f'{supervised_share(es):.1%} of the tokens carry loss ({tokenizer})')
+    for r,e in zip(shown[:n], es):
+        say('-'*40 + '\n' + mark_example(tok, e, form))
+        say(_scores(ds, r))
 
 def _scores(ds, row):
-    right,other = ds.score(row, ds.target(row)),{c: ds.score(row, c) for c in ds.choices(row) or [''] if c != ds.target(row)}
+    right, other = (
+        ds.score(row, ds.target(row)),
+        {c: ds.score(row, c) for c in ds.choices(row) or [''] if c != ds.target(row)},
+    )
     return f'its answer scores {right:g}; ' + ', '.join(f'{c!r} {s:g}' for c,s in list(other.items())[:6])
 
 # %% ../../nbs/11_app/04_data_command.ipynb #e07d2046
 def validate_command(o):
     "Say whether shards are sound; a problem is an error"
     from lmnotes.data.shards import validate
-    report = validate(_need(o, 'data_path'), o.vocab_size); print(report)
+    report = validate(_need(o, 'data_path'), o.vocab_size)
+    print(report)
     report.check()
 
 def split_command(o):
     "Divide shards into training and validation, by links"
     from lmnotes.data.shards import split
     done = split(_need(o, 'data_path'), _need(o, 'output_path'), o.val_ratio)
-    print(f"{done['train']} rows to train on, {done['validation']} held out, by {done['by']}; {done['copies_left_out']} copies left out\n{o.output_path}")
+    print(
+        f"{done['train']} rows to train on, {done['validation']} held out, by {done['by']}; "
+        f"{done['copies_left_out']} copies left out\n{o.output_path}"
+    )
 
 def recommend_command(o):
     "Recommend a size for the tokens there are, and the command to train it"
     from lmnotes.app.size_advice import recommend
     r = recommend(_need(o, 'data_path'), o.model, o.vocab_size, o.device)
-    print(f"{format_count(r['tokens'])} tokens: {r['model']} {r['size']}, {format_count(r['parameters'])} parameters ({r['tokens_per_parameter']:.1f} tokens each)\n"
-          f"about {format_count(r['memory_bytes'])}B of memory for a window of {r['max_length']}, and {_span(r['seconds'])} for one pass on this machine, by a measured step\n\n{r['command']}")
+    print(
+        f"{format_count(r['tokens'])} tokens: {r['model']} {r['size']}, "
+        f"{format_count(r['parameters'])} parameters ({r['tokens_per_parameter']:.1f} tokens "
+        "each)\n"
+        f"about {format_count(r['memory_bytes'])}B of memory for a window of "
+        f"{r['max_length']}, and {_span(r['seconds'])} for one pass on this machine, by a "
+        f"measured step\n\n{r['command']}"
+    )
 
 def tokenize_command(o):
     "Make shards of a dataset"
     from lmnotes.data.shards import tokenize
-    m = tokenize(_need(o, 'dataset'), _need(o, 'output_path'), o.tokenizer, o.max_length, o.data_dir, o.dataset_config, o.vocab_size, o.limit, allow_eval_data=getattr(o, 'allow_eval_data', False))
-    for s,d in m['splits'].items(): print(f"{s}: {d['documents']} documents, {d['rows']} rows of {m['length']}, {format_count(d['tokens'])} tokens; {d['left_out']} tokens at the end fill no row")
+    m = tokenize(
+        _need(o, 'dataset'),
+        _need(o, 'output_path'),
+        o.tokenizer,
+        o.max_length,
+        o.data_dir,
+        o.dataset_config,
+        o.vocab_size,
+        o.limit,
+        allow_eval_data=getattr(o, 'allow_eval_data', False),
+    )
+    for s,d in m['splits'].items():
+        print(
+            f"{s}: {d['documents']} documents, {d['rows']} rows of {m['length']}, "
+            f"{format_count(d['tokens'])} tokens; {d['left_out']} tokens at the end fill no row"
+        )
     print(o.output_path)
 
 def _need(o, name):
     if not getattr(o, name): raise InputError(f'--{name} is missing; see lmnotes data --help')
     return getattr(o, name)
 
-def _span(s): return f'{s:.0f} seconds' if s < 120 else f'{s/60:.0f} minutes' if s < 7200 else f'{s/3600:.0f} hours' if s < 172800 else f'{s/86400:.0f} days'
+def _span(s):
+    return (
+        f'{s:.0f} seconds'
+        if s < 120
+        else f'{s / 60:.0f} minutes'
+        if s < 7200
+        else f'{s / 3600:.0f} hours'
+        if s < 172800
+        else f'{s / 86400:.0f} days'
+    )
 
 # %% ../../nbs/11_app/04_data_command.ipynb #3b620681
-actions = dict(list=lambda o, name: list_datasets(o.data_dir), show=lambda o, name: show_dataset(name, o.dataset_config, o.data_dir, o.tokenizer, o.rows, o.vocab_size),
-               validate=lambda o, name: validate_command(o), split=lambda o, name: split_command(o), recommend=lambda o, name: recommend_command(o), tokenize=lambda o, name: tokenize_command(o))
-takes = dict(list='data_dir', show='dataset_config data_dir tokenizer rows vocab_size', validate='data_path vocab_size', split='data_path output_path val_ratio',
-             recommend='data_path model vocab_size device', tokenize='dataset dataset_config data_dir output_path tokenizer vocab_size max_length limit allow_eval_data') # options of each word
+actions = dict(
+    list=lambda o, name: list_datasets(o.data_dir),
+    show=lambda o, name: show_dataset(name, o.dataset_config, o.data_dir, o.tokenizer, o.rows, o.vocab_size),
+    validate=lambda o, name: validate_command(o),
+    split=lambda o, name: split_command(o),
+    recommend=lambda o, name: recommend_command(o),
+    tokenize=lambda o, name: tokenize_command(o),
+)
+takes = dict(
+    list='data_dir',
+    show='dataset_config data_dir tokenizer rows vocab_size',
+    validate='data_path vocab_size',
+    split='data_path output_path val_ratio',
+    recommend='data_path model vocab_size device',
+    tokenize='dataset dataset_config data_dir output_path tokenizer vocab_size max_length limit allow_eval_data',
+) # options of each word
 
 def data_action(
     words:list, # what to do, and for `show` the dataset
@@ -107,6 +178,15 @@ def data_action(
     "Run `lmnotes data WORD`"
     word,*rest = list(words) or ['']
     if word not in actions: raise InputError(f"lmnotes data {word}: say what to do; {did_you_mean(word, actions)}")
-    if (word == 'show') != (len(rest) == 1): raise InputError('lmnotes data show takes the name of one dataset' if word == 'show' else f"lmnotes data {word} takes options only, and '{' '.join(rest)}' came")
-    if more := sorted(set(given) - set(takes[word].split())): raise InputError(f"--{more[0]} says nothing to lmnotes data {word}, which takes --{', --'.join(takes[word].split())}; leave it out")
+    if (word == 'show') != (len(rest) == 1):
+        raise InputError(
+            'lmnotes data show takes the name of one dataset'
+            if word == 'show'
+            else f"lmnotes data {word} takes options only, and '{' '.join(rest)}' came"
+        )
+    if more := sorted(set(given) - set(takes[word].split())):
+        raise InputError(
+            f"--{more[0]} says nothing to lmnotes data {word}, which takes "
+            f"--{', --'.join(takes[word].split())}; leave it out"
+        )
     actions[word](o, *rest or [None])

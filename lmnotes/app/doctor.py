@@ -30,18 +30,24 @@ def check_python(version): # (major, minor, micro)
     "Python 3.11 to 3.13 are tested"
     text = '.'.join(map(str, version[:3]))
     if (3,11) <= tuple(version[:2]) <= (3,13): return Finding('python', text)
-    return Finding('python', text, 'bad', 'lmnotes is tested with 3.11, 3.12 and 3.13: make an environment with one of these')
+    return Finding(
+        'python', text, 'bad', 'lmnotes is tested with 3.11, 3.12 and 3.13: make an environment with one of these'
+    )
 
 # %% ../../nbs/11_app/02_doctor.ipynb #11ae8ee5
 def installed(name:str)->str: # '' when it is not there
     "Version of an installed package"
-    try: return metadata.version(name)
-    except metadata.PackageNotFoundError: return ''
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ''
 
 def requirements()->list[str]:
     "What the installed lmnotes asks for, as pip reads it"
-    try: return metadata.requires('lmnotes') or []
-    except metadata.PackageNotFoundError: return []
+    try:
+        return metadata.requires('lmnotes') or []
+    except metadata.PackageNotFoundError:
+        return []
 
 def check_packages(
     requires,            # requirement strings, such as `torch>=2.11,<2.14`
@@ -53,16 +59,23 @@ def check_packages(
     bad = []
     for r in base:
         v = version_of(r.name)
-        if not v: bad.append(Finding(r.name, 'missing', 'bad', f"pip install '{r}'"))
-        elif not r.specifier.contains(v, prereleases=True): bad.append(Finding(r.name, f'{v}, outside {r.specifier}', 'note', f"untested; pip install '{r}'"))
+        if not v:
+            bad.append(Finding(r.name, 'missing', 'bad', f"pip install '{r}'"))
+        elif not r.specifier.contains(v, prereleases=True):
+            bad.append(Finding(r.name, f'{v}, outside {r.specifier}', 'note', f"untested; pip install '{r}'"))
     return bad or [Finding('packages', f'all {len(base)} requirements within their tested ranges')]
 
 # %% ../../nbs/11_app/02_doctor.ipynb #47a3fe9e
 def check_torchvision(state:str): # from `lmnotes.core.torchvision_state`: absent, fine or broken
     "A torchvision built for another torch breaks `import transformers`"
     if state != 'broken': return Finding('torchvision', {'absent': 'absent (not needed)', 'fine': 'loads'}[state])
-    return Finding('torchvision', 'cannot load beside this torch', 'note',
-                   'lmnotes hides it from itself; other programs fail in `import transformers`. Remove it: python -m pip uninstall -y torchvision')
+    return Finding(
+        'torchvision',
+        'cannot load beside this torch',
+        'note',
+        'lmnotes hides it from itself; other programs fail in `import transformers`. Remove '
+        'it: python -m pip uninstall -y torchvision',
+    )
 
 # %% ../../nbs/11_app/02_doctor.ipynb #916b42ab
 @dataclass
@@ -82,7 +95,10 @@ def check_device(m:Machine):
 
 def check_bf16(m:Machine):
     "Whether bfloat16 is fast"
-    if m.bf16: return Finding('bfloat16', 'done in hardware' + (', taken by auto from width 256 on' if m.device == 'cpu' else ''))
+    if m.bf16:
+        return Finding(
+            'bfloat16', 'done in hardware' + (', taken by auto from width 256 on' if m.device == 'cpu' else '')
+        )
     return Finding('bfloat16', 'no units for it; auto stays with float32', 'note',
                    'precision bf16 works, but slowly' + ('; fp16 is fast on this GPU' if m.device == 'cuda' else ''))
 
@@ -90,10 +106,26 @@ def check_bf16(m:Machine):
 def check_speed(m:Machine)->list[Finding]:
     "What to expect of this machine"
     GB, out = 2**30, []
-    if m.device == 'cpu': out.append(Finding('speed', 'training on the CPU', 'note', 'sizes tiny and small are for this; from medium on, use a GPU'))
+    if m.device == 'cpu':
+        out.append(
+            Finding(
+                'speed', 'training on the CPU', 'note', 'sizes tiny and small are for this; from medium on, use a GPU'
+            )
+        )
     if m.cores < 2: out.append(Finding('cores', '1', 'note', 'data and training share it; close what you can'))
-    if m.memory and m.memory < 4*GB: out.append(Finding('memory', f'{m.memory/GB:.1f} GB', 'note', 'keep to size tiny; reversible models hold less between forward and backward'))
-    if m.device == 'cuda' and m.gpu_memory < 8*GB: out.append(Finding('GPU memory', f'{m.gpu_memory/GB:.0f} GB', 'note', 'use a small batch and accumulate gradients'))
+    if m.memory and m.memory < 4*GB:
+        out.append(
+            Finding(
+                'memory',
+                f'{m.memory / GB:.1f} GB',
+                'note',
+                'keep to size tiny; reversible models hold less between forward and backward',
+            )
+        )
+    if m.device == 'cuda' and m.gpu_memory < 8*GB:
+        out.append(
+            Finding('GPU memory', f'{m.gpu_memory / GB:.0f} GB', 'note', 'use a small batch and accumulate gradients')
+        )
     return out
 
 # %% ../../nbs/11_app/02_doctor.ipynb #59356568
@@ -104,9 +136,18 @@ def look()->Machine:
     device = pick_device()
     props = torch.cuda.get_device_properties(device) if device.type == 'cuda' else None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    try: memory = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')
-    except (AttributeError, ValueError, OSError): memory = 0
-    return Machine(device.type, props.name if props else platform.machine(), has_fast_bf16(device), cores, memory, props.total_memory if props else 0)
+    try:
+        memory = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')
+    except (AttributeError, ValueError, OSError):
+        memory = 0
+    return Machine(
+        device.type,
+        props.name if props else platform.machine(),
+        has_fast_bf16(device),
+        cores,
+        memory,
+        props.total_memory if props else 0,
+    )
 
 # %% ../../nbs/11_app/02_doctor.ipynb #009cfb61
 def check_disk(
@@ -114,9 +155,15 @@ def check_disk(
     where='.',   # folder that was asked about
 ):
     "Whether a run's checkpoints will fit"
-    GB = 2**30; value = f'{free/GB:.1f} GB free in {where}'
+    GB = 2**30
+    value = f'{free/GB:.1f} GB free in {where}'
     if free >= 5*GB: return Finding('disk', value)
-    return Finding('disk', value, 'bad' if free < 0.5*GB else 'note', 'checkpoints may not fit: make room, or write elsewhere with --output_dir')
+    return Finding(
+        'disk',
+        value,
+        'bad' if free < 0.5 * GB else 'note',
+        'checkpoints may not fit: make room, or write elsewhere with --output_dir',
+    )
 
 # %% ../../nbs/11_app/02_doctor.ipynb #0b797e5d
 def reachable(
@@ -129,10 +176,16 @@ def reachable(
     from urllib.request import Request, urlopen
     answer = []
     def ask():
-        try: urlopen(Request(url, method='HEAD'), timeout=seconds).close(); answer.append(True)
-        except HTTPError: answer.append(True)
-        except (OSError, ValueError): pass
-    t = threading.Thread(target=ask, daemon=True); t.start(); t.join(seconds)
+        try:
+            urlopen(Request(url, method='HEAD'), timeout=seconds).close()
+            answer.append(True)
+        except HTTPError:
+            answer.append(True)
+        except (OSError, ValueError):
+            pass
+    t = threading.Thread(target=ask, daemon=True)
+    t.start()
+    t.join(seconds)
     return bool(answer)
 
 # %% ../../nbs/11_app/02_doctor.ipynb #0c48d3ab
@@ -162,10 +215,25 @@ def examine(
     try:
         from lmnotes.core import torchvision_state
         m = look()
-        found += [Finding('torch', installed('torch')), check_torchvision(torchvision_state()), check_device(m), check_bf16(m), *check_speed(m)]
-    except (ImportError, OSError) as e: found.append(Finding('torch', f'cannot be imported: {e}'.split('\n')[0], 'bad', 'python -m pip install --force-reinstall torch'))
+        found += [
+            Finding('torch', installed('torch')),
+            check_torchvision(torchvision_state()),
+            check_device(m),
+            check_bf16(m),
+            *check_speed(m),
+        ]
+    except (ImportError, OSError) as e:
+        found.append(
+            Finding(
+                'torch',
+                f'cannot be imported: {e}'.split('\n')[0],
+                'bad',
+                'python -m pip install --force-reinstall torch',
+            )
+        )
     path = Path(where).resolve()
-    while not path.exists(): path = path.parent
+    while not path.exists():
+        path = path.parent
     return [*found, check_disk(shutil.disk_usage(path).free, where), _hub()]
 
 def exit_code(found)->int: return int(any(f.state == 'bad' for f in found))
@@ -174,7 +242,8 @@ def doctor(where='.')->int: # 1 when something will stop you
     "Say what this machine has, what will be slow on it and what to do about it"
     from rich.console import Console
     console, found = Console(soft_wrap=True, highlight=False), examine(where)
-    for f in found: console.print(str(f), style=dict(ok=None, note='yellow', bad='bold red')[f.state], markup=False)
+    for f in found:
+        console.print(str(f), style=dict(ok=None, note='yellow', bad='bold red')[f.state], markup=False)
     bad = sum(f.state == 'bad' for f in found)
     console.print(f"\n{bad} of these will stop you" if bad else '\nnothing here will stop you', markup=False)
     return exit_code(found)

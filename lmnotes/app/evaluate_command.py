@@ -23,7 +23,8 @@ def check_words(
     for t in tasks:
         if t not in (*task_words, 'all'): raise InputError(f"unknown task '{t}': {did_you_mean(t, task_words)}")
     if not tasks: raise InputError(f"no task was named; there is: {', '.join(task_words)}, or all")
-    if output and Path(output).is_dir(): raise InputError(f"'{output}' is a folder; name a file, such as {Path(output)/'evaluation.json'}")
+    if output and Path(output).is_dir():
+        raise InputError(f"'{output}' is a folder; name a file, such as {Path(output)/'evaluation.json'}")
     return task_words if 'all' in tasks else list(dict.fromkeys(tasks))
 
 # %% ../../nbs/11_app/07_evaluate_command.ipynb #6511e6b9
@@ -34,8 +35,27 @@ def evaluate_action(o)->int: # options of the command; the exit code
     from rich.console import Console
     from lmnotes.evaluation.evaluate import evaluate_model, evaluation_tables
     how = {k: getattr(o, k) for k in ('attn_implementation', 'load_in_4bit', 'load_in_8bit', 'trust_remote_code')}
-    r = evaluate_model(o.model, tasks, datasets=list(o.datasets) if o.datasets else None, data_dir=o.data_dir, data_path=o.data_path, limit=o.limit, seed=o.seed, max_length=o.max_length, bs=o.batch_size,
-                 draws=o.draws, allow_execution=o.allow_execution, output=o.output, device=o.device, say=lambda what: print(what, file=sys.stderr, flush=True), **how)
+    r = evaluate_model(
+        o.model,
+        tasks,
+        datasets=list(o.datasets) if o.datasets else None,
+        data_dir=o.data_dir,
+        data_path=o.data_path,
+        limit=o.limit,
+        seed=o.seed,
+        max_length=o.max_length,
+        bs=o.batch_size,
+        draws=o.draws,
+        allow_execution=o.allow_execution,
+        output=o.output,
+        device=o.device,
+        say=lambda what: print(what, file=sys.stderr, flush=True),
+        **how,
+    )
     Console(highlight=False, width=None if sys.stdout.isatty() else 150).print(*evaluation_tables(r))
-    print(f"evaluation: {r['path']}" if 'path' in r else 'nothing was written: the model is no folder here; --output names a file')
+    print(
+        f"evaluation: {r['path']}"
+        if 'path' in r
+        else 'nothing was written: the model is no folder here; --output names a file'
+    )
     return 0

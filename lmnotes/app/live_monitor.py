@@ -14,7 +14,14 @@ from ..core import format_count
 from ..files import *
 from ..files import append_jsonl, read_json, read_jsonl
 from ..training.monitor import Monitor
-from ..training.plots import draw_pictures, evaluations, metrics_history, moving_average, png_bytes, text_samples
+from lmnotes.training.plots import (
+    draw_pictures,
+    evaluations,
+    metrics_history,
+    moving_average,
+    png_bytes,
+    text_samples,
+)
 
 # %% ../../nbs/11_app/06_live_monitor.ipynb #082fc994
 def total_steps(
@@ -22,15 +29,27 @@ def total_steps(
 )->int|None: # None where the folder does not tell
     "How many steps a run will have taken when it is done"
     run = Path(run)
-    for path,find in (('summary.json', lambda d: d.get('steps')), ('args.json', lambda d: d.get('total_steps') or d.get('options', {}).get('max_steps')),
-                      *((f'checkpoints/{p.name}/state.json', lambda d: d.get('total_steps')) for p in sorted(run.glob('checkpoints/step_*'))[::-1])):
-        try: n = find(read_json(run/path))
-        except (OSError, ValueError): continue # not there, or gone in between
+    for path, find in (
+        ('summary.json', lambda d: d.get('steps')),
+        ('args.json', lambda d: d.get('total_steps') or d.get('options', {}).get('max_steps')),
+        *(
+            (f'checkpoints/{p.name}/state.json', lambda d: d.get('total_steps'))
+            for p in sorted(run.glob('checkpoints/step_*'))[::-1]
+        ),
+    ):
+        try:
+            n = find(read_json(run/path))
+        except (OSError, ValueError):
+            continue # not there, or gone in between
         if n: return n
 
 def _pace(rows, n=50): # seconds a step, over the last of them; None where the clock started anew
     a,b = rows[-min(n + 1, len(rows))],rows[-1]
-    return (b['time'] - a['time'])/(b['step'] - a['step']) if b['step'] > a['step'] and b.get('time', 0) > a.get('time', 0) else None
+    return (
+        (b['time'] - a['time']) / (b['step'] - a['step'])
+        if b['step'] > a['step'] and b.get('time', 0) > a.get('time', 0)
+        else None
+    )
 
 def run_state(
     run, # a run folder
@@ -38,14 +57,29 @@ def run_state(
     "Where a run stands"
     run = Path(run)
     if not run.is_dir(): return dict(state='waiting', why=f'there is no folder {run} yet')
-    try: rows = read_jsonl(run/'metrics.jsonl')
-    except ValueError: return dict(state='waiting', why=f'{run}/metrics.jsonl holds a line that is not JSON; resume the run, or give another folder')
+    try:
+        rows = read_jsonl(run/'metrics.jsonl')
+    except ValueError:
+        return dict(
+            state='waiting',
+            why=f'{run}/metrics.jsonl holds a line that is not JSON; resume the run, or give another folder',
+        )
     if not rows: return dict(state='waiting', why=f'{run} has no step in its metrics.jsonl yet')
     last,total,pace = rows[-1],total_steps(run),_pace(rows)
-    average = lambda k: float(moving_average([r.get(k) for r in rows[-50:]])[-1]) # NaN where the last step measured nothing
-    return dict(state='done' if (run/'summary.json').exists() else 'training', step=last['step'], total=total, loss=last.get('loss'), average=average('loss'), accuracy=last.get('accuracy'),
-                tokens_per_s=average('tokens_per_s'), tokens=last.get('tokens'),
-                seconds_left=pace and total and max(total - last['step'], 0)*pace, quiet_for=max(time.time() - (run/'metrics.jsonl').stat().st_mtime, 0.))
+    # NaN where the last step measured nothing
+    average = lambda k: float(moving_average([r.get(k) for r in rows[-50:]])[-1])
+    return dict(
+        state='done' if (run / 'summary.json').exists() else 'training',
+        step=last['step'],
+        total=total,
+        loss=last.get('loss'),
+        average=average('loss'),
+        accuracy=last.get('accuracy'),
+        tokens_per_s=average('tokens_per_s'),
+        tokens=last.get('tokens'),
+        seconds_left=pace and total and max(total - last['step'], 0) * pace,
+        quiet_for=max(time.time() - (run / 'metrics.jsonl').stat().st_mtime, 0.0),
+    )
 
 # %% ../../nbs/11_app/06_live_monitor.ipynb #a6b6cd90
 def _duration(s)->str: return f'{s:.0f} s' if s < 90 else f'{s/60:.0f} min' if s < 5400 else f'{s/3600:.1f} h'
@@ -55,7 +89,10 @@ def state_text(
 )->str: # such as 'training · step 200 of 300 (67%) · loss 1.020 (average 1.023) · …'
     "Where a run stands, in a line"
     if s['state'] == 'waiting': return f"waiting: {s['why']}"
-    said = [s['state'], f"step {s['step']:,}" + (f" of {s['total']:,} ({s['step']/s['total']:.0%})" if s['total'] else '')]
+    said = [
+        s['state'],
+        f"step {s['step']:,}" + (f" of {s['total']:,} ({s['step'] / s['total']:.0%})" if s['total'] else ''),
+    ]
     if s['loss'] is not None: said.append(f"loss {s['loss']:.3f} (average {s['average']:.3f})")
     if s['accuracy'] is not None: said.append(f"accuracy {s['accuracy']:.1%}")
     if s['tokens_per_s'] == s['tokens_per_s']: said.append(f"{format_count(s['tokens_per_s'])} tokens/s")
@@ -71,9 +108,19 @@ def samples_html(
     "What the model wrote, whole, newest first"
     if not samples: return ''
     cell = lambda t: '–' if t is None else escape(f'{t:.2f}' if isinstance(t, float) else str(t))
-    rows = ''.join('<tr style="vertical-align:top">' + ''.join(f'<td style="white-space:pre-wrap;padding:2px 10px;text-align:left">{cell(r[k])}</td>' for k in ('step', 'input', 'output', 'accuracy')) + '</tr>'
-                   for r in list(samples)[:-n-1:-1])
-    return f'<table style="font-size:12px"><tr><th>step</th><th>input</th><th>output</th><th>accuracy</th></tr>{rows}</table>'
+    rows = ''.join(
+        '<tr style="vertical-align:top">'
+        + ''.join(
+            f'<td style="white-space:pre-wrap;padding:2px 10px;text-align:left">{cell(r[k])}</td>'
+            for k in ('step', 'input', 'output', 'accuracy')
+        )
+        + '</tr>'
+        for r in list(samples)[: -n - 1 : -1]
+    )
+    return (
+        '<table '
+        f'style="font-size:12px"><tr><th>step</th><th>input</th><th>output</th><th>accuracy</th></tr>{rows}</table>'
+    )
 
 # %% ../../nbs/11_app/06_live_monitor.ipynb #71d71da7
 class LiveMonitor:
@@ -84,41 +131,71 @@ class LiveMonitor:
     ):
         import ipywidgets as w
         self.folder,self.drawn = Path(run),None
-        self.follow = w.Play(interval=int(1000*seconds), max=10**6, repeat=True, show_repeat=False); self.look = w.Button(icon='refresh', tooltip='look once', layout=w.Layout(width='40px'))
-        self.line,self.picture,self.samples = w.HTML(),w.Image(format='png', layout=w.Layout(max_width='1200px', width='100%')),w.HTML()
+        self.follow = w.Play(interval=int(1000*seconds), max=10**6, repeat=True, show_repeat=False)
+        self.look = w.Button(icon='refresh', tooltip='look once', layout=w.Layout(width='40px'))
+        self.line, self.picture, self.samples = (
+            w.HTML(),
+            w.Image(format='png', layout=w.Layout(max_width='1200px', width='100%')),
+            w.HTML(),
+        )
         self.box = w.VBox([w.HBox([self.follow, self.look, self.line]), self.picture, self.samples])
-        self.follow.observe(self.refresh, 'value'); self.look.on_click(self.refresh)
+        self.follow.observe(self.refresh, 'value')
+        self.look.on_click(self.refresh)
         self.refresh()
     def _repr_mimebundle_(self, **kwargs): return self.box._repr_mimebundle_(**kwargs)
     def refresh(self, _=None, draw=True):
         "Look at the run folder now"
         state = run_state(self.folder)
         self.line.value = f"<b>{escape(self.folder.name)}</b> &nbsp; {escape(state_text(state))}"
-        if state['state'] == 'waiting': self.picture.layout.display = 'none'; self.samples.value,self.drawn = '',None; return
+        if state['state'] == 'waiting':
+            self.picture.layout.display = 'none'
+            self.samples.value,self.drawn = '',None
+            return
         self.picture.layout.display = ''
-        stamps = [(p.stat().st_size, p.stat().st_mtime_ns) for n in ('metrics', 'evals', 'samples') if (p := self.folder/f'{n}.jsonl').exists()]
-        if draw and stamps != self.drawn: self.draw(); self.drawn = stamps
+        stamps = [
+            (p.stat().st_size, p.stat().st_mtime_ns)
+            for n in ('metrics', 'evals', 'samples')
+            if (p := self.folder / f'{n}.jsonl').exists()
+        ]
+        if draw and stamps != self.drawn:
+            self.draw()
+            self.drawn = stamps
     def draw(self):
         samples = text_samples(self.folder)
-        self.picture.value = png_bytes(draw_pictures(metrics_history(self.folder), samples, evaluations(self.folder), self.folder.name)); self.samples.value = samples_html(samples)
+        self.picture.value = png_bytes(
+            draw_pictures(metrics_history(self.folder), samples, evaluations(self.folder), self.folder.name)
+        )
+        self.samples.value = samples_html(samples)
 
 # %% ../../nbs/11_app/06_live_monitor.ipynb #87d444a9
 class Live(Callback):
     "Keep a `LiveMonitor` up to date while its learner trains"
     order,run_valid = 90,False # after everything of the step is written
-    def __init__(self, monitor, seconds:float=1., share:float=.1, clock=time.perf_counter): self.widget,self.seconds,self.share,self.clock = monitor,seconds,share,clock
-    def before_fit(self): self.began = self.shown = self.clock(); self.spent = self.cost = 0.
+    def __init__(self, monitor, seconds:float=1., share:float=.1, clock=time.perf_counter):
+        self.widget,self.seconds,self.share,self.clock = monitor,seconds,share,clock
+    def before_fit(self):
+        self.began = self.shown = self.clock()
+        self.spent = self.cost = 0.
     def after_step(self):
         if self.clock() - self.shown < self.seconds: return
         self.show(draw=self.spent + self.cost <= self.share*(self.clock() - self.began))
     def after_epoch(self): # fastai has validated; a run folder has scores of its own
         if not (hasattr(self.learn, 'recorder') and getattr(self.learn.monitor, 'kept', None)): return
-        r = self.learn.recorder; v = dict(zip(r.metric_names[1:], r.values[-1]))
-        if 'valid_loss' in v: append_jsonl(self.learn.monitor.path.parent/'evals.jsonl', dict(step=self.learn.step, loss=v['valid_loss'], accuracy=v.get('accuracy')))
+        r = self.learn.recorder
+        v = dict(zip(r.metric_names[1:], r.values[-1]))
+        if 'valid_loss' in v:
+            append_jsonl(
+                self.learn.monitor.path.parent / 'evals.jsonl',
+                dict(step=self.learn.step, loss=v['valid_loss'], accuracy=v.get('accuracy')),
+            )
     def after_fit(self): self.show()
     def show(self, draw=True):
-        began = self.clock(); self.learn.monitor.flush(); self.widget.refresh(draw=draw)
-        self.shown = self.clock(); took = self.shown - began; self.spent += took
+        began = self.clock()
+        self.learn.monitor.flush()
+        self.widget.refresh(draw=draw)
+        self.shown = self.clock()
+        took = self.shown - began
+        self.spent += took
         if draw: self.cost = took
 
 # %% ../../nbs/11_app/06_live_monitor.ipynb #5d09597f
@@ -130,7 +207,10 @@ def live(
     "Watch the learner of this notebook"
     learn.remove_cbs([cb for cb in learn.cbs if isinstance(cb, Live)])
     if not hasattr(learn, 'monitor'):
-        kept = tempfile.TemporaryDirectory(prefix='live_'); monitor = Monitor(Path(kept.name)/'metrics.jsonl'); monitor.kept = kept # goes with the learner
+        kept = tempfile.TemporaryDirectory(prefix='live_')
+        monitor = Monitor(Path(kept.name)/'metrics.jsonl')
+        monitor.kept = kept # goes with the learner
         learn.add_cb(monitor)
-    m = LiveMonitor(learn.monitor.path.parent, seconds); learn.add_cb(Live(m, seconds, share))
+    m = LiveMonitor(learn.monitor.path.parent, seconds)
+    learn.add_cb(Live(m, seconds, share))
     return m

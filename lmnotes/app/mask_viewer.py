@@ -22,19 +22,30 @@ def row_html(
     docs = batch['documents'][row].tolist() if 'documents' in batch else [0]*len(ids)
     real = batch['attention_mask'][row].tolist() if 'attention_mask' in batch else [1]*len(ids)
     learnt = [False] + [y != -100 for y in labels[:-1]] # position t is the target of position t-1
-    kinds = ['learnt' if l and d == before else 'pad' if not r else 'other' if d % 2 else 'plain' for l,r,d,before in zip(learnt, real, docs, [docs[0]] + docs[:-1])]
+    kinds = [
+        'learnt' if l and d == before else 'pad' if not r else 'other' if d % 2 else 'plain'
+        for l, r, d, before in zip(learnt, real, docs, [docs[0]] + docs[:-1])
+    ]
     out,last,shown = [],None,list(zip(ids, kinds))
     for t in reversed(range(len(ids))): # the last target of a document is no input of it
-        if labels[t] != -100 and (t + 1 == len(ids) or docs[t+1] != docs[t]): shown.insert(t + 1, (labels[t], 'learnt'))
+        if labels[t] != -100 and (t + 1 == len(ids) or docs[t+1] != docs[t]):
+            shown.insert(t + 1, (labels[t], 'learnt'))
     for i,k in shown:
-        if k != last: out.append(('</span>' if last else '') + f'<span style="{_styles[k]}">'); last = k
+        if k != last:
+            out.append(('</span>' if last else '') + f'<span style="{_styles[k]}">')
+            last = k
         out.append(escape(tokenizer.decode([i])))
     return f'<pre style="white-space:pre-wrap;font-size:12px">{"".join(out)}</span></pre>'
 
 def row_caption(batch, row=0)->str:
     "How many tokens, documents and learnt places a row has"
-    y = batch['shift_labels'][row]; n = int((y != -100).sum())
-    docs = f", {int(batch['documents'][row].max()) + 1} documents (padding counts as one)" if 'documents' in batch else ''
+    y = batch['shift_labels'][row]
+    n = int((y != -100).sum())
+    docs = (
+        f", {int(batch['documents'][row].max()) + 1} documents (padding counts as one)"
+        if 'documents' in batch
+        else ''
+    )
     return f'{len(y)} places, {n} learnt ({n/len(y):.0%}){docs}'
 
 # %% ../../nbs/11_app/05_mask_viewer.ipynb #6b5acf8e
@@ -44,13 +55,18 @@ def mask_viewer(
 ):
     "A widget that turns through the rows of training and validation batches"
     import ipywidgets as w
-    if data.tokenizer is None: raise InputError('these tokens have no tokenizer to be read with; give one when the data is loaded')
+    if data.tokenizer is None:
+        raise InputError('these tokens have no tokenizer to be read with; give one when the data is loaded')
     split = w.ToggleButtons(options=['training', 'validation'], style=dict(button_width='90px'))
-    k,row = w.BoundedIntText(value=batch, min=0, max=10**9, description='batch'),w.BoundedIntText(value=0, min=0, max=data.bs - 1, description='row')
+    k, row = (
+        w.BoundedIntText(value=batch, min=0, max=10**9, description='batch'),
+        w.BoundedIntText(value=0, min=0, max=data.bs - 1, description='row'),
+    )
     caption,page = w.Label(),w.HTML()
     def show(*_):
         dl = data.train if split.value == 'training' else data.valid
-        b = dl.batch(min(k.value, max(len(dl) - 1, 0)) if split.value == 'validation' else k.value)[0]; r = min(row.value, len(b['input_ids']) - 1)
+        b = dl.batch(min(k.value, max(len(dl) - 1, 0)) if split.value == 'validation' else k.value)[0]
+        r = min(row.value, len(b['input_ids']) - 1)
         caption.value,page.value = row_caption(b, r),row_html(data.tokenizer, b, r)
     for x in (split, k, row): x.observe(show, 'value')
     show()

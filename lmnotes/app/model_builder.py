@@ -23,18 +23,50 @@ def describe(
     "What a model would hold and cost, found out without building it"
     cfg = LMConfig(**cfg) if isinstance(cfg, dict) else cfg
     if batch < 1 or length < 1: raise InputError(f'batch={batch} and length={length} must be at least 1')
-    if cfg.pos == 'learned' and length > cfg.max_length: raise InputError(f'length={length} is more than the max_length={cfg.max_length} learned positions')
-    with pretend(): model = LM(cfg)
-    kinds = parameter_kinds(model); n = sum(kinds.values())
+    if cfg.pos == 'learned' and length > cfg.max_length:
+        raise InputError(f'length={length} is more than the max_length={cfg.max_length} learned positions')
+    with pretend():
+        model = LM(cfg)
+    kinds = parameter_kinds(model)
+    n = sum(kinds.values())
     memory = dict(weights=4*n, gradients=4*n, optimizer=8*n, activations=activation_bytes(cfg, batch, length))
     forward = forward_flops(model, length)
-    return dict(kinds=kinds, total=n, active=count_active(model), memory=memory, bytes=sum(memory.values()), flops=forward, training_flops=model_flops(model, 1, length),
-                looking=1 - 2*matmul_weights(model)/forward, code=code_for(cfg), batch=batch, length=length)
+    return dict(
+        kinds=kinds,
+        total=n,
+        active=count_active(model),
+        memory=memory,
+        bytes=sum(memory.values()),
+        flops=forward,
+        training_flops=model_flops(model, 1, length),
+        looking=1 - 2 * matmul_weights(model) / forward,
+        code=code_for(cfg),
+        batch=batch,
+        length=length,
+    )
 
 # %% ../../nbs/11_app/03_model_builder.ipynb #78acb726
 _always = ('vocab_size', 'dim', 'n_layer', 'n_head') # else a named size would decide
-_parts = ('n_kv_head', 'ffn_dim', 'max_length', 'mixer', 'ffn', 'residual', 'norm', 'pos', 'tie', 'causal', 'qk_norm', 'bias', 'dropout', 'num_frequencies', 'short_conv',
-          'n_experts', 'n_active', 'step')
+_parts = (
+    'n_kv_head',
+    'ffn_dim',
+    'max_length',
+    'mixer',
+    'ffn',
+    'residual',
+    'norm',
+    'pos',
+    'tie',
+    'causal',
+    'qk_norm',
+    'bias',
+    'dropout',
+    'num_frequencies',
+    'short_conv',
+    'n_experts',
+    'n_active',
+    'step',
+)
 
 def code_for(
     cfg:LMConfig,
@@ -50,7 +82,8 @@ _scales = {1e9: ('billion ', 'GB'), 1e6: ('million ', 'MB'), 1e3: ('thousand ', 
 def _bar(ax, parts, bytes): # kinds side by side, each with its size
     left,scale = 0,next(s for s in _scales if sum(parts.values()) >= s)
     for k,v in parts.items():
-        ax.barh(0, v/scale, left=left/scale, label=f"{k} {format_count(v)}{'B' if bytes else ''}"); left += v
+        ax.barh(0, v/scale, left=left/scale, label=f"{k} {format_count(v)}{'B' if bytes else ''}")
+        left += v
     ax.set(yticks=[], xlabel=_scales[scale][1] if bytes else _scales[scale][0] + 'parameters')
     ax.legend(ncols=2, fontsize=7, frameon=False, loc='lower center', bbox_to_anchor=(.5, 1))
 
@@ -62,7 +95,9 @@ def draw_description(
     import matplotlib.pyplot as plt
     fig = fig or plt.figure(figsize=(6, 2.2), dpi=72)
     one,two = fig.subplots(1, 2)
-    _bar(one, d['kinds'], False); _bar(two, d['memory'], True); fig.tight_layout()
+    _bar(one, d['kinds'], False)
+    _bar(two, d['memory'], True)
+    fig.tight_layout()
     return fig
 
 # %% ../../nbs/11_app/03_model_builder.ipynb #b6af6899
@@ -70,36 +105,79 @@ def description_table(
     d:dict, # from `describe`
 )->str: # HTML
     "The figures of a description, as a small table"
-    rows = [('parameters', format_count(d['total']) + ('' if d['active'] == d['total'] else f", {format_count(d['active'])} active for a token")),
-            *((f'&nbsp;&nbsp;{k}', f"{format_count(v)} ({v/d['total']:.0%})") for k,v in d['kinds'].items()),
-            (f"training step, {d['batch']} × {d['length']} tokens", format_count(d['bytes']) + 'B'),
-            *((f'&nbsp;&nbsp;{k}', format_count(v) + 'B') for k,v in d['memory'].items()),
-            ('FLOPs a token', f"{format_count(d['flops'])} forward, {format_count(d['training_flops'])} to train; {d['looking']:.0%} looking back")]
+    rows = [
+        (
+            'parameters',
+            format_count(d['total'])
+            + ('' if d['active'] == d['total'] else f", {format_count(d['active'])} active for a token"),
+        ),
+        *((f'&nbsp;&nbsp;{k}', f"{format_count(v)} ({v / d['total']:.0%})") for k, v in d['kinds'].items()),
+        (f"training step, {d['batch']} × {d['length']} tokens", format_count(d['bytes']) + 'B'),
+        *((f'&nbsp;&nbsp;{k}', format_count(v) + 'B') for k, v in d['memory'].items()),
+        (
+            'FLOPs a token',
+            f"{format_count(d['flops'])} forward, {format_count(d['training_flops'])} to train; "
+            f"{d['looking']:.0%} looking back",
+        ),
+    ]
     return '<table>' + ''.join(f'<tr><td>{k}</td><td>{v}</td></tr>' for k,v in rows) + '</table>'
 
 # %% ../../nbs/11_app/03_model_builder.ipynb #b756fedf
-_steps = dict(dim=(32, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 4096), n_layer=(1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48), n_head=(1, 2, 3, 4, 6, 8, 12, 16, 24, 32),
-              vocab_size=(258, 1024, 8192, 32_000, 50_257, 151_936), length=(64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768), batch=(1, 2, 4, 8, 16, 32, 64, 128))
+_steps = dict(
+    dim=(32, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 4096),
+    n_layer=(1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48),
+    n_head=(1, 2, 3, 4, 6, 8, 12, 16, 24, 32),
+    vocab_size=(258, 1024, 8192, 32_000, 50_257, 151_936),
+    length=(64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768),
+    batch=(1, 2, 4, 8, 16, 32, 64, 128),
+)
 
 def _controls(start): # name -> widget
     import ipywidgets as w
-    names = dict(mixer=mixers.names(), ffn=ffns.names(), residual=residuals.names(), norm=norms.names(), pos=['rope', 'learned', 'none'])
+    names = dict(
+        mixer=mixers.names(),
+        ffn=ffns.names(),
+        residual=residuals.names(),
+        norm=norms.names(),
+        pos=['rope', 'learned', 'none'],
+    )
     style = dict(style=dict(description_width='80px'), layout=w.Layout(width='260px'))
-    def number(k): return w.SelectionSlider(options=sorted({*_steps[k], start[k]}), value=start[k], description=k, continuous_update=False, **style)
-    return {**{k: w.Dropdown(options=o, value=start[k], description=k, **style) for k,o in names.items()}, **{k: number(k) for k in _steps}}
+    def number(k):
+        return w.SelectionSlider(
+            options=sorted({*_steps[k], start[k]}), value=start[k], description=k, continuous_update=False, **style
+        )
+    return {
+        **{k: w.Dropdown(options=o, value=start[k], description=k, **style) for k, o in names.items()},
+        **{k: number(k) for k in _steps},
+    }
 
 def _start(given):
-    usual = dict(mixer='attention', ffn='swiglu', residual='standard', norm='rmsnorm', pos='rope', dim=256, n_layer=4, n_head=4, vocab_size=258, length=256, batch=8)
+    usual = dict(
+        mixer='attention',
+        ffn='swiglu',
+        residual='standard',
+        norm='rmsnorm',
+        pos='rope',
+        dim=256,
+        n_layer=4,
+        n_head=4,
+        vocab_size=258,
+        length=256,
+        batch=8,
+    )
     for k in given:
         if k not in usual: raise InputError(f"the builder has no control '{k}': {did_you_mean(k, usual)}")
     start = usual | given
-    for k,r in (('mixer', mixers), ('ffn', ffns), ('residual', residuals), ('norm', norms)): r[start[k]] # an unknown name is an error with a suggestion
+    for k,r in (('mixer', mixers), ('ffn', ffns), ('residual', residuals), ('norm', norms)):
+        r[start[k]] # an unknown name is an error with a suggestion
     return start
 
 # %% ../../nbs/11_app/03_model_builder.ipynb #5bd5e223
 def _png(d):
     from matplotlib.figure import Figure
-    f = io.BytesIO(); draw_description(d, Figure(figsize=(6.5, 2.4), dpi=100)).savefig(f, format='png'); return f.getvalue()
+    f = io.BytesIO()
+    draw_description(d, Figure(figsize=(6.5, 2.4), dpi=100)).savefig(f, format='png')
+    return f.getvalue()
 
 def model_builder(
     **start, # where the controls stand at first, such as `mixer='lstm', dim=512`
@@ -109,10 +187,18 @@ def model_builder(
     controls,panel,chart,code = _controls(_start(start)),w.HTML(),w.Image(format='png'),w.HTML()
     box = w.HBox([w.VBox(list(controls.values())), w.VBox([panel, chart, code])])
     def show(_=None):
-        v = {k: c.value for k,c in controls.items()}; batch,length = v.pop('batch'),v.pop('length')
-        try: d = box.description = describe(dict(v, max_length=max(length, LMConfig.max_length)), batch, length)
-        except InputError as e: box.description = None; panel.value,code.value = f'<b style="color:#b00020">{escape(str(e))}</b>',''; chart.layout.display = 'none'; return
-        panel.value,chart.value,code.value = description_table(d),_png(d),f"<code>{escape(d['code'])}</code>"; chart.layout.display = ''
+        v = {k: c.value for k,c in controls.items()}
+        batch,length = v.pop('batch'),v.pop('length')
+        try:
+            d = box.description = describe(dict(v, max_length=max(length, LMConfig.max_length)), batch, length)
+        except InputError as e:
+            box.description = None
+            panel.value,code.value = f'<b style="color:#b00020">{escape(str(e))}</b>',''
+            chart.layout.display = 'none'
+            return
+        panel.value,chart.value,code.value = description_table(d),_png(d),f"<code>{escape(d['code'])}</code>"
+        chart.layout.display = ''
     for c in controls.values(): c.observe(show, 'value')
     box.controls,box.panel,box.chart,box.code = controls,panel,chart,code
-    show(); return box
+    show()
+    return box

@@ -20,14 +20,39 @@ def find_runs(
     "What each run is and how it ended, from its arguments and summary"
     root = Path(root)
     if not root.is_dir(): raise InputError(f'there is no folder {root}; give the folder that holds your runs')
-    return [_listed(f.parent, root) for f in sorted(root.rglob('args.json'), reverse=True) if not any(p.startswith('.') for p in f.relative_to(root).parts)]
+    return [
+        _listed(f.parent, root)
+        for f in sorted(root.rglob('args.json'), reverse=True)
+        if not any(p.startswith('.') for p in f.relative_to(root).parts)
+    ]
 
 def _listed(path, root):
-    row = dict(name=path.relative_to(root).as_posix(), path=str(path), model='', dataset='', seed=None, status='unfinished', bits_per_byte=None, loss=None, tokens=None)
-    try: o = read_json(path/'args.json').get('options', {}); s = read_json(path/'summary.json') if (path/'summary.json').is_file() else {}
-    except (ValueError, OSError, AttributeError): return row | dict(status='damaged')
+    row = dict(
+        name=path.relative_to(root).as_posix(),
+        path=str(path),
+        model='',
+        dataset='',
+        seed=None,
+        status='unfinished',
+        bits_per_byte=None,
+        loss=None,
+        tokens=None,
+    )
+    try:
+        o = read_json(path/'args.json').get('options', {})
+        s = read_json(path/'summary.json') if (path/'summary.json').is_file() else {}
+    except (ValueError, OSError, AttributeError):
+        return row | dict(status='damaged')
     named = o.get('data_path') or ' + '.join(o.get('datasets') or []) or o.get('dataset', '')
-    return row | dict(model=str(o.get('model', '')), dataset=str(named), seed=o.get('seed'), status=s.get('status', 'unfinished'), bits_per_byte=s.get('bits_per_byte'), loss=s.get('eval_loss'), tokens=s.get('tokens'))
+    return row | dict(
+        model=str(o.get('model', '')),
+        dataset=str(named),
+        seed=o.get('seed'),
+        status=s.get('status', 'unfinished'),
+        bits_per_byte=s.get('bits_per_byte'),
+        loss=s.get('eval_loss'),
+        tokens=s.get('tokens'),
+    )
 
 # %% ../../nbs/11_app/08_run_explorer.ipynb #8857d2c9
 _compare = {'<': lambda a,b: a < b, '>': lambda a,b: a > b}
@@ -45,8 +70,10 @@ def _fits(r, word):
         if not found: continue
         if key not in r: raise InputError(f"runs have no '{key}' to filter by: {did_you_mean(key, r)}")
         if sign == '=': return str(r[key]).lower() == value.lower()
-        try: return r[key] is not None and _compare[sign](float(r[key]), float(value))
-        except ValueError: raise InputError(f"'{word}': after {sign} comes a number, and {key} must be one") from None
+        try:
+            return r[key] is not None and _compare[sign](float(r[key]), float(value))
+        except ValueError:
+            raise InputError(f"'{word}': after {sign} comes a number, and {key} must be one") from None
     return any(word.lower() in str(v).lower() for v in r.values())
 
 # %% ../../nbs/11_app/08_run_explorer.ipynb #45cc5d1c
@@ -63,8 +90,12 @@ def curves_png(
 )->bytes:
     "The curves over each other"
     from lmnotes.reports.run_report import curves_chart
-    fig = curves_chart([x for x in r['runs']]); fig.set_size_inches(7, 3.2); _paint(fig)
-    f = io.BytesIO(); fig.savefig(f, format='png', dpi=dpi, facecolor='white'); return f.getvalue()
+    fig = curves_chart([x for x in r['runs']])
+    fig.set_size_inches(7, 3.2)
+    _paint(fig)
+    f = io.BytesIO()
+    fig.savefig(f, format='png', dpi=dpi, facecolor='white')
+    return f.getvalue()
 
 _paints = ('#3566b8', '#c8553d', '#1d8a63', '#7b52ab', '#c46a14', '#5b6770', '#1d8a9e', '#b04a86')
 
@@ -81,11 +112,35 @@ def picked_html(
     "Scores, what differs, what cannot be concluded, and the newest samples"
     from lmnotes.reports.document import html_table
     from lmnotes.reports.run_report import options_table, runs_table, spent_table
-    said = [*(m['reason'] for m in r['missing']), *(f"{x['name']}: {n}" for x in r['runs'] for n in x['notes']), *r['refused']]
-    tables = [('Scores', runs_table), ('Spent', spent_table), ('What differs' if len(r['runs']) > 1 else 'Options', options_table)] if r['runs'] else []
-    samples = ''.join(f"<p style='margin:4px 0'><b>{escape(x['name'])}</b></p><pre style='white-space:pre-wrap;margin:0 0 8px'><u>{escape(str(s.get('input', '')))}</u>{escape(str(s.get('output', '')))}</pre>" for x in r['runs'] for s in x['samples'][-1:])
+    said = [
+        *(m['reason'] for m in r['missing']),
+        *(f"{x['name']}: {n}" for x in r['runs'] for n in x['notes']),
+        *r['refused'],
+    ]
+    tables = (
+        [
+            ('Scores', runs_table),
+            ('Spent', spent_table),
+            ('What differs' if len(r['runs']) > 1 else 'Options', options_table),
+        ]
+        if r['runs']
+        else []
+    )
+    samples = ''.join(
+        f"<p style='margin:4px 0'><b>{escape(x['name'])}</b></p><pre "
+        "style='white-space:pre-wrap;margin:0 0 "
+        f"8px'><u>{escape(str(s.get('input', '')))}</u>{escape(str(s.get('output', '')))}</pre>"
+        for x in r['runs']
+        for s in x['samples'][-1:]
+    )
     parts = [f'<h4>{n}</h4>{html_table(*t)}' for n,t in ((n, f(r)) for n,f in tables) if t[1]]
-    return ''.join([f"<ul>{''.join(f'<li>{escape(s)}</li>' for s in said)}</ul>" if said else '', *parts, f'<h4>What they write</h4>{samples}' if samples else ''])
+    return ''.join(
+        [
+            f"<ul>{''.join(f'<li>{escape(s)}</li>' for s in said)}</ul>" if said else '',
+            *parts,
+            f'<h4>What they write</h4>{samples}' if samples else '',
+        ]
+    )
 
 # %% ../../nbs/11_app/08_run_explorer.ipynb #1dbf8285
 class RunExplorer:
@@ -96,30 +151,48 @@ class RunExplorer:
     ):
         import ipywidgets as w
         self.root,self.runs,self.gathered = Path(root),find_runs(root),None
-        self.filter = w.Text(value=filter, placeholder='words, key=value, bits_per_byte<2.5', description='filter', continuous_update=False, layout=w.Layout(width='420px'))
-        self.again = w.Button(icon='refresh', tooltip='look again', layout=w.Layout(width='40px')); self.line = w.HTML()
-        self.list = w.SelectMultiple(rows=10, layout=w.Layout(width='100%')); self.picture = w.Image(format='png', layout=w.Layout(max_width='900px', display='none')); self.details = w.HTML()
+        self.filter = w.Text(
+            value=filter,
+            placeholder='words, key=value, bits_per_byte<2.5',
+            description='filter',
+            continuous_update=False,
+            layout=w.Layout(width='420px'),
+        )
+        self.again = w.Button(icon='refresh', tooltip='look again', layout=w.Layout(width='40px'))
+        self.line = w.HTML()
+        self.list = w.SelectMultiple(rows=10, layout=w.Layout(width='100%'))
+        self.picture = w.Image(format='png', layout=w.Layout(max_width='900px', display='none'))
+        self.details = w.HTML()
         self.box = w.VBox([w.HBox([self.filter, self.again, self.line]), self.list, self.picture, self.details])
-        self.filter.observe(self.narrow, 'value'); self.list.observe(self.show, 'value'); self.again.on_click(self.look)
+        self.filter.observe(self.narrow, 'value')
+        self.list.observe(self.show, 'value')
+        self.again.on_click(self.look)
         self.narrow()
     def _repr_mimebundle_(self, **kwargs): return self.box._repr_mimebundle_(**kwargs)
-    def look(self, _=None): self.runs = find_runs(self.root); self.narrow() # read the folder again
+    def look(self, _=None):
+        self.runs = find_runs(self.root)
+        self.narrow() # read the folder again
 
 # %% ../../nbs/11_app/08_run_explorer.ipynb #865d066e
 @patch
 def narrow(self:RunExplorer, _=None):
     "Show the runs that fit the filter"
-    try: fit = filter_runs(self.runs, self.filter.value)
-    except InputError as e: self.line.value = f'<b style="color:#b00020">{escape(str(e))}</b>'; return
+    try:
+        fit = filter_runs(self.runs, self.filter.value)
+    except InputError as e:
+        self.line.value = f'<b style="color:#b00020">{escape(str(e))}</b>'
+        return
     kept = [p for p in self.list.value if p in {r['path'] for r in fit}]
-    self.list.options = [(run_line(r), r['path']) for r in fit]; self.list.value = kept
+    self.list.options = [(run_line(r), r['path']) for r in fit]
+    self.list.value = kept
     self.line.value = f'{len(fit)} of {len(self.runs)} runs'
 
 @patch
 def show(self:RunExplorer, _=None):
     "Show the runs that are picked"
     self.gathered = r = picked(self.list.value) if self.list.value else None
-    drawn = bool(r and any(x['curve']['loss'] for x in r['runs'])); self.picture.layout.display = '' if drawn else 'none'
+    drawn = bool(r and any(x['curve']['loss'] for x in r['runs']))
+    self.picture.layout.display = '' if drawn else 'none'
     if drawn: self.picture.value = curves_png(r)
     self.details.value = picked_html(r) if r else ''
 
@@ -128,4 +201,15 @@ def run_line(
 )->str:
     "A run in the list"
     score = '' if r['bits_per_byte'] is None else f"{r['bits_per_byte']:.3f} bpb"
-    return ' · '.join(str(p) for p in (r['name'], r['model'], r['dataset'], None if r['seed'] is None else f"seed {r['seed']}", r['status'], score) if p not in (None, ''))
+    return ' · '.join(
+        str(p)
+        for p in (
+            r['name'],
+            r['model'],
+            r['dataset'],
+            None if r['seed'] is None else f"seed {r['seed']}",
+            r['status'],
+            score,
+        )
+        if p not in (None, '')
+    )

@@ -16,9 +16,15 @@ from ..models.flops_and_memory import activation_bytes, meta_model, model_flops
 
 # %% ../../nbs/11_app/09_size_advice.ipynb #78be13ff
 def _probe(model, length, device): # operations a second in one training step
-    model = model.to(device); ids = torch.randint(model.config.vocab_size, (1, length), device=device); times = []
+    model = model.to(device)
+    ids = torch.randint(model.config.vocab_size, (1, length), device=device)
+    times = []
     for _ in range(3):
-        start = time.perf_counter(); loss = model(input_ids=ids, shift_labels=ids).loss; loss.backward(); loss.item(); times.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        loss = model(input_ids=ids, shift_labels=ids).loss
+        loss.backward()
+        loss.item()
+        times.append(time.perf_counter() - start)
     return model_flops(model, length, length)/min(times)
 
 def recommend(
@@ -30,16 +36,30 @@ def recommend(
 )->dict: # size, parameters, tokens, memory in bytes, seconds, command
     "A model size for the tokens there are, what it takes, and the command to paste"
     report,device = (report or validate(path)).check(),pick_device(device)
-    V = vocab_size or shard_meta(path).get('vocab_size') or report.vocab; T = report.length - 1
-    tiny = build_model(model, size='tiny', vocab_size=V); known = getattr(models[model], 'sizes', sizes)
+    V = vocab_size or shard_meta(path).get('vocab_size') or report.vocab
+    T = report.length - 1
+    tiny = build_model(model, size='tiny', vocab_size=V)
+    known = getattr(models[model], 'sizes', sizes)
     fits = {}
     for size in known:
-        c = tiny.config.__class__(**{**tiny.config.to_dict(), **_sized(model, size, V, T)}); m = meta_model(c); n = sum(p.numel() for p in m.parameters())
+        c = tiny.config.__class__(**{**tiny.config.to_dict(), **_sized(model, size, V, T)})
+        m = meta_model(c)
+        n = sum(p.numel() for p in m.parameters())
         if not fits or 20*n <= report.tokens: fits[size] = (n, c, m)
-    size,(n,c,m) = list(fits.items())[-1]; rate = _probe(tiny, min(T, 2048), device)
-    return dict(model=model, size=size, parameters=n, tokens=report.tokens, tokens_per_parameter=report.tokens/n, max_length=T,
-                memory_bytes=16*n + activation_bytes(c, 1, T), seconds=model_flops(m, report.tokens, T)/rate,
-                command=f'lmnotes train --data_path {path} --model {model} --size {size} --max_length {T} --batch_size 1')
+    size,(n,c,m) = list(fits.items())[-1]
+    rate = _probe(tiny, min(T, 2048), device)
+    return dict(
+        model=model,
+        size=size,
+        parameters=n,
+        tokens=report.tokens,
+        tokens_per_parameter=report.tokens / n,
+        max_length=T,
+        memory_bytes=16 * n + activation_bytes(c, 1, T),
+        seconds=model_flops(m, report.tokens, T) / rate,
+        command=f'lmnotes train --data_path {path} --model {model} --size {size} --max_length {T} --batch_size 1',
+    )
 
 def _sized(model, size, V, T): # fields of a config, without building its weights
-    with torch.device('meta'): return build_model(model, size=size, vocab_size=V, max_length=T).config.to_dict()
+    with torch.device('meta'):
+        return build_model(model, size=size, vocab_size=V, max_length=T).config.to_dict()

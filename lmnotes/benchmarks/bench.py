@@ -15,7 +15,24 @@ from ..files import write_json
 
 # %% ../../nbs/10_benchmarks/01_bench.ipynb #b038ca37
 benches = Registry('bench')
-bench_modules = {n: f'lmnotes.benchmarks.bench_{n}' for n in ('reversible', 'head', 'learner', 'resonance', 'recall', 'packing', 'shards', 'distributed', 'precision', 'resume', 'verdict', 'grpo', 'ternary')} | dict(stress='lmnotes.benchmarks.bench_memory_limits')
+bench_modules = {
+    n: f'lmnotes.benchmarks.bench_{n}'
+    for n in (
+        'reversible',
+        'head',
+        'learner',
+        'resonance',
+        'recall',
+        'packing',
+        'shards',
+        'distributed',
+        'precision',
+        'resume',
+        'verdict',
+        'grpo',
+        'ternary',
+    )
+} | dict(stress='lmnotes.benchmarks.bench_memory_limits')
 
 def bench_names()->list: return sorted({*bench_modules, *benches})
 
@@ -60,14 +77,21 @@ def bench_table(
     t = Table('figure', 'measured', 'target', 'met', title=f'bench {name}')
     for k,target in figures['targets'].items():
         ok = is_met(figures.get(k), target)
-        t.add_row(k, _show(figures.get(k)), f'{target[0]} {target[1]:g}', {True: '[green]yes[/]', False: '[red]no[/]', None: 'not measured'}[ok])
+        t.add_row(
+            k,
+            _show(figures.get(k)),
+            f'{target[0]} {target[1]:g}',
+            {True: '[green]yes[/]', False: '[red]no[/]', None: 'not measured'}[ok],
+        )
     return t
 
 def variants_table(figures:dict):
     "A rich table with a column for each variant, or a row where they are many"
     from rich.table import Table
-    vs = figures['variants']; keys = list(dict.fromkeys(k for v in vs for k,x in v.items() if not isinstance(x, (dict, list))))
-    many = len(vs) > len(keys); t = Table(*(keys if many else ['', *map(str, range(1, len(vs)+1))]), title='variants')
+    vs = figures['variants']
+    keys = list(dict.fromkeys(k for v in vs for k,x in v.items() if not isinstance(x, (dict, list))))
+    many = len(vs) > len(keys)
+    t = Table(*(keys if many else ['', *map(str, range(1, len(vs)+1))]), title='variants')
     for v in vs if many else (): t.add_row(*[_show(v.get(k)) for k in keys])
     for k in () if many else keys: t.add_row(k, *[_show(v.get(k)) for v in vs])
     return t
@@ -85,7 +109,8 @@ def run_bench(
     "Run one bench"
     f,start,device = get_bench(name),time.perf_counter(),pick_device(device)
     if size is not None: options['size'] = size
-    if foreign := set(options) - set(inspect.signature(f).parameters): raise InputError(f"bench '{name}' takes no --{min(foreign)}; leave it out")
+    if foreign := set(options) - set(inspect.signature(f).parameters):
+        raise InputError(f"bench '{name}' takes no --{min(foreign)}; leave it out")
     figures = f(device=str(device), quick=quick, progress=_progress(name, start), **options)
     return dict(figures, met={k: is_met(figures.get(k), t) for k,t in figures['targets'].items()},
                 quick=quick, device=str(device), seconds=round(time.perf_counter() - start, 1), env=env_info())
@@ -103,13 +128,18 @@ def run_benches(
     from rich.console import Console
     names = [names] if isinstance(names, str) else list(names)
     if not names: raise InputError(f"no bench named; there is: {', '.join(bench_names())}")
-    if json and Path(json).is_dir(): raise InputError(f"'{json}' is a folder; name a file for the figures, such as {Path(json)/'bench.json'}")
-    for n in names: get_bench(n) # a wrong name fails before the first measurement
+    if json and Path(json).is_dir():
+        raise InputError(f"'{json}' is a folder; name a file for the figures, such as {Path(json)/'bench.json'}")
+    for n in names:
+        get_bench(n) # a wrong name fails before the first measurement
     results,console = {},console or Console(width=None if sys.stdout.isatty() else 150)
     for n in names:
         results[n] = run_bench(n, device, size, quick, **options)
         console.print(variants_table(results[n]), bench_table(n, results[n]))
-        if quick: console.print('quick: small shapes and few repeats; these figures show that the bench runs and nothing else')
+        if quick:
+            console.print(
+                'quick: small shapes and few repeats; these figures show that the bench runs and nothing else'
+            )
     out = results[names[0]] if len(names) == 1 else results
     if json: write_json(json, out)
     return out

@@ -20,9 +20,15 @@ from ..training.distributed import difference, is_main, letters_file, ranks, run
 
 # %% ../../nbs/10_benchmarks/09_bench_distributed.ipynb #dc13adeb
 _still = dict(resid_pdrop=0., embd_pdrop=0., attn_pdrop=0.) # without dropout, which each rank draws for itself
-CASES = dict(standard=dict(model='standard'), reversible=dict(model='reversible'), hub=dict(model='tiny:gpt2', options=_still),
-             lora=dict(model='tiny:gpt2', options=_still, lora=True), moe=dict(model='moe', options=dict(aux_coef=0., z_coef=0.)),
-             accumulation=dict(model='standard', accumulate=2), text=dict(model='standard', data=dict(dataset='prose', max_length=64)))
+CASES = dict(
+    standard=dict(model='standard'),
+    reversible=dict(model='reversible'),
+    hub=dict(model='tiny:gpt2', options=_still),
+    lora=dict(model='tiny:gpt2', options=_still, lora=True),
+    moe=dict(model='moe', options=dict(aux_coef=0.0, z_coef=0.0)),
+    accumulation=dict(model='standard', accumulate=2),
+    text=dict(model='standard', data=dict(dataset='prose', max_length=64)),
+)
 
 def case_of(
     name,      # in `CASES`
@@ -46,13 +52,23 @@ def rank_errors(
     one = train_together(**case_of(name, letters, accumulate=1), steps=steps)
     two = {how: run_ranks(train_together, 2, steps=steps, how=how, **case_of(name, letters, world=2)) for how in ways}
     first = two[ways[0]][0]
-    same = all(abs(a['loss'] - b['loss']) <= 1e-5*b['loss'] for a,b in zip(two[ways[0]][1]['rows'], one['rows'])) # what rank 1 reports
-    return dict(case=name, grad_error=difference(first, one, 'grads'), weight_error=difference(first, one), same_loss=float(same),
-                **(dict(fsdp_error=difference(two['fsdp'][0], two['ddp'][0])) if len(ways) == 2 else {}))
+    # what rank 1 reports
+    same = all(abs(a['loss'] - b['loss']) <= 1e-5*b['loss'] for a,b in zip(two[ways[0]][1]['rows'], one['rows']))
+    return dict(
+        case=name,
+        grad_error=difference(first, one, 'grads'),
+        weight_error=difference(first, one),
+        same_loss=float(same),
+        **(dict(fsdp_error=difference(two['fsdp'][0], two['ddp'][0])) if len(ways) == 2 else {}),
+    )
 
 def accumulation_error(letters)->float:
     "Two batches of 4 against one of 8, on one process"
-    return difference(train_together(**case_of('accumulation', letters), steps=1), train_together(**case_of('standard', letters), steps=1), 'grads')
+    return difference(
+        train_together(**case_of('accumulation', letters), steps=1),
+        train_together(**case_of('standard', letters), steps=1),
+        'grads',
+    )
 
 # %% ../../nbs/10_benchmarks/09_bench_distributed.ipynb #b893c912
 _RANK = 'from lmnotes.benchmarks.bench_distributed import rank_main; rank_main()'
@@ -65,7 +81,9 @@ def rank_main():
         with ranks('cpu', timeout=120):
             r = train_together(**kwargs)
             if is_main(): np.savez(out, **r['weights'])
-    except RunError as e: print(f'error: {e}', file=sys.stderr); sys.exit(1)
+    except RunError as e:
+        print(f'error: {e}', file=sys.stderr)
+        sys.exit(1)
 
 def _environment(**more): # one thread a process, and this package found from any folder
     import lmnotes
@@ -81,14 +99,33 @@ def torchrun(
     env=None,       # more of the environment
 ):
     "Start `torchrun`; a `Popen`"
-    cmd = [*before, sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={nproc}', *flags, '--no-python', sys.executable, '-c', _RANK, json.dumps(kwargs), str(out)]
-    return subprocess.Popen(cmd, env=_environment(**(env or {})), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    cmd = [
+        *before,
+        sys.executable,
+        '-m',
+        'torch.distributed.run',
+        f'--nproc_per_node={nproc}',
+        *flags,
+        '--no-python',
+        sys.executable,
+        '-c',
+        _RANK,
+        json.dumps(kwargs),
+        str(out),
+    ]
+    return subprocess.Popen(
+        cmd, env=_environment(**(env or {})), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
 
 # %% ../../nbs/10_benchmarks/09_bench_distributed.ipynb #9be9fb5b
 def finish(p, out=None, seconds=300): # a `Popen`
     "Exit code, what was said, and the weights as `difference` takes them"
-    try: said = p.communicate(timeout=seconds)[1]
-    except subprocess.TimeoutExpired: p.terminate(); p.communicate(); raise RunError(f'torchrun had not ended after {seconds} s') from None
+    try:
+        said = p.communicate(timeout=seconds)[1]
+    except subprocess.TimeoutExpired:
+        p.terminate()
+        p.communicate()
+        raise RunError(f'torchrun had not ended after {seconds} s') from None
     return p.returncode,said,(dict(weights=dict(np.load(out))) if p.returncode == 0 and out else None)
 
 # %% ../../nbs/10_benchmarks/09_bench_distributed.ipynb #3cc02b76
@@ -96,18 +133,54 @@ def death(
     letters, folder, how='ddp',
 )->dict: # killed_is_error: 1. if so; restart_error
     "Kill a rank, without and with a restart"
-    case = dict(case_of('standard', letters, world=2), how=how, steps=5); folder = Path(folder); folder.mkdir()
+    case = dict(case_of('standard', letters, world=2), how=how, steps=5)
+    folder = Path(folder)
+    folder.mkdir()
     calm = run_ranks(train_together, 2, **case)[0]
     code,said,_ = finish(torchrun(dict(case, die=(1, 2)), folder/'dead.npz'))
     honest = code == 1 and any(l.startswith('error: rank 0 of 2 lost another rank') for l in said.splitlines())
-    code,said,again = finish(torchrun(dict(case, die=(1, 2), folder=str(folder)), folder/'again.npz', flags=('--standalone', '--max-restarts=1')), folder/'again.npz')
+    code, said, again = finish(
+        torchrun(
+            dict(case, die=(1, 2), folder=str(folder)),
+            folder / 'again.npz',
+            flags=('--standalone', '--max-restarts=1'),
+        ),
+        folder / 'again.npz',
+    )
     if code: raise RunError(f'the job was not started again: {said[-300:]}')
     return dict(killed_is_error=float(honest), restart_error=difference(again, calm))
 
 # %% ../../nbs/10_benchmarks/09_bench_distributed.ipynb #7f38fa80
 def _train(out, restarts):
-    cmd = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', f'--max-restarts={restarts}', '-m', 'lmnotes', 'train', '--multi_gpu', '--device', 'cpu', '--no_mixed_precision',
-           '--dataset', 'arithmetic', '--limit', '300', '--max_length', '64', '--batch_size', '4', '--max_steps', '30', '--save_steps', '5', '--output_dir', str(out)]
+    cmd = [
+        sys.executable,
+        '-m',
+        'torch.distributed.run',
+        '--standalone',
+        '--nproc_per_node=2',
+        f'--max-restarts={restarts}',
+        '-m',
+        'lmnotes',
+        'train',
+        '--multi_gpu',
+        '--device',
+        'cpu',
+        '--no_mixed_precision',
+        '--dataset',
+        'arithmetic',
+        '--limit',
+        '300',
+        '--max_length',
+        '64',
+        '--batch_size',
+        '4',
+        '--max_steps',
+        '30',
+        '--save_steps',
+        '5',
+        '--output_dir',
+        str(out),
+    ]
     return subprocess.Popen(cmd, env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 def _kill_a_rank(p, out, seconds=200): # as soon as there is a checkpoint
@@ -115,13 +188,17 @@ def _kill_a_rank(p, out, seconds=200): # as soon as there is a checkpoint
     for _ in range(seconds*20):
         if p.poll() is not None or list((Path(out)/'checkpoints').glob('step_*')): break
         time.sleep(0.05)
-    else: p.terminate(); raise RunError(f'there was no checkpoint after {seconds} s')
-    if p.poll() is None: [c for c in psutil.Process(p.pid).children() if 'lmnotes' in ' '.join(c.cmdline())][-1].kill()
+    else:
+        p.terminate()
+        raise RunError(f'there was no checkpoint after {seconds} s')
+    if p.poll() is None:
+        [c for c in psutil.Process(p.pid).children() if 'lmnotes' in ' '.join(c.cmdline())][-1].kill()
 
 def command_restart(folder)->float: # over weights and the losses of all steps
     "How far a `train` whose rank was killed is from one left alone"
     from safetensors.numpy import load_file
-    runs = [Path(folder)/name for name in ('calm', 'killed')]; results = []
+    runs = [Path(folder)/name for name in ('calm', 'killed')]
+    results = []
     for i,run in enumerate(runs):
         p = _train(run, i)
         if i: _kill_a_rank(p, run)
@@ -129,7 +206,8 @@ def command_restart(folder)->float: # over weights and the losses of all steps
         if code: raise RunError(f'{run.name} ended with exit code {code}: {said[-300:]}')
         losses = np.array([[r['step'], r['loss']] for r in read_jsonl(run/'metrics.jsonl')])
         results.append(dict(weights=load_file(run/'final/model.safetensors') | dict(losses=losses)))
-    if len(results[0]['weights']['losses']) != len(results[1]['weights']['losses']): raise RunError('the log of the killed run has lines too many or too few')
+    if len(results[0]['weights']['losses']) != len(results[1]['weights']['losses']):
+        raise RunError('the log of the killed run has lines too many or too few')
     return difference(results[1], results[0])
 
 # %% ../../nbs/10_benchmarks/09_bench_distributed.ipynb #85c3e7a7
@@ -137,21 +215,34 @@ def _ip(*args): return subprocess.run(['ip', *args], capture_output=True, text=T
 
 def why_no_hosts()->str|None:
     "What keeps two hosts from being made here; None: nothing"
-    if sys.platform != 'linux' or not shutil.which('ip'): return 'network namespaces need Linux and the ip command (package iproute2)'
+    if sys.platform != 'linux' or not shutil.which('ip'):
+        return 'network namespaces need Linux and the ip command (package iproute2)'
     if os.geteuid() != 0: return 'network namespaces need root'
-    name = f'lm{os.getpid()}t'; made = _ip('netns', 'add', name)
-    if made.returncode == 0: _ip('netns', 'del', name); return None
+    name = f'lm{os.getpid()}t'
+    made = _ip('netns', 'add', name)
+    if made.returncode == 0:
+        _ip('netns', 'del', name)
+        return None
     return f'no network namespace could be made: {made.stderr.strip()[:100]}'
 
 @contextmanager
 def two_hosts():
     "Names and addresses of two hosts, joined by a cable, for the length of a block"
     if why := why_no_hosts(): raise RunError(why)
-    hosts = {f'lm{os.getpid()}{s}': f'10.77.0.{i}' for i,s in ((1, 'a'), (2, 'b'))}; a,b = hosts
+    hosts = {f'lm{os.getpid()}{s}': f'10.77.0.{i}' for i,s in ((1, 'a'), (2, 'b'))}
+    a,b = hosts
     try:
-        steps = [('netns', 'add', a), ('netns', 'add', b), ('link', 'add', a, 'netns', a, 'type', 'veth', 'peer', 'name', b, 'netns', b)]
+        steps = [
+            ('netns', 'add', a),
+            ('netns', 'add', b),
+            ('link', 'add', a, 'netns', a, 'type', 'veth', 'peer', 'name', b, 'netns', b),
+        ]
         for n,address in hosts.items():
-            steps += [('-n', n, 'addr', 'add', f'{address}/24', 'dev', n), ('-n', n, 'link', 'set', n, 'up'), ('-n', n, 'link', 'set', 'lo', 'up')]
+            steps += [
+                ('-n', n, 'addr', 'add', f'{address}/24', 'dev', n),
+                ('-n', n, 'link', 'set', n, 'up'),
+                ('-n', n, 'link', 'set', 'lo', 'up'),
+            ]
         for s in steps:
             if (r := _ip(*s)).returncode: raise RunError(f"ip {' '.join(s)}: {r.stderr.strip()}")
         yield hosts
@@ -165,11 +256,29 @@ def on_two_hosts(
 )->dict: # weights
     "Train with one rank on each of two hosts"
     with two_hosts() as hosts:
-        where = next(iter(hosts.values())); started = []
+        where = next(iter(hosts.values()))
+        started = []
         for i,(n,address) in enumerate(hosts.items()):
-            flags = ('--nnodes=2', '--rdzv_backend=c10d', f'--rdzv_endpoint={where}:29477', '--rdzv_id=two-hosts', f'--rdzv_conf=is_host={1 - i}', f'--local_addr={address}')
-            started.append(torchrun(kwargs, Path(folder)/'hosts.npz', 1, flags, ('ip', 'netns', 'exec', n), dict(GLOO_SOCKET_IFNAME=n)))
-        try: ended = [finish(p) for p in started]
+            flags = (
+                '--nnodes=2',
+                '--rdzv_backend=c10d',
+                f'--rdzv_endpoint={where}:29477',
+                '--rdzv_id=two-hosts',
+                f'--rdzv_conf=is_host={1 - i}',
+                f'--local_addr={address}',
+            )
+            started.append(
+                torchrun(
+                    kwargs,
+                    Path(folder) / 'hosts.npz',
+                    1,
+                    flags,
+                    ('ip', 'netns', 'exec', n),
+                    dict(GLOO_SOCKET_IFNAME=n),
+                )
+            )
+        try:
+            ended = [finish(p) for p in started]
         finally:
             for p in started: p.poll() is None and p.kill()
     for code,said,_ in ended:
@@ -182,8 +291,17 @@ def hosts_error(letters, folder)->float:
     return difference(on_two_hosts(dict(case_of('standard', letters, world=2), how='ddp', steps=3), folder), one)
 
 # %% ../../nbs/10_benchmarks/09_bench_distributed.ipynb #12c054aa
-TARGETS = dict(grad_error=('<=', 1e-6), accumulation_error=('<=', 1e-6), fsdp_error=('<=', 1e-5), same_loss=('>=', 1), stop_together=('>=', 1),
-               killed_is_error=('>=', 1), restart_error=('<=', 0), command_restart_error=('<=', 0), hosts_error=('<=', 1e-5))
+TARGETS = dict(
+    grad_error=('<=', 1e-6),
+    accumulation_error=('<=', 1e-6),
+    fsdp_error=('<=', 1e-5),
+    same_loss=('>=', 1),
+    stop_together=('>=', 1),
+    killed_is_error=('>=', 1),
+    restart_error=('<=', 0),
+    command_restart_error=('<=', 0),
+    hosts_error=('<=', 1e-5),
+)
 
 def stop_together(letters)->float: # 1. if so
     "One rank is asked to stop; do both, after the same step?"
@@ -200,14 +318,30 @@ def bench_distributed(
     "Two ranks against one process: gradients, FSDP, death and restart, two hosts"
     home = Path(tempfile.mkdtemp(prefix='lmnotes_ranks_'))
     try:
-        letters = letters_file(home/'letters.jsonl'); variants = []
-        for name in ('standard',) if quick else cases: progress(f'{name}: two ranks and one'); variants.append(rank_errors(name, letters, 2 if quick else steps))
+        letters = letters_file(home/'letters.jsonl')
+        variants = []
+        for name in ('standard',) if quick else cases:
+            progress(f'{name}: two ranks and one')
+            variants.append(rank_errors(name, letters, 2 if quick else steps))
         progress('accumulation, stopping')
         figures = dict(accumulation_error=accumulation_error(letters), stop_together=stop_together(letters))
         if not quick:
-            progress('killing a rank'); figures |= death(letters, home/'death')
-            progress('killing a rank of lmnotes train'); figures['command_restart_error'] = command_restart(home)
-            if why := why_no_hosts(): progress(f'no hosts: {why}'); figures['no_hosts'] = why
-            else: progress('two hosts'); figures['hosts_error'] = hosts_error(letters, home)
-    finally: shutil.rmtree(home, ignore_errors=True)
-    return dict({k: max(v[k] for v in variants) for k in ('grad_error', 'fsdp_error')}, same_loss=min(v['same_loss'] for v in variants), **figures, variants=variants, targets=TARGETS)
+            progress('killing a rank')
+            figures |= death(letters, home/'death')
+            progress('killing a rank of lmnotes train')
+            figures['command_restart_error'] = command_restart(home)
+            if why := why_no_hosts():
+                progress(f'no hosts: {why}')
+                figures['no_hosts'] = why
+            else:
+                progress('two hosts')
+                figures['hosts_error'] = hosts_error(letters, home)
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+    return dict(
+        {k: max(v[k] for v in variants) for k in ('grad_error', 'fsdp_error')},
+        same_loss=min(v['same_loss'] for v in variants),
+        **figures,
+        variants=variants,
+        targets=TARGETS,
+    )

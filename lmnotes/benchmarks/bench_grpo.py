@@ -35,20 +35,32 @@ class Additions(Answered):
     def score(self, row, text): return same_number(text, self.references(row)[0])
 
 def _part(a, b)->str: # by the problem, whichever way round
-    return {0: 'test', 1: 'test', 2: 'test', 3: 'validation', 4: 'stop'}.get(seed_for('additions', *sorted((a, b))) % 20, 'train')
+    return {0: 'test', 1: 'test', 2: 'test', 3: 'validation', 4: 'stop'}.get(
+        seed_for('additions', *sorted((a, b))) % 20, 'train'
+    )
 
 @cache
-def addition_rows()->dict: # train, validation (watched during the run), stop (ends fine-tuning), test (judged) -> `Rows`
+def addition_rows(
+
+)->dict: # train, validation (watched during the run), stop (ends fine-tuning), test (judged) -> `Rows`
     "The additions in the worked answers of `embedded/arithmetic`, each once"
-    found = {(int(a), int(b)): 1 for rows in load_rows(find_dataset('arithmetic')).values() for r in rows for a,b in re.findall(r'<<(\d+)\+(\d+)=', r['answer'])}
+    found = {
+        (int(a), int(b)): 1
+        for rows in load_rows(find_dataset('arithmetic')).values()
+        for r in rows
+        for a, b in re.findall(r'<<(\d+)\+(\d+)=', r['answer'])
+    }
     out = {s: Rows() for s in ('train', 'validation', 'stop', 'test')}
-    for a,b in found: out[_part(a, b)].append(dict(question=f'{a}+{b}=', answer=str(a + b)))
+    for a,b in found:
+        out[_part(a, b)].append(dict(question=f'{a}+{b}=', answer=str(a + b)))
     return out
 
 def addition_data(bs=128, seed=0, device='cpu')->TaskData:
     "Additions as data for fine-tuning and for rewards"
     task,rows,tok = Additions(),addition_rows(),get_tokenizer('bytes')
-    spec = dict(dataset=task.id, tokenizer='bytes', max_length=16, bs=bs, seed=seed, packing=False, device=device, mode='sft')
+    spec = dict(
+        dataset=task.id, tokenizer='bytes', max_length=16, bs=bs, seed=seed, packing=False, device=device, mode='sft'
+    )
     return TaskData(task, rows, {s: examples_of(task, rows[s], tok) for s in rows}, spec, tok)
 
 # %% ../../nbs/10_benchmarks/14_bench_grpo.ipynb #86dab9e3
@@ -56,7 +68,14 @@ def addition_data(bs=128, seed=0, device='cpu')->TaskData:
 def exact(model, data, split='test')->list: # 0. or 1. for each row
     "Exact matches of the likeliest answers"
     task,rows = data.task,data.rows[split]
-    said = generate_batch(model, data.tokenizer, [e['ids'][:e['start']].tolist() for e in data.examples[split]], 6, temperature=0, bs=256)
+    said = generate_batch(
+        model,
+        data.tokenizer,
+        [e['ids'][: e['start']].tolist() for e in data.examples[split]],
+        6,
+        temperature=0,
+        bs=256,
+    )
     return [float(t.strip() == task.references(r)[0]) for t,r in zip(said, rows)]
 
 def _mean(xs): return sum(xs)/len(xs)
@@ -68,18 +87,56 @@ def half_knowing(
     steps=1500, lr=3e-3, device='cpu', size='tiny',
 )->tuple: # the model, steps taken, share of the stop set that is right
     "A model fine-tuned on additions until it is right half of the time"
-    data = data or addition_data(seed=seed); set_seed(seed); m = build_model('standard', size=size, vocab_size=data.vocab_size, max_length=32).to(device)
-    opt,r,ex = torch.optim.AdamW(m.parameters(), lr, weight_decay=.01),random.Random(seed_for('half', seed)),data.examples['train']
+    data = data or addition_data(seed=seed)
+    set_seed(seed)
+    m = build_model('standard', size=size, vocab_size=data.vocab_size, max_length=32).to(device)
+    opt, r, ex = (
+        torch.optim.AdamW(m.parameters(), lr, weight_decay=0.01),
+        random.Random(seed_for('half', seed)),
+        data.examples['train'],
+    )
     for i in range(1, steps + 1):
         for g in opt.param_groups: g['lr'] = lr*min(1, i/50)
-        some = r.sample(ex, min(128, len(ex))); w = max(len(e['ids']) for e in some); x = torch.zeros(len(some), w, dtype=torch.long); y = torch.full_like(x, -100)
-        for j,e in enumerate(some): n = len(e['ids']); x[j,:n] = torch.from_numpy(e['ids']); y[j,e['start']:n] = x[j,e['start']:n]
-        opt.zero_grad(); m(x.to(device), labels=y.to(device)).loss.backward(); torch.nn.utils.clip_grad_norm_(m.parameters(), 1.); opt.step()
-        if (i % 10 == 0 and i >= 100 or i == steps) and ((got := _mean(exact(m, data, 'stop'))) >= enough or i == steps): return m,i,got
+        some = r.sample(ex, min(128, len(ex)))
+        w = max(len(e['ids']) for e in some)
+        x = torch.zeros(len(some), w, dtype=torch.long)
+        y = torch.full_like(x, -100)
+        for j,e in enumerate(some):
+            n = len(e['ids'])
+            x[j,:n] = torch.from_numpy(e['ids'])
+            y[j,e['start']:n] = x[j,e['start']:n]
+        opt.zero_grad()
+        m(x.to(device), labels=y.to(device)).loss.backward()
+        torch.nn.utils.clip_grad_norm_(m.parameters(), 1.)
+        opt.step()
+        if (i % 10 == 0 and i >= 100 or i == steps) and (
+            (got := _mean(exact(m, data, 'stop'))) >= enough or i == steps
+        ):
+            return m,i,got
 
 # %% ../../nbs/10_benchmarks/14_bench_grpo.ipynb #286d19a1
-RL = dict(steps=120, batch_size=64, group_size=8, beta=.05, learning_rate=4e-5, warmup_steps=5, max_completion_length=6, eval_items=64, pass_k=8, save_every=None, picture_every=10**6, sample_every=50, precision='fp32')
-TARGETS = dict(gain=('>=', 0.15), gain_low=('>=', 0.), control_high=('<=', 0.06), control_low=('>=', -0.06), seconds_a_seed=('<=', 120))
+RL = dict(
+    steps=120,
+    batch_size=64,
+    group_size=8,
+    beta=0.05,
+    learning_rate=4e-5,
+    warmup_steps=5,
+    max_completion_length=6,
+    eval_items=64,
+    pass_k=8,
+    save_every=None,
+    picture_every=10**6,
+    sample_every=50,
+    precision='fp32',
+)
+TARGETS = dict(
+    gain=('>=', 0.15),
+    gain_low=('>=', 0.0),
+    control_high=('<=', 0.06),
+    control_low=('>=', -0.06),
+    seconds_a_seed=('<=', 120),
+)
 
 def learn_from(
     start,           # a model, which is copied
@@ -93,31 +150,62 @@ def learn_from(
     folder,began = Path(tempfile.mkdtemp(prefix='bench_grpo_')),time.perf_counter()
     try:
         r = grpo(deepcopy(start), data, folder/'run', reward=reward, seed=seed, device=device, **{**RL, **changes})
-        return dict(exact=exact(r.model, data), seconds=time.perf_counter() - began, history=r.history, evals=read_jsonl(r.path/'evals.jsonl'), summary=r.summary)
-    finally: shutil.rmtree(folder, ignore_errors=True)
+        return dict(
+            exact=exact(r.model, data),
+            seconds=time.perf_counter() - began,
+            history=r.history,
+            evals=read_jsonl(r.path / 'evals.jsonl'),
+            summary=r.summary,
+        )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 def _seed(seed, device, size, progress, quick=False, **changes):
-    data = addition_data(seed=seed, device=device); progress(f'seed {seed}: fine-tuning until half is right')
-    began = time.perf_counter(); start,taken,stop = half_knowing(seed, data, device=device, size=size, **(dict(steps=100) if quick else {})); sft = time.perf_counter() - began
-    before = exact(start, data); out = dict(seed=seed, sft_steps=taken, sft_stop=stop, sft_seconds=round(sft, 1), before=_mean(before))
+    data = addition_data(seed=seed, device=device)
+    progress(f'seed {seed}: fine-tuning until half is right')
+    began = time.perf_counter()
+    start,taken,stop = half_knowing(seed, data, device=device, size=size, **(dict(steps=100) if quick else {}))
+    sft = time.perf_counter() - began
+    before = exact(start, data)
+    out = dict(seed=seed, sft_steps=taken, sft_stop=stop, sft_seconds=round(sft, 1), before=_mean(before))
     for arm,reward in (('task', 'task'), ('control', 'random')):
         progress(f'seed {seed}: {arm}, from {_mean(before):.3f}')
-        f = learn_from(start, data, seed, reward, device, **changes); h,u = f['history'],f['summary']
-        out |= {f'{arm}_after': _mean(f['exact']), f'{arm}_gain': _mean(f['exact']) - _mean(before), f'{arm}_seconds': round(f['seconds'], 1), f'{arm}_kl': h[-1]['kl'], f'{arm}_no_signal': u['no_signal'],
-                f'{arm}_pass@1': u['after']['pass@1'], f'{arm}_pass@8': u['after'].get('pass@8'), f'{arm}_tokens_per_s': u['tokens_per_s']}
+        f = learn_from(start, data, seed, reward, device, **changes)
+        h,u = f['history'],f['summary']
+        out |= {
+            f'{arm}_after': _mean(f['exact']),
+            f'{arm}_gain': _mean(f['exact']) - _mean(before),
+            f'{arm}_seconds': round(f['seconds'], 1),
+            f'{arm}_kl': h[-1]['kl'],
+            f'{arm}_no_signal': u['no_signal'],
+            f'{arm}_pass@1': u['after']['pass@1'],
+            f'{arm}_pass@8': u['after'].get('pass@8'),
+            f'{arm}_tokens_per_s': u['tokens_per_s'],
+        }
     return out | {'before_pass@1': u['before']['pass@1'], 'before_pass@8': u['before'].get('pass@8')}
 
 @benches('grpo')
 def bench_grpo(
     device='cpu',
-    size='tiny',  # of the model
-    quick=False,  # three steps, one seed
+    size='tiny', # of the model
+    quick=False, # three steps, one seed
     progress=lambda what: None,
     seeds=(0, 1, 2),
 )->dict: # gain: mean over seeds; gain_low: lower end of its 95 % interval; control_gain and its worst seeds; seconds_a_seed
     "What rewards alone add on held-out additions, and what coins add"
     few = dict(steps=3, batch_size=2, group_size=4, eval_items=4, pass_k=2) if quick else {}
     vs = [_seed(s, device, size, progress, quick, **few) for s in (seeds[:1] if quick else seeds)]
-    gains,control = [v['task_gain'] for v in vs],[v['control_gain'] for v in vs]; low,high = map(float, t_interval(gains)) if len(gains) > 1 else (None, None)
-    return dict(gain=_mean(gains), gain_low=low, gain_high=high, control_gain=_mean(control), control_high=max(control), control_low=min(control), before=_mean([v['before'] for v in vs]),
-                seconds_a_seed=max(v['task_seconds'] for v in vs), variants=vs, targets=TARGETS)
+    gains,control = [v['task_gain'] for v in vs],[v['control_gain'] for v in vs]
+    low,high = map(float, t_interval(gains)) if len(gains) > 1 else (None, None)
+    return dict(
+        gain=_mean(gains),
+        gain_low=low,
+        gain_high=high,
+        control_gain=_mean(control),
+        control_high=max(control),
+        control_low=min(control),
+        before=_mean([v['before'] for v in vs]),
+        seconds_a_seed=max(v['task_seconds'] for v in vs),
+        variants=vs,
+        targets=TARGETS,
+    )

@@ -26,7 +26,11 @@ def head_problem(
     "Hidden states, head and labels, of the sizes that occur in a trained model"
     g = torch.Generator().manual_seed(seed)
     h,w = torch.randn(n_tokens, dim, generator=g),torch.randn(vocab, dim, generator=g)*dim**-.5
-    return h.to(device).requires_grad_(), w.to(device).requires_grad_(), torch.randint(0, vocab, (n_tokens,), generator=g).to(device)
+    return (
+        h.to(device).requires_grad_(),
+        w.to(device).requires_grad_(),
+        torch.randint(0, vocab, (n_tokens,), generator=g).to(device),
+    )
 
 def head_step(
     loss,    # (h, w, y) -> loss
@@ -36,7 +40,8 @@ def head_step(
     "Forward and backward of the loss as a function without arguments; gradients die with it"
     h,w,y = problem
     def step():
-        with torch.autocast(h.device.type, dtype or torch.bfloat16, enabled=dtype is not None): l = loss(h, w, y)
+        with torch.autocast(h.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+            l = loss(h, w, y)
         l.backward()
         grads,h.grad,w.grad = (h.grad, w.grad),None,None
         return l.detach(),*grads
@@ -63,8 +68,13 @@ def _measure(problem, dtype, repeats, seconds, progress):
     device,name = problem[0].device,'bf16' if dtype else 'fp32'
     progress(f'{name}: peaks and gradients')
     (a,ga),(b,gb) = (_peak_and_result(f, device) for f in (plain, chunked))
-    v = dict(precision=name, plain_bytes=a, chunked_bytes=b, **{'memory_ratio_bf16' if dtype else 'memory_ratio': a/b},
-             **{'bf16_grad_difference' if dtype else 'grad_error': max_error(gb[1:], ga[1:])})
+    v = dict(
+        precision=name,
+        plain_bytes=a,
+        chunked_bytes=b,
+        **{'memory_ratio_bf16' if dtype else 'memory_ratio': a / b},
+        **{'bf16_grad_difference' if dtype else 'grad_error': max_error(gb[1:], ga[1:])},
+    )
     del ga,gb
     if dtype and not has_fast_bf16(device): return v
     progress(f'{name}: times')
@@ -81,9 +91,20 @@ def bench_head(
     progress=lambda what: None,
 )->dict: # memory_ratio, memory_ratio_bf16, time_ratio, grad_error
     "The chunked head loss against all logits at once: 4096 tokens, 50,257 words, forward and backward"
-    if size not in SIZES: raise InputError(f"unknown size '{size}' for the head bench; there is: {', '.join(f'{k} (width {v})' for k,v in SIZES.items())}")
+    if size not in SIZES:
+        raise InputError(
+            f"unknown size '{size}' for the head bench; there is: "
+            f"{', '.join(f'{k} (width {v})' for k, v in SIZES.items())}"
+        )
     n,vocab,dim = (512, 4000, 64) if quick else (4096, 50_257, SIZES[size])
     problem = head_problem(n, vocab, dim, device)
-    variants = [dict(tokens=n, vocab=vocab, dim=dim, **_measure(problem, dtype, 3 if quick else 7, 5 if quick else 60, progress))
-                for dtype in (None, torch.bfloat16)]
+    variants = [
+        dict(
+            tokens=n,
+            vocab=vocab,
+            dim=dim,
+            **_measure(problem, dtype, 3 if quick else 7, 5 if quick else 60, progress),
+        )
+        for dtype in (None, torch.bfloat16)
+    ]
     return dict(worst(variants, TARGETS), variants=variants, targets=TARGETS)

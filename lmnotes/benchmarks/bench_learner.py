@@ -25,11 +25,16 @@ HYPER = dict(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, clip=1.)
 
 class StopWatch:
     "Times the steps after the first `skip`"
-    def __init__(self, steps, skip, device): self.last,self.skip,self.device,self.seconds = steps+skip,skip,device,None
+    def __init__(self, steps, skip, device):
+        self.last,self.skip,self.device,self.seconds = steps+skip,skip,device,None
     def begins(self, k): # step number k, from 0
-        if k == self.skip: synchronize(self.device); self.start = time.perf_counter()
+        if k == self.skip:
+            synchronize(self.device)
+            self.start = time.perf_counter()
     def ends(self, k):
-        if k == self.last-1: synchronize(self.device); self.seconds = time.perf_counter() - self.start
+        if k == self.last-1:
+            synchronize(self.device)
+            self.seconds = time.perf_counter() - self.start
 
 # %% ../../nbs/10_benchmarks/04_bench_learner.ipynb #3b015e6e
 def bare_loop(
@@ -38,23 +43,34 @@ def bare_loop(
 ):
     "A function (steps, skip) -> seconds that trains `model` with nothing but PyTorch"
     ps = [p for p in model.parameters() if p.requires_grad]
-    groups = [dict(params=[p for p in ps if p.ndim >= 2], weight_decay=HYPER['weight_decay']), dict(params=[p for p in ps if p.ndim < 2], weight_decay=0.)]
+    groups = [
+        dict(params=[p for p in ps if p.ndim >= 2], weight_decay=HYPER['weight_decay']),
+        dict(params=[p for p in ps if p.ndim < 2], weight_decay=0.0),
+    ]
     opt = torch.optim.AdamW(groups, lr=HYPER['lr'], betas=HYPER['betas'], fused=True)
     device = ps[0].device
     def run(steps, skip):
-        watch,sched = StopWatch(steps, skip, device),torch.optim.lr_scheduler.LambdaLR(opt, lambda k: max(1 - k/(steps+skip), 0.))
+        watch, sched = (
+            StopWatch(steps, skip, device),
+            torch.optim.lr_scheduler.LambdaLR(opt, lambda k: max(1 - k / (steps + skip), 0.0)),
+        )
         model.train()
         for k,(b,) in enumerate(_loader(data, steps+skip)):
             watch.begins(k)
-            with torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext(): loss = model(**b).loss
+            with torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext():
+                loss = model(**b).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(ps, HYPER['clip'])
-            opt.step(); sched.step(); opt.zero_grad()
+            opt.step()
+            sched.step()
+            opt.zero_grad()
             watch.ends(k)
         return watch.seconds
     return run
 
-def _loader(data, n): data.train.start,data.train.n_batches = 0,n; return data.train
+def _loader(data, n):
+    data.train.start,data.train.n_batches = 0,n
+    return data.train
 
 # %% ../../nbs/10_benchmarks/04_bench_learner.ipynb #07be8123
 class WatchCallback(Callback):
@@ -75,11 +91,24 @@ def by_learner(
     precision, # fp32, bf16 or auto
 ):
     "A function (steps, skip) -> seconds that trains `model` with `lm_learner`"
-    learn = lm_learner(model, data, lr=HYPER['lr'], precision=precision, max_grad_norm=HYPER['clip'], weight_decay=HYPER['weight_decay'])
+    learn = lm_learner(
+        model,
+        data,
+        lr=HYPER['lr'],
+        precision=precision,
+        max_grad_norm=HYPER['clip'],
+        weight_decay=HYPER['weight_decay'],
+    )
     def run(steps, skip):
-        watch = StopWatch(steps, skip, next(model.parameters()).device); learn.step = 0
+        watch = StopWatch(steps, skip, next(model.parameters()).device)
+        learn.step = 0
         _loader(data, steps+skip)
-        with learn.no_bar(), learn.no_logging(), learn.added_cbs([WatchCallback(watch), WatchEnd(watch), Schedule('linear', HYPER['lr'], steps+skip)]): learn.fit(1)
+        with (
+            learn.no_bar(),
+            learn.no_logging(),
+            learn.added_cbs([WatchCallback(watch), WatchEnd(watch), Schedule('linear', HYPER['lr'], steps + skip)]),
+        ):
+            learn.fit(1)
         return watch.seconds
     return run
 
@@ -95,16 +124,35 @@ def by_trainer(
         def on_step_begin(self, args, state, control, **kw): self.watch.begins(state.global_step)
         def on_step_end(self, args, state, control, **kw): self.watch.ends(state.global_step-1)
     def run(steps, skip):
-        n,cb = steps+skip,Watch(); cb.watch = StopWatch(steps, skip, device)
+        n,cb = steps+skip,Watch()
+        cb.watch = StopWatch(steps, skip, device)
         with tempfile.TemporaryDirectory() as folder:
-            args = TrainingArguments(output_dir=folder, max_steps=n, per_device_train_batch_size=1, learning_rate=HYPER['lr'], weight_decay=HYPER['weight_decay'],
-                adam_beta1=HYPER['betas'][0], adam_beta2=HYPER['betas'][1], max_grad_norm=HYPER['clip'], lr_scheduler_type='linear', optim='adamw_torch_fused',
-                logging_strategy='no', save_strategy='no', report_to=[], disable_tqdm=True, bf16=dtype == torch.bfloat16, use_cpu=device.type == 'cpu',
-                remove_unused_columns=False, dataloader_pin_memory=False, logging_nan_inf_filter=False)
+            args = TrainingArguments(
+                output_dir=folder,
+                max_steps=n,
+                per_device_train_batch_size=1,
+                learning_rate=HYPER['lr'],
+                weight_decay=HYPER['weight_decay'],
+                adam_beta1=HYPER['betas'][0],
+                adam_beta2=HYPER['betas'][1],
+                max_grad_norm=HYPER['clip'],
+                lr_scheduler_type='linear',
+                optim='adamw_torch_fused',
+                logging_strategy='no',
+                save_strategy='no',
+                report_to=[],
+                disable_tqdm=True,
+                bf16=dtype == torch.bfloat16,
+                use_cpu=device.type == 'cpu',
+                remove_unused_columns=False,
+                dataloader_pin_memory=False,
+                logging_nan_inf_filter=False,
+            )
             ready = [b for b, in _loader(data, n)]
             model.__dict__.pop('forward', None) # what an earlier Trainer wrapped around it
             trainer = Trainer(model, args, train_dataset=ready, data_collator=lambda b: b[0], callbacks=[cb])
-            trainer.remove_callback(PrinterCallback); trainer.train()
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
         return cb.watch.seconds
     return run
 
@@ -117,14 +165,28 @@ def compare_loops(
     repeats=9, seconds=None, warmup=1, # rounds
 )->dict: # tokens/s of loop, learner and trainer; vs_loop, vs_hf_trainer
     "Training speed of the same model in three loops"
-    def model(): set_seed(0); return build_model('standard', size=size, vocab_size=data.vocab_size).to(device)
+    def model():
+        set_seed(0)
+        return build_model('standard', size=size, vocab_size=data.vocab_size).to(device)
     dtype = pick_dtype(device, 'auto', sizes[size]['dim'])
     precision = 'bf16' if dtype == torch.bfloat16 else 'fp32'
-    loops = dict(loop=bare_loop(model(), data, dtype), learner=by_learner(model(), data, precision), hf_trainer=by_trainer(model(), data, dtype))
-    t = interleave({n: (lambda f=f: f(steps, skip)) for n,f in loops.items()}, repeats, warmup, device, seconds, inside=True)
+    loops = dict(
+        loop=bare_loop(model(), data, dtype),
+        learner=by_learner(model(), data, precision),
+        hf_trainer=by_trainer(model(), data, dtype),
+    )
+    t = interleave(
+        {n: (lambda f=f: f(steps, skip)) for n, f in loops.items()}, repeats, warmup, device, seconds, inside=True
+    )
     tokens = steps*data.bs*data.max_length
-    return dict(size=size, precision=precision, **{f'{n}_tokens_per_s': tokens/t[n].median for n in loops}, rounds=len(t['loop'].times),
-                vs_loop=paired_ratio(t, 'loop', 'learner').median, vs_hf_trainer=paired_ratio(t, 'hf_trainer', 'learner').median)
+    return dict(
+        size=size,
+        precision=precision,
+        **{f'{n}_tokens_per_s': tokens / t[n].median for n in loops},
+        rounds=len(t['loop'].times),
+        vs_loop=paired_ratio(t, 'loop', 'learner').median,
+        vs_hf_trainer=paired_ratio(t, 'hf_trainer', 'learner').median,
+    )
 
 # %% ../../nbs/10_benchmarks/04_bench_learner.ipynb #04bcd23f
 @benches('learner')
@@ -143,7 +205,13 @@ def bench_learner(
     cpu,variants = torch.device(device).type == 'cpu',[]
     for n in names:
         long = cpu and n != 'tiny' # a step takes seconds
-        how = dict(steps=2, skip=1, repeats=1, warmup=0) if quick else dict(steps=3, skip=1, repeats=9, seconds=100, warmup=0) if long else dict(repeats=25, seconds=60)
+        how = (
+            dict(steps=2, skip=1, repeats=1, warmup=0)
+            if quick
+            else dict(steps=3, skip=1, repeats=9, seconds=100, warmup=0)
+            if long
+            else dict(repeats=25, seconds=60)
+        )
         progress(f'{n}: loop, learner and Trainer in turns')
         variants.append(compare_loops(n, data, device, **how))
     return dict(worst(variants, TARGETS), variants=variants, targets=TARGETS)

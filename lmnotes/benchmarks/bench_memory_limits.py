@@ -23,7 +23,15 @@ def bench_stress(
 )->dict: # longest texts, their ratios, and the largest batch
     "The longest text and largest batch that fit in 2 GB, for standard, checkpointed and reversible models of 16 layers"
     shape = dict(n_layer=4, dim=32, apart=1.5) if quick else dict(n_layer=16, dim=128, apart=1.2)
-    limit = 2**24 if quick else limit; found = stress('length', 4 if quick else 128, limit=limit, progress=progress, **shape)
+    limit = 2**24 if quick else limit
+    found = stress('length', 4 if quick else 128, limit=limit, progress=progress, **shape)
     batch = stress('batch', 64 if quick else 128, limit=limit, progress=progress, **shape) if batches else {}
-    base = found['standard']['length']; over = {f'{k}_over_standard': r['length']/base for k,r in found.items() if k != 'standard'}
-    return dict(over, **{f'{k}_batch': r['batch'] for k,r in batch.items()}, limit=limit, variants=[dict(kind=k, **r) for k,r in found.items()], targets=STRESS_TARGETS)
+    base = found['standard']['length']
+    over = {f'{k}_over_standard': r['length']/base for k,r in found.items() if k != 'standard'}
+    return dict(
+        over,
+        **{f'{k}_batch': r['batch'] for k, r in batch.items()},
+        limit=limit,
+        variants=[dict(kind=k, **r) for k, r in found.items()],
+        targets=STRESS_TARGETS,
+    )

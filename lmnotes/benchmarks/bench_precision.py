@@ -34,9 +34,12 @@ def precise_step(
     opt,call = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True),torch.compile(model) if compiled else model
     scaler = torch.amp.GradScaler(device, enabled=precision == 'fp16')
     def step():
-        with torch.autocast(device, dtype, enabled=dtype != torch.float32): loss = call(**batch[0]).loss
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+            loss = call(**batch[0]).loss
         scaler.scale(loss).backward()
-        scaler.step(opt); scaler.update(); opt.zero_grad()
+        scaler.step(opt)
+        scaler.update()
+        opt.zero_grad()
         return loss.detach()
     return step
 
@@ -48,14 +51,26 @@ def speed_rows(
     peaks=True,                  # measure the machine's peak, for the utilisation
 )->list: # a dict for each variant: tokens_per_s, mfu, vs_fp32
     "Training speed of one model in several precisions"
-    def model(): set_seed(0); return build_model('standard', size=size, vocab_size=data.vocab_size).to(data.device)
+    def model():
+        set_seed(0)
+        return build_model('standard', size=size, vocab_size=data.vocab_size).to(data.device)
     batch,device = data.train.batch(0),data.device
     steps = {v: precise_step(model(), batch, *v) for v in variants}
     t = interleave(steps, repeats, warmup, device, seconds)
     n,flops = batch[0]['input_ids'].numel(),model_flops(model(), 1, data.max_length)
     peak = {p: matmul_peak(device, dtypes[p]) for p in {p for p,_ in variants}} if peaks else {}
-    return [dict(size=size, precision=p, compiled=c, tokens_per_s=n/t[p,c].median, mfu=mfu(n/t[p,c].median, flops, peak[p]) if peak else None,
-                 vs_fp32=paired_ratio(t, ('fp32', False), (p, c)).median, rounds=len(t[p,c].times)) for p,c in variants]
+    return [
+        dict(
+            size=size,
+            precision=p,
+            compiled=c,
+            tokens_per_s=n / t[p, c].median,
+            mfu=mfu(n / t[p, c].median, flops, peak[p]) if peak else None,
+            vs_fp32=paired_ratio(t, ('fp32', False), (p, c)).median,
+            rounds=len(t[p, c].times),
+        )
+        for p, c in variants
+    ]
 
 # %% ../../nbs/10_benchmarks/10_bench_precision.ipynb #a4d66ba1
 def trained_loss(
@@ -64,12 +79,14 @@ def trained_loss(
     windows=64,    # validation windows
 )->float: # nats per token
     "Validation loss of a model that was trained for a few steps"
-    set_seed(seed); model = build_model('standard', size=size, vocab_size=data.vocab_size)
+    set_seed(seed)
+    model = build_model('standard', size=size, vocab_size=data.vocab_size)
     learn = lm_learner(model, data, precision=precision, seed=seed)
     data.train.seed,data.train.start,data.train.n_batches = seed,0,steps
     learn.remove_cbs([cb for cb in learn.cbs if cb.name in ('progress', 'recorder')])
     learn.add_cbs([Schedule('cosine', learn.lr, steps, max(steps//10, 1)), SkipValidation()])
-    with learn.no_logging(): learn.fit(1)
+    with learn.no_logging():
+        learn.fit(1)
     return evaluate(learn, -(-windows//data.bs))['loss']
 
 def loss_figures(
@@ -79,14 +96,20 @@ def loss_figures(
     "How far the losses of a precision lie from those in fp32, beside how far seeds lie apart"
     gap = statistics.mean(a - b for a,b in zip(losses[precision], losses['fp32'], strict=True))
     spread = statistics.stdev(losses['fp32'])
-    return dict(loss=statistics.mean(losses[precision]), loss_gap=gap, seed_spread=spread, gap_over_spread=abs(gap)/spread if precision != 'fp32' else None)
+    return dict(
+        loss=statistics.mean(losses[precision]),
+        loss_gap=gap,
+        seed_spread=spread,
+        gap_over_spread=abs(gap) / spread if precision != 'fp32' else None,
+    )
 
 # %% ../../nbs/10_benchmarks/10_bench_precision.ipynb #b6f1c2a6
 TARGETS = dict(bf16_speedup=('>=', 1.), gap_over_spread=('<=', 1.))
 
 def _shape(device, quick): # batches, and how long to look
     if quick: return dict(max_length=32, bs=4), dict(repeats=1, warmup=1, peaks=False), dict(steps=4, windows=16)
-    if device.type == 'cuda': return dict(max_length=1024, bs=16), dict(repeats=15, warmup=4, seconds=180), dict(steps=60, windows=64)
+    if device.type == 'cuda':
+        return dict(max_length=1024, bs=16), dict(repeats=15, warmup=4, seconds=180), dict(steps=60, windows=64)
     return dict(max_length=128, bs=8), dict(repeats=9, warmup=1, seconds=180), dict(steps=20, windows=64)
 
 @benches('precision')
@@ -99,17 +122,23 @@ def bench_precision(
     progress=lambda what: None,
 )->dict: # bf16_speedup, gap_over_spread
     "Training speed and loss in bf16 (on a GPU also fp16, and compiled) beside fp32"
-    device = torch.device(device); gpu = device.type == 'cuda'
+    device = torch.device(device)
+    gpu = device.type == 'cuda'
     size = size or ('tiny' if quick else 'medium' if gpu else 'small')
     if size not in sizes: raise InputError(f"unknown size '{size}': {did_you_mean(size, sizes)}")
     if seeds < 2: raise InputError(f'a spread over seeds needs 2 of them at least, not {seeds}')
     names,(shape,speed,learning) = ('fp32', 'bf16', 'fp16') if gpu else ('fp32', 'bf16'),_shape(device, quick)
     data = load_data('prose', tokenizer='bytes', limit=400, device=str(device), **shape)
     progress(f'{size}: {", ".join(names)} in turns')
-    rows = speed_rows(size, data, [(p, c) for p in names for c in ((False, True) if gpu and not quick else (False,))], **speed)
-    release_memory(device); losses = {p: [] for p in names}
+    rows = speed_rows(
+        size, data, [(p, c) for p in names for c in ((False, True) if gpu and not quick else (False,))], **speed
+    )
+    release_memory(device)
+    losses = {p: [] for p in names}
     for s in range(seeds):
-        for p in names: progress(f'{size}: loss in {p}, seed {s}'); losses[p].append(trained_loss(size, data, p, s, **learning))
+        for p in names:
+            progress(f'{size}: loss in {p}, seed {s}')
+            losses[p].append(trained_loss(size, data, p, s, **learning))
     return _figures(rows, losses, device)
 
 def _figures(rows, losses, device):

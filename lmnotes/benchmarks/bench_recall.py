@@ -22,13 +22,20 @@ def recall_batch(
     n=64,        # rows
 )->tuple: # tokens and labels, (n, length); label t is the token t+1 where that is an answer, else -100
     "Pairs, then keys to be answered by their values until the row is full"
-    if not (1 <= pairs <= WORDS and 4*pairs <= length and length % 2 == 0): raise InputError(f'{pairs} pairs in {length} tokens: between 1 and {WORDS} pairs, and an even length of at least four times as many')
+    if not (1 <= pairs <= WORDS and 4*pairs <= length and length % 2 == 0):
+        raise InputError(
+            f'{pairs} pairs in {length} tokens: between 1 and {WORDS} pairs, and an even length '
+            'of at least four times as many'
+        )
     g = torch.Generator().manual_seed(seed_for('recall', seed, step, length, pairs))
     keys = torch.rand(n, WORDS, generator=g).argsort(1)[:,:pairs]
     values = torch.randint(WORDS, (n, pairs), generator=g) + WORDS
-    asked = torch.cat([torch.arange(pairs).expand(n, pairs), torch.randint(pairs, (n, length//2 - pairs), generator=g)], 1)
+    asked = torch.cat(
+        [torch.arange(pairs).expand(n, pairs), torch.randint(pairs, (n, length // 2 - pairs), generator=g)], 1
+    )
     x = torch.stack([keys.gather(1, asked), values.gather(1, asked)], -1).flatten(1)
-    y = torch.full_like(x, -100); y[:,2*pairs::2] = x[:,2*pairs+1::2]
+    y = torch.full_like(x, -100)
+    y[:,2*pairs::2] = x[:,2*pairs+1::2]
     return x,y
 
 def copy_batch(
@@ -43,12 +50,18 @@ def copy_batch(
     return x,torch.cat([torch.full((n, length), -100), w], 1)
 
 # %% ../../nbs/10_benchmarks/06_bench_recall.ipynb #04defa1f
-MIXERS = dict(attention=dict(name='standard'), resonance=dict(name='resonance'), associative=dict(name='resonance', mixer='associative'),
-              hybrid=dict(name='hybrid'), lstm=dict(name='rnn'))
+MIXERS = dict(
+    attention=dict(name='standard'),
+    resonance=dict(name='resonance'),
+    associative=dict(name='resonance', mixer='associative'),
+    hybrid=dict(name='hybrid'),
+    lstm=dict(name='rnn'),
+)
 SHAPE = dict(vocab_size=2*WORDS, dim=64, n_layer=2, n_head=2, n_kv_head=2, tie=False, qk_norm=False)
 
 def _size(ffn_dim, **kw):
-    with torch.device('meta'): return count_parameters(build_model(**{**SHAPE, **kw, 'ffn_dim': ffn_dim}))['total']
+    with torch.device('meta'):
+        return count_parameters(build_model(**{**SHAPE, **kw, 'ffn_dim': ffn_dim}))['total']
 
 def recall_model(
     mixer='attention', # a name in `MIXERS`
@@ -56,18 +69,23 @@ def recall_model(
     **kw,              # fields of `LMConfig`
 ):
     "A small model with as many parameters as the attention model of that shape (to a thousandth)"
-    if mixer not in MIXERS: raise InputError(f"unknown mixer '{mixer}' for the recall bench; there is: {', '.join(MIXERS)}")
-    kw = {**MIXERS[mixer], **kw}; want = _size(192, **{**kw, **MIXERS['attention'], 'mixer': 'attention'})
+    if mixer not in MIXERS:
+        raise InputError(f"unknown mixer '{mixer}' for the recall bench; there is: {', '.join(MIXERS)}")
+    kw = {**MIXERS[mixer], **kw}
+    want = _size(192, **{**kw, **MIXERS['attention'], 'mixer': 'attention'})
     a,b = _size(64, **kw),_size(128, **kw)
-    torch.manual_seed(seed); model = build_model(**{**SHAPE, **kw, 'ffn_dim': max(1, round(64 + 64*(want - a)/(b - a)))})
-    with torch.no_grad(): model.embed.weight.mul_(8)
+    torch.manual_seed(seed)
+    model = build_model(**{**SHAPE, **kw, 'ffn_dim': max(1, round(64 + 64*(want - a)/(b - a)))})
+    with torch.no_grad():
+        model.embed.weight.mul_(8)
     return model
 
 # %% ../../nbs/10_benchmarks/06_bench_recall.ipynb #130c1cdd
 def accuracy(model, batch)->float: # `batch`: tokens and labels
     "Share of right answers"
     x,y = batch
-    with torch.no_grad(): right = model(x).logits.argmax(-1) == y
+    with torch.no_grad():
+        right = model(x).logits.argmax(-1) == y
     return right[y >= 0].float().mean().item()
 
 def learn(
@@ -80,19 +98,26 @@ def learn(
     device='cpu',
 )->list: # (step, accuracy) pairs
     "Train until it knows, or until the steps are used up"
-    model.to(device).train(); opt = torch.optim.AdamW(model.parameters(), lr, betas=(.9, .98), weight_decay=.01); seen = []
+    model.to(device).train()
+    opt = torch.optim.AdamW(model.parameters(), lr, betas=(.9, .98), weight_decay=.01)
+    seen = []
     test = tuple(t.to(device) for t in test)
     for i in range(1, steps+1):
         for group in opt.param_groups: group['lr'] = lr*min(1, i/50)
         x,y = (t.to(device) for t in batches(i))
-        opt.zero_grad(); model(x, shift_labels=y).loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.); opt.step()
+        opt.zero_grad()
+        model(x, shift_labels=y).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.)
+        opt.step()
         if i % 50 == 0 or i == steps: seen.append((i, accuracy(model, test)))
         if seen and seen[-1][1] >= enough: break
     return seen
 
 # %% ../../nbs/10_benchmarks/06_bench_recall.ipynb #c3d7213e
-SIZES = dict(tiny=dict(recall=(32, 64), copy=(4, 8, 16, 32)), small=dict(recall=(32, 64, 128, 256), copy=(4, 8, 16, 32, 64, 128)))
+SIZES = dict(
+    tiny=dict(recall=(32, 64), copy=(4, 8, 16, 32)),
+    small=dict(recall=(32, 64, 128, 256), copy=(4, 8, 16, 32, 64, 128)),
+)
 TARGETS = dict(attention_recall=('>=', 0.95), hybrid_gap=('<=', 0.05))
 
 def recall_at(
@@ -102,7 +127,13 @@ def recall_at(
 )->list: # (step, accuracy) pairs
     "How a mixer learns recall at one length"
     model,pairs = recall_model(mixer, seed),length//8
-    return learn(model, lambda i: recall_batch(seed, i, length, pairs, n), recall_batch(seed, 0, length, pairs, 256), steps, device=device)
+    return learn(
+        model,
+        lambda i: recall_batch(seed, i, length, pairs, n),
+        recall_batch(seed, 0, length, pairs, 256),
+        steps,
+        device=device,
+    )
 
 def copy_at(
     mixer,                 # a name in `MIXERS`
@@ -110,7 +141,8 @@ def copy_at(
     seed=0, steps=800, device='cpu', n=64,
 )->dict: # length -> share of words right
     "How long a text a mixer learns to copy"
-    model = recall_model(mixer, seed); test = lambda l: tuple(t.to(device) for t in copy_batch(seed, 0, l, 128))
+    model = recall_model(mixer, seed)
+    test = lambda l: tuple(t.to(device) for t in copy_batch(seed, 0, l, 128))
     learn(model, lambda i: copy_batch(seed, i, lengths[i % len(lengths)], n), test(lengths[-1]), steps, device=device)
     return {l: accuracy(model, test(l)) for l in lengths}
 
@@ -118,12 +150,21 @@ def _variant(mixer, recall, copy, main, seeds, progress, **kw):
     runs = {}
     for T in recall:
         for s in range(seeds if T == main else 1):
-            progress(f'{mixer}: recall at {T} tokens, seed {s}'); runs[T,s] = recall_at(mixer, T, s, **kw)
+            progress(f'{mixer}: recall at {T} tokens, seed {s}')
+            runs[T,s] = recall_at(mixer, T, s, **kw)
     progress(f'{mixer}: copy')
-    last = {k: r[-1][1] for k,r in runs.items()}; own = [last[main,s] for s in range(seeds)]
-    return dict(mixer=mixer, parameters=count_parameters(recall_model(mixer))['total'], recall=sum(own)/seeds, recall_worst=min(own), seeds=own,
-                steps=max(runs[main,s][-1][0] for s in range(seeds)), **{f'recall_{T}': last[T,0] for T in recall if T != main},
-                **{f'copy_{l}': a for l,a in copy_at(mixer, copy, **kw).items()})
+    last = {k: r[-1][1] for k,r in runs.items()}
+    own = [last[main,s] for s in range(seeds)]
+    return dict(
+        mixer=mixer,
+        parameters=count_parameters(recall_model(mixer))['total'],
+        recall=sum(own) / seeds,
+        recall_worst=min(own),
+        seeds=own,
+        steps=max(runs[main, s][-1][0] for s in range(seeds)),
+        **{f'recall_{T}': last[T, 0] for T in recall if T != main},
+        **{f'copy_{l}': a for l, a in copy_at(mixer, copy, **kw).items()},
+    )
 
 @benches('recall')
 def bench_recall(
@@ -134,12 +175,17 @@ def bench_recall(
     seeds=3, steps=800, mixers=tuple(MIXERS),
 )->dict: # attention_recall, hybrid_gap, and the recall of each mixer
     "Associative recall of 8 pairs in 64 tokens, and copying, for five mixers of equal parameters"
-    if size not in SIZES: raise InputError(f"unknown size '{size}' for the recall bench; there is: {', '.join(SIZES)}")
+    if size not in SIZES:
+        raise InputError(f"unknown size '{size}' for the recall bench; there is: {', '.join(SIZES)}")
     lengths,main = (dict(recall=(16,), copy=(2, 4)),16) if quick else (SIZES[size],64)
     kw = dict(steps=min(steps, 100), n=32) if quick else dict(steps=steps)
     seeds = 1 if quick else seeds
-    variants = [_variant(m, **lengths, main=main, seeds=seeds, progress=progress, device=device, **kw) for m in mixers]
-    by = {v['mixer']: v for v in variants}; figures = {f'{m}_recall': v['recall'] for m,v in by.items()}
+    variants = [
+        _variant(m, **lengths, main=main, seeds=seeds, progress=progress, device=device, **kw) for m in mixers
+    ]
+    by = {v['mixer']: v for v in variants}
+    figures = {f'{m}_recall': v['recall'] for m,v in by.items()}
     if 'attention' in by: figures['attention_recall'] = by['attention']['recall_worst']
-    if 'attention' in by and 'hybrid' in by: figures['hybrid_gap'] = max(a - h for a,h in zip(by['attention']['seeds'], by['hybrid']['seeds']))
+    if 'attention' in by and 'hybrid' in by:
+        figures['hybrid_gap'] = max(a - h for a,h in zip(by['attention']['seeds'], by['hybrid']['seeds']))
     return dict(figures, variants=variants, targets=TARGETS)

@@ -19,7 +19,8 @@ from ..models.resonance import Resonance
 # %% ../../nbs/10_benchmarks/05_bench_resonance.ipynb #ecf27ba5
 def _step(forward, wants, seed=0): # forward() -> y; the gradients of `wants` for a fixed gradient of y
     shape = forward()
-    g = torch.randn(shape.shape, generator=torch.Generator().manual_seed(seed)).to(shape.device, shape.dtype); del shape
+    g = torch.randn(shape.shape, generator=torch.Generator().manual_seed(seed)).to(shape.device, shape.dtype)
+    del shape
     def step(): torch.autograd.grad(forward(), wants, g)
     return step
 
@@ -36,7 +37,8 @@ def core_steps(
         qkv = [draw(1, n_head, T, dim//n_head) for _ in 'qkv']
         return _step(lambda: F.scaled_dot_product_attention(*qkv, is_causal=True), qkv)
     def resonance(name):
-        layer = mixers[name](dim, n_head).to(device); p = draw(1, sum(layer.widths), T)
+        layer = mixers[name](dim, n_head).to(device)
+        p = draw(1, sum(layer.widths), T)
         own = [q for k,q in layer.named_parameters() if 'proj' not in k]
         return _step(lambda: layer.mix(p)[0], [p, *own])
     return {n: attention() if n == 'attention' else resonance(n) for n in names}
@@ -47,9 +49,13 @@ def layer_steps(T, dim, n_head, dtype=None, device='cpu')->dict: # `dtype`: auto
     rope = tuple(t.to(device) for t in rope_tables(torch.arange(T)[None], dim//n_head))
     def one(layer, ctx):
         def forward():
-            with torch.autocast(torch.device(device).type, dtype or torch.bfloat16, enabled=dtype is not None): return layer(x, ctx)
+            with torch.autocast(torch.device(device).type, dtype or torch.bfloat16, enabled=dtype is not None):
+                return layer(x, ctx)
         return _step(forward, [x, *layer.parameters()])
-    return dict(attention=one(Attention(dim, n_head).to(device), Context(rope)), resonance=one(Resonance(dim, n_head).to(device), Context()))
+    return dict(
+        attention=one(Attention(dim, n_head).to(device), Context(rope)),
+        resonance=one(Resonance(dim, n_head).to(device), Context()),
+    )
 
 # %% ../../nbs/10_benchmarks/05_bench_resonance.ipynb #3e4017ae
 def growth_times(T, dim, n_head, device='cpu', dtype=torch.float32, repeats=7, seconds=60, shorter=16)->dict:
@@ -58,7 +64,12 @@ def growth_times(T, dim, n_head, device='cpu', dtype=torch.float32, repeats=7, s
     def several():
         for _ in range(shorter): short()
     t = interleave(dict(long=long, short=several), repeats, 1, device, seconds) # the same number of tokens in both
-    return dict(us_a_token=t['long'].median/T*1e6, us_a_token_short=t['short'].median/T*1e6, short_tokens=T//shorter, growth=paired_ratio(t, 'long', 'short').median)
+    return dict(
+        us_a_token=t['long'].median / T * 1e6,
+        us_a_token_short=t['short'].median / T * 1e6,
+        short_tokens=T // shorter,
+        growth=paired_ratio(t, 'long', 'short').median,
+    )
 
 # %% ../../nbs/10_benchmarks/05_bench_resonance.ipynb #6f5b5269
 @torch.no_grad()
@@ -67,7 +78,8 @@ def recurrence_error(
     dim=64, n_head=4, device='cpu', seed=0,
 )->float: # share of the largest output
     "Largest difference between decoding token by token and one convolution"
-    torch.manual_seed(seed); layer = Resonance(dim, n_head).to(device).eval()
+    torch.manual_seed(seed)
+    layer = Resonance(dim, n_head).to(device).eval()
     x,cache = torch.randn(1, n, dim).to(device),LMCache()
     whole = layer(x, Context())
     steps = torch.cat([layer(x[:,t:t+1], Context(cache=cache)) for t in range(n)], 1)
@@ -90,28 +102,59 @@ def step_peak(
 )->int: # bytes
     "Peak memory of a training step of a resonance model, gradients included, weights not"
     torch.manual_seed(0)
-    model = LM(LMConfig(vocab_size=256, dim=dim, n_head=n_head, n_layer=n_layer, mixer='resonance', pos='none', max_length=T)).to(device)
+    model = LM(
+        LMConfig(vocab_size=256, dim=dim, n_head=n_head, n_layer=n_layer, mixer='resonance', pos='none', max_length=T)
+    ).to(device)
     ids = torch.randint(256, (1, T)).to(device)
     def step():
-        with torch.autocast(torch.device(device).type, dtype or torch.bfloat16, enabled=dtype is not None): loss = model(ids, labels=ids).loss
+        with torch.autocast(torch.device(device).type, dtype or torch.bfloat16, enabled=dtype is not None):
+            loss = model(ids, labels=ids).loss
         loss.backward()
-    def small(): model(ids[:,:64], labels=ids[:,:64]).loss.backward(); model.zero_grad(set_to_none=True)
+    def small():
+        model(ids[:,:64], labels=ids[:,:64]).loss.backward()
+        model.zero_grad(set_to_none=True)
     small() # what a library sets up on its first call is not this step's
     return peak_memory(step, device, warmup=0)
 
 # %% ../../nbs/10_benchmarks/05_bench_resonance.ipynb #81d06648
 SIZES = dict(tiny=(64, 4), small=(256, 8), medium=(1024, 16)) # width, heads
-TARGETS = dict(speedup_32k=('>=', 10), growth=('<=', 1.5), recurrence_error=('<=', 1e-4), state_growth=('<=', 1), step_gb=('<=', 5))
+TARGETS = dict(
+    speedup_32k=('>=', 10),
+    growth=('<=', 1.5),
+    recurrence_error=('<=', 1e-4),
+    state_growth=('<=', 1),
+    step_gb=('<=', 5),
+)
 
 def _speed(T, dim, n_head, dtype, device, quick, progress):
     name,(repeats,seconds) = 'fp32' if dtype is torch.float32 else 'bf16',(2, 5) if quick else (5, 60)
     progress(f'{name}: attention and resonance at {T:,} tokens')
-    t = interleave(core_steps(T, dim, n_head, dtype, device, ('attention', 'resonance', 'associative')), repeats, 0 if T > 8192 and device == 'cpu' else 1, device, seconds)
-    v = dict(precision=name, tokens=T, dim=dim, heads=n_head, rounds=len(t['attention'].times), **{f'{k}_seconds': x.median for k,x in t.items()},
-             speedup=paired_ratio(t, 'attention', 'resonance').median, speedup_associative=paired_ratio(t, 'attention', 'associative').median)
+    t = interleave(
+        core_steps(T, dim, n_head, dtype, device, ('attention', 'resonance', 'associative')),
+        repeats,
+        0 if T > 8192 and device == 'cpu' else 1,
+        device,
+        seconds,
+    )
+    v = dict(
+        precision=name,
+        tokens=T,
+        dim=dim,
+        heads=n_head,
+        rounds=len(t['attention'].times),
+        **{f'{k}_seconds': x.median for k, x in t.items()},
+        speedup=paired_ratio(t, 'attention', 'resonance').median,
+        speedup_associative=paired_ratio(t, 'attention', 'associative').median,
+    )
     if dtype is torch.float32: v['speedup_32k'] = v['speedup']
     progress(f'{name}: whole layers')
-    t = interleave(layer_steps(T, dim, n_head, None if dtype is torch.float32 else dtype, device), 2 if quick else 3, 0 if T > 8192 and device == 'cpu' else 1, device, seconds)
+    t = interleave(
+        layer_steps(T, dim, n_head, None if dtype is torch.float32 else dtype, device),
+        2 if quick else 3,
+        0 if T > 8192 and device == 'cpu' else 1,
+        device,
+        seconds,
+    )
     v['speedup_layer'] = paired_ratio(t, 'attention', 'resonance').median
     progress(f'{name}: growth')
     return v | growth_times(T, dim, n_head, device, dtype, 3 if quick else 7, seconds)
@@ -125,15 +168,32 @@ def bench_resonance(
     progress=lambda what: None,
 )->dict: # speedup_32k, growth, recurrence_error, state_growth, step_gb
     "Resonance against causal attention at 32,768 tokens: time, growth, memory, and its recurrence"
-    if size not in SIZES: raise InputError(f"unknown size '{size}' for the resonance bench; there is: {', '.join(f'{k} (width {v[0]})' for k,v in SIZES.items())}")
+    if size not in SIZES:
+        raise InputError(
+            f"unknown size '{size}' for the resonance bench; there is: "
+            f"{', '.join(f'{k} (width {v[0]})' for k, v in SIZES.items())}"
+        )
     T,(dim,n_head) = (1024, SIZES['tiny']) if quick else (32_768, SIZES[size])
-    progress('memory of a training step'); gb = dict(step_gb=step_peak(T, *SIZES['tiny' if quick else 'small'], device=device)/1e9)
-    if size == 'medium' and not quick: gb['step_gb_medium_bf16'] = step_peak(T, dim, n_head, device=device, dtype=torch.bfloat16)/1e9
-    progress('recurrence'); few,many = 100,512 if quick else 4096
-    exact = dict(recurrence_error=recurrence_error(many, device=device), state_bytes=state_bytes(few, device=device), state_bytes_long=state_bytes(many, device=device))
+    progress('memory of a training step')
+    gb = dict(step_gb=step_peak(T, *SIZES['tiny' if quick else 'small'], device=device)/1e9)
+    if size == 'medium' and not quick:
+        gb['step_gb_medium_bf16'] = step_peak(T, dim, n_head, device=device, dtype=torch.bfloat16)/1e9
+    progress('recurrence')
+    few,many = 100,512 if quick else 4096
+    exact = dict(
+        recurrence_error=recurrence_error(many, device=device),
+        state_bytes=state_bytes(few, device=device),
+        state_bytes_long=state_bytes(many, device=device),
+    )
     exact['state_growth'] = exact['state_bytes_long']/exact['state_bytes']
     if device == 'cpu': keep_memory() # as `train` does; for both sides
     types = [torch.float32] + [torch.bfloat16]*bool(has_fast_bf16(device))
-    variants = [_speed(T, dim, n_head, t, device, quick, progress) for t in types]; variants[0] |= gb | exact
+    variants = [_speed(T, dim, n_head, t, device, quick, progress) for t in types]
+    variants[0] |= gb | exact
     first = variants[0]
-    return dict(worst(variants[:1], TARGETS), **{k: first[k] for k in ('speedup_layer', 'state_bytes', 'state_bytes_long')}, variants=variants, targets=TARGETS)
+    return dict(
+        worst(variants[:1], TARGETS),
+        **{k: first[k] for k in ('speedup_layer', 'state_bytes', 'state_bytes_long')},
+        variants=variants,
+        targets=TARGETS,
+    )

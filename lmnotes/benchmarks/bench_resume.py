@@ -16,8 +16,26 @@ from ..files import read_json, read_jsonl
 from .bench import benches
 
 # %% ../../nbs/10_benchmarks/11_bench_resume.ipynb #32125b5d
-small = dict(dim=32, n_layer=2, n_head=2, dropout=0.1, max_length=32, batch_size=4, gradient_accumulation_steps=2, max_steps=84, limit=200, logging_steps=1, save_steps=3, save_total_limit=2,
-             eval_steps=12, eval_max_batches=2, eval_generate=2, viz_interval=40, load_best_model_at_end=True, quiet=True)
+small = dict(
+    dim=32,
+    n_layer=2,
+    n_head=2,
+    dropout=0.1,
+    max_length=32,
+    batch_size=4,
+    gradient_accumulation_steps=2,
+    max_steps=84,
+    limit=200,
+    logging_steps=1,
+    save_steps=3,
+    save_total_limit=2,
+    eval_steps=12,
+    eval_max_batches=2,
+    eval_generate=2,
+    viz_interval=40,
+    load_best_model_at_end=True,
+    quiet=True,
+)
 guest = {**small, 'dim': None, 'n_layer': None, 'n_head': None, 'dropout': None}
 
 runs = dict(
@@ -32,22 +50,45 @@ def run_in(options, folder, resume): # a child's whole life
     import torch
     from tqdm import tqdm
     from lmnotes.training.train import train
-    torch.set_num_threads(1); tqdm.set_lock(threading.RLock()) # its own lock belongs to all processes, and one that is killed would leave it behind
-    try: train(**(dict(resume=str(folder), quiet=True, device=options.get('device', 'cpu')) if resume else dict(options, output_dir=str(folder))))
-    except RunError as e: sys.exit(f'as it should: {e}')
+    torch.set_num_threads(1)
+    # its own lock belongs to all processes, and one that is killed would leave it behind
+    tqdm.set_lock(threading.RLock())
+    try:
+        train(
+            **(
+                dict(resume=str(folder), quiet=True, device=options.get('device', 'cpu'))
+                if resume
+                else dict(options, output_dir=str(folder))
+            )
+        )
+    except RunError as e:
+        sys.exit(f'as it should: {e}')
 
 def spawn(options, folder):
     "Start a run, or go on with it where it has a checkpoint"
     from lmnotes.benchmarks.bench_resume import run_in # a process imports it from the package
-    ctx = mp.get_context('forkserver'); ctx.set_forkserver_preload(['lmnotes.training.train', 'lmnotes.data.datasets.corpora', 'lmnotes.models', 'lmnotes.benchmarks.bench_resume', 'torch.utils.tensorboard', 'matplotlib.backends.backend_agg'])
+    ctx = mp.get_context('forkserver')
+    ctx.set_forkserver_preload(
+        [
+            'lmnotes.training.train',
+            'lmnotes.data.datasets.corpora',
+            'lmnotes.models',
+            'lmnotes.benchmarks.bench_resume',
+            'torch.utils.tensorboard',
+            'matplotlib.backends.backend_agg',
+        ]
+    )
     resume = any(Path(folder).glob('checkpoints/step_*/state.json'))
     if not resume: shutil.rmtree(folder, ignore_errors=True) # died before its first checkpoint: from the start
-    child = ctx.Process(target=run_in, args=(options, folder, resume)); child.start()
+    child = ctx.Process(target=run_in, args=(options, folder, resume))
+    child.start()
     return child
 
 def steps_logged(folder)->int:
-    try: return len(read_jsonl(Path(folder)/'metrics.jsonl'))
-    except ValueError: return 0 # being cut back at this moment
+    try:
+        return len(read_jsonl(Path(folder)/'metrics.jsonl'))
+    except ValueError:
+        return 0 # being cut back at this moment
 
 def is_saving(folder)->bool: return any(Path(folder).glob('checkpoints/.step_*.tmp'))
 
@@ -56,27 +97,42 @@ def kill_at(child, folder, dice, in_save:bool)->str|None: # 'step' or 'save'; No
     "Wait for the moment, then SIGKILL"
     begun,target = steps_logged(folder),dice.randint(1, 4)
     while child.is_alive():
-        if in_save and is_saving(folder): child.kill(); child.join(); return 'save'
-        if not in_save and steps_logged(folder) >= begun + target: time.sleep(dice.random()*.03); child.kill(); child.join(); return 'step'
+        if in_save and is_saving(folder):
+            child.kill()
+            child.join()
+            return 'save'
+        if not in_save and steps_logged(folder) >= begun + target:
+            time.sleep(dice.random()*.03)
+            child.kill()
+            child.join()
+            return 'step'
         time.sleep(.0005 if in_save else .002)
-    child.join(); return None
+    child.join()
+    return None
 
 def killed_run(options, folder, kills:int, seed=0)->dict: # kills, and those of them in a save
     "A run that dies `kills` times and is resumed each time"
     dice,dead = random.Random(seed),[]
     while len(dead) < kills:
-        child = spawn(options, folder); how = kill_at(child, folder, dice, in_save=len(dead) % 3 == 2)
-        if how is None: _well(child, folder); break # it came to its end before the last kill
+        child = spawn(options, folder)
+        how = kill_at(child, folder, dice, in_save=len(dead) % 3 == 2)
+        if how is None:
+            _well(child, folder)
+            break # it came to its end before the last kill
         dead.append(how)
-    else: live_through(options, folder)
+    else:
+        live_through(options, folder)
     return dict(kills=len(dead), kills_in_save=dead.count('save'))
 
 def live_through(options, folder):
     "Run, or go on, to the end"
-    child = spawn(options, folder); child.join(); _well(child, folder)
+    child = spawn(options, folder)
+    child.join()
+    _well(child, folder)
 
 def _well(child, folder):
-    if child.exitcode: raise RunError(f'a run in {folder} ended with exit code {child.exitcode} though nobody killed it')
+    if child.exitcode:
+        raise RunError(f'a run in {folder} ended with exit code {child.exitcode} though nobody killed it')
 
 # %% ../../nbs/10_benchmarks/11_bench_resume.ipynb #bd8f3e8a
 def same_end(a, b)->dict: # weights, optimizer, losses: 1. where all is equal
@@ -84,9 +140,22 @@ def same_end(a, b)->dict: # weights, optimizer, losses: 1. where all is equal
     import torch
     from safetensors.torch import load_file
     tensors = lambda run: load_file(Path(run)/'final/model.safetensors')
-    moments = lambda run: torch.load(Path(run)/'checkpoints'/(Path(run)/'checkpoints/latest').read_text(encoding='utf-8').strip()/'trainer.pt', weights_only=True)['optimizer']
-    logs = lambda run: [[(r['step'], r.get('loss'), r.get('grad_norm'), r.get('task_score')) for r in read_jsonl(Path(run)/f)] for f in ('metrics.jsonl', 'evals.jsonl')]
-    return dict(weights=float(equal(tensors(a), tensors(b))), optimizer=float(equal(moments(a), moments(b))), losses=float(logs(a) == logs(b)))
+    moments = lambda run: torch.load(
+        Path(run)
+        / 'checkpoints'
+        / (Path(run) / 'checkpoints/latest').read_text(encoding='utf-8').strip()
+        / 'trainer.pt',
+        weights_only=True,
+    )['optimizer']
+    logs = lambda run: [
+        [(r['step'], r.get('loss'), r.get('grad_norm'), r.get('task_score')) for r in read_jsonl(Path(run) / f)]
+        for f in ('metrics.jsonl', 'evals.jsonl')
+    ]
+    return dict(
+        weights=float(equal(tensors(a), tensors(b))),
+        optimizer=float(equal(moments(a), moments(b))),
+        losses=float(logs(a) == logs(b)),
+    )
 
 def equal(a, b)->bool:
     "Whether two nests of tensors and numbers are the same to the bit"
@@ -101,22 +170,39 @@ def equal(a, b)->bool:
 def small_disk(megabytes=3):
     "A disk of its own, where we may make one; None elsewhere"
     path = Path(tempfile.mkdtemp(prefix='lmnotes_disk_'))
-    try: made = subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={megabytes}m', 'tmpfs', str(path)], capture_output=True).returncode == 0
-    except OSError: made = False
-    try: yield path if made else None
+    try:
+        made = (
+            subprocess.run(
+                ['mount', '-t', 'tmpfs', '-o', f'size={megabytes}m', 'tmpfs', str(path)], capture_output=True
+            ).returncode
+            == 0
+        )
+    except OSError:
+        made = False
+    try:
+        yield path if made else None
     finally:
         if made: subprocess.run(['umount', '-l', str(path)])
         shutil.rmtree(path, ignore_errors=True)
 
-def full_disk(options)->float|None: # 1.: a clear error, and the checkpoint before is whole; None: no disk of our own here
+def full_disk(
+    options,
+)->float|None: # 1.: a clear error, and the checkpoint before is whole; None: no disk of our own here
     "What happens when the disk fills up during a save"
     from safetensors.torch import load_file
     from lmnotes.files import find_checkpoint
     with small_disk() as disk:
         if disk is None: return None
-        child = spawn(dict(options, save_total_limit=1000, load_best_model_at_end=False), disk/'run'); child.join()
-        ck = find_checkpoint(disk/'run'); at = read_json(ck/'state.json')['step']
-        return float(child.exitcode == 1 and not is_saving(disk/'run') and at > 0 and bool(load_file(ck/'model.safetensors')))
+        child = spawn(dict(options, save_total_limit=1000, load_best_model_at_end=False), disk/'run')
+        child.join()
+        ck = find_checkpoint(disk/'run')
+        at = read_json(ck/'state.json')['step']
+        return float(
+            child.exitcode == 1
+            and not is_saving(disk / 'run')
+            and at > 0
+            and bool(load_file(ck / 'model.safetensors'))
+        )
 
 # %% ../../nbs/10_benchmarks/11_bench_resume.ipynb #1aad443c
 TARGETS = dict(identical=('>=', 1), kills=('>=', 20), disk_full=('>=', 1))
@@ -132,16 +218,26 @@ def bench_resume(
     for name,options in list(runs.items())[:1 if quick else None]:
         for precision in ('fp32',) if quick else ('fp32', 'bf16'):
             o = dict(options, device=str(device), **{dict(fp32='no_mixed_precision', bf16='bf16')[precision]: True})
-            progress(f'{name}, {precision}'); variants.append(dict(run=name, precision=precision) | _one(o, kills))
+            progress(f'{name}, {precision}')
+            variants.append(dict(run=name, precision=precision) | _one(o, kills))
     disk = full_disk(dict(runs['blocks'], device=str(device)))
     worst = lambda k: min(v[k] for v in variants)
-    return dict(identical=worst('identical'), kills=worst('kills'), total_kills=sum(v['kills'] for v in variants), kills_in_save=sum(v['kills_in_save'] for v in variants), disk_full=disk,
-                variants=variants, targets=TARGETS if not quick else {**TARGETS, 'kills': ('>=', 3)})
+    return dict(
+        identical=worst('identical'),
+        kills=worst('kills'),
+        total_kills=sum(v['kills'] for v in variants),
+        kills_in_save=sum(v['kills_in_save'] for v in variants),
+        disk_full=disk,
+        variants=variants,
+        targets=TARGETS if not quick else {**TARGETS, 'kills': ('>=', 3)},
+    )
 
 def _one(options, kills):
     home = Path(tempfile.mkdtemp(prefix='lmnotes_resume_'))
     try:
         live_through(options, home/'alone')
-        died = killed_run(options, home/'killed', kills); end = same_end(home/'alone', home/'killed')
+        died = killed_run(options, home/'killed', kills)
+        end = same_end(home/'alone', home/'killed')
         return died | end | dict(identical=min(end.values()))
-    finally: shutil.rmtree(home, ignore_errors=True)
+    finally:
+        shutil.rmtree(home, ignore_errors=True)

@@ -41,7 +41,8 @@ def gradients(
     seed=0,     # of dropout
 )->dict: # name -> gradient
     "Gradients of one batch"
-    model.zero_grad(set_to_none=True); torch.manual_seed(seed)
+    model.zero_grad(set_to_none=True)
+    torch.manual_seed(seed)
     lm_loss(model, batch, dtype).backward()
     g = {n: p.grad for n,p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
@@ -66,14 +67,20 @@ def bf16_errors(
     **overrides,
 )->dict: # reversible, plain: distance to the exact gradient; ratio: median of their quotients
     "How far bfloat16 gradients are from exact ones, for the reversible network and its plain twin"
-    B,T = batch['input_ids'].shape; device = batch['input_ids'].device
+    B,T = batch['input_ids'].shape
+    device = batch['input_ids'].device
     rough = {n: way(n, size, device, **overrides) for n in ('reversible', 'plain')}
-    exact = way('plain', size, device, **overrides); exact = exact.double() if device.type != 'mps' else exact
+    exact = way('plain', size, device, **overrides)
+    exact = exact.double() if device.type != 'mps' else exact
     errors = {n: [] for n in rough}
     for s in range(seeds):
-        b = random_batch(B, T, device, s); truth = gradients(exact, b, seed=s)
-        for n,net in rough.items(): errors[n].append(norm_error(gradients(net, b, torch.bfloat16, s), truth))
-    return {n: statistics.median(e) for n,e in errors.items()} | dict(ratio=statistics.median(r/p for r,p in zip(*errors.values())))
+        b = random_batch(B, T, device, s)
+        truth = gradients(exact, b, seed=s)
+        for n,net in rough.items():
+            errors[n].append(norm_error(gradients(net, b, torch.bfloat16, s), truth))
+    return {n: statistics.median(e) for n, e in errors.items()} | dict(
+        ratio=statistics.median(r / p for r, p in zip(*errors.values()))
+    )
 
 # %% ../../nbs/10_benchmarks/02_bench_reversible.ipynb #3bb2b3c0
 def memory_of(
@@ -86,8 +93,12 @@ def memory_of(
     net = way(name, size, batch['input_ids'].device, n_layer=n_layer, **overrides)
     def step(): lm_loss(net, batch, dtype).backward()
     step() # gradients stand from here on
-    h = held_bytes(lambda: lm_loss(net, batch, dtype), batch['input_ids'].device, [*net.parameters(), *batch.values()], warmup=0)
-    return dict(saved=h['saved'], live=h['live'], real=h['real'], peak=peak_memory(step, batch['input_ids'].device, warmup=0))
+    h = held_bytes(
+        lambda: lm_loss(net, batch, dtype), batch['input_ids'].device, [*net.parameters(), *batch.values()], warmup=0
+    )
+    return dict(
+        saved=h['saved'], live=h['live'], real=h['real'], peak=peak_memory(step, batch['input_ids'].device, warmup=0)
+    )
 
 def memory_slopes(
     size, batch,
@@ -95,7 +106,10 @@ def memory_slopes(
     dtype=None, **overrides,
 )->dict: # reversible, plain: bytes per added layer by instrument; ratio: reversible over plain, the worst instrument
     "Bytes per added layer, reversible and plain"
-    slopes = {n: per_layer(lambda d: memory_of(n, size, batch, d, dtype, **overrides), depths) for n in ('reversible', 'plain')}
+    slopes = {
+        n: per_layer(lambda d: memory_of(n, size, batch, d, dtype, **overrides), depths)
+        for n in ('reversible', 'plain')
+    }
     r,p = slopes['reversible'],slopes['plain']
     return dict(slopes, ratios={k: r[k]/p[k] for k in p if p[k]}, ratio=max(r[k]/p[k] for k in p if p[k]))
 
@@ -108,13 +122,27 @@ def step_times(
 )->dict: # medians in seconds, time_vs_plain, time_vs_checkpoint, rounds
     "Time of a training step, all three ways in turns"
     device = batch['input_ids'].device
-    t = interleave({n: train_step(way(n, size, device, **overrides), batch, dtype=dtype) for n in WAYS}, repeats, 1, device, seconds)
-    return {f'{n}_seconds': t[n].median for n in WAYS} | dict(rounds=len(t['plain'].times),
-        time_vs_plain=paired_ratio(t, 'reversible', 'plain').median, time_vs_checkpoint=paired_ratio(t, 'reversible', 'checkpoint').median)
+    t = interleave(
+        {n: train_step(way(n, size, device, **overrides), batch, dtype=dtype) for n in WAYS},
+        repeats,
+        1,
+        device,
+        seconds,
+    )
+    return {f'{n}_seconds': t[n].median for n in WAYS} | dict(
+        rounds=len(t['plain'].times),
+        time_vs_plain=paired_ratio(t, 'reversible', 'plain').median,
+        time_vs_checkpoint=paired_ratio(t, 'reversible', 'checkpoint').median,
+    )
 
 # %% ../../nbs/10_benchmarks/02_bench_reversible.ipynb #429b8684
-TARGETS = dict(grad_error_fp64=('<=', 1e-10), memory_slope_ratio=('<=', 0.02), time_vs_plain=('<=', 1.35), time_vs_checkpoint=('<=', 1.05),
-               bf16_grad_error_vs_twin=('<=', 1.001))
+TARGETS = dict(
+    grad_error_fp64=('<=', 1e-10),
+    memory_slope_ratio=('<=', 0.02),
+    time_vs_plain=('<=', 1.35),
+    time_vs_checkpoint=('<=', 1.05),
+    bf16_grad_error_vs_twin=('<=', 1.001),
+)
 
 def _exactness(size, batch, p):
     device = batch['input_ids'].device if batch['input_ids'].device.type != 'mps' else 'cpu' # no float64 there
@@ -126,7 +154,9 @@ def _variant(size, batch, dtype, p, depths, time):
     m = memory_slopes(size, batch, depths, dtype, dropout=p)
     v |= dict(memory_slope_ratio=m['ratio'], **{f'slope_{k}': x for k,x in m['ratios'].items()},
               bytes_per_layer={n: m[n] for n in ('reversible', 'plain')})
-    if dtype: e = bf16_errors(size, batch, n_layer=depths[1], dropout=p); v |= dict(bf16_grad_error_vs_twin=e['ratio'], bf16_error=e['reversible'], bf16_error_plain=e['plain'])
+    if dtype:
+        e = bf16_errors(size, batch, n_layer=depths[1], dropout=p)
+        v |= dict(bf16_grad_error_vs_twin=e['ratio'], bf16_error=e['reversible'], bf16_error_plain=e['plain'])
     if not dtype or has_fast_bf16(batch['input_ids'].device): v |= step_times(size, batch, dtype, dropout=p, **time)
     return v
 
@@ -144,11 +174,19 @@ def bench_reversible(
     size = size or ('tiny' if quick else 'small' if cpu else 'medium')
     if size not in sizes: raise InputError(f"unknown size '{size}': {did_you_mean(size, sizes)}")
     batch = random_batch(*((2, 128) if quick else (4, 256) if cpu else (8, 1024)), device)
-    time = dict(repeats=3, n_layer=2) if quick else dict(repeats=15, seconds=45, n_layer=4) if cpu else dict(repeats=25, seconds=30)
+    time = (
+        dict(repeats=3, n_layer=2)
+        if quick
+        else dict(repeats=15, seconds=45, n_layer=4)
+        if cpu
+        else dict(repeats=25, seconds=30)
+    )
     variants = []
     for p in (0., 0.1):
         progress(f'gradients in float64, dropout {p}')
-        variants.append(dict(precision='fp64', dropout=p, grad_error_fp64=_exactness('tiny', random_batch(2, 64, device), p)))
+        variants.append(
+            dict(precision='fp64', dropout=p, grad_error_fp64=_exactness('tiny', random_batch(2, 64, device), p))
+        )
         for dtype in (None, torch.bfloat16):
             progress(f"memory, errors, times in {'bf16' if dtype else 'fp32'}, dropout {p}")
             variants.append(_variant(size, batch, dtype, p, (1, 3) if quick else (2, 4), time))

@@ -34,10 +34,13 @@ def make_shards(
     stretch=256,   # tokens that stay together
 )->int: # rows
     "Files of rows that read as text and do not repeat"
-    folder = Path(folder); folder.mkdir(parents=True)
-    rows = max(2, n_bytes//(length*pool.itemsize)); ring = np.lib.stride_tricks.sliding_window_view(pool, stretch)
+    folder = Path(folder)
+    folder.mkdir(parents=True)
+    rows = max(2, n_bytes//(length*pool.itemsize))
+    ring = np.lib.stride_tricks.sliding_window_view(pool, stretch)
     for i in range(0, rows, per_file):
-        n = min(per_file, rows - i); g = np.random.default_rng(seed_for('shards', i))
+        n = min(per_file, rows - i)
+        g = np.random.default_rng(seed_for('shards', i))
         np.save(folder/f'{i//per_file:05d}.npy', ring[g.integers(0, len(ring), n*length//stretch)].reshape(n, length))
     return rows
 
@@ -53,14 +56,19 @@ def read_raw(
     buffer,n = _buffer(size or max(os.path.getsize(f) for f in files)),0
     for f in files:
         with open(f, 'rb', buffering=0) as h:
-            while k := h.readinto(buffer): n += k
+            while k := h.readinto(buffer):
+                n += k
     return n
 
 # %% ../../nbs/10_benchmarks/08_bench_shards.ipynb #a4b9f528
 def anonymous_bytes(): # int, or None where the system does not say
     "Memory that belongs to this process and to no file"
-    try: line = next(l for l in Path('/proc/self/status').read_text(encoding='utf-8').splitlines() if l.startswith('RssAnon'))
-    except (OSError, StopIteration): return None
+    try:
+        line = next(
+            l for l in Path('/proc/self/status').read_text(encoding='utf-8').splitlines() if l.startswith('RssAnon')
+        )
+    except (OSError, StopIteration):
+        return None
     return int(line.split()[1])*1024
 
 def loader_memory(
@@ -73,10 +81,17 @@ def loader_memory(
     base,dl = anonymous_bytes(),ShardLoader(Shards(path), bs=bs, n_batches=batches)
     held,times = [],[]
     for k in np.random.default_rng(0).permutation(batches): # any order: a batch needs no other before it
-        start = time.perf_counter(); b, = dl.batch(int(k)); times.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        b, = dl.batch(int(k))
+        times.append(time.perf_counter() - start)
         held.append((anonymous_bytes() or 0) - (base or 0))
     if base is None: return dict(loader_bytes=None, batch_seconds=float(np.median(times)))
-    return dict(loader_bytes=max(held), loader_bytes_first_half=max(held[:len(held)//2]), loader_bytes_second_half=max(held[len(held)//2:]), batch_seconds=float(np.median(times)))
+    return dict(
+        loader_bytes=max(held),
+        loader_bytes_first_half=max(held[: len(held) // 2]),
+        loader_bytes_second_half=max(held[len(held) // 2 :]),
+        batch_seconds=float(np.median(times)),
+    )
 
 # %% ../../nbs/10_benchmarks/08_bench_shards.ipynb #809a14a7
 def access_ratio(
@@ -96,23 +111,40 @@ def called_out(
     folder, # to be made
 )->dict: # duplicates and noise: 1. if said, else 0.
     "Are a copied file and a noisy one noticed?"
-    folder = Path(folder); a = np.array(open_shard(files[0])[:64])
+    folder = Path(folder)
+    a = np.array(open_shard(files[0])[:64])
     for s in ('copied', 'noise', 'shuffled'): (folder/s).mkdir(parents=True)
     g = np.random.default_rng(0)
     for i in (0, 1): np.save(folder/'copied'/f'{i}.npy', a)
-    np.save(folder/'noise/0.npy', g.integers(0, int(a.max()) + 1, a.shape).astype(a.dtype)); np.save(folder/'shuffled/0.npy', g.permuted(a, axis=1))
+    np.save(folder/'noise/0.npy', g.integers(0, int(a.max()) + 1, a.shape).astype(a.dtype))
+    np.save(folder/'shuffled/0.npy', g.permuted(a, axis=1))
     said = lambda s, word: float(any(word in w for w in validate(folder/s).warnings))
-    return dict(duplicates_called_out=said('copied', 'copies of another'), noise_called_out=min(said('noise', 'random noise'), said('shuffled', 'random noise')))
+    return dict(
+        duplicates_called_out=said('copied', 'copies of another'),
+        noise_called_out=min(said('noise', 'random noise'), said('shuffled', 'random noise')),
+    )
 
 # %% ../../nbs/10_benchmarks/08_bench_shards.ipynb #eece83b7
-TARGETS = dict(validate_vs_raw=('>=', .5), loader_bytes=('<=', 200*2**20), same_batch=('>=', 1), split_links=('>=', 1),
-               duplicates_called_out=('>=', 1), noise_called_out=('>=', 1), false_alarms=('<=', 0))
+TARGETS = dict(
+    validate_vs_raw=('>=', 0.5),
+    loader_bytes=('<=', 200 * 2**20),
+    same_batch=('>=', 1),
+    split_links=('>=', 1),
+    duplicates_called_out=('>=', 1),
+    noise_called_out=('>=', 1),
+    false_alarms=('<=', 0),
+)
 
 def _free(folder, n):
-    if shutil.disk_usage(folder).free < 1.5*n: raise InputError(f'{n/1e9:.1f} GB of shards do not fit into {folder}; set TMPDIR to a folder with more room, or use --quick')
+    if shutil.disk_usage(folder).free < 1.5*n:
+        raise InputError(
+            f'{n / 1e9:.1f} GB of shards do not fit into {folder}; set TMPDIR to a folder with more '
+            'room, or use --quick'
+        )
 
 def _links(path, out): # whether every file of a split is one of the files there were; rows on both sides
-    done = split(path, out, .01); own = {os.stat(f).st_ino for f in shard_files(path)}
+    done = split(path, out, .01)
+    own = {os.stat(f).st_ino for f in shard_files(path)}
     linked = all(os.stat(f).st_ino in own for f in shard_files(out))
     return float(linked and done['train'] + done['validation'] + done['copies_left_out'] == Shards(path).n_rows)
 
@@ -125,20 +157,46 @@ def bench_shards(
     progress=lambda what: None,
 )->dict: # validate_vs_raw, loader_bytes, same_batch, split_links, duplicates_called_out, noise_called_out
     "Speed of validation, memory of loading, access, split and alarms on shards made on the spot"
-    try: n_bytes = int(float(size or (.05 if quick else 2))*1e9)
-    except ValueError: raise InputError(f"size of the shards bench is in gigabytes, such as 2; '{size}' came") from None
+    try:
+        n_bytes = int(float(size or (.05 if quick else 2))*1e9)
+    except ValueError:
+        raise InputError(f"size of the shards bench is in gigabytes, such as 2; '{size}' came") from None
     home = Path(tempfile.mkdtemp(prefix='lmnotes_shards_'))
     try:
-        _free(home, n_bytes); progress(f'making {n_bytes/1e9:.2f} GB')
-        rows = make_shards(home/'all', n_bytes, token_pool(200 if quick else None)); files = shard_files(home/'all')
-        n = read_raw(files); found = validate(home/'all', 4096) # both warm: files in the page cache, loops compiled
+        _free(home, n_bytes)
+        progress(f'making {n_bytes/1e9:.2f} GB')
+        rows = make_shards(home/'all', n_bytes, token_pool(200 if quick else None))
+        files = shard_files(home/'all')
+        n = read_raw(files)
+        found = validate(home/'all', 4096) # both warm: files in the page cache, loops compiled
         progress('validate and raw reading in turns')
-        t = interleave(dict(raw=lambda: read_raw(files), validate=lambda: validate(home/'all', 4096)), 3 if quick else 9, 1, seconds=60)
-        progress('random reading'); far = rows//4 - 1
+        t = interleave(
+            dict(raw=lambda: read_raw(files), validate=lambda: validate(home / 'all', 4096)),
+            3 if quick else 9,
+            1,
+            seconds=60,
+        )
+        progress('random reading')
+        far = rows//4 - 1
         ratio,same = access_ratio(home/'all', far)
-        v = dict(gigabytes=n/1e9, files=len(files), rows=rows, raw_gb_per_s=n/t['raw'].median/1e9, validate_gb_per_s=n/t['validate'].median/1e9, rounds=len(t['raw'].times),
-                 validate_vs_raw=paired_ratio(t, 'raw', 'validate').median, **loader_memory(home/'all', min(200, far + 1)), far_over_near=ratio, same_batch=float(same))
+        v = dict(
+            gigabytes=n / 1e9,
+            files=len(files),
+            rows=rows,
+            raw_gb_per_s=n / t['raw'].median / 1e9,
+            validate_gb_per_s=n / t['validate'].median / 1e9,
+            rounds=len(t['raw'].times),
+            validate_vs_raw=paired_ratio(t, 'raw', 'validate').median,
+            **loader_memory(home / 'all', min(200, far + 1)),
+            far_over_near=ratio,
+            same_batch=float(same),
+        )
         progress('split, copies, noise')
-        v |= dict(split_links=_links(home/'all', home/'halves'), false_alarms=len(found.warnings) + len(found.problems), **called_out(files, home/'sick'))
-    finally: shutil.rmtree(home, ignore_errors=True)
+        v |= dict(
+            split_links=_links(home / 'all', home / 'halves'),
+            false_alarms=len(found.warnings) + len(found.problems),
+            **called_out(files, home / 'sick'),
+        )
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
     return dict({k: v[k] for k in TARGETS}, variants=[v], targets=TARGETS)

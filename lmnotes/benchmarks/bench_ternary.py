@@ -22,8 +22,14 @@ from ..quantizers.kernels import kernel_path
 
 # %% ../../nbs/10_benchmarks/13_bench_ternary.ipynb #459ec27c
 LAYOUTS = ('base3', '2bit')
-SHAPES = dict(deep=dict(size='medium', vocab_size=50257), wide=dict(dim=2048, n_layer=5, n_head=16, n_kv_head=8, ffn_dim=5632, vocab_size=32768, tie=True))
-QUICK = dict(deep=dict(size='tiny', vocab_size=256), wide=dict(dim=256, n_layer=2, n_head=4, n_kv_head=2, vocab_size=512, tie=True))
+SHAPES = dict(
+    deep=dict(size='medium', vocab_size=50257),
+    wide=dict(dim=2048, n_layer=5, n_head=16, n_kv_head=8, ffn_dim=5632, vocab_size=32768, tie=True),
+)
+QUICK = dict(
+    deep=dict(size='tiny', vocab_size=256),
+    wide=dict(dim=256, n_layer=2, n_head=4, n_kv_head=2, vocab_size=512, tie=True),
+)
 SPELLING = 'ternary:all:act8'
 
 def float_model(**shape):
@@ -37,13 +43,16 @@ def ternary_twin(model):
     return quantize(twin, SPELLING, verbose=False)
 
 # %% ../../nbs/10_benchmarks/13_bench_ternary.ipynb #834b1125
-def words_of(model, n=24): return torch.randint(model.config.vocab_size, (1, n), generator=torch.Generator().manual_seed(1))
+def words_of(model, n=24):
+    return torch.randint(model.config.vocab_size, (1, n), generator=torch.Generator().manual_seed(1))
 
 @torch.inference_mode()
 def logits_along(model, ids, read=16):
     "Logits of a prompt of `read` words read at once and of the rest one at a time"
-    cache = LMCache(); out = [model(ids[:,:read], past_key_values=cache, use_cache=True).logits]
-    for i in range(read, ids.shape[1]): out.append(model(ids[:,i:i+1], past_key_values=cache, use_cache=True).logits)
+    cache = LMCache()
+    out = [model(ids[:,:read], past_key_values=cache, use_cache=True).logits]
+    for i in range(read, ids.shape[1]):
+        out.append(model(ids[:,i:i+1], past_key_values=cache, use_cache=True).logits)
     return torch.cat(out, 1)
 
 def file_figures(
@@ -52,9 +61,14 @@ def file_figures(
     ids,
 )->dict: # bits_per_weight, logit_error, file_bytes
     "What a packed folder holds, and how far its logits are from those before"
-    path = Path(folder)/'model.safetensors'; matrices,_,_ = read_packed(path)
+    path = Path(folder)/'model.safetensors'
+    matrices,_,_ = read_packed(path)
     error = (logits_along(load_packed(folder), ids) - before).abs().max().item()
-    return dict(bits_per_weight=bits_per_weight({n: p for n,p in matrices.items() if p.kind == 'ternary'}), logit_error=error, file_bytes=os.path.getsize(path))
+    return dict(
+        bits_per_weight=bits_per_weight({n: p for n, p in matrices.items() if p.kind == 'ternary'}),
+        logit_error=error,
+        file_bytes=os.path.getsize(path),
+    )
 
 # %% ../../nbs/10_benchmarks/13_bench_ternary.ipynb #499f9bb7
 _probe = '''
@@ -82,7 +96,12 @@ def memory_added(
 )->int: # bytes; None where the system does not tell
     "Anonymous memory that loading and running a packed model adds to a process"
     if sys.platform != 'linux': return None
-    done = subprocess.run([sys.executable, '-c', _probe, str(folder), str(toy), str(threads)], capture_output=True, text=True, env={**os.environ, 'MALLOC_ARENA_MAX': '1'})
+    done = subprocess.run(
+        [sys.executable, '-c', _probe, str(folder), str(toy), str(threads)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'MALLOC_ARENA_MAX': '1'},
+    )
     if done.returncode: raise RuntimeError(done.stderr[-2000:])
     return json.loads(done.stdout.splitlines()[-1])['added']
 
@@ -95,9 +114,11 @@ def seconds_to_write(
 )->float: # seconds for n words
     "Time to write n words one after the other"
     with torch.autocast('cpu', torch.bfloat16) if bf16 else contextlib.nullcontext():
-        cache,ids = LMCache(),words_of(model, prompt); z = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        cache,ids = LMCache(),words_of(model, prompt)
+        z = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
         start = time.perf_counter()
-        for _ in range(n): z = model(z.argmax(-1), past_key_values=cache, use_cache=True).logits
+        for _ in range(n):
+            z = model(z.argmax(-1), past_key_values=cache, use_cache=True).logits
         return time.perf_counter() - start
 
 def decoding(
@@ -105,29 +126,57 @@ def decoding(
     repeats=7, n=8, seconds=60,
 )->dict: # name -> words per second, and ratios of each packed model
     "Words per second, all in turns"
-    t = interleave({k: lambda k=k, m=m: seconds_to_write(m, n, bf16=k == 'bf16') for k,m in models.items()}, repeats, 1, seconds=seconds, inside=True)
+    t = interleave(
+        {k: lambda k=k, m=m: seconds_to_write(m, n, bf16=k == 'bf16') for k, m in models.items()},
+        repeats,
+        1,
+        seconds=seconds,
+        inside=True,
+    )
     rate = {k: n/x.median for k,x in t.items()}
-    ratio = lambda a, b: sorted(y/x for x,y in zip(t[a].times, t[b].times))[len(t[a].times)//2] # of times, round by round
-    return {k: dict(words_per_s=rate[k], **{f'decode_vs_{b}': ratio(k, b) for b in ('fp32', 'bf16')}) for k in models if k in LAYOUTS} | {k: rate[k] for k in ('fp32', 'bf16')}
+    # of times, round by round
+    ratio = lambda a, b: sorted(y/x for x,y in zip(t[a].times, t[b].times))[len(t[a].times)//2]
+    return {
+        k: dict(words_per_s=rate[k], **{f'decode_vs_{b}': ratio(k, b) for b in ('fp32', 'bf16')})
+        for k in models
+        if k in LAYOUTS
+    } | {k: rate[k] for k in ('fp32', 'bf16')}
 
 # %% ../../nbs/10_benchmarks/13_bench_ternary.ipynb #792cd443
-TARGETS = dict(bits_per_weight=('<=', 1.62), bits_per_weight_2bit=('<=', 2.02), logit_error=('<=', 1e-5), memory_ratio=('<=', 1.3),
-               decode_vs_fp32=('>=', 2), decode_vs_bf16=('>=', 1.5), decode_vs_fp32_2bit=('>=', 3), decode_vs_bf16_2bit=('>=', 2))
+TARGETS = dict(
+    bits_per_weight=('<=', 1.62),
+    bits_per_weight_2bit=('<=', 2.02),
+    logit_error=('<=', 1e-5),
+    memory_ratio=('<=', 1.3),
+    decode_vs_fp32=('>=', 2),
+    decode_vs_bf16=('>=', 1.5),
+    decode_vs_fp32_2bit=('>=', 3),
+    decode_vs_bf16_2bit=('>=', 2),
+)
 
 def _files(name, shape, folder, threads, toys, progress):
-    model = float_model(**shape); q = ternary_twin(model); ids = words_of(q); before,rows = logits_along(q, ids),[]
+    model = float_model(**shape)
+    q = ternary_twin(model)
+    ids = words_of(q)
+    before,rows = logits_along(q, ids),[]
     for layout in LAYOUTS:
-        progress(f'{name} model in {layout}: file, logits, memory'); to = folder/f'{name}_{layout}'
-        made = pack(q, to, layout=layout, verbose=False); v = dict(model=name, layout=layout, weights=made.numbers, **file_figures(to, before, ids))
-        added = memory_added(to, toys or to, threads); v |= dict(fp32_over_file=made.ratio, memory_ratio=None if added is None else added/v['file_bytes'])
+        progress(f'{name} model in {layout}: file, logits, memory')
+        to = folder/f'{name}_{layout}'
+        made = pack(q, to, layout=layout, verbose=False)
+        v = dict(model=name, layout=layout, weights=made.numbers, **file_figures(to, before, ids))
+        added = memory_added(to, toys or to, threads)
+        v |= dict(fp32_over_file=made.ratio, memory_ratio=None if added is None else added/v['file_bytes'])
         rows.append(v)
     return model,rows
 
 @contextlib.contextmanager
 def _threads(n):
-    was = torch.get_num_threads(); torch.set_num_threads(n)
-    try: yield
-    finally: torch.set_num_threads(was)
+    was = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(was)
 
 # %% ../../nbs/10_benchmarks/13_bench_ternary.ipynb #ebe6f915
 @benches('ternary')
@@ -138,19 +187,39 @@ def bench_ternary(
     progress=lambda what: None,
 )->dict: # see TARGETS
     "Packed ternary models: bits in the file, equal logits, memory, words per second"
-    if torch.device(device).type != 'cpu': raise InputError(f'this bench measures decoding on a CPU; {device} is not measured, leave --device out')
-    shapes,n = QUICK if quick else SHAPES,len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    if torch.device(device).type != 'cpu':
+        raise InputError(f'this bench measures decoding on a CPU; {device} is not measured, leave --device out')
+    shapes, n = (
+        QUICK if quick else SHAPES,
+        len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
+    )
     with tempfile.TemporaryDirectory() as d, _threads(n):
-        d = Path(d); pack(ternary_twin(float_model(**QUICK['deep'])), d/'toy', verbose=False)
+        d = Path(d)
+        pack(ternary_twin(float_model(**QUICK['deep'])), d/'toy', verbose=False)
         _,rows = _files('deep', shapes['deep'], d, n, d/'toy', progress)
-        fp32,wide = _files('wide', shapes['wide'], d, n, d/'toy', progress); rows += wide
-        progress(f"words per second: float32 ({4*wide[0]['weights']/1e9:.2f} GB), bfloat16, {', '.join(LAYOUTS)}; {n} threads, {kernel_path()}")
-        models = dict(fp32=fp32, bf16=copy.deepcopy(fp32).to(torch.bfloat16), **{k: load_packed(d/f'wide_{k}') for k in LAYOUTS})
+        fp32,wide = _files('wide', shapes['wide'], d, n, d/'toy', progress)
+        rows += wide
+        progress(
+            f"words per second: float32 ({4 * wide[0]['weights'] / 1e9:.2f} GB), bfloat16, "
+            f"{', '.join(LAYOUTS)}; {n} threads, {kernel_path()}"
+        )
+        models = dict(
+            fp32=fp32,
+            bf16=copy.deepcopy(fp32).to(torch.bfloat16),
+            **{k: load_packed(d / f'wide_{k}') for k in LAYOUTS},
+        )
         speed = decoding(models, **(dict(repeats=1, n=2) if quick else {}))
-    for v in wide: v |= speed[v['layout']] | dict(fp32_words_per_s=speed['fp32'], bf16_words_per_s=speed['bf16'], threads=n, kernel=kernel_path())
+    for v in wide:
+        v |= speed[v['layout']] | dict(
+            fp32_words_per_s=speed['fp32'], bf16_words_per_s=speed['bf16'], threads=n, kernel=kernel_path()
+        )
     return dict(_figures(rows), layout='base3', variants=rows, targets=TARGETS)
 
 def _figures(rows):
     of = lambda k, layout=None: [v[k] for v in rows if v.get(k) is not None and layout in (None, v['layout'])]
-    out = {k + s: (max if k == 'bits_per_weight' else min)(of(k, l)) for l,s in zip(LAYOUTS, ('', '_2bit')) for k in ('bits_per_weight', 'decode_vs_fp32', 'decode_vs_bf16')}
+    out = {
+        k + s: (max if k == 'bits_per_weight' else min)(of(k, l))
+        for l, s in zip(LAYOUTS, ('', '_2bit'))
+        for k in ('bits_per_weight', 'decode_vs_fp32', 'decode_vs_bf16')
+    }
     return out | {k: max(x) for k in ('logit_error', 'memory_ratio') if (x := of(k))}

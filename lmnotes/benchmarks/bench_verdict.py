@@ -24,7 +24,9 @@ class Pool:
     weights:np.ndarray|None = None
     clusters:np.ndarray|None = None
     def means(self): # cluster means (models, clusters), and the clusters' weights
-        return cluster_means(self.scores, np.ones(self.scores.shape[1]) if self.weights is None else self.weights, self.clusters)
+        return cluster_means(
+            self.scores, np.ones(self.scores.shape[1]) if self.weights is None else self.weights, self.clusters
+        )
 
 def small_models(
     arm, n:int, data,
@@ -36,9 +38,16 @@ def small_models(
     from lmnotes.training.assemble import lm_learner
     out = []
     for seed in range(n):
-        set_seed(seed); model = build_model(arm, vocab_size=data.vocab_size, **(shape or dict(dim=32, n_layer=2, n_head=2, max_length=data.max_length)))
-        learn = lm_learner(model, data, lr=1e-2, seed=seed); data.train.seed,data.train.n_batches = seed,steps
-        with learn.no_bar(), learn.no_logging(): learn.fit(1)
+        set_seed(seed)
+        model = build_model(
+            arm,
+            vocab_size=data.vocab_size,
+            **(shape or dict(dim=32, n_layer=2, n_head=2, max_length=data.max_length)),
+        )
+        learn = lm_learner(model, data, lr=1e-2, seed=seed)
+        data.train.seed,data.train.n_batches = seed,steps
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(1)
         out.append(model.eval())
     return out
 
@@ -54,35 +63,61 @@ def token_pool(models, data, windows=64)->Pool:
 def text_pool(models, data, windows=192)->Pool:
     "Bits per byte of every window; neighbours are clusters"
     s = [evaluate_lm(m, data, limit=windows) for m in models]
-    return Pool('bits per byte', np.stack([window_bpb(t)[0] for t in s]), window_bpb(s[0])[1], neighbour_clusters(len(s[0].nll)))
+    return Pool(
+        'bits per byte',
+        np.stack([window_bpb(t)[0] for t in s]),
+        window_bpb(s[0])[1],
+        neighbour_clusters(len(s[0].nll)),
+    )
 
 def task_pools(models, data, limit=48)->list:
     "Items of the embedded classification and multiple-choice tasks, right or wrong, passages as clusters"
     from lmnotes.evaluation.tasks import run_suite
     each = [run_suite(m, data.tokenizer, ('classification', 'choice'), limit=limit, draws=0)[0] for m in models]
-    return [Pool(ts[0].name.replace('_', ' '), np.stack([np.asarray(t.values, float) for t in ts]), clusters=ts[0].clusters) for ts in zip(*each)]
+    return [
+        Pool(
+            ts[0].name.replace('_', ' '), np.stack([np.asarray(t.values, float) for t in ts]), clusters=ts[0].clusters
+        )
+        for ts in zip(*each)
+    ]
 
-def score_pools(arms=('standard', 'reversible'), n=12, steps=60, tasks=True, windows=192, limit=48, progress=lambda what: None)->tuple: # pools of the first arm; of both, paired by seed
+def score_pools(
+    arms=('standard', 'reversible'),
+    n=12,
+    steps=60,
+    tasks=True,
+    windows=192,
+    limit=48,
+    progress=lambda what: None,
+)->tuple: # pools of the first arm; of both, paired by seed
     "Pools of per-item scores of models that are trained here and now"
     from lmnotes.data.dataloader import load_data
     data = load_data('prose', max_length=64, bs=8, limit=60, device='cpu')
     def pools(arm, k):
-        progress(f'training {k} models of {arm}'); ms = small_models(arm, k, data, steps)
-        progress('scoring them'); return [text_pool(ms, data, windows), token_pool(ms, data, windows//3), *(task_pools(ms, data, limit) if tasks else [])]
+        progress(f'training {k} models of {arm}')
+        ms = small_models(arm, k, data, steps)
+        progress('scoring them')
+        return [
+            text_pool(ms, data, windows),
+            token_pool(ms, data, windows // 3),
+            *(task_pools(ms, data, limit) if tasks else []),
+        ]
     first,other = pools(arms[0], n),pools(arms[1], n//2)
     return first,[(a, b) for a,b in zip(first, other)]
 
 # %% ../../nbs/10_benchmarks/12_bench_verdict.ipynb #3151a0b1
 def aa(pool:Pool, S:int, n:int, rng)->tuple: # differences (n, S, clusters), weights
     "Comparisons of an arm with itself"
-    m,W = pool.means(); pick = rng.integers(0, m.shape[1], m.shape[1])
+    m,W = pool.means()
+    pick = rng.integers(0, m.shape[1], m.shape[1])
     order = np.argsort(rng.random((n, len(m))), 1) # of the models, for each comparison
     m,W = m[:,pick],W[pick]/W[pick].sum()
     return m[order[:,:S]]-m[order[:,S:2*S]], W
 
 def swapped(pair, S:int, n:int, rng)->tuple: # differences (n, S, clusters), weights
     "Comparisons of two arms whose names are tossed for every seed and cluster"
-    (a,W),(b,_) = (p.means() for p in pair); k = min(len(a), len(b))
+    (a,W),(b,_) = (p.means() for p in pair)
+    k = min(len(a), len(b))
     order = np.argsort(rng.random((n, k)), 1)[:,:S]
     d = (b[:k]-a[:k])[order]
     return d*rng.choice([-1, 1], (n, S, 1))*rng.choice([-1, 1], (n, 1, d.shape[2])), W
@@ -92,22 +127,47 @@ def judge(
     alpha=.05, power=.8, n_boot=1000,
 )->dict: # arrays: whether a word was said, the p value, the declared detectable effect, whether it was found when added
     "The verdicts of many comparisons at once, by the rule of `paired_difference` and `verdict`"
-    se,df = noises(m, W, n_boot); mean = (m@W).mean(-1); half = half_widths(se, df, alpha).max(0)
-    vs,vi,both = _noise(m, W); total = np.sqrt(np.nan_to_num(vs)+np.nan_to_num(vi))
-    p = p_value(mean, se, df, (np.abs(m.mean(-2)) > 1e-9).sum(-1)); effect = detectable_effect(half, total, both, power)
-    moved = mean+effect; fixed = mean+np.median(effect[total > 0]) if (total > 0).any() else moved
-    return dict(said=p <= alpha, p=p, effect=effect, spread=total > 0, found=moved-half > 1e-6, found_fixed=fixed-half > 1e-6)
+    se,df = noises(m, W, n_boot)
+    mean = (m@W).mean(-1)
+    half = half_widths(se, df, alpha).max(0)
+    vs,vi,both = _noise(m, W)
+    total = np.sqrt(np.nan_to_num(vs)+np.nan_to_num(vi))
+    p = p_value(mean, se, df, (np.abs(m.mean(-2)) > 1e-9).sum(-1))
+    effect = detectable_effect(half, total, both, power)
+    moved = mean+effect
+    fixed = mean+np.median(effect[total > 0]) if (total > 0).any() else moved
+    return dict(
+        said=p <= alpha,
+        p=p,
+        effect=effect,
+        spread=total > 0,
+        found=moved - half > 1e-6,
+        found_fixed=fixed - half > 1e-6,
+    )
 
 # %% ../../nbs/10_benchmarks/12_bench_verdict.ipynb #3b402ec8
-TARGETS = dict(false_positive_rate=('<=', .05), power=('>=', .75), family_wise_rate=('<=', .05), worst_pool_rate=('<=', .05))
+TARGETS = dict(
+    false_positive_rate=('<=', 0.05), power=('>=', 0.75), family_wise_rate=('<=', 0.05), worst_pool_rate=('<=', 0.05)
+)
 
 def _rates(draw, n, rng, block=100): # judged in blocks, each with its own stretches of text
     parts = [judge(*draw(min(block, n-i), rng)) for i in range(0, n, block)]
     return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
 
 def _variant(kind, name, S, r):
-    there = r['spread']; found = lambda k: float(r[k][there].mean()) if there.any() else None # where all models agree on all items nothing can be planted in units of the spread
-    return dict(null=kind, scores=name, seeds=S, comparisons=len(r['said']), false_positive_rate=float(r['said'].mean()), power=found('found'), power_at_median=found('found_fixed'), detectable=float(np.median(r['effect'][there])) if there.any() else None)
+    there = r['spread']
+    # where all models agree on all items nothing can be planted in units of the spread
+    found = lambda k: float(r[k][there].mean()) if there.any() else None
+    return dict(
+        null=kind,
+        scores=name,
+        seeds=S,
+        comparisons=len(r['said']),
+        false_positive_rate=float(r['said'].mean()),
+        power=found('found'),
+        power_at_median=found('found_fixed'),
+        detectable=float(np.median(r['effect'][there])) if there.any() else None,
+    )
 
 # %% ../../nbs/10_benchmarks/12_bench_verdict.ipynb #a9ca7859
 def _families(pools, S, n, rng): # share of comparisons in which any of all pools got a word, after Holm
@@ -122,14 +182,26 @@ def bench_verdict(
 )->dict:
     "False alarms and power of the verdict over thousands of comparisons made of real scores"
     n,how = (200, dict(n=10, steps=5, windows=96, limit=12)) if quick else (2000, dict(n=14, steps=60))
-    first,both = score_pools(**how, progress=progress); rng = np.random.default_rng(0); vs,family = [],{}
+    first,both = score_pools(**how, progress=progress)
+    rng = np.random.default_rng(0)
+    vs,family = [],{}
     for S in (3, 5):
         progress(f'{n} comparisons of every kind at {S} seeds')
         for p,pair in zip(first, both):
             vs.append(_variant('A/A', p.name, S, _rates(lambda k,g: aa(p, S, k, g), n, rng)))
             vs.append(_variant('swapped', p.name, S, _rates(lambda k,g: swapped(pair, S, k, g), n, rng)))
         family[S] = _families(first, S, n//4, rng)
-    mean = lambda k,S,null=None: float(np.mean([v[k] for v in vs if v['seeds'] == S and null in (None, v['null']) and v[k] is not None]))
-    return dict(variants=vs, targets=TARGETS, comparisons=sum(v['comparisons'] for v in vs), clusters={p.name: p.means()[0].shape[1] for p in first},
-                false_positive_rate=max(mean('false_positive_rate', S, null) for S in (3, 5) for null in ('A/A', 'swapped')), worst_pool_rate=max(v['false_positive_rate'] for v in vs),
-                power=min(mean('power', S) for S in (3, 5)), power_at_median=min(mean('power_at_median', S) for S in (3, 5)), family_wise_rate=max(family.values()))
+    mean = lambda k, S, null=None: float(
+        np.mean([v[k] for v in vs if v['seeds'] == S and null in (None, v['null']) and v[k] is not None])
+    )
+    return dict(
+        variants=vs,
+        targets=TARGETS,
+        comparisons=sum(v['comparisons'] for v in vs),
+        clusters={p.name: p.means()[0].shape[1] for p in first},
+        false_positive_rate=max(mean('false_positive_rate', S, null) for S in (3, 5) for null in ('A/A', 'swapped')),
+        worst_pool_rate=max(v['false_positive_rate'] for v in vs),
+        power=min(mean('power', S) for S in (3, 5)),
+        power_at_median=min(mean('power_at_median', S) for S in (3, 5)),
+        family_wise_rate=max(family.values()),
+    )

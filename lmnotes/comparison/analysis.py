@@ -19,20 +19,39 @@ from .spec import *
 from .statistics import *
 
 # %% ../../nbs/08_comparison/09_analysis.ipynb #ce4b9fce
-def _per_token(s, x): return np.divide(x, s.tokens, out=np.zeros(len(s.tokens)), where=s.tokens > 0), np.asarray(s.tokens, float)
+def _per_token(s, x):
+    return np.divide(x, s.tokens, out=np.zeros(len(s.tokens)), where=s.tokens > 0), np.asarray(s.tokens, float)
 
-window_metrics = dict(bits_per_byte=window_bpb, loss=lambda s: _per_token(s, s.nll), perplexity=lambda s: _per_token(s, s.nll), token_accuracy=lambda s: _per_token(s, s.correct))
+window_metrics = dict(
+    bits_per_byte=window_bpb,
+    loss=lambda s: _per_token(s, s.nll),
+    perplexity=lambda s: _per_token(s, s.nll),
+    token_accuracy=lambda s: _per_token(s, s.correct),
+)
 
 def _same_windows(base, arm, metric):
-    if metric not in window_metrics: raise InputError(f"unknown metric '{metric}': {did_you_mean(metric, window_metrics)}")
+    if metric not in window_metrics:
+        raise InputError(f"unknown metric '{metric}': {did_you_mean(metric, window_metrics)}")
     if metric != 'bits_per_byte' and base.tokenizer != arm.tokenizer:
-        raise InputError(f"{metric} counts tokens, and these are of different tokenizers ({base.tokenizer} and {arm.tokenizer}); compare them in bits_per_byte")
+        raise InputError(
+            f"{metric} counts tokens, and these are of different tokenizers ({base.tokenizer} and "
+            f"{arm.tokenizer}); compare them in bits_per_byte"
+        )
     if len(base.bytes) != len(arm.bytes) or (base.bytes != arm.bytes).any():
-        raise InputError(f'the windows hold different text ({len(base.bytes)} and {len(arm.bytes)} windows, tokenizers {base.tokenizer} and {arm.tokenizer}), so they cannot be paired; `compare_models` cuts the same text for both')
+        raise InputError(
+            f'the windows hold different text ({len(base.bytes)} and {len(arm.bytes)} windows, '
+            f'tokenizers {base.tokenizer} and {arm.tokenizer}), so they cannot be paired; '
+            '`compare_models` cuts the same text for both'
+        )
 
 def _judged(x, y, weights, clusters, lower, about): # `Difference` and what is said of it, as one dictionary
-    d = weights_difference(x.mean(0), y.mean(0), weights, clusters) if about == 'weights' else paired_difference(x, y, weights, clusters)
-    v = verdict(d, lower_is_better=lower); mean = lambda a: float(np.average(a.mean(0), weights=weights))
+    d = (
+        weights_difference(x.mean(0), y.mean(0), weights, clusters)
+        if about == 'weights'
+        else paired_difference(x, y, weights, clusters)
+    )
+    v = verdict(d, lower_is_better=lower)
+    mean = lambda a: float(np.average(a.mean(0), weights=weights))
     return dict(verdict=v.word, reason=v.reason, higher=not lower, base_mean=mean(x), arm_mean=mean(y), **d.as_dict())
 
 def difference_of(
@@ -45,8 +64,12 @@ def difference_of(
     seeds = [s for s in base if s in arm]
     if not seeds: return None
     for s in seeds: _same_windows(base[s], arm[s], metric)
-    of = window_metrics[metric]; w = of(base[seeds[0]])[1]; x,y = (np.stack([of(t[s])[0] for s in seeds]) for t in (base, arm))
-    return dict(task='lm', metric=metric, **_judged(x, y, w, neighbour_clusters(len(w)), metric != 'token_accuracy', about))
+    of = window_metrics[metric]
+    w = of(base[seeds[0]])[1]
+    x,y = (np.stack([of(t[s])[0] for s in seeds]) for t in (base, arm))
+    return dict(
+        task='lm', metric=metric, **_judged(x, y, w, neighbour_clusters(len(w)), metric != 'token_accuracy', about)
+    )
 
 # %% ../../nbs/08_comparison/09_analysis.ipynb #6f6671b9
 def task_difference(
@@ -57,8 +80,13 @@ def task_difference(
     "How an arm's scores on one task differ from the baseline's"
     seeds = [s for s in base if s in arm]
     if not seeds: return None
-    t = base[seeds[0]]; sizes = {len(x[s].values) for x in (base, arm) for s in seeds}
-    if len(sizes) > 1: raise InputError(f'{t.name}: the arms were scored on different numbers of items ({sorted(sizes)}), so they cannot be paired')
+    t = base[seeds[0]]
+    sizes = {len(x[s].values) for x in (base, arm) for s in seeds}
+    if len(sizes) > 1:
+        raise InputError(
+            f'{t.name}: the arms were scored on different numbers of items ({sorted(sizes)}), so '
+            'they cannot be paired'
+        )
     x,y = (np.stack([np.asarray(z[s].values, float) for s in seeds]) for z in (base, arm))
     return dict(task=t.task, name=t.name, metric=t.metric, **_judged(x, y, None, t.clusters, not t.higher, about))
 
@@ -68,13 +96,20 @@ def gather(p:Plan, root)->list: # of `CellResult`
     out = []
     for arm,ds,seed in p.cells:
         where = p.where(arm, ds, seed)
-        try: r = read_cell(Path(root)/where)
-        except InputError as e: r = CellResult(fail_cell(dict(arm=arm, dataset=ds, seed=seed, path=where.as_posix()), str(e)))
+        try:
+            r = read_cell(Path(root)/where)
+        except InputError as e:
+            r = CellResult(fail_cell(dict(arm=arm, dataset=ds, seed=seed, path=where.as_posix()), str(e)))
         out.append(r)
     arms = [*p.arms, p.again]
     return sorted(out, key=lambda r: (p.datasets.index(r.cell['dataset']), arms.index(r.cell['arm']), r.cell['seed']))
 
-def _of(results, arm, ds): return {r.cell['seed']: r for r in results if r.cell['arm'] == arm and r.cell['dataset'] == ds and r.cell['status'] == 'done'}
+def _of(results, arm, ds):
+    return {
+        r.cell['seed']: r
+        for r in results
+        if r.cell['arm'] == arm and r.cell['dataset'] == ds and r.cell['status'] == 'done'
+    }
 
 def _by_task(results:dict)->dict: # (task, name) -> {seed: `TaskScores`}
     out = {}
@@ -84,11 +119,15 @@ def _by_task(results:dict)->dict: # (task, name) -> {seed: `TaskScores`}
 
 def _pairs(x, y, ds, about, notes): # differences of two sets of cells, text first
     lm = difference_of({s: r.scores for s,r in x.items()}, {s: r.scores for s,r in y.items()}, about=about)
-    out = [dict(lm, name=ds)] if lm else []; xs,ys = _by_task(x),_by_task(y)
+    out = [dict(lm, name=ds)] if lm else []
+    xs,ys = _by_task(x),_by_task(y)
     for k in xs:
         if k not in ys: continue
-        try: d = task_difference(xs[k], ys[k], about)
-        except InputError as e: notes.append(f'{ds}: {e}'); continue
+        try:
+            d = task_difference(xs[k], ys[k], about)
+        except InputError as e:
+            notes.append(f'{ds}: {e}')
+            continue
         if d: out.append(d)
     return out
 
@@ -99,7 +138,8 @@ def differences_in(p:Plan, results, notes)->list:
     for ds in p.datasets:
         x = _of(results, p.arms[0], ds)
         for a in p.arms[1:]:
-            y = _of(results, a, ds); fixed = {b for b in (p.arms[0], a) if p.spelled(b).folder}
+            y = _of(results, a, ds)
+            fixed = {b for b in (p.arms[0], a) if p.spelled(b).folder}
             if fixed and x and y: x1,y1 = (_spread(z, x, y) for z in (x, y))
             else: x1,y1 = x,y
             out += [dict(dataset=ds, arm=a, **d) for d in _pairs(x1, y1, ds, 'weights' if fixed else 'method', notes)]
@@ -113,8 +153,12 @@ def aa_in(p:Plan, results, notes)->list:
     "The baseline against itself under other seeds, settled by itself: every word but 'cannot tell' is a false alarm"
     out = []
     for ds in p.again_on:
-        x,y = _of(results, p.arms[0], ds),_of(results, p.again, ds); twin = dict(zip(p.other_seeds, p.seeds))
-        out += [dict(dataset=ds, arm=p.again, **d) for d in _pairs(x, {twin[s]: r for s,r in y.items()}, ds, 'method', notes)]
+        x,y = _of(results, p.arms[0], ds),_of(results, p.again, ds)
+        twin = dict(zip(p.other_seeds, p.seeds))
+        out += [
+            dict(dataset=ds, arm=p.again, **d)
+            for d in _pairs(x, {twin[s]: r for s, r in y.items()}, ds, 'method', notes)
+        ]
     return settle(out)
 
 # %% ../../nbs/08_comparison/09_analysis.ipynb #0038d27b
@@ -125,8 +169,10 @@ def random_label_rate(
     "How often the verdict speaks when the names of the two arms are tossed"
     seeds = [s for s in base if s in arm]
     if len(seeds) < 2: return float('nan')
-    w = window_bpb(base[seeds[0]])[1]; d = np.stack([window_bpb(arm[s])[0]-window_bpb(base[s])[0] for s in seeds])
-    m,W = cluster_means(d, w, neighbour_clusters(len(w))); rng = np.random.default_rng(seed)
+    w = window_bpb(base[seeds[0]])[1]
+    d = np.stack([window_bpb(arm[s])[0]-window_bpb(base[s])[0] for s in seeds])
+    m,W = cluster_means(d, w, neighbour_clusters(len(w)))
+    rng = np.random.default_rng(seed)
     tossed = m*rng.choice([-1, 1], (n, len(seeds), 1))*rng.choice([-1, 1], (n, 1, m.shape[1]))
     se,df = noises(tossed, W, n_boot=500)
     return float((p_value((tossed@W).mean(-1), se, df) <= .05).mean())
@@ -148,9 +194,24 @@ def tasks_in(p:Plan, results)->list:
     for ds in p.datasets:
         for a in p.arms:
             for (task,name),by in _by_task(_of(results, a, ds)).items():
-                ts = list(by.values()); means = [t.mean for t in ts]
-                out.append(dict(dataset=ds, arm=a, task=task, name=name, metric=ts[0].metric, mean=float(np.mean(means)), sd=float(np.std(means, ddof=1)) if len(ts) > 1 else None,
-                                n_seeds=len(ts), n_items=len(ts[0].values), chance=ts[0].chance, metrics=_mean_metrics(ts), samples=ts[0].samples))
+                ts = list(by.values())
+                means = [t.mean for t in ts]
+                out.append(
+                    dict(
+                        dataset=ds,
+                        arm=a,
+                        task=task,
+                        name=name,
+                        metric=ts[0].metric,
+                        mean=float(np.mean(means)),
+                        sd=float(np.std(means, ddof=1)) if len(ts) > 1 else None,
+                        n_seeds=len(ts),
+                        n_items=len(ts[0].values),
+                        chance=ts[0].chance,
+                        metrics=_mean_metrics(ts),
+                        samples=ts[0].samples,
+                    )
+                )
     return out
 
 # %% ../../nbs/08_comparison/09_analysis.ipynb #66f2ac59
@@ -160,19 +221,28 @@ def matrix_of(
 )->dict: # arms; rows of dataset, task, name and the verdict of each arm
     "Which design wins where"
     rows = {}
-    for d in differences: rows.setdefault((d['dataset'], d['task'], d['name']), {arms[0]: 'baseline'})[d['arm']] = d['verdict']
+    for d in differences:
+        rows.setdefault((d['dataset'], d['task'], d['name']), {arms[0]: 'baseline'})[d['arm']] = d['verdict']
     return dict(arms=list(arms), rows=[dict(dataset=ds, task=t, name=n, verdicts=v) for (ds,t,n),v in rows.items()])
 
 def missing_in(results)->list:
     "What no cell or not every cell could measure, each reason once"
     done = [r.cell for r in results if r.cell['status'] == 'done']
-    seen = Counter((m['task'], m['name'], ' '.join(str(m['reason']).split())) for c in done for m in c.get('missing', []))
-    return [f"{t} · {n}: {why}"+('' if k == len(done) else f' ({k} of {len(done)} runs)') for (t,n,why),k in seen.items()]
+    seen = Counter(
+        (m['task'], m['name'], ' '.join(str(m['reason']).split())) for c in done for m in c.get('missing', [])
+    )
+    return [
+        f"{t} · {n}: {why}" + ('' if k == len(done) else f' ({k} of {len(done)} runs)')
+        for (t, n, why), k in seen.items()
+    ]
 
 def dynamics_in(p:Plan, results, root)->dict: # dataset -> arm -> figures
     "The course of training of every arm that was trained for it"
     trained = [a for a in p.arms if not (p.spelled(a).folder or p.spelled(a).derived)]
-    runs = lambda ds: {a: {s: (loss_log(Path(root)/r.cell['path']), r.cell['loss']) for s,r in _of(results, a, ds).items()} for a in trained}
+    runs = lambda ds: {
+        a: {s: (loss_log(Path(root) / r.cell['path']), r.cell['loss']) for s, r in _of(results, a, ds).items()}
+        for a in trained
+    }
     return {ds: dynamics_of(runs(ds)) for ds in p.datasets}
 
 # %% ../../nbs/08_comparison/09_analysis.ipynb #73d30545
@@ -182,8 +252,26 @@ def conclude(
 )->dict: # the part of `comparison.json` that follows from the cells
     "Everything that can be said of a comparison, from the folders of its cells"
     results,notes = gather(p, root),[]
-    out = dict(cells=[{k: v for k,v in r.cell.items() if k not in ('missing', 'samples')} for r in results], differences=differences_in(p, results, notes), aa=aa_in(p, results, notes),
-               tasks=tasks_in(p, results), dynamics=dynamics_in(p, results, root), random_labels=random_labels_in(p, results))
+    out = dict(
+        cells=[{k: v for k, v in r.cell.items() if k not in ('missing', 'samples')} for r in results],
+        differences=differences_in(p, results, notes),
+        aa=aa_in(p, results, notes),
+        tasks=tasks_in(p, results),
+        dynamics=dynamics_in(p, results, root),
+        random_labels=random_labels_in(p, results),
+    )
     out['matrix'] = matrix_of(out['differences'], p.arms)
-    out['samples'] = [dict(arm=r.cell['arm'], dataset=r.cell['dataset'], seed=r.cell['seed'], **s) for r in results if r.cell['seed'] == p.seeds[0] and r.cell['status'] == 'done' for s in r.cell.get('samples', [])]
-    return out | dict(not_measured=missing_in(results)+notes, scored={r.cell['dataset']: {k: metrics_of(r.scores)[k] for k in ('windows', 'tokens', 'bytes')} for r in results if r.scores})
+    out['samples'] = [
+        dict(arm=r.cell['arm'], dataset=r.cell['dataset'], seed=r.cell['seed'], **s)
+        for r in results
+        if r.cell['seed'] == p.seeds[0] and r.cell['status'] == 'done'
+        for s in r.cell.get('samples', [])
+    ]
+    return out | dict(
+        not_measured=missing_in(results) + notes,
+        scored={
+            r.cell['dataset']: {k: metrics_of(r.scores)[k] for k in ('windows', 'tokens', 'bytes')}
+            for r in results
+            if r.scores
+        },
+    )

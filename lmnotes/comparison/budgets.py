@@ -12,7 +12,12 @@ from dataclasses import dataclass
 from ..core import *
 
 # %% ../../nbs/08_comparison/02_budgets.ipynb #f4b09af1
-_budgets = dict(tokens='{} tokens per run', steps='{} steps per run', seconds='{} seconds of training per run', flops='{} training FLOPs per run')
+_budgets = dict(
+    tokens='{} tokens per run',
+    steps='{} steps per run',
+    seconds='{} seconds of training per run',
+    flops='{} training FLOPs per run',
+)
 
 @dataclass
 class Budget:
@@ -22,15 +27,29 @@ class Budget:
     parameters:str|int|None = None # every arm has as many: a number, or `baseline`; None: whatever its size makes
     @property
     def text(self):
-        equal = {None: '', 'baseline': ", all arms with the baseline's parameters"}.get(self.parameters) if not isinstance(self.parameters, int) else f', {format_count(self.parameters)} parameters each'
-        return _budgets[self.kind].format(f'{self.amount:g}' if self.kind == 'seconds' else format_count(self.amount))+equal
-    def __str__(self): return f'{self.kind}:{self.amount:g}'+(f',parameters:{self.parameters}' if self.parameters else '')
+        equal = (
+            {None: '', 'baseline': ", all arms with the baseline's parameters"}.get(self.parameters)
+            if not isinstance(self.parameters, int)
+            else f', {format_count(self.parameters)} parameters each'
+        )
+        return (
+            _budgets[self.kind].format(f'{self.amount:g}' if self.kind == 'seconds' else format_count(self.amount))
+            + equal
+        )
+    def __str__(self):
+        return f'{self.kind}:{self.amount:g}'+(f',parameters:{self.parameters}' if self.parameters else '')
 
 # %% ../../nbs/08_comparison/02_budgets.ipynb #6bab20dc
 def _amount(s, kind, n):
-    try: amount = float(n) if kind == 'seconds' else parse_count(n)
-    except ValueError: amount = 0
-    if not 0 < amount < math.inf: raise InputError(f"budget '{s}': after '{kind}:' comes a number above 0, such as {kind}:{'30' if kind == 'seconds' else '200k'}")
+    try:
+        amount = float(n) if kind == 'seconds' else parse_count(n)
+    except ValueError:
+        amount = 0
+    if not 0 < amount < math.inf:
+        raise InputError(
+            f"budget '{s}': after '{kind}:' comes a number above 0, such as "
+            f"{kind}:{'30' if kind == 'seconds' else '200k'}"
+        )
     return amount
 
 def parse_budget(
@@ -38,11 +57,24 @@ def parse_budget(
 )->Budget:
     "The budget that `s` spells"
     if isinstance(s, Budget): return s
-    parts = dict(p.strip().partition(':')[::2] for p in str(s).split(',')); size = parts.pop('parameters', parts.pop('params', None))
-    if size is not None and not parts: raise InputError(f"budget '{s}' says how large the arms are and not how long they train; write for example tokens:200k,parameters:{size or 'baseline'}")
-    if len(parts) != 1: raise InputError(f"budget '{s}' names {len(parts)} ways to count training; give one, such as tokens:200k, and parameters:baseline beside it if you like")
+    parts = dict(p.strip().partition(':')[::2] for p in str(s).split(','))
+    size = parts.pop('parameters', parts.pop('params', None))
+    if size is not None and not parts:
+        raise InputError(
+            f"budget '{s}' says how large the arms are and not how long they train; write for "
+            f"example tokens:200k,parameters:{size or 'baseline'}"
+        )
+    if len(parts) != 1:
+        raise InputError(
+            f"budget '{s}' names {len(parts)} ways to count training; give one, such as "
+            "tokens:200k, and parameters:baseline beside it if you like"
+        )
     (kind,n), = parts.items()
-    if kind not in _budgets: raise InputError(f"unknown budget '{s}': {did_you_mean(kind, [*_budgets, 'parameters'])} Write for example tokens:200k or seconds:30")
+    if kind not in _budgets:
+        raise InputError(
+            f"unknown budget '{s}': {did_you_mean(kind, [*_budgets, 'parameters'])} Write for "
+            "example tokens:200k or seconds:30"
+        )
     return Budget(kind, _amount(s, kind, n), size if size in (None, 'baseline') else _amount(s, 'parameters', size))
 
 # %% ../../nbs/08_comparison/02_budgets.ipynb #6806ec05
@@ -53,8 +85,15 @@ def budget_options(
 )->dict: # options of `train`
     "The budget in the words of `train`"
     if b.kind == 'seconds': return dict(max_seconds=b.amount)
-    steps = dict(tokens=math.ceil(b.amount/step_tokens), steps=b.amount, flops=int(b.amount/(step_tokens*token_flops)))[b.kind]
-    if steps < 1: raise InputError(f"budget '{b}' is less than one step, which costs {format_count(step_tokens*token_flops)} FLOPs; give more or use a smaller model or batch")
+    steps = dict(
+        tokens=math.ceil(b.amount / step_tokens), steps=b.amount, flops=int(b.amount / (step_tokens * token_flops))
+    )[b.kind]
+    if steps < 1:
+        raise InputError(
+            f"budget '{b}' is less than one step, which costs "
+            f"{format_count(step_tokens * token_flops)} FLOPs; give more or use a smaller model or "
+            "batch"
+        )
     return dict(max_steps=int(steps))
 
 # %% ../../nbs/08_comparison/02_budgets.ipynb #838b7162
@@ -65,16 +104,25 @@ def fit_width(
     within=.02,  # how far from `target` counts as equal
 )->dict: # `dim`, and `ffn_dim` where it had to be turned
     "Width at which a model has `target` parameters"
-    dims = range(step, 4096+step, step); k = bisect_left(dims, target, key=lambda d: count(dim=d)[0])
-    tried = sorted((_fitted(count, target, d) for d in {dims[max(k-1, 0)], dims[min(k, len(dims)-1)]}), key=lambda s: s[0])
+    dims = range(step, 4096+step, step)
+    k = bisect_left(dims, target, key=lambda d: count(dim=d)[0])
+    tried = sorted(
+        (_fitted(count, target, d) for d in {dims[max(k - 1, 0)], dims[min(k, len(dims) - 1)]}), key=lambda s: s[0]
+    )
     off,shape = tried[0]
-    if off > within: raise InputError(f'no width gives {format_count(target)} parameters within {100*within:g} %; the nearest is {100*off:.1f} % off, with dim {shape["dim"]}')
+    if off > within:
+        raise InputError(
+            f'no width gives {format_count(target)} parameters within {100 * within:g} %; the '
+            f'nearest is {100 * off:.1f} % off, with dim {shape["dim"]}'
+        )
     return shape
 
 def _fitted(count, target, dim): # how far off, and the shape
-    n,ffn = count(dim=dim); shape = dict(dim=dim)
+    n,ffn = count(dim=dim)
+    shape = dict(dim=dim)
     if n != target and ffn and (slope := count(dim=dim, ffn_dim=ffn+8)[0]-n):
-        turned = dict(dim=dim, ffn_dim=max(round(ffn+8*(target-n)/slope), 1)); m = count(**turned)[0]
+        turned = dict(dim=dim, ffn_dim=max(round(ffn+8*(target-n)/slope), 1))
+        m = count(**turned)[0]
         if abs(m-target) < abs(n-target): n,shape = m,turned
     return abs(n/target-1), shape
 
@@ -86,8 +134,10 @@ def shape_for(
     "Overrides at which `build` makes a model of `target` parameters; nothing is allocated on the way"
     from lmnotes.models.flops_and_memory import pretend
     def count(**shape):
-        with pretend(): m = build(**shape)
+        with pretend():
+            m = build(**shape)
         return sum(p.numel() for p in m.parameters()), getattr(m.config, 'ffn_dim', None)
-    with pretend(): m = build()
+    with pretend():
+        m = build()
     if sum(p.numel() for p in m.parameters()) == target: return {}
     return fit_width(count, target, 2*(getattr(m.config, 'n_head', None) or 1))

@@ -28,12 +28,20 @@ def text_pieces(
     "Documents cut into pieces of text"
     pieces,of = [],[]
     for k,t in enumerate(texts):
-        b = t.encode(); i = 0
+        b = t.encode()
+        i = 0
         while i < len(b):
             j = min(i+size, len(b))
-            while j < len(b) and b[j] & 0xC0 == 0x80: j -= 1 # not within a character
-            pieces.append(b[i:j].decode()); of.append(k); i = j
-    pick = np.arange(min(limit or len(pieces), len(pieces)))*len(pieces)//max(min(limit or len(pieces), len(pieces)), 1)
+            while j < len(b) and b[j] & 0xC0 == 0x80:
+                j -= 1 # not within a character
+            pieces.append(b[i:j].decode())
+            of.append(k)
+            i = j
+    pick = (
+        np.arange(min(limit or len(pieces), len(pieces)))
+        * len(pieces)
+        // max(min(limit or len(pieces), len(pieces)), 1)
+    )
     return [pieces[i] for i in pick], np.array([of[i] for i in pick], int)
 
 # %% ../../nbs/08_comparison/11_compare_checkpoints.ipynb #5bee63be
@@ -43,19 +51,28 @@ def piece_scores(
 )->LMScores:
     "How surprising each piece is by itself, once the model has shown that it cannot see ahead"
     from lmnotes.models.causality import check_causal
-    was = model.training; model.eval()
-    try: check_causal(model)
-    finally: model.train(was)
+    was = model.training
+    model.eval()
+    try:
+        check_causal(model)
+    finally:
+        model.train(was)
     nll = np.array([n[0] for n in choice_nll(model, tokenizer, ['']*len(pieces), [[p] for p in pieces])])
-    tokens = np.array([len(tokenizer(p, add_special_tokens=False)['input_ids']) for p in pieces]); bytes_ = np.array([len(p.encode()) for p in pieces])
+    tokens = np.array([len(tokenizer(p, add_special_tokens=False)['input_ids']) for p in pieces])
+    bytes_ = np.array([len(p.encode()) for p in pieces])
     return LMScores(nll, tokens, bytes_, np.zeros(len(pieces), int), reads_with(tokenizer))
 
 def reads_with(tokenizer)->str:
     "A name for a tokenizer that two have in common only if they are the same"
-    return f"{Path(tokenizer.name_or_path or f'{len(tokenizer)} tokens').name} {hashlib.blake2b(tokenizer.backend_tokenizer.to_str().encode(), digest_size=3).hexdigest()}"
+    return (
+        f"{Path(tokenizer.name_or_path or f'{len(tokenizer)} tokens').name} "
+        f"{hashlib.blake2b(tokenizer.backend_tokenizer.to_str().encode(), digest_size=3).hexdigest()}"
+    )
 
 # %% ../../nbs/08_comparison/11_compare_checkpoints.ipynb #6e5bb7c5
-about_weights = 'These verdicts are about these weights on other texts and items, not about a method with other seeds.'
+about_weights = (
+    'These verdicts are about these weights on other texts and items, not about a method with other seeds.'
+)
 
 def _reader(model, name, tokenizer): # the tokenizer of a model
     from lmnotes.data.tokenizers import get_tokenizer
@@ -63,15 +80,21 @@ def _reader(model, name, tokenizer): # the tokenizer of a model
     if tok is None: tok = get_tokenizer('bytes')
     elif isinstance(tok, str): tok = get_tokenizer(tok)
     n = model.config.get_text_config().vocab_size
-    if len(tok) > n: raise InputError(f"{name} knows {n} tokens and its tokenizer {len(tok)}; give tokenizer={{'{name}': …}} the one that it was trained with")
+    if len(tok) > n:
+        raise InputError(
+            f"{name} knows {n} tokens and its tokenizer {len(tok)}; give "
+            f"tokenizer={{'{name}': …}} the one that it was trained with"
+        )
     return tok
 
 def _opened(name, model, tokenizer): # (model, tokenizer) of an object or a folder
     if isinstance(model, (str, Path)):
         from lmnotes.models.decoder import build_model
         from lmnotes.files import model_folder
-        folder = str(model_folder(Path(model).expanduser())); model = build_model(folder)
-        if not (tokenizer.get(name) if isinstance(tokenizer, dict) else tokenizer): return model,_reader(model, name, folder)
+        folder = str(model_folder(Path(model).expanduser()))
+        model = build_model(folder)
+        if not (tokenizer.get(name) if isinstance(tokenizer, dict) else tokenizer):
+            return model,_reader(model, name, folder)
     return model,_reader(model, name, tokenizer)
 
 def _texts(dataset, data_dir, tokenizer, limit):
@@ -85,10 +108,16 @@ def _room(models): # tokens that every model has places for
 
 # %% ../../nbs/08_comparison/11_compare_checkpoints.ipynb #9f3b2663
 def _text_entry(models, dataset, data_dir, limit, metric): # of each model its scores; and their differences
-    name,texts = _texts(dataset, data_dir, None, 4*limit); pieces,of = text_pieces(texts, _room(models), limit)
-    scores = {a: piece_scores(m, t, pieces) for a,(m,t) in models.items()}; base = next(iter(scores))
+    name,texts = _texts(dataset, data_dir, None, 4*limit)
+    pieces,of = text_pieces(texts, _room(models), limit)
+    scores = {a: piece_scores(m, t, pieces) for a,(m,t) in models.items()}
+    base = next(iter(scores))
     ds = [difference_of({0: scores[base]}, {0: s}, metric, 'weights') for a,s in scores.items() if a != base]
-    return name,scores,[dict(dataset=name, arm=a, name=name, **d) for a,d in zip([a for a in scores if a != base], ds)]
+    return (
+        name,
+        scores,
+        [dict(dataset=name, arm=a, name=name, **d) for a, d in zip([a for a in scores if a != base], ds)],
+    )
 
 # %% ../../nbs/08_comparison/11_compare_checkpoints.ipynb #e68b0fe5
 def compare_models(
@@ -104,31 +133,107 @@ def compare_models(
     "Compare models that are there, without training, by the items they are asked"
     if len(models) < 2: raise InputError('one model cannot be compared; give a baseline and at least one other')
     path = None if output_dir is None else _new_folder(output_dir) # refused before anything is measured
-    names = [tasks] if isinstance(tasks, str) else list(tasks); suite = [t for t in names if t != 'lm']
-    m = {a: _opened(a, x, tokenizer) for a,x in models.items()}; base = next(iter(m))
-    ds,scores,differences = _text_entry(m, dataset, data_dir, limit, metric) if 'lm' in names or 'all' in names else ('tasks', {}, [])
+    names = [tasks] if isinstance(tasks, str) else list(tasks)
+    suite = [t for t in names if t != 'lm']
+    m = {a: _opened(a, x, tokenizer) for a,x in models.items()}
+    base = next(iter(m))
+    ds, scores, differences = (
+        _text_entry(m, dataset, data_dir, limit, metric) if 'lm' in names or 'all' in names else ('tasks', {}, [])
+    )
     done,missing = {},[]
     for a,(model,tok) in m.items() if suite else ():
-        done[a],lost = run_suite(model, tok, 'all' if 'all' in suite else suite, datasets=datasets, data_dir=data_dir, limit=limit, seed=seed, max_length=max_length, **({} if say is None else dict(say=say)))
+        done[a], lost = run_suite(
+            model,
+            tok,
+            'all' if 'all' in suite else suite,
+            datasets=datasets,
+            data_dir=data_dir,
+            limit=limit,
+            seed=seed,
+            max_length=max_length,
+            **({} if say is None else dict(say=say)),
+        )
         missing += [f"{a}: {x['task']} · {x['name']}: {x['reason']}" for x in lost]
     for a in list(done)[1:]:
         theirs = {(t.task, t.name): t for t in done[a]}
-        differences += [dict(dataset=ds, arm=a, **task_difference({0: t}, {0: theirs[k]}, 'weights')) for t in done[base] if (k := (t.task, t.name)) in theirs]
+        differences += [
+            dict(dataset=ds, arm=a, **task_difference({0: t}, {0: theirs[k]}, 'weights'))
+            for t in done[base]
+            if (k := (t.task, t.name)) in theirs
+        ]
     return _as_comparison(m, ds, scores, settle(differences), done, missing, metric, path)
 
 # %% ../../nbs/08_comparison/11_compare_checkpoints.ipynb #bbdbbb76
-def _task_rows(done, ds): return [dict(dataset=ds, arm=a, task=t.task, name=t.name, metric=t.metric, mean=t.mean, sd=None, n_seeds=1, n_items=t.n, chance=t.chance, metrics=t.metrics, samples=t.samples) for a,ts in done.items() for t in ts]
+def _task_rows(done, ds):
+    return [
+        dict(
+            dataset=ds,
+            arm=a,
+            task=t.task,
+            name=t.name,
+            metric=t.metric,
+            mean=t.mean,
+            sd=None,
+            n_seeds=1,
+            n_items=t.n,
+            chance=t.chance,
+            metrics=t.metrics,
+            samples=t.samples,
+        )
+        for a, ts in done.items()
+        for t in ts
+    ]
 
 def _as_comparison(models, ds, scores, differences, done, missing, metric, path):
-    arms = list(models); size = {a: sum(p.numel() for p in m.parameters()) for a,(m,_) in models.items()}
-    text = lambda a: {k: v for k,v in metrics_of(scores[a]).items() if k in ('loss', 'bits_per_byte', 'perplexity')} if a in scores else {}
+    arms = list(models)
+    size = {a: sum(p.numel() for p in m.parameters()) for a,(m,_) in models.items()}
+    text = lambda a: (
+        {k: v for k, v in metrics_of(scores[a]).items() if k in ('loss', 'bits_per_byte', 'perplexity')}
+        if a in scores
+        else {}
+    )
     cells = [dict(arm=a, dataset=ds, seed=0, status='done', reason=None, parameters=size[a], **text(a)) for a in arms]
     from lmnotes.comparison.spec import plain_config
-    configs = {a: plain_config(m) for a,(m,_) in models.items()}; keys = sorted({k for c in configs.values() for k in c})
-    r = dict(kind='models', version=2, created=f'{datetime.now():%Y-%m-%d %H:%M}', status='done', baseline=arms[0], arms=arms, datasets=[ds], seeds=[0], tokenizer=', '.join(dict.fromkeys(s.tokenizer for s in scores.values())) or 'their own',
-             metric=metric, note=about_weights, test=False, budget=dict(kind=None, amount=None, text='no training'), flops_formula='nothing was trained', data={ds: dict(windows=len(next(iter(scores.values())).nll)) if scores else {}},
-             cells=cells, differences=differences, aa=[], tasks=_task_rows(done, ds), matrix=matrix_of(differences, arms), tuning={}, dynamics={}, random_labels={}, controls={}, measures={}, not_measured=missing+[about_weights], samples=[],
-             config_differences={k: {a: c.get(k) for a,c in configs.items()} for k in keys if len({repr(c.get(k)) for c in configs.values()}) > 1}, settings={}, env=env_info())
+    configs = {a: plain_config(m) for a,(m,_) in models.items()}
+    keys = sorted({k for c in configs.values() for k in c})
+    r = dict(
+        kind='models',
+        version=2,
+        created=f'{datetime.now():%Y-%m-%d %H:%M}',
+        status='done',
+        baseline=arms[0],
+        arms=arms,
+        datasets=[ds],
+        seeds=[0],
+        tokenizer=', '.join(dict.fromkeys(s.tokenizer for s in scores.values())) or 'their own',
+        metric=metric,
+        note=about_weights,
+        test=False,
+        budget=dict(kind=None, amount=None, text='no training'),
+        flops_formula='nothing was trained',
+        data={ds: dict(windows=len(next(iter(scores.values())).nll)) if scores else {}},
+        cells=cells,
+        differences=differences,
+        aa=[],
+        tasks=_task_rows(done, ds),
+        matrix=matrix_of(differences, arms),
+        tuning={},
+        dynamics={},
+        random_labels={},
+        controls={},
+        measures={},
+        not_measured=missing + [about_weights],
+        samples=[],
+        config_differences={
+            k: {a: c.get(k) for a, c in configs.items()}
+            for k in keys
+            if len({repr(c.get(k)) for c in configs.values()}) > 1
+        },
+        settings={},
+        env=env_info(),
+    )
     c = Comparison(r | dict(summary=summarize(r)), path)
-    if path: c.save(); c.report()
+    if path:
+        c.save()
+        c.report()
     return c

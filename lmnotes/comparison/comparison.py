@@ -37,14 +37,26 @@ class Comparison:
         return {(d['dataset'], d['arm']): d['verdict'] for d in self.result['differences'] if d['task'] == 'lm'}
     @property
     def scores(self)->dict: # (arm, dataset, seed) -> `LMScores`
-        return {(c['arm'], c['dataset'], c['seed']): r.scores for c in self.cells if self.path and 'path' in c and c['status'] == 'done' and (r := _read(self.path/c['path'])) and r.scores}
+        return {
+            (c['arm'], c['dataset'], c['seed']): r.scores
+            for c in self.cells
+            if self.path
+            and 'path' in c
+            and c['status'] == 'done'
+            and (r := _read(self.path / c['path']))
+            and r.scores
+        }
     def __repr__(self):
-        said = [verdict_sentence(self.result, d) for d in self.result['differences']] or ['no verdict: no seed finished in both arms']
+        said = [verdict_sentence(self.result, d) for d in self.result['differences']] or [
+            'no verdict: no seed finished in both arms'
+        ]
         return '\n'.join(said + [n for n in [self.result.get('note')] if n])
 
 def _read(path):
-    try: return read_cell(path)
-    except InputError: return None
+    try:
+        return read_cell(path)
+    except InputError:
+        return None
 
 # %% ../../nbs/08_comparison/10_comparison.ipynb #f0b7d814
 @patch
@@ -56,46 +68,83 @@ def save(self:Comparison)->Path:
 @patch(cls_method=True)
 def load(cls:Comparison, path)->Comparison:
     "The comparison that was saved in the folder `path`"
-    path = Path(path); f = path/'comparison.json'
-    if not f.is_file(): raise InputError(f'{path} holds no comparison.json; give the folder that lmnotes compare made')
-    try: r = read_json(f); r['tokenizer'],r['cells'],r['differences']
-    except (ValueError, KeyError, TypeError) as e: raise InputError(f'{f} is damaged ({e}); `lmnotes compare --rerun {path}` makes it anew from the cells') from e
+    path = Path(path)
+    f = path/'comparison.json'
+    if not f.is_file():
+        raise InputError(f'{path} holds no comparison.json; give the folder that lmnotes compare made')
+    try:
+        r = read_json(f)
+        r['tokenizer'],r['cells'],r['differences']
+    except (ValueError, KeyError, TypeError) as e:
+        raise InputError(
+            f'{f} is damaged ({e}); `lmnotes compare --rerun {path}` makes it anew from the cells'
+        ) from e
     return cls(r, path)
 
 # %% ../../nbs/08_comparison/10_comparison.ipynb #359b6572
 _columns = ('arm', 'bpb', '± sd', 'diff', 'low', 'high', 'detects', 'verdict')
-_how = 'low to high: 95 % interval of the difference; detects: the smallest effect it would have found; verdicts hold for all outcomes together (Holm)'
+_how = (
+    'low to high: 95 % interval of the difference; detects: the smallest effect it would '
+    'have found; verdicts hold for all outcomes together (Holm)'
+)
 
 def _table(title, columns, left=('arm', 'verdict'), caption=_how):
     from rich import box
     from rich.table import Table
-    t = Table(title=title, title_justify='left', title_style='bold', box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption=caption, caption_justify='left')
-    for h in columns: t.add_column(h, no_wrap=h not in left, overflow='fold', justify='left' if h in left else 'right')
+    t = Table(
+        title=title,
+        title_justify='left',
+        title_style='bold',
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        caption=caption,
+        caption_justify='left',
+    )
+    for h in columns:
+        t.add_column(h, no_wrap=h not in left, overflow='fold', justify='left' if h in left else 'right')
     return t
 
 def rich_table(r:dict, ds:str):
     "How the arms predict the text of one dataset, as a `rich` table"
-    n = len(r['seeds']); t = _table(f"{ds}, bits per byte: {r['budget']['text']}, {n} {'seed' if n == 1 else 'seeds'}", _columns)
+    n = len(r['seeds'])
+    t = _table(f"{ds}, bits per byte: {r['budget']['text']}, {n} {'seed' if n == 1 else 'seeds'}", _columns)
     by = {d['arm']: d for d in r['differences'] if d['dataset'] == ds and d['task'] == 'lm'}
     for s in [s for s in r['summary'] if s['dataset'] == ds]:
-        t.add_row(s['arm'], show_number(s['bits_per_byte']), show_number(s['bits_per_byte_sd']), *_difference_cells(by.get(s['arm']), s['arm'] == r['baseline']))
-    for k,c in r['controls'].get(ds, {}).items(): t.add_row(k, show_number(c['bits_per_byte']), *['']*5, 'control', style='dim')
+        t.add_row(
+            s['arm'],
+            show_number(s['bits_per_byte']),
+            show_number(s['bits_per_byte_sd']),
+            *_difference_cells(by.get(s['arm']), s['arm'] == r['baseline']),
+        )
+    for k,c in r['controls'].get(ds, {}).items():
+        t.add_row(k, show_number(c['bits_per_byte']), *['']*5, 'control', style='dim')
     return t
 
 def _difference_cells(d, baseline):
     if d is None: return *['']*4, 'baseline' if baseline else 'no run'
-    return *(show_number(d[k], kind) for k,kind in (('mean', 'diff'), ('low', 'diff'), ('high', 'diff'), ('detectable', 'size'))), d['verdict']
+    return *(
+        show_number(d[k], kind)
+        for k, kind in (('mean', 'diff'), ('low', 'diff'), ('high', 'diff'), ('detectable', 'size'))
+    ), d['verdict']
 
 # %% ../../nbs/08_comparison/10_comparison.ipynb #e27d5a18
 def task_table(r:dict, ds:str):
     "How the arms trained on one dataset do on tasks, as a `rich` table; None where no task was scored"
     rows = [d for d in r['differences'] if d['dataset'] == ds and d['task'] != 'lm']
     if not rows: return None
-    arms = list(dict.fromkeys(d['arm'] for d in rows)); own = ['arm'] if len(arms) > 1 else [] # one arm stands in the title
-    t = _table(f"{ds}, tasks{'' if own else f', {arms[0]}'}", ('task', 'metric', *own, 'mean', 'diff', 'detects', 'verdict'), ('task', 'metric', 'arm', 'verdict'))
+    arms = list(dict.fromkeys(d['arm'] for d in rows))
+    own = ['arm'] if len(arms) > 1 else [] # one arm stands in the title
+    t = _table(
+        f"{ds}, tasks{'' if own else f', {arms[0]}'}",
+        ('task', 'metric', *own, 'mean', 'diff', 'detects', 'verdict'),
+        ('task', 'metric', 'arm', 'verdict'),
+    )
     for d in rows:
         diff,_,_,detects,word = _difference_cells(d, False)
-        t.add_row(d['name'], d['metric'], *([d['arm']] if own else []), show_number(d['arm_mean']), diff, detects, word)
+        t.add_row(
+            d['name'], d['metric'], *([d['arm']] if own else []), show_number(d['arm_mean']), diff, detects, word
+        )
     return t
 
 @patch
@@ -103,7 +152,8 @@ def table(self:Comparison):
     "Print the outcome"
     from rich import print as show
     for ds in self.result['datasets']:
-        for t in (rich_table(self.result, ds), task_table(self.result, ds), self.result.get('note')): t and show(t)
+        for t in (rich_table(self.result, ds), task_table(self.result, ds), self.result.get('note')):
+            t and show(t)
 
 @patch
 def report(self:Comparison,
@@ -111,111 +161,232 @@ def report(self:Comparison,
 )->Path: # the file (of several, the HTML)
     "Write the report"
     if path is not None: return write_report(self.result, path)
-    for form in ('.md', '.tex'): write_report(self.result, self.path/f'report{form}')
+    for form in ('.md', '.tex'):
+        write_report(self.result, self.path/f'report{form}')
     return write_report(self.result, self.path/'report.html')
 
 # %% ../../nbs/08_comparison/10_comparison.ipynb #13ef1adc
-flops_formula = ('6 x weights that multiply (experts by the share of tokens they see), and 3 x what a mixer does besides, per training token (after Kaplan et al. 2020, arXiv:2001.08361, table 1; attention over half the context, since it is causal); '
-                 'what a reversible or checkpointed model computes twice is counted once')
+flops_formula = (
+    '6 x weights that multiply (experts by the share of tokens they see), and 3 x what a '
+    'mixer does besides, per training token (after Kaplan et al. 2020, arXiv:2001.08361, '
+    'table 1; attention over half the context, since it is causal); '
+    'what a reversible or checkpointed model computes twice is counted once'
+)
 
 def _data_entry(p, n):
     from lmnotes.training.train import overlap_of
     d = p.data[n]
-    return dict(fingerprint=d.fingerprint, windows=min(len(d.valid_blocks), p.max_windows), vocab_size=d.vocab_size, max_length=d.max_length, training_tokens=len(d.train_ids), notes=list(getattr(d, 'notes', [])),
-                tainted=list(getattr(d, 'tainted', [])), overlap={k: c.as_dict() | dict(text=str(c)) for k,c in overlap_of(d).items()})
+    return dict(
+        fingerprint=d.fingerprint,
+        windows=min(len(d.valid_blocks), p.max_windows),
+        vocab_size=d.vocab_size,
+        max_length=d.max_length,
+        training_tokens=len(d.train_ids),
+        notes=list(getattr(d, 'notes', [])),
+        tainted=list(getattr(d, 'tainted', [])),
+        overlap={k: c.as_dict() | dict(text=str(c)) for k, c in overlap_of(d).items()},
+    )
 
 def _new_result(p:Plan)->dict:
-    o = {k: v for k,v in asdict(p.options).items() if k not in ('model', 'dataset', 'seed', 'output_dir', 'max_steps', 'max_seconds', 'num_train_epochs', 'dry_run', 'resume_from_checkpoint')}
+    o = {
+        k: v
+        for k, v in asdict(p.options).items()
+        if k
+        not in (
+            'model',
+            'dataset',
+            'seed',
+            'output_dir',
+            'max_steps',
+            'max_seconds',
+            'num_train_epochs',
+            'dry_run',
+            'resume_from_checkpoint',
+        )
+    }
     keys = sorted({k for c in p.configs.values() for k in c})
-    differ = {k: {a: c.get(k) for a,c in p.configs.items()} for k in keys if len({repr(c.get(k)) for c in p.configs.values()}) > 1}
-    return dict(kind='comparison', version=2, created=f'{datetime.now():%Y-%m-%d %H:%M}', status='running', baseline=p.arms[0], arms=p.arms, datasets=p.datasets, seeds=p.seeds,
-                tokenizer=p.options.tokenizer, metric='bits_per_byte', test=p.test, budget=dict(kind=p.budget.kind, amount=p.budget.amount, parameters=p.budget.parameters, text=p.budget.text),
-                flops_formula=flops_formula, data={n: _data_entry(p, n) for n in p.datasets}, cells=[], summary=[], differences=[], aa=[], tasks=[], matrix=dict(arms=p.arms, rows=[]), tuning={}, dynamics={}, random_labels={},
-                controls={}, measures={}, not_measured=[], samples=[], config_differences=differ, settings=o, env=env_info())
+    differ = {
+        k: {a: c.get(k) for a, c in p.configs.items()}
+        for k in keys
+        if len({repr(c.get(k)) for c in p.configs.values()}) > 1
+    }
+    return dict(
+        kind='comparison',
+        version=2,
+        created=f'{datetime.now():%Y-%m-%d %H:%M}',
+        status='running',
+        baseline=p.arms[0],
+        arms=p.arms,
+        datasets=p.datasets,
+        seeds=p.seeds,
+        tokenizer=p.options.tokenizer,
+        metric='bits_per_byte',
+        test=p.test,
+        budget=dict(kind=p.budget.kind, amount=p.budget.amount, parameters=p.budget.parameters, text=p.budget.text),
+        flops_formula=flops_formula,
+        data={n: _data_entry(p, n) for n in p.datasets},
+        cells=[],
+        summary=[],
+        differences=[],
+        aa=[],
+        tasks=[],
+        matrix=dict(arms=p.arms, rows=[]),
+        tuning={},
+        dynamics={},
+        random_labels={},
+        controls={},
+        measures={},
+        not_measured=[],
+        samples=[],
+        config_differences=differ,
+        settings=o,
+        env=env_info(),
+    )
 
 # %% ../../nbs/08_comparison/10_comparison.ipynb #8335cc97
 def _weights_line(p, a):
     from lmnotes.training.train import weights_of
     x = p.spelled(a)
-    how = 'taken as it is' if x.folder else f'{weights_of(replace(p.options, model=x.base))} weights'+(f", trained as {x.base}, then {' and '.join(x.after)}" if x.after else '')
+    how = (
+        'taken as it is'
+        if x.folder
+        else f'{weights_of(replace(p.options, model=x.base))} weights'
+        + (f", trained as {x.base}, then {' and '.join(x.after)}" if x.after else '')
+    )
     shape = ', '.join(f'{k} {v}' for k,v in p.shapes.get(a, {}).items())
-    return f'{how}, {format_count(p.parameters[a])} parameters'+(f' (with {shape})' if shape else '')+f', {format_count(p.token_flops[a])} FLOPs per token'
+    return (
+        f'{how}, {format_count(p.parameters[a])} parameters'
+        + (f' (with {shape})' if shape else '')
+        + f', {format_count(p.token_flops[a])} FLOPs per token'
+    )
 
 def plan_lines(p:Plan)->list: # of lines
     "The plan in words"
     n = len(p.seeds)
-    return [f"compare  {p.arms[0]} (baseline) with {', '.join(p.arms[1:])}, size {p.options.size}", *(f'arm      {a}: {_weights_line(p, a)}' for a in p.arms), *(f'data     {p.data[ds]}' for ds in p.datasets),
-            f"budget   {p.budget.text}, in steps of {p.step_tokens} tokens; {n} {'seed' if n == 1 else 'seeds'}",
-            *([f'tuning   {p.tune} learning rates for each arm and dataset, on text held back from training'] if p.tune else []),
-            *([f"tasks    {', '.join(p.tasks) or 'all'}, {p.eval_limit} items each; the baseline once more under other seeds (A/A){f', on {p.again_on[0]}' if p.test and p.again else ''}"] if p.full_eval else []),
-            f'cells    {len(p.cells)} runs'] + (['note     with one seed no verdict can be given'] if n == 1 else [])
+    return [
+        f"compare  {p.arms[0]} (baseline) with {', '.join(p.arms[1:])}, size {p.options.size}",
+        *(f'arm      {a}: {_weights_line(p, a)}' for a in p.arms),
+        *(f'data     {p.data[ds]}' for ds in p.datasets),
+        f"budget   {p.budget.text}, in steps of {p.step_tokens} tokens; {n} {'seed' if n == 1 else 'seeds'}",
+        *(
+            [f'tuning   {p.tune} learning rates for each arm and dataset, on text held back from training']
+            if p.tune
+            else []
+        ),
+        *(
+            [
+                f"tasks    {', '.join(p.tasks) or 'all'}, {p.eval_limit} items each; the baseline "
+                "once more under other seeds "
+                f"(A/A){f', on {p.again_on[0]}' if p.test and p.again else ''}"
+            ]
+            if p.full_eval
+            else []
+        ),
+        f'cells    {len(p.cells)} runs',
+    ] + (['note     with one seed no verdict can be given'] if n == 1 else [])
 
-def _open_folder(output_dir, p): return _new_folder(output_dir) if output_dir is not None else new_run_folder(f"compare_{'-'.join(map(folder_name, p.arms))}"[:80])
+def _open_folder(output_dir, p):
+    return (
+        _new_folder(output_dir)
+        if output_dir is not None
+        else new_run_folder(f"compare_{'-'.join(map(folder_name, p.arms))}"[:80])
+    )
 
 def _new_folder(output_dir):
     path = Path(output_dir)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())): raise InputError(f'{path} is not an empty folder; choose another with --output_dir, or go on with it: lmnotes compare --rerun {path}')
-    try: path.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise InputError(f'cannot make {path}: {e.strerror}; choose another with --output_dir') from e
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(
+            f'{path} is not an empty folder; choose another with --output_dir, or go on with it: '
+            f'lmnotes compare --rerun {path}'
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise InputError(f'cannot make {path}: {e.strerror}; choose another with --output_dir') from e
     return path
 
 # %% ../../nbs/08_comparison/10_comparison.ipynb #a500313b
 def _say_cell(cell, i, n):
     head = f"[{i}/{n}] {cell['arm']} on {cell['dataset']}, seed {cell['seed']}: "
     if cell['status'] != 'done': return head+f"failed, {cell['reason']}"
-    return head+f"{cell['bits_per_byte']:.3f} bits per byte"+(f", {format_count(cell['tokens'])} tokens in {cell['seconds']:.1f} s" if cell.get('seconds') else '')
+    return (
+        head
+        + f"{cell['bits_per_byte']:.3f} bits per byte"
+        + (f", {format_count(cell['tokens'])} tokens in {cell['seconds']:.1f} s" if cell.get('seconds') else '')
+    )
 
 def _noted(c, what, f, *args):
     "The result of `f`, or {} and a note saying why there is none"
-    try: return f(*args)
-    except Exception as e: c.result['not_measured'].append(f"{what}: {' '.join(str(e).split())[:300]}"); return {}
+    try:
+        return f(*args)
+    except Exception as e:
+        c.result['not_measured'].append(f"{what}: {' '.join(str(e).split())[:300]}")
+        return {}
 
 def _work(c:Comparison, p:Plan, launcher, workers, train, costs, say):
     "Run what is to do, and conclude"
-    r,jobs = c.result,to_do(p, c.path); r['status'] = 'running'; r['not_measured'] = []; c.save()
-    if p.tune and not r.get('tuning'): r['tuning'] = tune_rates(p, say); p.save(c.path/'plan.json'); c.save()
-    for i,cell in enumerate(work_off(p, c.path, jobs, launcher, workers, train)): say(_say_cell(cell, i+1, len(jobs)))
-    for ds in p.datasets: r['controls'][ds] = _noted(c, f'controls on {ds}', controls_for, p, ds)
+    r,jobs = c.result,to_do(p, c.path)
+    r['status'] = 'running'
+    r['not_measured'] = []
+    c.save()
+    if p.tune and not r.get('tuning'):
+        r['tuning'] = tune_rates(p, say)
+        p.save(c.path/'plan.json')
+        c.save()
+    for i,cell in enumerate(work_off(p, c.path, jobs, launcher, workers, train)):
+        say(_say_cell(cell, i+1, len(jobs)))
+    for ds in p.datasets:
+        r['controls'][ds] = _noted(c, f'controls on {ds}', controls_for, p, ds)
     if costs: # apart from the cells, which may have run side by side
-        r['measures'],missing = measure_costs(p, 3 if p.test else 5); r['not_measured'] += missing
+        r['measures'],missing = measure_costs(p, 3 if p.test else 5)
+        r['not_measured'] += missing
     return settle_comparison(c, p)
 
 def settle_comparison(c:Comparison, p:Plan)->Comparison:
     "Draw the conclusions from the cells, save them and write the report"
-    r,found = c.result,conclude(p, c.path); notes = r['not_measured']
+    r,found = c.result,conclude(p, c.path)
+    notes = r['not_measured']
     for ds,n in found.pop('scored').items(): r['data'][ds] |= n
     r |= found | dict(not_measured=notes+found['not_measured'])
     r['summary'],r['status'] = summarize(r),'partial' if c.failed else 'done'
-    c.save(); c.report()
-    if not any(x['status'] == 'done' for x in c.cells): raise RunError(f"no cell finished; the first failed with: {c.cells[0]['reason']} (all are in {c.path/'report.html'})")
+    c.save()
+    c.report()
+    if not any(x['status'] == 'done' for x in c.cells):
+        raise RunError(
+            f"no cell finished; the first failed with: {c.cells[0]['reason']} (all are in {c.path / 'report.html'})"
+        )
     return c
 
 # %% ../../nbs/08_comparison/10_comparison.ipynb #c481c654
 def compare(
-    models,               # names of arms, as a list or with commas; the first is the baseline. Or a model that is there: see `compare_models`
-    datasets=('prose',),  # names of datasets
-    seeds=3,              # how many, or a list of them
+    models, # names of arms, as a list or with commas; the first is the baseline. Or a model that is there: see `compare_models`
+    datasets=('prose',), # names of datasets
+    seeds=3, # how many, or a list of them
     budget='tokens:200k', # tokens:N, steps:N, seconds:S or flops:F for each run; `,parameters:baseline` beside it
-    size='tiny',          # of the models
-    output_dir=None,      # folder of the comparison; None: a new one under runs/
-    test=False,           # shrink everything to well under a minute
-    costs=True,           # measure memory and speed too
-    dry_run=False,        # say what would be done and do nothing
-    launcher='local',     # local, processes or ray
-    workers=None,         # cells at once; None: cores over threads
-    train=None,           # what trains a cell, for `local`; None: `lmnotes.training.train.train`
-    say=None,             # takes progress lines; None: print
-    **options,            # of `plan_comparison` (full_eval, tasks, eval_limit, tune, max_windows) and of `train`, shared by all runs
+    size='tiny', # of the models
+    output_dir=None, # folder of the comparison; None: a new one under runs/
+    test=False, # shrink everything to well under a minute
+    costs=True, # measure memory and speed too
+    dry_run=False, # say what would be done and do nothing
+    launcher='local', # local, processes or ray
+    workers=None, # cells at once; None: cores over threads
+    train=None, # what trains a cell, for `local`; None: `lmnotes.training.train.train`
+    say=None, # takes progress lines; None: print
+    **options, # of `plan_comparison` (full_eval, tasks, eval_limit, tune, max_windows) and of `train`, shared by all runs
 )->Comparison:
     "Train arms side by side under one budget, over several seeds, and say what differs"
     if hasattr(models, 'parameters'): # two models that are there, and tasks
         from lmnotes.comparison.compare_checkpoints import compare_models
-        return compare_models(dict(baseline=models, other=datasets), *([] if isinstance(seeds, int) else [seeds]), **options)
+        return compare_models(
+            dict(baseline=models, other=datasets), *([] if isinstance(seeds, int) else [seeds]), **options
+        )
     say = say or (lambda line: print(line, flush=True))
-    p = plan_comparison(models, datasets, seeds, budget, size, test=test, **options); check_launcher(p, launcher, workers)
+    p = plan_comparison(models, datasets, seeds, budget, size, test=test, **options)
+    check_launcher(p, launcher, workers)
     for line in plan_lines(p): say(line)
     if dry_run: return p
-    c = Comparison(_new_result(p), _open_folder(output_dir, p)); say(f'folder   {c.path}')
+    c = Comparison(_new_result(p), _open_folder(output_dir, p))
+    say(f'folder   {c.path}')
     c.result['how'] = dict(launcher=launcher, workers=workers, costs=costs)
     p.save(c.path/'plan.json')
     return _work(c, p, launcher, workers, train, costs, say)
@@ -227,10 +398,18 @@ def rerun(
     train=None, say=None,
 )->Comparison:
     "Go on with a comparison: run the cells that are missing, and those alone"
-    say = say or (lambda line: print(line, flush=True)); path = Path(path); p = Plan.load(path/'plan.json')
-    try: c = Comparison.load(path)
-    except InputError: c = Comparison(_new_result(p), path)
-    how = c.result.get('how') or {}; launcher,workers = launcher or how.get('launcher', 'local'),workers or how.get('workers')
-    check_launcher(p, launcher, workers); jobs = to_do(p, path)
+    say = say or (lambda line: print(line, flush=True))
+    path = Path(path)
+    p = Plan.load(path/'plan.json')
+    try:
+        c = Comparison.load(path)
+    except InputError:
+        c = Comparison(_new_result(p), path)
+    how = c.result.get('how') or {}
+    launcher,workers = launcher or how.get('launcher', 'local'),workers or how.get('workers')
+    check_launcher(p, launcher, workers)
+    jobs = to_do(p, path)
     say(f'rerun    {len(jobs)} of {len(p.cells)} cells of {path}')
-    return _work(c, p, launcher, workers, train, how.get('costs', True) and not (c.result.get('measures') and not jobs), say)
+    return _work(
+        c, p, launcher, workers, train, how.get('costs', True) and not (c.result.get('measures') and not jobs), say
+    )

@@ -17,7 +17,11 @@ def loss_log(
     path, # of a run
 )->dict: # tokens, loss, grad_norm: arrays, nan where nothing was noted
     "What `metrics.jsonl` says of each step"
-    rows = [r for r in read_jsonl(Path(path)/'metrics.jsonl') if r.get('loss') is not None and r.get('tokens') is not None]
+    rows = [
+        r
+        for r in read_jsonl(Path(path) / 'metrics.jsonl')
+        if r.get('loss') is not None and r.get('tokens') is not None
+    ]
     column = lambda k: np.array([np.nan if r.get(k) is None else r[k] for r in rows], float)
     return {k: column(k) for k in ('tokens', 'loss', 'grad_norm')}
 
@@ -40,7 +44,9 @@ def unrest(
     y = np.log(np.asarray(loss, float))
     if len(y) <= window: return float('nan'), []
     if not np.isfinite(y).all(): return float('nan'), np.flatnonzero(~np.isfinite(y)).tolist()
-    h = window//2; r = (y-running(y, window))[h:-h]; usual = 1.4826*np.median(np.abs(r)) # at the ends half a neighbourhood is no trend
+    h = window//2
+    r = (y-running(y, window))[h:-h]
+    usual = 1.4826*np.median(np.abs(r)) # at the ends half a neighbourhood is no trend
     return float(r.std()), (h+np.flatnonzero(r > times*max(usual, 1e-9))).tolist()
 
 # %% ../../nbs/08_comparison/04_dynamics.ipynb #d727aeb6
@@ -58,7 +64,8 @@ def tokens_to(
     "Training tokens after which the loss, averaged over the last steps, has come down to `level`"
     n = min(window or span(len(loss)), len(loss))
     if n == 0: return None
-    mean = np.convolve(loss, np.full(n, 1/n), 'valid'); there = np.flatnonzero(mean <= level + 1e-9)
+    mean = np.convolve(loss, np.full(n, 1/n), 'valid')
+    there = np.flatnonzero(mean <= level + 1e-9)
     return float(tokens[there[0]+n-1]) if len(there) else None
 
 # %% ../../nbs/08_comparison/04_dynamics.ipynb #cd6bc04b
@@ -68,21 +75,37 @@ def run_dynamics(
     level=None, # the baseline's final training loss
 )->dict:
     "The course of one run in five numbers"
-    sd,spikes = unrest(log['loss']); end = final_loss(log['loss']); g = log['grad_norm'][np.isfinite(log['grad_norm'])]
-    return dict(tokens_to_baseline=None if level is None else tokens_to(log['tokens'], log['loss'], level), loss_std=sd, spikes=len(spikes),
-                gap=None if valid is None else valid-end, grad_norm=float(np.median(g)) if len(g) else None)
+    sd,spikes = unrest(log['loss'])
+    end = final_loss(log['loss'])
+    g = log['grad_norm'][np.isfinite(log['grad_norm'])]
+    return dict(
+        tokens_to_baseline=None if level is None else tokens_to(log['tokens'], log['loss'], level),
+        loss_std=sd,
+        spikes=len(spikes),
+        gap=None if valid is None else valid - end,
+        grad_norm=float(np.median(g)) if len(g) else None,
+    )
 
-def _mean(xs): xs = [x for x in xs if x is not None and math.isfinite(x)]; return float(np.mean(xs)) if xs else None
+def _mean(xs):
+    xs = [x for x in xs if x is not None and math.isfinite(x)]
+    return float(np.mean(xs)) if xs else None
 
 def dynamics_of(
     runs:dict, # arm -> {seed: (log, validation loss)}; the first arm is the baseline
 )->dict: # arm -> figures, means over seeds
     "The course of training of several arms"
-    base = next(iter(runs.values()), {}); out = {}
+    base = next(iter(runs.values()), {})
+    out = {}
     for a,seeds in runs.items():
-        each = [run_dynamics(log, valid, final_loss(base[s][0]['loss']) if s in base else None) for s,(log,valid) in seeds.items() if len(log['loss'])]
+        each = [
+            run_dynamics(log, valid, final_loss(base[s][0]['loss']) if s in base else None)
+            for s, (log, valid) in seeds.items()
+            if len(log['loss'])
+        ]
         if not each: continue
         reached = [d['tokens_to_baseline'] for d in each]
-        out[a] = {k: _mean([d[k] for d in each]) for k in each[0]} | dict(reached=float(np.mean([r is not None for r in reached])), n_seeds=len(each))
+        out[a] = {k: _mean([d[k] for d in each]) for k in each[0]} | dict(
+            reached=float(np.mean([r is not None for r in reached])), n_seeds=len(each)
+        )
         if None in reached: out[a]['tokens_to_baseline'] = None
     return out

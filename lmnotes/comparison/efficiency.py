@@ -13,14 +13,18 @@ from ..core import *
 from .spec import *
 
 # %% ../../nbs/08_comparison/07_efficiency.ipynb #813d5ac6
-def quartiles(x)->dict: return dict(median=float(np.median(x)), q1=float(np.quantile(x, .25)), q3=float(np.quantile(x, .75)), n=len(x))
+def quartiles(x)->dict:
+    return dict(median=float(np.median(x)), q1=float(np.quantile(x, .25)), q3=float(np.quantile(x, .75)), n=len(x))
 
 @contextmanager
 def _settled():
     "What is alive now is left out of garbage collection, so that the collections between timings are quick"
-    gc.collect(); gc.freeze()
-    try: yield
-    finally: gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 def _turns(models, rounds, f): # `rounds` times each, in turns: arm -> results
     seen = {a: [] for a in models}
@@ -34,13 +38,21 @@ def training_costs(models, data, rounds):
     from lmnotes.evaluation.speed import interleave, n_tokens, train_step
     batch = data.train.batch(0)
     steps = {a: train_step(m.train(), batch, torch.optim.AdamW(m.parameters(), lr=0.)) for a,m in models.items()}
-    return {a: dict(training_tokens_per_s=quartiles([n_tokens(batch)/t for t in r.times])) for a,r in interleave(steps, rounds, device=data.device).items()}
+    return {
+        a: dict(training_tokens_per_s=quartiles([n_tokens(batch) / t for t in r.times]))
+        for a, r in interleave(steps, rounds, device=data.device).items()
+    }
 
 def decoding_costs(models, data, rounds):
     "New tokens per second, one text at a time"
     from lmnotes.evaluation.speed import decoding_speed
-    half = max(data.max_length//2, 1); n = max(min(16, half-1), 1)
-    seen = _turns(models, rounds, lambda m: decoding_speed(m, data.vocab_size, prompt_length=half, new_tokens=n, repeats=1)['median'])
+    half = max(data.max_length//2, 1)
+    n = max(min(16, half-1), 1)
+    seen = _turns(
+        models,
+        rounds,
+        lambda m: decoding_speed(m, data.vocab_size, prompt_length=half, new_tokens=n, repeats=1)['median'],
+    )
     return {a: dict(decoding_tokens_per_s=quartiles(v)) for a,v in seen.items()}
 
 def memory_costs(models, data, rounds):
@@ -63,6 +75,8 @@ def measure_costs(
     with _settled():
         for name,f in cost_measures.items():
             try:
-                for a,m in f(models if f is decoding_costs else trained, data, rounds).items(): out.setdefault(a, {}).update(m)
-            except Exception as e: missing.append(f"{name}: {' '.join(str(e).split())[:300]}")
+                for a,m in f(models if f is decoding_costs else trained, data, rounds).items():
+                    out.setdefault(a, {}).update(m)
+            except Exception as e:
+                missing.append(f"{name}: {' '.join(str(e).split())[:300]}")
     return out,missing

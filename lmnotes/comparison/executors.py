@@ -25,7 +25,8 @@ def run_local(p:Plan, root, jobs, workers=1, train=None):
 # %% ../../nbs/08_comparison/08_executors.ipynb #a6d25963
 def serve(root):
     "Work off the cells named on standard input, a line of JSON each, and answer each with a line"
-    answers = os.fdopen(os.dup(1), 'w'); os.dup2(2, 1) # whatever is printed belongs into the log
+    answers = os.fdopen(os.dup(1), 'w')
+    os.dup2(2, 1) # whatever is printed belongs into the log
     import torch, lmnotes.all
     p = Plan.load(Path(root)/'plan.json')
     if p.threads: torch.set_num_threads(p.threads)
@@ -35,27 +36,44 @@ def serve(root):
 
 class Worker:
     "A process that works off cells"
-    def __init__(self, root, number): self.root,self.log,self.process = Path(root),Path(root)/f'logs/worker_{number}.log',None
+    def __init__(self, root, number):
+        self.root,self.log,self.process = Path(root),Path(root)/f'logs/worker_{number}.log',None
     def start(self):
         self.log.parent.mkdir(parents=True, exist_ok=True)
         code = 'import sys; from lmnotes.comparison.executors import serve; serve(sys.argv[1])'
-        with open(self.log, 'ab') as err: self.process = subprocess.Popen([sys.executable, '-c', code, str(self.root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=err, text=True)
+        with open(self.log, 'ab') as err:
+            self.process = subprocess.Popen(
+                [sys.executable, '-c', code, str(self.root)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=err,
+                text=True,
+            )
     def run(self, job)->str|None: # why it failed, if it did
         if self.process is None: self.start()
         write_json(self.log.with_suffix('.json'), dict(pid=self.process.pid, job=job))
         try:
-            self.process.stdin.write(json.dumps(job)+'\n'); self.process.stdin.flush()
+            self.process.stdin.write(json.dumps(job)+'\n')
+            self.process.stdin.flush()
             if self.process.stdout.readline().strip() == 'done': return None
-        except BrokenPipeError: pass
+        except BrokenPipeError:
+            pass
         code,self.process = self.process.wait(),None
-        return f"the process that ran it {'was killed by '+signal.Signals(-code).name if code < 0 else f'ended with code {code}'} (see {self.log.relative_to(self.root)})"
+        return (
+            "the process that ran it "
+            f"{'was killed by ' + signal.Signals(-code).name if code < 0 else f'ended with code {code}'} "
+            f"(see {self.log.relative_to(self.root)})"
+        )
     def stop(self):
-        if self.process: self.process.kill(); self.process.wait()
+        if self.process:
+            self.process.kill()
+            self.process.wait()
 
 # %% ../../nbs/08_comparison/08_executors.ipynb #8307d3e8
 def lost_cell(p:Plan, root, job, why)->dict:
     "Note in the cell's folder that whoever ran it is gone"
-    arm,ds,seed = job; where = p.where(arm, ds, seed)
+    arm,ds,seed = job
+    where = p.where(arm, ds, seed)
     cell = fail_cell(dict(arm=arm, dataset=ds, seed=seed, path=where.as_posix()), why)
     write_cell(Path(root)/where, CellResult(cell))
     return cell
@@ -64,14 +82,19 @@ def lost_cell(p:Plan, root, job, why)->dict:
 def run_processes(p:Plan, root, jobs, workers=2, train=None):
     "Cells side by side in processes of this machine"
     if train is not None: raise InputError('a `train` of your own is known to this process alone; use launcher local')
-    todo,done = queue.SimpleQueue(),queue.SimpleQueue(); crew = [Worker(root, i) for i in range(min(workers, len(jobs)))]
+    todo,done = queue.SimpleQueue(),queue.SimpleQueue()
+    crew = [Worker(root, i) for i in range(min(workers, len(jobs)))]
     for j in jobs: todo.put(j)
     def work(w):
         while True:
-            try: job = todo.get_nowait()
-            except queue.Empty: return
-            try: why = w.run(job)
-            except Exception as e: why = f'{type(e).__name__}: {e}' # the crew must answer for every job
+            try:
+                job = todo.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                why = w.run(job)
+            except Exception as e:
+                why = f'{type(e).__name__}: {e}' # the crew must answer for every job
             done.put((job, why))
     for w in crew: threading.Thread(target=work, args=(w,), daemon=True).start()
     try:
@@ -79,13 +102,18 @@ def run_processes(p:Plan, root, jobs, workers=2, train=None):
             job,why = done.get()
             yield lost_cell(p, root, job, why) if why else read_cell(Path(root)/p.where(*job)).cell
     finally:
-        while not todo.empty(): todo.get()
+        while not todo.empty():
+            todo.get()
         for w in crew: w.stop()
 
 # %% ../../nbs/08_comparison/08_executors.ipynb #8e27b063
 def _ray():
-    try: import ray
-    except ImportError: raise InputError("--launcher ray needs the package ray: pip install 'lmnotes[ray]'; or use --launcher processes") from None
+    try:
+        import ray
+    except ImportError:
+        raise InputError(
+            "--launcher ray needs the package ray: pip install 'lmnotes[ray]'; or use --launcher processes"
+        ) from None
     return ray
 
 def ray_cell(root, job):
@@ -99,29 +127,45 @@ def ray_cell(root, job):
 def run_ray(p:Plan, root, jobs, workers=2, train=None):
     "Cells as tasks of a Ray cluster"
     if train is not None: raise InputError('a `train` of your own is known to this process alone; use launcher local')
-    ray = _ray(); ours = not ray.is_initialized()
-    if ours: ray.init(address=os.environ.get('RAY_ADDRESS'), **({} if os.environ.get('RAY_ADDRESS') else dict(num_cpus=workers, include_dashboard=False)), log_to_driver=False, logging_level='error')
+    ray = _ray()
+    ours = not ray.is_initialized()
+    if ours:
+        ray.init(
+            address=os.environ.get('RAY_ADDRESS'),
+            **({} if os.environ.get('RAY_ADDRESS') else dict(num_cpus=workers, include_dashboard=False)),
+            log_to_driver=False,
+            logging_level='error',
+        )
     try:
         task = ray.remote(num_cpus=1, max_retries=0)(ray_cell)
         waiting = {task.remote(str(Path(root).absolute()), job): job for job in jobs}
         while waiting:
-            (ref,),_ = ray.wait(list(waiting)); job = waiting.pop(ref)
-            try: ray.get(ref); cell = read_cell(Path(root)/p.where(*job)).cell
-            except Exception as e: cell = lost_cell(p, root, job, f'the Ray worker that ran it is gone ({type(e).__name__}: {e})')
+            (ref,),_ = ray.wait(list(waiting))
+            job = waiting.pop(ref)
+            try:
+                ray.get(ref)
+                cell = read_cell(Path(root)/p.where(*job)).cell
+            except Exception as e:
+                cell = lost_cell(p, root, job, f'the Ray worker that ran it is gone ({type(e).__name__}: {e})')
             yield cell
     finally:
         if ours: ray.shutdown()
 
 # %% ../../nbs/08_comparison/08_executors.ipynb #49f46cb1
-def default_workers(p:Plan)->int: return max((os.cpu_count() or 1)//max(p.threads, 1), 1) # each with the plan's threads
+def default_workers(p:Plan)->int:
+    return max((os.cpu_count() or 1)//max(p.threads, 1), 1) # each with the plan's threads
 
 def check_launcher(p:Plan, launcher, workers=None):
     "Refuse engines that would change what is compared"
-    if launcher not in launchers: raise InputError(f"unknown launcher '{launcher}': {did_you_mean(launcher, launchers)}")
+    if launcher not in launchers:
+        raise InputError(f"unknown launcher '{launcher}': {did_you_mean(launcher, launchers)}")
     if workers is not None and workers < 1: raise InputError(f'--workers must be at least 1, not {workers}')
     if launcher == 'ray': _ray()
     if launcher != 'local' and p.budget.kind == 'seconds' and (workers or default_workers(p)) > 1:
-        raise InputError(f'a budget in seconds with --launcher {launcher}: cells side by side would take each other\'s time; use --launcher local, --workers 1, or another budget')
+        raise InputError(
+            f'a budget in seconds with --launcher {launcher}: cells side by side would take each '
+            'other\'s time; use --launcher local, --workers 1, or another budget'
+        )
 
 def work_off(p:Plan, root, jobs,
     launcher='local', # name of an engine

@@ -21,8 +21,16 @@ from .spec import *
 # %% ../../nbs/08_comparison/05_experiment_run.ipynb #2312665a
 def cell_options(p:Plan, arm, ds, seed, path)->dict:
     "What `train` is told for one cell"
-    a = p.spelled(arm); name = p.arms[0] if arm == p.again else arm
-    own = dict(model=a.base, dataset=p.args.get(ds, ds), seed=seed, output_dir=str(path), num_train_epochs=1, **p.shapes.get(name, {}))
+    a = p.spelled(arm)
+    name = p.arms[0] if arm == p.again else arm
+    own = dict(
+        model=a.base,
+        dataset=p.args.get(ds, ds),
+        seed=seed,
+        output_dir=str(path),
+        num_train_epochs=1,
+        **p.shapes.get(name, {}),
+    )
     own['learning_rate'] = p.rates.get(ds, {}).get(name, p.options.learning_rate) # None: the recipe's
     own |= dict(eval_strategy='no', display_samples_every=10**6)
     own['eval_max_batches'] = 8 # a glance for the run's own summary; what is compared is scored below
@@ -33,7 +41,8 @@ def loss_curve(
     points=60,  # at most
 )->dict: # tokens, and the mean training loss since the point before
     "The training loss of a run, thinned for drawing"
-    log = loss_log(path); rows = np.stack([log['tokens'], log['loss']], 1)
+    log = loss_log(path)
+    rows = np.stack([log['tokens'], log['loss']], 1)
     parts = [p for p in np.array_split(rows, max(min(points, len(rows)), 1)) if len(p)]
     return dict(tokens=[p[-1,0] for p in parts], loss=[p[:,1].mean() for p in parts])
 
@@ -47,77 +56,133 @@ class CellResult:
     scores:LMScores|None = None
     tasks:list = field(default_factory=list) # of `TaskScores`
 
-def _task_entry(t): return dict(task=t.task, name=t.name, metric=t.metric, higher=bool(t.higher), chance=t.chance, metrics=t.metrics, samples=t.samples)
+def _task_entry(t):
+    return dict(
+        task=t.task,
+        name=t.name,
+        metric=t.metric,
+        higher=bool(t.higher),
+        chance=t.chance,
+        metrics=t.metrics,
+        samples=t.samples,
+    )
 
 def write_cell(path, r:CellResult):
     "Write the scores, and last the line that says the cell is finished"
-    path = Path(path); arrays = {} if r.scores is None else {k: getattr(r.scores, k) for k in _arrays}
+    path = Path(path)
+    arrays = {} if r.scores is None else {k: getattr(r.scores, k) for k in _arrays}
     for i,t in enumerate(r.tasks):
         arrays[f'task_{i}'] = np.asarray(t.values, float)
-        if t.clusters is not None: arrays[f'clusters_{i}'] = np.unique(np.asarray(t.clusters).astype(str), return_inverse=True)[1]
-    buf = io.BytesIO(); np.savez_compressed(buf, **arrays)
+        if t.clusters is not None:
+            arrays[f'clusters_{i}'] = np.unique(np.asarray(t.clusters).astype(str), return_inverse=True)[1]
+    buf = io.BytesIO()
+    np.savez_compressed(buf, **arrays)
     atomic_write(path/'scores.npz', buf.getvalue())
-    write_json(path/'cell.json', dict(cell=r.cell, tasks=[_task_entry(t) for t in r.tasks], tokenizer=r.scores.tokenizer if r.scores else None))
+    write_json(
+        path / 'cell.json',
+        dict(
+            cell=r.cell, tasks=[_task_entry(t) for t in r.tasks], tokenizer=r.scores.tokenizer if r.scores else None
+        ),
+    )
 
 def is_finished(path)->bool:
     "Whether the cell in the folder `path` was trained and scored, and can be read"
-    try: return read_cell(path).cell['status'] == 'done'
-    except InputError: return False
+    try:
+        return read_cell(path).cell['status'] == 'done'
+    except InputError:
+        return False
 
 # %% ../../nbs/08_comparison/05_experiment_run.ipynb #0402159a
 def read_cell(path)->CellResult:
     "What a cell left in its folder"
     from lmnotes.evaluation.tasks import TaskScores
     path = Path(path)
-    if not (path/'cell.json').is_file(): raise InputError(f"{path} is {'not finished' if path.is_dir() else 'missing'}")
+    if not (path/'cell.json').is_file():
+        raise InputError(f"{path} is {'not finished' if path.is_dir() else 'missing'}")
     try:
         r = read_json(path/'cell.json')
         if r['cell']['status'] != 'done': return CellResult(r['cell'])
-        with np.load(path/'scores.npz', allow_pickle=False) as z: a = dict(z)
-        tasks = [TaskScores(**e, values=a[f'task_{i}'], clusters=a.get(f'clusters_{i}')) for i,e in enumerate(r['tasks'])]
+        with np.load(path/'scores.npz', allow_pickle=False) as z:
+            a = dict(z)
+        tasks = [
+            TaskScores(**e, values=a[f'task_{i}'], clusters=a.get(f'clusters_{i}')) for i, e in enumerate(r['tasks'])
+        ]
         return CellResult(r['cell'], LMScores(*(a[k] for k in _arrays), r['tokenizer']), tasks)
-    except Exception as e: raise InputError(f"{path} is damaged ({type(e).__name__}: {' '.join(str(e).split())[:200]})") from e
+    except Exception as e:
+        raise InputError(f"{path} is damaged ({type(e).__name__}: {' '.join(str(e).split())[:200]})") from e
 
 # %% ../../nbs/08_comparison/05_experiment_run.ipynb #bab42fe5
 @dataclass
 class _Ready: # a model to be scored
-    model:object; figures:dict; path:Path
+    model:object
+    figures:dict
+    path:Path
 
 def _trained(p, arm, ds, seed, path, train):
     if train is None: from lmnotes.training.train import train
-    run = train(quiet=True, **cell_options(p, arm, ds, seed, path)); s = run.summary
-    if run.data.fingerprint != p.fingerprints.get(ds, run.data.fingerprint): raise RunError(f'the data changed while the comparison ran (content {run.data.fingerprint}, was {p.fingerprints[ds]})')
+    run = train(quiet=True, **cell_options(p, arm, ds, seed, path))
+    s = run.summary
+    if run.data.fingerprint != p.fingerprints.get(ds, run.data.fingerprint):
+        raise RunError(
+            f'the data changed while the comparison ran (content {run.data.fingerprint}, was {p.fingerprints[ds]})'
+        )
     flops = p.token_flops[p.arms[0] if arm == p.again else arm]
-    figures = {k: s.get(k) for k in ('steps', 'tokens', 'parameters')} | dict(flops=flops*s['tokens'] if 'tokens' in s else None, seconds=s.get('train_seconds'), learning_rate=getattr(run.learn, 'lr', None), curve=loss_curve(run.path))
+    figures = {k: s.get(k) for k in ('steps', 'tokens', 'parameters')} | dict(
+        flops=flops * s['tokens'] if 'tokens' in s else None,
+        seconds=s.get('train_seconds'),
+        learning_rate=getattr(run.learn, 'lr', None),
+        curve=loss_curve(run.path),
+    )
     return _Ready(run.model, figures, run.path)
 
 # %% ../../nbs/08_comparison/05_experiment_run.ipynb #f266ebe3
 def _taken(p, arm, ds, seed, root): # weights of another arm of the comparison
     base = p.where(p.spelled(arm).base, ds, seed)
-    try: c = read_cell(root/base).cell
-    except InputError as e: raise RunError(f'its weights are those of {p.spelled(arm).base}, and {e}') from e
-    if c['status'] != 'done': raise RunError(f"its weights are those of {p.spelled(arm).base}, which failed: {c['reason']}")
+    try:
+        c = read_cell(root/base).cell
+    except InputError as e:
+        raise RunError(f'its weights are those of {p.spelled(arm).base}, and {e}') from e
+    if c['status'] != 'done':
+        raise RunError(f"its weights are those of {p.spelled(arm).base}, which failed: {c['reason']}")
     from lmnotes.models.decoder import build_model
-    figures = {k: c.get(k) for k in ('steps', 'tokens', 'flops', 'seconds', 'learning_rate', 'curve')} | dict(weights_of=base.as_posix())
+    figures = {k: c.get(k) for k in ('steps', 'tokens', 'flops', 'seconds', 'learning_rate', 'curve')} | dict(
+        weights_of=base.as_posix()
+    )
     return _Ready(build_model(str(root/base/'final')), figures, root/base)
 
 def ready_to_score(p:Plan, arm, ds, seed, root, train=None):
     "The model of a cell, trained or taken, as it will be scored, with the figures of its training"
     from lmnotes.models.decoder import find_rewrite
     a,path,data = p.spelled(arm),Path(root)/p.where(arm, ds, seed),p.data[ds]
-    if a.folder: r = _Ready(build_for(p.options, arm, data.vocab_size), dict(steps=0, tokens=0, flops=0., seconds=0., curve=None), Path(a.base).expanduser())
-    elif a.derived and a.base in p.arms: r = _taken(p, arm, ds, seed, Path(root))
-    else: r = _trained(p, arm, ds, seed, path, train)
+    if a.folder:
+        r = _Ready(
+            build_for(p.options, arm, data.vocab_size),
+            dict(steps=0, tokens=0, flops=0.0, seconds=0.0, curve=None),
+            Path(a.base).expanduser(),
+        )
+    elif a.derived and a.base in p.arms:
+        r = _taken(p, arm, ds, seed, Path(root))
+    else:
+        r = _trained(p, arm, ds, seed, path, train)
     if not a.folder:
         for name in a.after: find_rewrite(name)(r.model)
-    r.model.to(data.device); r.figures['parameters'] = sum(t.numel() for t in r.model.parameters())
+    r.model.to(data.device)
+    r.figures['parameters'] = sum(t.numel() for t in r.model.parameters())
     return r
 
 # %% ../../nbs/08_comparison/05_experiment_run.ipynb #3092614c
 def suite_of(p:Plan, model, data)->tuple: # `TaskScores`, and what could not be measured
     "The tasks of `--full_eval` for one model"
     from lmnotes.evaluation.tasks import run_suite
-    return run_suite(model, data.tokenizer, p.tasks or 'all', data_dir=p.options.data_dir, limit=p.eval_limit, seed=p.seeds[0], draws=0 if p.test else 4)
+    return run_suite(
+        model,
+        data.tokenizer,
+        p.tasks or 'all',
+        data_dir=p.options.data_dir,
+        limit=p.eval_limit,
+        seed=p.seeds[0],
+        draws=0 if p.test else 4,
+    )
 
 def _samples_of(path):
     rows = read_jsonl(Path(path)/'samples.jsonl')
@@ -126,7 +191,9 @@ def _samples_of(path):
 def _scored(p, r, ds):
     scores = evaluate_lm(r.model, p.data[ds], limit=p.max_windows)
     if not math.isfinite(scores.loss): raise RunError('the loss is not a number: the run diverged')
-    own = {k: v for k,v in metrics_of(scores).items() if k in ('loss', 'bits_per_byte', 'perplexity', 'token_accuracy')}
+    own = {
+        k: v for k, v in metrics_of(scores).items() if k in ('loss', 'bits_per_byte', 'perplexity', 'token_accuracy')
+    }
     tasks,missing = suite_of(p, r.model, p.data[ds]) if p.full_eval else ([], [])
     return r.figures | own | dict(missing=missing, samples=_samples_of(r.path)), scores, tasks
 
@@ -136,25 +203,48 @@ def run_cell(p:Plan, arm, ds, seed,
     train=None, # what trains; None: `lmnotes.training.train.train`
 )->CellResult:
     "Train and score one cell and leave what was found in its folder; a failure becomes its reason"
-    path,r = Path(root)/p.where(arm, ds, seed),CellResult(dict(arm=arm, dataset=ds, seed=seed, status='done', reason=None, path=p.where(arm, ds, seed).as_posix()))
+    path, r = (
+        Path(root) / p.where(arm, ds, seed),
+        CellResult(
+            dict(arm=arm, dataset=ds, seed=seed, status='done', reason=None, path=p.where(arm, ds, seed).as_posix())
+        ),
+    )
     if path.exists(): shutil.rmtree(path) # what a broken attempt left
-    gc.collect(); gc.freeze()
-    try: figures,r.scores,r.tasks = _scored(p, ready_to_score(p, arm, ds, seed, root, train), ds); r.cell |= figures
-    except Exception as e: fail_cell(r.cell, e)
-    finally: gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+    try:
+        figures,r.scores,r.tasks = _scored(p, ready_to_score(p, arm, ds, seed, root, train), ds)
+        r.cell |= figures
+    except Exception as e:
+        fail_cell(r.cell, e)
+    finally:
+        gc.unfreeze()
     write_cell(path, r)
     return r
 
 def fail_cell(cell:dict, e)->dict: # the same
     "Note why a cell failed"
-    cell |= dict(status='failed', reason=' '.join((f'{type(e).__name__}: {e}' if isinstance(e, Exception) else str(e)).split())[:500])
+    cell |= dict(
+        status='failed',
+        reason=' '.join((f'{type(e).__name__}: {e}' if isinstance(e, Exception) else str(e)).split())[:500],
+    )
     return cell
 
 # %% ../../nbs/08_comparison/05_experiment_run.ipynb #2a636966
 def controls_for(p:Plan, ds)->dict:
     "The unigram and the untrained floor of one dataset"
-    data = p.data[ds]; floor = lambda s: {k: metrics_of(s)[k] for k in ('bits_per_byte', 'loss', 'perplexity', 'token_accuracy')}
+    data = p.data[ds]
+    floor = lambda s: {k: metrics_of(s)[k] for k in ('bits_per_byte', 'loss', 'perplexity', 'token_accuracy')}
     own = next((a for a in p.arms if not p.spelled(a).folder), None)
     out = dict(unigram=floor(unigram_scores(data, p.max_windows)))
-    if own: out['untrained'] = floor(evaluate_lm(build_for(p.options, p.spelled(own).base, data.vocab_size, p.seeds[0], **p.shapes.get(own, {})).to(data.device), data, limit=p.max_windows))
+    if own:
+        out['untrained'] = floor(
+            evaluate_lm(
+                build_for(p.options, p.spelled(own).base, data.vocab_size, p.seeds[0], **p.shapes.get(own, {})).to(
+                    data.device
+                ),
+                data,
+                limit=p.max_windows,
+            )
+        )
     return out

@@ -22,8 +22,13 @@ def tuning_data(
     share=.1,  # of the training text held back
 ):
     "The training text alone, its last part held back to tune on"
-    if not (hasattr(data, 'train_ids') and hasattr(data, 'valid_ids')): raise InputError(f'--tune holds back a part of a loaded text, and {data.name} is not one; give --learning_rate instead')
-    ids = data.train_ids; cut = int(len(ids)*(1-share)); ends = np.flatnonzero(np.asarray(ids[:cut]) == data.tokenizer.eos_token_id)
+    if not (hasattr(data, 'train_ids') and hasattr(data, 'valid_ids')):
+        raise InputError(
+            f'--tune holds back a part of a loaded text, and {data.name} is not one; give --learning_rate instead'
+        )
+    ids = data.train_ids
+    cut = int(len(ids)*(1-share))
+    ends = np.flatnonzero(np.asarray(ids[:cut]) == data.tokenizer.eos_token_id)
     if len(ends) and ends[-1]+1 > cut//2: cut = int(ends[-1])+1
     return type(data)(data.name, data.spec | dict(seed=seed), data.tokenizer, ids[:cut], ids[cut:])
 
@@ -33,7 +38,12 @@ def tuning_seed(p:Plan)->int: return seed_for('tuning', p.seeds[0]) % 2**31
 def trial_options(p:Plan, arm, ds, rate, steps)->TrainOptions:
     "One trial in the words of `train`, with its recipe's schedule"
     from lmnotes.training.recipes import apply_recipe
-    own = {**cell_options(p, arm, ds, tuning_seed(p), None), 'learning_rate': rate, 'max_steps': steps, 'max_seconds': None}
+    own = {
+        **cell_options(p, arm, ds, tuning_seed(p), None),
+        'learning_rate': rate,
+        'max_steps': steps,
+        'max_seconds': None,
+    }
     return apply_recipe(options_from(TrainOptions, **own), set(own))[0]
 
 def trial_steps(p:Plan, arm, data)->int:
@@ -51,7 +61,10 @@ def tune_arm(p:Plan, arm, ds, data, rates)->dict: # rates, losses (None where a 
     steps = trial_steps(p, arm, data)
     losses = [run_trial(trial_options(p, arm, ds, r, steps), data) for r in rates]
     whole = [(l, r) for l,r in zip(losses, rates) if l is not None]
-    if not whole: raise RunError(f'all {len(rates)} learning-rate trials of {arm} on {ds} broke off; try a lower --learning_rate')
+    if not whole:
+        raise RunError(
+            f'all {len(rates)} learning-rate trials of {arm} on {ds} broke off; try a lower --learning_rate'
+        )
     best = min(whole)[1]
     return dict(rates=list(rates), losses=losses, best=best, edge=best in (rates[0], rates[-1]), steps=steps)
 
@@ -70,7 +83,10 @@ def tune_rates(
         for a,b in trained.items():
             if b in found: continue
             t = found[b] = tune_arm(p, a, ds, data, grid)
-            say(f"tuning   {b} on {ds}: learning rate {t['best']:.2g} of {len(grid)} trials of {t['steps']} steps"+(', at the edge of the grid: a better one may lie beyond' if t['edge'] else ''))
+            say(
+                f"tuning   {b} on {ds}: learning rate {t['best']:.2g} of {len(grid)} trials of {t['steps']} steps"
+                + (', at the edge of the grid: a better one may lie beyond' if t['edge'] else '')
+            )
         out[ds] = {a: copy.deepcopy(found[b]) for a,b in trained.items()}
         p.rates[ds] = p.rates.get(ds, {}) | {a: t['best'] for a,t in out[ds].items()}
     return out

@@ -28,7 +28,11 @@ def _listed(x, what): # 'a,b' or ['a', 'b'] -> ['a', 'b']
 def _seed_list(seeds):
     if isinstance(seeds, (list, tuple, range)): out = list(seeds)
     else:
-        if not (isinstance(seeds, int) and seeds > 0): raise InputError(f'--seeds must be a whole number above 0, not {seeds}; 3 or more are needed for a verdict worth having')
+        if not (isinstance(seeds, int) and seeds > 0):
+            raise InputError(
+                f'--seeds must be a whole number above 0, not {seeds}; 3 or more are needed for a '
+                'verdict worth having'
+            )
         out = list(range(seeds))
     if not out or len(set(out)) < len(out): raise InputError(f'seeds {out}: give different numbers, at least one')
     return out
@@ -42,8 +46,11 @@ def _folders(names):
     "A folder name for each, no two alike"
     out = {}
     for n in names:
-        f = base = folder_name(n)[-80:]; i = 2
-        while f in out.values(): f = f'{base}-{i}'; i += 1
+        f = base = folder_name(n)[-80:]
+        i = 2
+        while f in out.values():
+            f = f'{base}-{i}'
+            i += 1
         out[n] = f
     return out
 
@@ -65,18 +72,23 @@ def parse_arm(
     from lmnotes.models.decoder import find_rewrite, models
     whole = name not in models and Path(name).expanduser().is_dir()
     base,*after = [name] if whole else name.split('@')
-    for r in after: find_rewrite(r) # a wrong name fails before anything is built
+    for r in after:
+        find_rewrite(r) # a wrong name fails before anything is built
     return Arm(name, base, tuple(after), base not in models and Path(base).expanduser().is_dir())
 
 # %% ../../nbs/08_comparison/03_spec.ipynb #c8334406
 @dataclass
 class Plan:
     "What a comparison will do, checked, with the data loaded"
-    arms:list; datasets:list; seeds:list # datasets by full id
+    arms:list
+    datasets:list
+    seeds:list # datasets by full id
     budget:Budget
     options:TrainOptions                 # shared by all runs
     data:dict                            # full id -> `LMData`
-    token_flops:dict; parameters:dict; configs:dict # by arm
+    token_flops:dict
+    parameters:dict
+    configs:dict # by arm
     max_windows:int                      # validation windows scored
     args:dict = field(default_factory=dict) # full id -> the name that was given
     test:bool = False
@@ -89,13 +101,15 @@ class Plan:
     fingerprints:dict = field(default_factory=dict) # of the data, by full id
     threads:int = 0                      # of PyTorch, so that every process computes alike; 0: its own
     @property
-    def step_tokens(self): return self.options.batch_size*self.options.max_length*self.options.gradient_accumulation_steps
+    def step_tokens(self):
+        return self.options.batch_size*self.options.max_length*self.options.gradient_accumulation_steps
     @property
     def again(self): return f'{self.arms[0]} again' if self.full_eval and not parse_arm(self.arms[0]).folder else None
     @property
     def other_seeds(self): return [max(self.seeds)+1+i for i in range(len(self.seeds))] # of the A/A control
     @property
-    def again_on(self): return self.datasets[:1 if self.test else None] if self.again else [] # datasets of the A/A control
+    def again_on(self):
+        return self.datasets[:1 if self.test else None] if self.again else [] # datasets of the A/A control
 
 # %% ../../nbs/08_comparison/03_spec.ipynb #a9d84cc1
 @patch
@@ -109,7 +123,9 @@ def cells(self:Plan)->list:
     out = []
     for d in self.datasets:
         for i,(s,other) in enumerate(zip(self.seeds, self.other_seeds)):
-            turn = [(a, d, s) for a in self.arms if i == 0 or not self.spelled(a).folder] + ([(self.again, d, other)] if d in self.again_on else [])
+            turn = [(a, d, s) for a in self.arms if i == 0 or not self.spelled(a).folder] + (
+                [(self.again, d, other)] if d in self.again_on else []
+            )
             out += turn[::-1] if i % 2 else turn
     return sorted(out, key=lambda c: self.spelled(c[0]).derived) # stable: the others keep their order
 
@@ -131,7 +147,11 @@ def build_for(o:TrainOptions, arm, vocab_size, seed=0, **shape):
     from lmnotes.files import model_folder
     from lmnotes.training.train import model_from
     a = parse_arm(arm)
-    model = build_model(str(model_folder(Path(a.base).expanduser()))) if a.folder else model_from(replace(o, model=a.base, seed=seed, **shape), vocab_size)
+    model = (
+        build_model(str(model_folder(Path(a.base).expanduser())))
+        if a.folder
+        else model_from(replace(o, model=a.base, seed=seed, **shape), vocab_size)
+    )
     for r in a.after: find_rewrite(r)(model)
     return model
 
@@ -144,21 +164,45 @@ def check_tokenizer(arm, data):
     from lmnotes.files import model_folder
     tok = get_tokenizer(str(model_folder(Path(arm).expanduser())))
     if not same_tokenizer(tok, data.tokenizer):
-        raise InputError(f"{arm} reads with a tokenizer of its own ({len(tok)} tokens; the comparison: {data.spec['tokenizer']}), so losses and perplexities per token cannot be compared; "
-                         "give --tokenizer that folder for all arms, or compare trained models in bits per byte with `compare_models`")
+        raise InputError(
+            f"{arm} reads with a tokenizer of its own ({len(tok)} tokens; the comparison: "
+            f"{data.spec['tokenizer']}), so losses and perplexities per token cannot be compared; "
+            "give --tokenizer that folder for all arms, or compare trained models in bits per "
+            "byte with `compare_models`"
+        )
 
 def plain_config(model):
     "The configuration of a model as plain values, for saying how arms differ"
     c = model.config.to_dict() if hasattr(model, 'config') else {}
-    return {k: v for k,v in c.items() if k not in ('architectures', 'auto_map', 'dtype', 'torch_dtype', 'transformers_version', '_name_or_path')}
+    return {
+        k: v
+        for k, v in c.items()
+        if k not in ('architectures', 'auto_map', 'dtype', 'torch_dtype', 'transformers_version', '_name_or_path')
+    }
 
 # %% ../../nbs/08_comparison/03_spec.ipynb #9147a187
 def _shrunk(o, b, seeds, max_windows):
-    o = replace(o, size='tiny', max_length=min(o.max_length, 128), batch_size=min(o.batch_size, 8), limit=min(o.limit or 200, 200))
+    o = replace(
+        o,
+        size='tiny',
+        max_length=min(o.max_length, 128),
+        batch_size=min(o.batch_size, 8),
+        limit=min(o.limit or 200, 200),
+    )
     most = dict(tokens=24*o.batch_size*o.max_length, steps=24, seconds=1.5, flops=5e11)[b.kind]
     return o, replace(b, amount=min(b.amount, most)), seeds, min(max_windows, 64)
 
-_own = {'model', 'dataset', 'seed', 'output_dir', 'max_steps', 'max_seconds', 'num_train_epochs', 'resume_from_checkpoint', 'dry_run'}
+_own = {
+    'model',
+    'dataset',
+    'seed',
+    'output_dir',
+    'max_steps',
+    'max_seconds',
+    'num_train_epochs',
+    'resume_from_checkpoint',
+    'dry_run',
+}
 
 # %% ../../nbs/08_comparison/03_spec.ipynb #572108e2
 def plan_comparison(
@@ -179,22 +223,36 @@ def plan_comparison(
     "Check everything and load the data; nothing is written"
     arms,seeds,b = _listed(models, 'model'), _seed_list(seeds), parse_budget(budget)
     names = _listed([Path(options['data_path']).name] if options.get('data_path') else datasets, 'dataset')
-    if len(arms) < 2: raise InputError(f"one model ('{arms[0]}') cannot be compared; name a baseline and at least one other")
-    if taken := _own & set(options): raise InputError(f"'{sorted(taken)[0]}' is set by the comparison itself; use models, datasets, seeds and budget")
+    if len(arms) < 2:
+        raise InputError(f"one model ('{arms[0]}') cannot be compared; name a baseline and at least one other")
+    if taken := _own & set(options):
+        raise InputError(
+            f"'{sorted(taken)[0]}' is set by the comparison itself; use models, datasets, seeds and budget"
+        )
     _check_numbers(tune, eval_limit, tasks, options)
-    o = check_options(options_from(TrainOptions, size=size, tokenizer=tokenizer, **{'mode': 'pretrain', **options})) # bits per byte are of running text
-    if o.mode != 'pretrain': raise InputError(f'a comparison scores running text, in bits per byte; leave --mode {o.mode} out')
+    # bits per byte are of running text
+    o = check_options(options_from(TrainOptions, size=size, tokenizer=tokenizer, **{'mode': 'pretrain', **options}))
+    if o.mode != 'pretrain':
+        raise InputError(f'a comparison scores running text, in bits per byte; leave --mode {o.mode} out')
     if test: o,b,seeds,max_windows = _shrunk(o, b, seeds[:2 if full_eval else 3], max_windows)
     p = _checked(arms, names, seeds, b, o, max_windows, test)
-    return replace(p, full_eval=full_eval, tasks=tuple(_listed(tasks, 'task')) if tasks else (), eval_limit=min(eval_limit, 6) if test else eval_limit, tune=tune)
+    return replace(
+        p,
+        full_eval=full_eval,
+        tasks=tuple(_listed(tasks, 'task')) if tasks else (),
+        eval_limit=min(eval_limit, 6) if test else eval_limit,
+        tune=tune,
+    )
 
 # %% ../../nbs/08_comparison/03_spec.ipynb #3ea3d365
 def _check_numbers(tune, eval_limit, tasks, options):
     if tasks:
         from lmnotes.evaluation.tasks import task_groups
         task_groups(_listed(tasks, 'task')) # a wrong name fails now
-    if tune and (tune < 3 or tune % 2 == 0): raise InputError(f'--tune {tune}: a grid with a middle and two sides needs 3, 5, 7 … trials for each arm')
-    if tune and options.get('learning_rate'): raise InputError('--tune looks for learning rates and --learning_rate sets one; leave one of the two out')
+    if tune and (tune < 3 or tune % 2 == 0):
+        raise InputError(f'--tune {tune}: a grid with a middle and two sides needs 3, 5, 7 … trials for each arm')
+    if tune and options.get('learning_rate'):
+        raise InputError('--tune looks for learning rates and --learning_rate sets one; leave one of the two out')
     if eval_limit < 2: raise InputError(f'--eval_limit {eval_limit}: a task needs at least 2 items')
 
 # %% ../../nbs/08_comparison/03_spec.ipynb #c61c0fe0
@@ -203,18 +261,30 @@ def _rates(o, dataset, built): # tuned alike or not at all: a search of all arms
     from lmnotes.training.recipes import equal_rates
     if o.learning_rate: return dict.fromkeys(built, o.learning_rate)
     bases = {a: parse_arm(a).base for a in built if not parse_arm(a).folder}
-    searched = None if o.data_path or o.dim or o.n_layer or o.n_head else equal_rates(dataset, list(dict.fromkeys(bases.values())), o.size, o.mode)
+    searched = (
+        None
+        if o.data_path or o.dim or o.n_layer or o.n_head
+        else equal_rates(dataset, list(dict.fromkeys(bases.values())), o.size, o.mode)
+    )
     return {a: searched[b] if searched else default_lr(built[a]) for a,b in bases.items()}
 
 def _check_arms(arms, o):
     from lmnotes.training.train import is_masked
     for a in map(parse_arm, arms):
-        if not a.folder and is_masked(replace(o, model=a.base)): raise InputError(f"'{a.name}' looks both ways and fills gaps, so it has no bits per byte to compare; train it with `lmnotes train --model {a.name}`")
+        if not a.folder and is_masked(replace(o, model=a.base)):
+            raise InputError(
+                f"'{a.name}' looks both ways and fills gaps, so it has no bits per byte to compare; "
+                f"train it with `lmnotes train --model {a.name}`"
+            )
 
 def _shapes(arms, b, o, data): # arm -> overrides at which parameters match
     if not b.parameters: return {}
     one = lambda a: (lambda **kw: build_for(o, parse_arm(a).base, data.vocab_size, **kw))
-    if any(parse_arm(a).folder for a in arms): raise InputError('parameters cannot be matched where an arm is a folder of trained weights; leave parameters out of --budget')
+    if any(parse_arm(a).folder for a in arms):
+        raise InputError(
+            'parameters cannot be matched where an arm is a folder of trained weights; leave '
+            'parameters out of --budget'
+        )
     target = sum(p.numel() for p in one(arms[0])().parameters()) if b.parameters == 'baseline' else b.parameters
     return {a: shape_for(one(a), target) for a in arms}
 
@@ -225,20 +295,40 @@ def _checked(arms, names, seeds, b, o, max_windows, test):
     from lmnotes.models.flops_and_memory import model_flops
     _check_arms(arms, o)
     data = {d: load_for(o, d, seeds[0]) for d in names}
-    ids = _listed([d.name for d in data.values()], 'dataset'); first = next(iter(data.values()))
+    ids = _listed([d.name for d in data.values()], 'dataset')
+    first = next(iter(data.values()))
     shapes = _shapes(arms, b, o, first)
     built = {a: build_for(o, a, first.vocab_size, **shapes.get(a, {})).to(first.device) for a in arms}
     for a in arms: parse_arm(a).folder and check_tokenizer(a, first)
-    p = Plan(arms, ids, seeds, b, o, {d.name: d for d in data.values()}, {a: model_flops(m, 1, o.max_length) for a,m in built.items()},
-             {a: sum(p.numel() for p in m.parameters()) for a,m in built.items()}, {a: plain_config(m) for a,m in built.items()}, max_windows, dict(zip(ids, names)), test,
-             {ds: _rates(o, d, built) for ds,d in zip(ids, names)}, shapes, fingerprints={d.name: d.fingerprint for d in data.values()}, threads=torch.get_num_threads())
+    p = Plan(
+        arms,
+        ids,
+        seeds,
+        b,
+        o,
+        {d.name: d for d in data.values()},
+        {a: model_flops(m, 1, o.max_length) for a, m in built.items()},
+        {a: sum(p.numel() for p in m.parameters()) for a, m in built.items()},
+        {a: plain_config(m) for a, m in built.items()},
+        max_windows,
+        dict(zip(ids, names)),
+        test,
+        {ds: _rates(o, d, built) for ds, d in zip(ids, names)},
+        shapes,
+        fingerprints={d.name: d.fingerprint for d in data.values()},
+        threads=torch.get_num_threads(),
+    )
     for f in p.token_flops.values(): budget_options(b, p.step_tokens, f)
     return p
 
 # %% ../../nbs/08_comparison/03_spec.ipynb #fb5ffe72
 class _Lazy(dict):
-    def __init__(self, load): super().__init__(); self.load = load
-    def __missing__(self, ds): self[ds] = self.load(ds); return self[ds]
+    def __init__(self, load):
+        super().__init__()
+        self.load = load
+    def __missing__(self, ds):
+        self[ds] = self.load(ds)
+        return self[ds]
 
 @patch
 def save(self:Plan, path):
@@ -249,14 +339,23 @@ def save(self:Plan, path):
 def load(cls:Plan, path)->Plan:
     "The plan in a file; its data is loaded when it is asked for"
     path = Path(path)
-    if not path.is_file(): raise InputError(f'{path.parent} holds no plan.json; give the folder that lmnotes compare made')
-    try: d = read_json(path); o = TrainOptions(**{k: tuple(v) if isinstance(v, list) else v for k,v in d.pop('options').items()}); b = Budget(**d.pop('budget'))
-    except (ValueError, KeyError, TypeError) as e: raise InputError(f'{path} is damaged ({e}); run the comparison again') from e
+    if not path.is_file():
+        raise InputError(f'{path.parent} holds no plan.json; give the folder that lmnotes compare made')
+    try:
+        d = read_json(path)
+        o = TrainOptions(**{k: tuple(v) if isinstance(v, list) else v for k,v in d.pop('options').items()})
+        b = Budget(**d.pop('budget'))
+    except (ValueError, KeyError, TypeError) as e:
+        raise InputError(f'{path} is damaged ({e}); run the comparison again') from e
     p = Plan(**{**d, 'tasks': tuple(d['tasks'])}, options=o, budget=b, data={})
     p.data = _Lazy(lambda ds: _same_content(p, ds))
     return p
 
 def _same_content(p, ds):
     d = load_for(p.options, p.args[ds], p.seeds[0])
-    if d.fingerprint != p.fingerprints[ds]: raise RunError(f'the data {ds} changed since the comparison began (content {d.fingerprint}, was {p.fingerprints[ds]}); start a new one')
+    if d.fingerprint != p.fingerprints[ds]:
+        raise RunError(
+            f'the data {ds} changed since the comparison began (content {d.fingerprint}, was '
+            f'{p.fingerprints[ds]}); start a new one'
+        )
     return d

@@ -20,7 +20,8 @@ def t_interval(
     alpha=0.05,    # chance of missing the truth
 )->tuple[float,float]:
     "Student's interval for the mean of `x`; with one value nothing is known and it is (nan, nan)"
-    x = np.asarray(x, float); n = len(x)
+    x = np.asarray(x, float)
+    n = len(x)
     if n < 2: return float('nan'), float('nan')
     half = stats.t.ppf(1-alpha/2, n-1)*x.std(ddof=1)/n**.5
     return x.mean()-half, x.mean()+half
@@ -54,7 +55,8 @@ def bootstrap_se(
     seed=0,       # of the resampling
 ): # a number, or one for each comparison
     "Standard error of the weighted mean when seeds and clusters are both drawn anew"
-    S,K = m.shape[-2:]; rng = np.random.default_rng(seed)
+    S,K = m.shape[-2:]
+    rng = np.random.default_rng(seed)
     cs = rng.multinomial(max(S-1, 1), np.full(S, 1/S), n_boot)/max(S-1, 1)
     ck = rng.multinomial(max(K-1, 1), np.full(K, 1/K), n_boot)*W
     se = ((m@(ck/ck.sum(1, keepdims=True)).T)*cs.T).sum(-2).std(-1)
@@ -63,7 +65,9 @@ def bootstrap_se(
 # %% ../../nbs/08_comparison/01_statistics.ipynb #d28642e5
 def _noise(m, W):
     "Variances of the mean from seeds and from clusters, and Satterthwaite's degrees of freedom"
-    S,K = m.shape[-2:]; nothing = np.full(m.shape[:-2], np.nan); c = m.mean(-2)
+    S,K = m.shape[-2:]
+    nothing = np.full(m.shape[:-2], np.nan)
+    c = m.mean(-2)
     vs = (m@W).var(-1, ddof=1)/S if S > 1 else nothing
     vi = (W**2*(c-(c@W)[...,None])**2).sum(-1)*K/(K-1) if K > 1 else nothing
     bottom = np.nan_to_num(vs)**2/max(S-1, 1) + np.nan_to_num(vi)**2/max(K-1, 1)
@@ -89,7 +93,8 @@ def noises(
     n_boot=2000, seed=0, # of the bootstrap
 )->tuple: # standard errors (2, ...) and degrees of freedom (2, ...): over seeds, and over seeds and clusters
     "The two ways of being unsure of the mean difference"
-    S,K = m.shape[-2:]; vs,_,df = _noise(m, W)
+    S,K = m.shape[-2:]
+    vs,_,df = _noise(m, W)
     both = np.asarray(bootstrap_se(m, W, n_boot, seed)) if K > 1 else np.full(m.shape[:-2], np.nan)
     if S > 1: return np.stack([vs**.5, both]), np.stack([np.full_like(df, S-1), df])
     items = np.sqrt(_noise(m, W)[1]) # one seed: all that can be known is the spread of the items
@@ -105,7 +110,8 @@ def p_value(
 ): # chance of a difference as large where there is none
     "The larger of the two p values, so that it is below `alpha` exactly when the wider interval leaves out zero"
     beyond = np.maximum(np.abs(mean)-resolution, 0)
-    with np.errstate(divide='ignore', invalid='ignore'): t = np.where(beyond > 0, beyond/se, 0.)
+    with np.errstate(divide='ignore', invalid='ignore'):
+        t = np.where(beyond > 0, beyond/se, 0.)
     p = (2*stats.t.sf(t, df)).max(0)
     return p if n_informative is None else np.maximum(p, np.minimum(2.**(1-np.asarray(n_informative, float)), 1.))
 
@@ -124,30 +130,41 @@ def detectable_effect(
 class Difference:
     "Arm minus baseline, paired by seed and item"
     mean:float            # weighted mean difference
-    low:float; high:float # the wider of the two intervals
+    low:float
+    high:float # the wider of the two intervals
     rule:str              # which of the two that is
     t:tuple               # Student's interval over seeds
     bootstrap:tuple       # two-level bootstrap over seeds and clusters
     detectable:float      # smallest effect found with chance `power`
     per_seed:list = field(default_factory=list) # mean difference of each seed
-    n_seeds:int = 0; n_items:int = 0; n_clusters:int = 0
+    n_seeds:int = 0
+    n_items:int = 0
+    n_clusters:int = 0
     n_informative:int = 0 # clusters that differ at all
     p:float = float('nan') # chance of a difference as large where there is none
-    se:tuple = (float('nan'),)*2; df:tuple = (1., 1.) # behind the two intervals
+    se:tuple = (float('nan'),)*2
+    df:tuple = (1., 1.) # behind the two intervals
     about:str = 'method'  # or `weights`: whether other seeds were part of it
-    alpha:float = 0.05; power:float = 0.8
+    alpha:float = 0.05
+    power:float = 0.8
     def as_dict(self): return asdict(self)
 
 # %% ../../nbs/08_comparison/01_statistics.ipynb #b8896007
 def _pair(base, arm, weights):
     base,arm = np.atleast_2d(np.asarray(base, float)), np.atleast_2d(np.asarray(arm, float))
     if base.shape != arm.shape:
-        raise InputError(f"scores of shape {base.shape} and {arm.shape} cannot be paired; both must be (seeds, items) over the same seeds and items")
+        raise InputError(
+            f"scores of shape {base.shape} and {arm.shape} cannot be paired; both must be (seeds, "
+            "items) over the same seeds and items"
+        )
     weights = np.ones(base.shape[1]) if weights is None else np.asarray(weights, float)
     if weights.shape != base.shape[1:] or (weights < 0).any() or not weights.sum() > 0:
-        raise InputError(f"weights of shape {weights.shape} do not fit {base.shape[1]} items; give one number >= 0 per item")
+        raise InputError(
+            f"weights of shape {weights.shape} do not fit {base.shape[1]} items; give one number >= 0 per item"
+        )
     keep = weights > 0
-    with np.errstate(invalid='ignore'): return arm[:,keep]-base[:,keep], weights[keep], keep
+    with np.errstate(invalid='ignore'):
+        return arm[:,keep]-base[:,keep], weights[keep], keep
 
 def paired_difference(
     base,            # scores of the baseline, (seeds, items)
@@ -159,18 +176,51 @@ def paired_difference(
     "Mean difference with two intervals, the wider of which rules, and the smallest detectable effect"
     d,weights,keep = _pair(base, arm, weights)
     m,W = cluster_means(d, weights, None if clusters is None else np.asarray(clusters)[keep])
-    return _difference(m, W, d.shape[1], 'method', ('t over seeds', 'bootstrap over seeds and items'), alpha, power, n_boot, seed)
+    return _difference(
+        m, W, d.shape[1], 'method', ('t over seeds', 'bootstrap over seeds and items'), alpha, power, n_boot, seed
+    )
 
 # %% ../../nbs/08_comparison/01_statistics.ipynb #d7f3b8d2
 def _difference(m, W, n_items, about, rules, alpha, power, n_boot, seed):
     (S,K),D = m.shape, m@W
-    counts = dict(per_seed=D.tolist(), n_seeds=S, n_items=n_items, n_clusters=K, n_informative=int((np.abs(m.mean(0)) > 1e-9).sum()), about=about, alpha=alpha, power=power)
-    if not np.isfinite(D).all(): return Difference(*[float('nan')]*3, 'none: a score is not finite', *[(float('nan'),)*2]*2, float('nan'), **counts)
-    mean = float(D.mean()); se,df = noises(m, W, n_boot, seed) if about == 'weights' or S > 1 else np.full((2, 2), np.nan)
-    half = half_widths(se, df, alpha); i = int(np.nan_to_num(half[1]) > np.nan_to_num(half[0]))
-    t,b = ((mean-float(h), mean+float(h)) for h in half); low,high = (t, b)[i]
-    found = float('nan') if np.isnan(half[i]) or not np.nanmax(se) > 0 else float(detectable_effect(half[i], *_total_noise(m, W), power))
-    return Difference(mean, low, high, rules[i], t, b, found, **counts, p=float(p_value(mean, se, df, counts['n_informative'])), se=tuple(map(float, se)), df=tuple(map(float, df)))
+    counts = dict(
+        per_seed=D.tolist(),
+        n_seeds=S,
+        n_items=n_items,
+        n_clusters=K,
+        n_informative=int((np.abs(m.mean(0)) > 1e-9).sum()),
+        about=about,
+        alpha=alpha,
+        power=power,
+    )
+    if not np.isfinite(D).all():
+        return Difference(
+            *[float('nan')] * 3, 'none: a score is not finite', *[(float('nan'),) * 2] * 2, float('nan'), **counts
+        )
+    mean = float(D.mean())
+    se,df = noises(m, W, n_boot, seed) if about == 'weights' or S > 1 else np.full((2, 2), np.nan)
+    half = half_widths(se, df, alpha)
+    i = int(np.nan_to_num(half[1]) > np.nan_to_num(half[0]))
+    t,b = ((mean-float(h), mean+float(h)) for h in half)
+    low,high = (t, b)[i]
+    found = (
+        float('nan')
+        if np.isnan(half[i]) or not np.nanmax(se) > 0
+        else float(detectable_effect(half[i], *_total_noise(m, W), power))
+    )
+    return Difference(
+        mean,
+        low,
+        high,
+        rules[i],
+        t,
+        b,
+        found,
+        **counts,
+        p=float(p_value(mean, se, df, counts['n_informative'])),
+        se=tuple(map(float, se)),
+        df=tuple(map(float, df)),
+    )
 
 def _total_noise(m, W): # of seeds and items together
     vs,vi,both = _noise(m, W)
@@ -185,7 +235,17 @@ def weights_difference(
     "Difference of two sets of weights with an interval over items alone"
     d,weights,keep = _pair(base, arm, weights)
     m,W = cluster_means(d, weights, None if clusters is None else np.asarray(clusters)[keep])
-    return _difference(m.mean(0, keepdims=True), W, d.shape[1], 'weights', ('t over items', 'bootstrap over items'), alpha, power, n_boot, seed)
+    return _difference(
+        m.mean(0, keepdims=True),
+        W,
+        d.shape[1],
+        'weights',
+        ('t over items', 'bootstrap over items'),
+        alpha,
+        power,
+        n_boot,
+        seed,
+    )
 
 # %% ../../nbs/08_comparison/01_statistics.ipynb #1315ff30
 class Verdict(NamedTuple):
@@ -197,7 +257,8 @@ def _silent(d, resolution): # why nothing may be said, if so
     if not np.isfinite(d.mean): return 'a score is not a number: a run diverged'
     if d.n_seeds < 2 and d.about != 'weights': return 'one seed: the spread between seeds is unknown; use at least 3'
     if d.n_clusters < 2: return 'one item: the spread between items is unknown'
-    if max(abs(d.low), abs(d.high)) <= resolution: return f'the arms agree to {resolution:g}, the resolution of the measurement'
+    if max(abs(d.low), abs(d.high)) <= resolution:
+        return f'the arms agree to {resolution:g}, the resolution of the measurement'
     if d.low <= resolution and d.high >= -resolution: return 'the interval contains zero'
     if d.p > d.alpha: return f'only {d.n_informative} items differ, too few to speak for others'
 
@@ -216,7 +277,9 @@ def holm(
     ps, # p values; nan where nothing was tested
 )->np.ndarray: # adjusted, in the same order
     "Holm's correction for asking several questions at once"
-    ps = np.asarray(ps, float); out = np.full(ps.shape, np.nan); tested = np.flatnonzero(np.isfinite(ps))
+    ps = np.asarray(ps, float)
+    out = np.full(ps.shape, np.nan)
+    tested = np.flatnonzero(np.isfinite(ps))
     order = tested[np.argsort(ps[tested], kind='stable')]
     out[order] = np.minimum(np.maximum.accumulate(ps[order]*np.arange(len(order), 0, -1)), 1)
     return out
@@ -236,9 +299,19 @@ def settle(
     entries:list, # differences as dictionaries with `p` and `verdict`
 )->list: # the same, changed: `holm`, `family`, and where need be `verdict`, `reason` and `detectable`
     "Verdicts that hold for all entries together"
-    adjusted = holm([np.nan if e['p'] is None else e['p'] for e in entries]); m = int(np.isfinite(adjusted).sum())
+    adjusted = holm([np.nan if e['p'] is None else e['p'] for e in entries])
+    m = int(np.isfinite(adjusted).sum())
     for e,h in zip(entries, adjusted):
-        e |= dict(holm=None if np.isnan(h) else float(h), family=m, detectable_alone=e['detectable'], detectable=detectable_in(e, max(m, 1)))
+        e |= dict(
+            holm=None if np.isnan(h) else float(h),
+            family=m,
+            detectable_alone=e['detectable'],
+            detectable=detectable_in(e, max(m, 1)),
+        )
         if e['verdict'] != 'cannot tell' and not h <= e['alpha']:
-            e |= dict(reason=f"alone it would be {e['verdict']} (p {e['p']:.2g}), among {m} questions it is not (Holm: {h:.2g})", verdict='cannot tell')
+            e |= dict(
+                reason=f"alone it would be {e['verdict']} (p {e['p']:.2g}), among {m} questions it is not "
+                f"(Holm: {h:.2g})",
+                verdict='cannot tell',
+            )
     return entries

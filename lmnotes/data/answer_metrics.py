@@ -49,7 +49,9 @@ def _f1(said:list, gold:list, empty:bool=False)->float:
 
 # %% ../../nbs/01_data/04_answer_metrics.ipynb #f1c7ac84
 _plain = r'(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|(?<![0-9.])\.[0-9]+)(?:[eE][+-]?[0-9]{1,2}(?![0-9]))?'
-_number = re.compile(rf'(?<![A-Za-z_0-9])(?P<sign>(?<![\w)\]])[-−])?[$€£]?(?P<sign2>(?<=[$€£])[-−])?(?:(?P<whole>[0-9]+) (?=[0-9]+/[0-9]))?(?P<top>{_plain})(?:\s?[/⁄]\s?(?P<under>[0-9]+(?:\.[0-9]+)?))?')
+_number = re.compile(
+    rf'(?<![A-Za-z_0-9])(?P<sign>(?<![\w)\]])[-−])?[$€£]?(?P<sign2>(?<=[$€£])[-−])?(?:(?P<whole>[0-9]+) (?=[0-9]+/[0-9]))?(?P<top>{_plain})(?:\s?[/⁄]\s?(?P<under>[0-9]+(?:\.[0-9]+)?))?'
+)
 
 def numbers_of(text:str)->list: # of `Fraction`
     "The numbers in a text, in the order they stand"
@@ -92,7 +94,8 @@ def label_of(
 )->str: # one of `labels`, or None
     "The label a text gives as its answer"
     known,said = {_words(l): l for l in labels},[text]
-    if (m := _lead.match(text)) and not any(f' {l} ' in f' {_words(m[0])} ' for l in known): said.append(text[m.end():])
+    if (m := _lead.match(text)) and not any(f' {l} ' in f' {_words(m[0])} ' for l in known):
+        said.append(text[m.end():])
     return next((known[w] for w in map(_words, said) if w in known), None)
 
 def _words(text)->str: return ' '.join(re.findall(r'[^\W_]+', text.lower()))
@@ -137,7 +140,9 @@ def entity_spans(tags:list)->set: # of (first word, one past the last, type)
     spans,start,kind = set(),0,None
     for i,t in enumerate([*tags, 'O']):
         how,_,what = t.partition('-')
-        if kind is not None and not (how == 'I' and what == kind): spans.add((start, i, kind)); kind = None
+        if kind is not None and not (how == 'I' and what == kind):
+            spans.add((start, i, kind))
+            kind = None
         if kind is None and how in ('B', 'I') and what: start,kind = i,what
     return spans
 
@@ -147,6 +152,7 @@ def entity_f1(
 )->float: # in [0,1]
     "F1 over the entities of all sentences together; 1 where there is none to find and none was found"
     said,gold = list(map(entity_spans, said)),list(map(entity_spans, gold))
-    if len(said) != len(gold): raise InputError(f'{len(said)} tagged sentences came for {len(gold)}; give one for each')
+    if len(said) != len(gold):
+        raise InputError(f'{len(said)} tagged sentences came for {len(gold)}; give one for each')
     n = sum(map(len, said)) + sum(map(len, gold))
     return 2*sum(len(a & b) for a,b in zip(said, gold))/n if n else 1.

@@ -43,8 +43,10 @@ def drop_repeats(
 # %% ../../nbs/01_data/02_builtin.ipynb #675dce30
 def docstrings(source:str)->list: # cleaned of indentation, in the order they stand
     "The docstrings of a module, its classes and functions, without importing it"
-    try: todo = [ast.parse(source)]
-    except (SyntaxError, ValueError): return [] # lib2to3 keeps a few files that are wrong on purpose
+    try:
+        todo = [ast.parse(source)]
+    except (SyntaxError, ValueError):
+        return [] # lib2to3 keeps a few files that are wrong on purpose
     out = []
     while todo:
         node = todo.pop()
@@ -59,8 +61,10 @@ _has_body = ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef, ast.If, ast.Try
 @cache
 def _prose()->tuple: # documents: one for each help topic, one for each file
     from pydoc_data import topics
-    on = gc.isenabled(); gc.disable()
-    try: docs = ['\n\n'.join(docstrings(s)) for _,s in library_files() if '"""' in s or "'''" in s]
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        docs = ['\n\n'.join(docstrings(s)) for _,s in library_files() if '"""' in s or "'''" in s]
     finally:
         if on: gc.enable()
     docs = drop_repeats([t for _,t in sorted(topics.topics.items())] + docs)
@@ -74,7 +78,9 @@ def _python()->tuple: # documents: one for each file
     files = sorted((s for _,s in library_files()), key=content_hash)
     total,docs = 0,[]
     for d in drop_repeats(files, sep='\n\n\n', at_least=120):
-        if len(d) >= 200 and total + len(d) <= python_cap: docs.append(d); total += len(d)
+        if len(d) >= 200 and total + len(d) <= python_cap:
+            docs.append(d)
+            total += len(d)
     return tuple(docs)
 
 # %% ../../nbs/01_data/02_builtin.ipynb #e6449ac5
@@ -86,20 +92,32 @@ def _step(a, op, b): # '3*4' done aloud
 
 @stories('buy')
 def _buy(a, b, c, who, thing):
-    n,one = _step(a, '*', b); m,two = _step(n, '+', c)
-    q = f'{who} buys {a} boxes of {thing}. Each box holds {b} {thing}. {who} already had {c} {thing}. How many {thing} does {who} have now?'
+    n,one = _step(a, '*', b)
+    m,two = _step(n, '+', c)
+    q = (
+        f'{who} buys {a} boxes of {thing}. Each box holds {b} {thing}. {who} already had {c} '
+        f'{thing}. How many {thing} does {who} have now?'
+    )
     return q, f'The boxes hold {one} {thing}.\nTogether that makes {two} {thing}.', m
 
 @stories('give')
 def _give(a, b, c, who, thing):
-    n,one = _step(a, '+', b); m,two = _step(n, '-', min(c, n-1))
-    q = f'{who} has {a} {thing} and finds {b} more. Then {who} gives {min(c, n-1)} {thing} to a friend. How many {thing} are left?'
+    n,one = _step(a, '+', b)
+    m,two = _step(n, '-', min(c, n-1))
+    q = (
+        f'{who} has {a} {thing} and finds {b} more. Then {who} gives {min(c, n - 1)} {thing} to '
+        f'a friend. How many {thing} are left?'
+    )
     return q, f'{who} first has {one} {thing}.\nAfter the gift {two} {thing} are left.', m
 
 @stories('days')
 def _days(a, b, c, who, thing):
-    n,one = _step(a, '+', b); m,two = _step(n, '*', c)
-    q = f'Every day {who} makes {a} {thing} in the morning and {b} {thing} in the evening. How many {thing} does {who} make in {c} days?'
+    n,one = _step(a, '+', b)
+    m,two = _step(n, '*', c)
+    q = (
+        f'Every day {who} makes {a} {thing} in the morning and {b} {thing} in the evening. '
+        f'How many {thing} does {who} make in {c} days?'
+    )
     return q, f'In one day {who} makes {one} {thing}.\nIn {c} days that is {two} {thing}.', m
 
 # %% ../../nbs/01_data/02_builtin.ipynb #1dd1f4f9
@@ -113,7 +131,11 @@ def _split_by_key(key)->str: # 1 in 20 for validation, 1 in 20 for test
 
 @cache
 def _arithmetic(n:int=9000)->dict: # split name -> `Rows`
-    rng, out, seen = random.Random(seed_for('embedded/arithmetic')), dict(train=Rows(), validation=Rows(), test=Rows()), set()
+    rng, out, seen = (
+        random.Random(seed_for('embedded/arithmetic')),
+        dict(train=Rows(), validation=Rows(), test=Rows()),
+        set(),
+    )
     while len(seen) < n:
         kind,numbers = rng.choice(stories.names()), [rng.randint(2, 30) for _ in range(3)]
         q,steps,answer = stories.build(kind, *numbers, rng.choice(_who), rng.choice(_things))
@@ -157,12 +179,25 @@ def recall_rows()->dict: return _recall()
 
 # %% ../../nbs/01_data/02_builtin.ipynb #dbc13f31
 _facts = dict(
-    city=('Accra Bergen Cairo Dublin Hanoi Kyoto Lima Lisbon Nairobi Oslo Quito Riga Seoul Tunis Turin Vienna'.split(),
-          ['{who} lives in {x}.', '{who} has a flat in {x}.', 'The home of {who} is in {x}.'], 'In which city does {one} live?'),
-    trade=('baker carpenter dentist driver farmer gardener lawyer nurse painter pilot potter sailor tailor teacher waiter writer'.split(),
-           ['{who} works as a {x}.', '{who} is a {x}.', '{who} has been a {x} for years.'], 'What is the trade of {one}?'),
-    animal=('canary cat cow dog donkey goat hamster horse lizard parrot pony rabbit sheep snake spider turtle'.split(),
-            ['{who} keeps a {x}.', '{who} has a {x} at home.', '{who} looks after a {x}.'], 'Which animal does {one} keep?'))
+    city=(
+        'Accra Bergen Cairo Dublin Hanoi Kyoto Lima Lisbon Nairobi Oslo Quito Riga Seoul Tunis Turin Vienna'.split(),
+        ['{who} lives in {x}.', '{who} has a flat in {x}.', 'The home of {who} is in {x}.'],
+        'In which city does {one} live?',
+    ),
+    trade=(
+        (
+            'baker carpenter dentist driver farmer gardener lawyer nurse painter pilot potter '
+            'sailor tailor teacher waiter writer'
+        ).split(),
+        ['{who} works as a {x}.', '{who} is a {x}.', '{who} has been a {x} for years.'],
+        'What is the trade of {one}?',
+    ),
+    animal=(
+        'canary cat cow dog donkey goat hamster horse lizard parrot pony rabbit sheep snake spider turtle'.split(),
+        ['{who} keeps a {x}.', '{who} has a {x} at home.', '{who} looks after a {x}.'],
+        'Which animal does {one} keep?',
+    ),
+)
 _somebody = dict(city='the person in {x}', trade='the {x}', animal='the owner of the {x}')
 
 def _passage(rng)->tuple: # the text, and for each person a dict of facts
@@ -184,16 +219,36 @@ def reading_rows(n:int=9000)->dict: # split name -> `Rows`, three questions a pa
         for j,asked in enumerate(rng.sample(list(_facts), 3)):
             p,by = rng.choice(people),rng.choice([k for k in _facts if k != asked])
             one = _somebody[by].format(x=p[by]) if j == 2 else p['who']
-            rows.append(dict(id=f'{i}-{j}', title='two steps' if j == 2 else 'one step', context=context, question=_facts[asked][2].format(one=one),
-                             answers=dict(text=[p[asked]], answer_start=[context.index(p[asked])])))
+            rows.append(
+                dict(
+                    id=f'{i}-{j}',
+                    title='two steps' if j == 2 else 'one step',
+                    context=context,
+                    question=_facts[asked][2].format(one=one),
+                    answers=dict(text=[p[asked]], answer_start=[context.index(p[asked])]),
+                )
+            )
     return out
 
 # %% ../../nbs/01_data/02_builtin.ipynb #71d79d33
-_topics = dict(film='plot cast music', book='plot style ending', soup='taste smell price', hotel='room view staff', phone='screen sound battery',
-               song='melody voice text', jacket='cut colour fabric', train='seats staff view', concert='sound hall singer', garden='flowers paths pond')
+_topics = dict(
+    film='plot cast music',
+    book='plot style ending',
+    soup='taste smell price',
+    hotel='room view staff',
+    phone='screen sound battery',
+    song='melody voice text',
+    jacket='cut colour fabric',
+    train='seats staff view',
+    concert='sound hall singer',
+    garden='flowers paths pond',
+)
 _praise = 'charming excellent fine great lovely pleasant splendid superb wonderful'.split()
 _blame = 'awful boring dreadful dull horrible poor shabby terrible weak'.split()
-_says = ['{The} is {w}', 'I found {the} {w}', '{The} seemed {w} to all of us'], ['{The} is not {w}', 'nobody called {the} {w}', 'I would not say that {the} was {w}']
+_says = (
+    ['{The} is {w}', 'I found {the} {w}', '{The} seemed {w} to all of us'],
+    ['{The} is not {w}', 'nobody called {the} {w}', 'I would not say that {the} was {w}'],
+)
 
 def _remark(rng, part, word, turned)->str:
     s = rng.choice(_says[turned]).format(the=f'the {part}', The=f'the {part}', w=word)
@@ -205,22 +260,40 @@ def opinion_rows(n:int=6000)->dict: # split name -> `Rows` with columns `text` a
     rng,seen = random.Random(seed_for('embedded/opinions')),set()
     out = {s: Rows(labels=dict(label=['negative', 'positive'])) for s in ('train', 'validation', 'test')}
     while len(seen) < n:
-        topic = rng.choice(list(_topics)); parts = _topics[topic].split()
+        topic = rng.choice(list(_topics))
+        parts = _topics[topic].split()
         said = [(p, rng.choice(rng.choice((_praise, _blame))), rng.random() < 0.5) for p in rng.sample(parts, 3)]
-        facts = topic, tuple(sorted((p, w) for p,w,_ in said)) # the split is drawn from the words, not from the order or the turns
+        # the split is drawn from the words, not from the order or the turns
+        facts = topic, tuple(sorted((p, w) for p,w,_ in said))
         text = ' '.join([f'About the {topic}.'] + [_remark(rng, *s) for s in said])
         if text in seen: continue
-        seen.add(text); kind = sum((w in _praise) != turned for _,w,turned in said)
+        seen.add(text)
+        kind = sum((w in _praise) != turned for _,w,turned in said)
         out[_split_by_key(facts)].append(dict(text=text, label=int(kind >= 2)))
     return out
 
 # %% ../../nbs/01_data/02_builtin.ipynb #50dc06f4
 entity_tags = 'O B-PER I-PER B-ORG I-ORG B-LOC I-LOC'.split()
-_places = 'Accra Bergen Cairo Dublin Hanoi Kyoto Lima Lisbon Nairobi Oslo Quito Riga Seoul Tunis Turin Vienna'.split() + ['New Delhi', 'Cape Town', 'San Marino', 'Addis Ababa']
-_surnames = 'Abara Berg Castillo Dahl Evans Fontaine Gupta Haas Ito Jansen'.split() + 'Lisbon Dublin Vienna Turin Riga'.split()
+_places = (
+    'Accra Bergen Cairo Dublin Hanoi Kyoto Lima Lisbon Nairobi Oslo Quito Riga Seoul Tunis Turin Vienna'.split()
+    + ['New Delhi', 'Cape Town', 'San Marino', 'Addis Ababa']
+)
+_surnames = (
+    'Abara Berg Castillo Dahl Evans Fontaine Gupta Haas Ito Jansen'.split()
+    + 'Lisbon Dublin Vienna Turin Riga'.split()
+)
 _firms = 'Airlines Bank Brothers Foods Motors Press Steel United'.split()
-_scenes = ['{PER} moved from {LOC} to {LOC} .', '{ORG} hired {PER} in {LOC} .', '{PER} and {PER} met near {LOC} .', 'Yesterday {ORG} sold its office in {LOC} to {ORG} .',
-           'The head of {ORG} , {PER} , was born in {LOC} .', 'In {LOC} , {PER} wrote to {ORG} .', 'Shares of {ORG} fell , said {PER} .', 'It rained in {LOC} .', 'The {n} seats were empty .']
+_scenes = [
+    '{PER} moved from {LOC} to {LOC} .',
+    '{ORG} hired {PER} in {LOC} .',
+    '{PER} and {PER} met near {LOC} .',
+    'Yesterday {ORG} sold its office in {LOC} to {ORG} .',
+    'The head of {ORG} , {PER} , was born in {LOC} .',
+    'In {LOC} , {PER} wrote to {ORG} .',
+    'Shares of {ORG} fell , said {PER} .',
+    'It rained in {LOC} .',
+    'The {n} seats were empty .',
+]
 
 def _entity(rng, kind)->str:
     if kind == 'LOC': return rng.choice(_places)
@@ -234,7 +307,8 @@ def _scene(rng)->tuple: # words, tags, entities
         kind = w[1:-1] if w[0] == '{' else None
         part = _entity(rng, kind).split() if kind else [w]
         if kind: found.append(' '.join(part))
-        words += part; tags += [f'{"I" if i else "B"}-{kind}' for i in range(len(part))] if kind else ['O']
+        words += part
+        tags += [f'{"I" if i else "B"}-{kind}' for i in range(len(part))] if kind else ['O']
     return words, tags, found
 
 @embedded('embedded/entities')
@@ -245,8 +319,11 @@ def entity_rows(n:int=6000)->dict: # split name -> `Rows` with columns `id`, `to
     while len(seen) < n:
         words,tags,found = _scene(rng)
         if tuple(words) in seen: continue
-        seen.add(tuple(words)); key = sorted(found) or words # the same entities in another sentence stay on the same side
-        out[_split_by_key(key)].append(dict(id=str(len(seen) - 1), tokens=words, ner_tags=[entity_tags.index(t) for t in tags]))
+        seen.add(tuple(words))
+        key = sorted(found) or words # the same entities in another sentence stay on the same side
+        out[_split_by_key(key)].append(
+            dict(id=str(len(seen) - 1), tokens=words, ner_tags=[entity_tags.index(t) for t in tags])
+        )
     return out
 
 # %% ../../nbs/01_data/02_builtin.ipynb #f5e28867
@@ -255,5 +332,6 @@ def embedded_hash(name:str)->str: # 16 hexadecimal digits
     "Hash of every row of an embedded dataset"
     h = hashlib.blake2b(digest_size=8)
     for split,rows in sorted(embedded.build(name).items()):
-        for r in rows: h.update(repr((split, sorted(r.items()))).encode('utf-8', 'replace'))
+        for r in rows:
+            h.update(repr((split, sorted(r.items()))).encode('utf-8', 'replace'))
     return h.hexdigest()

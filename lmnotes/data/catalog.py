@@ -16,7 +16,9 @@ from .builtin import *
 from .answer_metrics import *
 
 # %% ../../nbs/01_data/05_catalog.ipynb #6682fe73
-kinds = 'corpus classification choice similarity questions math code tagging translation instructions retrieval vision'.split()
+kinds = (
+    'corpus classification choice similarity questions math code tagging translation instructions retrieval vision'
+).split()
 
 class Dataset:
     "One dataset: where it is, what its splits are called, how a row reads, what an answer is worth"
@@ -33,9 +35,14 @@ class Dataset:
     def __init__(self, config=None):
         self.config = config or self.config
         if self.configs and self.config not in self.configs:
-            raise InputError(f"'{self.id}' has no configuration '{self.config}': {did_you_mean(self.config, self.configs)}" if self.config
-                             else f"'{self.id}' needs a configuration, as {self.id}/{self.configs[0]}; there is: {', '.join(self.configs)}.")
-        if config and not self.configs: raise InputError(f"'{self.id}' has one configuration only; leave '{config}' out")
+            raise InputError(
+                f"'{self.id}' has no configuration '{self.config}': {did_you_mean(self.config, self.configs)}"
+                if self.config
+                else f"'{self.id}' needs a configuration, as {self.id}/{self.configs[0]}; there is: "
+                f"{', '.join(self.configs)}."
+            )
+        if config and not self.configs:
+            raise InputError(f"'{self.id}' has one configuration only; leave '{config}' out")
     @property
     def name(self): return f'{self.id}/{self.config}' if self.config else self.id
     def prompt(self, row)->str: return ''
@@ -43,13 +50,15 @@ class Dataset:
     def text(self, row)->str: return self.prompt(row) + self.target(row)
     def documents(self, rows)->list: return [self.text(r) for r in rows]
     def prepare(self, splits)->dict: return splits # a look at the rows when they are loaded
-    def group(self, row)->str: return self.prompt(row) or self.text(row) # rows with the same one stay together when validation is cut off
+    def group(self, row)->str:
+        return self.prompt(row) or self.text(row) # rows with the same one stay together when validation is cut off
 
 # %% ../../nbs/01_data/05_catalog.ipynb #d21de239
 @patch
 def references(self:Dataset, row)->list: # of texts without the leading space, one at least
     "The answers that count as right"
-    if self.kind == 'corpus': raise InputError(f"gold missing: '{self.name}' is a corpus, and its rows have no answer to score")
+    if self.kind == 'corpus':
+        raise InputError(f"gold missing: '{self.name}' is a corpus, and its rows have no answer to score")
     answer = self.target(row).strip()
     if not answer: raise InputError(f"gold missing: a row of '{self.name}' has an empty answer")
     return [answer]
@@ -60,10 +69,12 @@ def score(self:Dataset, row, text:str)->float: # in [0,1]
     return exact_match(text, self.references(row))
 
 @patch
-def choices(self:Dataset, row)->list: return None # the targets there are to choose from, for scoring by likelihood; None: any text
+def choices(self:Dataset, row)->list:
+    return None # the targets there are to choose from, for scoring by likelihood; None: any text
 
 @patch
-def scored(self:Dataset, row)->bool: return True # whether the answer is known; False where a benchmark hides its labels
+def scored(self:Dataset, row)->bool:
+    return True # whether the answer is known; False where a benchmark hides its labels
 
 # %% ../../nbs/01_data/05_catalog.ipynb #a8454373
 catalog = Registry('dataset')
@@ -76,7 +87,8 @@ def dataset(*short): # short names: a string, or a pair of a string and a config
         if cls.kind not in kinds: raise ValueError(f"{cls.id}: no kind '{cls.kind}'; {did_you_mean(cls.kind, kinds)}")
         new = {s: (cls.id, c) for s,c in ((o, None) if isinstance(o, str) else o for o in short)}
         for s in new:
-            if short_names.get(s, new[s])[0] != cls.id: raise ValueError(f"short name '{s}' already stands for {short_names[s][0]}")
+            if short_names.get(s, new[s])[0] != cls.id:
+                raise ValueError(f"short name '{s}' already stands for {short_names[s][0]}")
         short_names.update(new)
         return catalog(cls.id)(cls)
     return add
@@ -99,7 +111,8 @@ class Answered(Dataset):
     def prompt(self, row): return ask(self.instruction, self.cue, **self.fields(row))
     def target(self, row): return ' ' + self.answer(row)
     def text(self, row): return self.prompt(row)[len(self.instruction) + 2:] + self.target(row)
-    def documents(self, rows): return [self.text(r) for r in rows if self.scored(r)] # a row without its answer teaches nothing
+    def documents(self, rows):
+        return [self.text(r) for r in rows if self.scored(r)] # a row without its answer teaches nothing
 
 # %% ../../nbs/01_data/05_catalog.ipynb #3ef1a0d7
 def label_names(
@@ -108,12 +121,19 @@ def label_names(
 )->list: # names in the order of their ids, or None where nobody says
     "The label names of a dataset, from its own features"
     said = {tuple(rows.labels[ds.labels]) for rows in splits.values() if getattr(rows, 'labels', {}).get(ds.labels)}
-    if len(said) > 1: raise InputError(f"the splits of '{ds.name}' disagree about their labels ({' | '.join(map(', '.join, sorted(said)))}); load them from one source")
+    if len(said) > 1:
+        raise InputError(
+            f"the splits of '{ds.name}' disagree about their labels "
+            f"({' | '.join(map(', '.join, sorted(said)))}); load them from one source"
+        )
     if said: return list(said.pop())
     if not ds.published: return None
     ids = {i for rows in splits.values() for r in rows for i in _ids(r.get(ds.labels)) if isinstance(i, int)}
     if over := sorted(ids - set(range(-1, len(ds.published)))):
-        raise InputError(f"'{ds.name}' has label {over[0]}, and {len(ds.published)} are published ({', '.join(ds.published)}); give a parquet file that carries its label names")
+        raise InputError(
+            f"'{ds.name}' has label {over[0]}, and {len(ds.published)} are published "
+            f"({', '.join(ds.published)}); give a parquet file that carries its label names"
+        )
     return list(ds.published)
 
 def _ids(label)->list: return [_id(l) for l in label] if isinstance(label, (list, tuple)) else [_id(label)]
@@ -125,13 +145,17 @@ def _id(label): # an int where it is one in any form; csv gives '1', pandas 1.0
 # %% ../../nbs/01_data/05_catalog.ipynb #1d6d3e3f
 class Labelled(Answered):
     "A dataset whose answer is one of a few words"
-    kind, labels, words = 'classification', 'label', {} # the label's column; the data's own names -> the words we ask for
+    # the label's column; the data's own names -> the words we ask for
+    kind, labels, words = 'classification', 'label', {}
     names = None      # the data's label names in order; set when rows are loaded
     published = None  # their order as published, for files that carry no names
     def prepare(self, splits):
         self.names = label_names(self, splits)
         if self.names and (new := [n for n in self.names if n not in self.words]):
-            raise InputError(f"'{self.name}' names a label '{new[0]}', which the catalog does not know; there is: {', '.join(self.words)}.")
+            raise InputError(
+                f"'{self.name}' names a label '{new[0]}', which the catalog does not know; there is: "
+                f"{', '.join(self.words)}."
+            )
         return splits
     def answer(self, row): return self.word(row[self.labels])
     def choices(self, row): return list(dict.fromkeys(' ' + self.words[n] for n in self.names or self.words))
@@ -145,8 +169,13 @@ def word(self:Labelled, label)->str: # `label`: an id, or the data's own name
     if i == -1: raise InputError(f"gold missing: '{self.name}' hides the label of this row; ask `scored(row)` first")
     if isinstance(i, str) and i in self.words: return self.words[i]
     if isinstance(i, int) and not self.names:
-        raise InputError(f"'{self.name}' has label {i}, and the file does not say what it stands for; give a parquet file that carries its label names, or write the names ({', '.join(self.words)})")
-    if not isinstance(i, int) or not 0 <= i < len(self.names): raise InputError(f"'{self.name}' has no label {label!r}; there is: {', '.join(self.names or self.words)}.")
+        raise InputError(
+            f"'{self.name}' has label {i}, and the file does not say what it stands for; give a "
+            "parquet file that carries its label names, or write the names "
+            f"({', '.join(self.words)})"
+        )
+    if not isinstance(i, int) or not 0 <= i < len(self.names):
+        raise InputError(f"'{self.name}' has no label {label!r}; there is: {', '.join(self.names or self.words)}.")
     return self.words[self.names[i]]
 
 # %% ../../nbs/01_data/05_catalog.ipynb #b1977ab2
@@ -163,7 +192,8 @@ class Choice(Answered):
     def scored(self, row): return _id(self.gold(row)) != -1
     def answer(self, row):
         g,letters = _id(self.gold(row)),self.letters(row)
-        if not isinstance(g, int) or not 0 <= g < len(letters): raise InputError(f"gold missing: '{self.name}' marks option {g} of {len(letters)}")
+        if not isinstance(g, int) or not 0 <= g < len(letters):
+            raise InputError(f"gold missing: '{self.name}' marks option {g} of {len(letters)}")
         return letters[g]
 
 # %% ../../nbs/01_data/05_catalog.ipynb #57a45601
@@ -171,7 +201,9 @@ class Tagged(Answered):
     "A dataset whose answer is one tag for each word"
     kind, cue, tokens, labels = 'tagging', 'Tags', 'tokens', 'tags' # `tokens`, `labels`: columns
     names, published = None, None # the data's tags in order; their order as published
-    def prepare(self, splits): self.names = label_names(self, splits); return splits
+    def prepare(self, splits):
+        self.names = label_names(self, splits)
+        return splits
     def fields(self, row): return dict(Words=' '.join('_'.join(t.split()) for t in row[self.tokens]))
     def answer(self, row): return ' '.join(self.tags(row))
     def scored(self, row): return -1 not in _ids(row[self.labels])
@@ -184,10 +216,18 @@ class Tagged(Answered):
 def tags(self:Tagged, row)->list:
     "The tags of a row by name"
     ids = _ids(row[self.labels])
-    if len(ids) != len(row[self.tokens]): raise InputError(f"a row of '{self.name}' has {len(row[self.tokens])} words and {len(ids)} tags; they go one to one")
+    if len(ids) != len(row[self.tokens]):
+        raise InputError(
+            f"a row of '{self.name}' has {len(row[self.tokens])} words and {len(ids)} tags; they go one to one"
+        )
     if all(isinstance(i, str) for i in ids): return ids
-    if not self.names: raise InputError(f"'{self.name}' has tags as numbers, and the file does not say what they stand for; give a parquet file that carries their names")
-    if bad := [i for i in ids if not isinstance(i, int) or not 0 <= i < len(self.names)]: raise InputError(f"'{self.name}' has no tag {bad[0]}; there is: {', '.join(self.names)}.")
+    if not self.names:
+        raise InputError(
+            f"'{self.name}' has tags as numbers, and the file does not say what they stand for; "
+            "give a parquet file that carries their names"
+        )
+    if bad := [i for i in ids if not isinstance(i, int) or not 0 <= i < len(self.names)]:
+        raise InputError(f"'{self.name}' has no tag {bad[0]}; there is: {', '.join(self.names)}.")
     return [self.names[i] for i in ids]
 
 # %% ../../nbs/01_data/05_catalog.ipynb #48ec22e5
@@ -215,8 +255,10 @@ def find_dataset(
     if id not in catalog and '/' in id: # the last part may be the configuration
         head,tail = id.rsplit('/', 1)
         if head in catalog or head in short_names: id,own = short_names.get(head, (head, None))[0], tail
-    if id not in catalog: raise InputError(f"unknown dataset '{name}': {did_you_mean(name, [*catalog, *short_names])}")
-    if own and config and own != config: raise InputError(f"'{name}' already says the configuration '{own}', and '{config}' came too; give one")
+    if id not in catalog:
+        raise InputError(f"unknown dataset '{name}': {did_you_mean(name, [*catalog, *short_names])}")
+    if own and config and own != config:
+        raise InputError(f"'{name}' already says the configuration '{own}', and '{config}' came too; give one")
     return catalog[id](config or own)
 
 # %% ../../nbs/01_data/05_catalog.ipynb #a7ae4f7c
@@ -230,20 +272,31 @@ def load_rows(
     elif data_dir: found = local_rows(data_dir, ds.id, ds.config)
     else: found = hub_rows(ds.hub_id or ds.id, ds.config, ds.revision)
     splits = {ours: found[theirs] for ours,theirs in ds.splits.items() if theirs in found}
-    if not any(splits.values()): raise InputError(f"'{ds.name}' has no rows here (splits: {', '.join(found)}; ours: {', '.join(ds.splits.values())}); choose another configuration or source")
+    if not any(splits.values()):
+        raise InputError(
+            f"'{ds.name}' has no rows here (splits: {', '.join(found)}; ours: "
+            f"{', '.join(ds.splits.values())}); choose another configuration or source"
+        )
     return _check_columns(ds, ds.prepare(splits))
 
 def _check_columns(ds, splits)->dict: # a column that is not there is found out now, and not in the middle of a run
     for s,rows in splits.items():
-        if rows and ds.labels and s in ('train', 'validation') and ds.labels not in rows[0]: raise _no_column(ds, repr(ds.labels), s, rows[0])
-        try: ds.text(rows[0]) if rows else None
+        if rows and ds.labels and s in ('train', 'validation') and ds.labels not in rows[0]:
+            raise _no_column(ds, repr(ds.labels), s, rows[0])
+        try:
+            ds.text(rows[0]) if rows else None
         except KeyError as e:
             if e.args[0] in rows[0]: raise
             raise _no_column(ds, e, s, rows[0]) from None
-        except InputError: pass # a row without its answer is an error where the answer is asked for
+        except InputError:
+            pass # a row without its answer is an error where the answer is asked for
     return splits
 
-def _no_column(ds, c, split, row): return InputError(f"'{ds.name}' needs a column {c}, and its {split} rows have: {', '.join(row)}; rename one, or take another file")
+def _no_column(ds, c, split, row):
+    return InputError(
+        f"'{ds.name}' needs a column {c}, and its {split} rows have: {', '.join(row)}; rename "
+        "one, or take another file"
+    )
 
 # %% ../../nbs/01_data/05_catalog.ipynb #8575a085
 def sample_documents(
@@ -262,19 +315,31 @@ def load_documents(
     limit:int=None,  # documents kept of each split
 )->tuple: # split name -> documents; sentences about what was done
     "Training and validation documents of a dataset"
-    found = {s: [d for d in ds.documents(rows) if d.strip()] for s,rows in load_rows(ds, data_dir).items() if s in ('train', *_spare(ds))}
+    found = {
+        s: [d for d in ds.documents(rows) if d.strip()]
+        for s, rows in load_rows(ds, data_dir).items()
+        if s in ('train', *_spare(ds))
+    }
     splits,said = _train_from(ds, found)
     splits,notes = finish_documents({s: t for s,t in splits.items() if s != 'test'}, limit)
     return splits, said + notes
 
-def _spare(ds)->tuple: return ('validation', 'test') if ds.role == 'eval' else ('validation',) # the test is trained on only where all of a set is kept for evaluation, and that is asked for
+def _spare(ds)->tuple:
+    # the test is trained on only where all of a set is kept for evaluation, and that is asked for
+    return ('validation', 'test') if ds.role == 'eval' else ('validation',)
 
-def _train_from(ds, splits, notes=())->tuple: # no training rows: another split takes their place, to be cut; a sentence about it
+def _train_from(
+    ds,
+    splits,
+    notes=(),
+)->tuple: # no training rows: another split takes their place, to be cut; a sentence about it
     if splits.get('train'): return splits, []
     if not (s := next((s for s in _spare(ds) if splits.get(s)), None)):
         here = '; '.join([f"splits: {', '.join(splits) or 'test'}", *notes])
         raise InputError(f"'{ds.name}' has no training rows here ({here}); choose another configuration or source")
-    return {'train': splits[s], **{k: r for k,r in splits.items() if k not in ('train', s)}}, [f'no training split: {s} takes its place']
+    return {'train': splits[s], **{k: r for k, r in splits.items() if k not in ('train', s)}}, [
+        f'no training split: {s} takes its place'
+    ]
 
 # %% ../../nbs/01_data/05_catalog.ipynb #2b468841
 def finish_documents(splits, limit=None)->tuple:
@@ -282,9 +347,13 @@ def finish_documents(splits, limit=None)->tuple:
     splits,notes = dict(splits),[]
     _check_limit(limit)
     if not splits.get('validation'):
-        splits['train'],splits['validation'],note = held_out(splits['train']); notes.append(note)
-    if limit: splits = {s: sample_documents(t, limit) for s,t in splits.items()}; notes.append(f'at most {limit} documents of each split, drawn at random')
-    if len(splits['train']) < 50 and sum(map(len, splits['train'])) < 50_000: notes.append(_few(len(splits['train']), 'documents'))
+        splits['train'],splits['validation'],note = held_out(splits['train'])
+        notes.append(note)
+    if limit:
+        splits = {s: sample_documents(t, limit) for s,t in splits.items()}
+        notes.append(f'at most {limit} documents of each split, drawn at random')
+    if len(splits['train']) < 50 and sum(map(len, splits['train'])) < 50_000:
+        notes.append(_few(len(splits['train']), 'documents'))
     return splits, notes
 
 def _few(n, what): return f'only {n} training {what}: expect little'
@@ -300,11 +369,21 @@ def finish_rows(
     "Rows to train on and to validate with: labels known, validation never part of training"
     _check_limit(limit)
     known = {s: [i for i,r in enumerate(rows) if ds.scored(r)] for s,rows in splits.items()}
-    notes = [f'{len(splits[s]) - len(k)} of {len(splits[s])} {s} rows have a hidden label and are left out' for s,k in known.items() if len(k) < len(splits[s])]
-    splits,said = _train_from(ds, {s: splits[s].take(k) for s,k in known.items()}, notes); splits = {s: r for s,r in splits.items() if r}; notes += said
+    notes = [
+        f'{len(splits[s]) - len(k)} of {len(splits[s])} {s} rows have a hidden label and are left out'
+        for s, k in known.items()
+        if len(k) < len(splits[s])
+    ]
+    splits,said = _train_from(ds, {s: splits[s].take(k) for s,k in known.items()}, notes)
+    splits = {s: r for s,r in splits.items() if r}
+    notes += said
     if not splits.get('validation'):
-        rows = splits['train']; train,valid = split_by_hash([ds.group(r) for r in rows])
-        splits.update(train=rows.take(train), validation=rows.take(valid)); notes.append(f'no validation split: {len(valid)} of {len(rows)} rows are held out by content hash')
-    if limit: splits = {s: r.take(_sample(len(r), limit)) if len(r) > limit else r for s,r in splits.items()}; notes.append(f'at most {limit} rows of each split, drawn at random')
+        rows = splits['train']
+        train,valid = split_by_hash([ds.group(r) for r in rows])
+        splits.update(train=rows.take(train), validation=rows.take(valid))
+        notes.append(f'no validation split: {len(valid)} of {len(rows)} rows are held out by content hash')
+    if limit:
+        splits = {s: r.take(_sample(len(r), limit)) if len(r) > limit else r for s,r in splits.items()}
+        notes.append(f'at most {limit} rows of each split, drawn at random')
     if len(splits['train']) < 50: notes.append(_few(len(splits['train']), 'rows'))
     return splits, notes

@@ -34,11 +34,25 @@ def head_of(
 
 def check_head(ds:Dataset, task:str): # the head that is asked for
     "Refuse a head for which a dataset has no labels"
-    if task not in ('classify', 'tag', 'span'): raise InputError(f"unknown task '{task}' for a head: {did_you_mean(task, ('classify', 'tag', 'span'))}")
+    if task not in ('classify', 'tag', 'span'):
+        raise InputError(f"unknown task '{task}' for a head: {did_you_mean(task, ('classify', 'tag', 'span'))}")
     if (has := head_of(ds)) == task: return
     what = dict(classify='label of a fixed list', tag='tags for words', span='places of answers in a context')[task]
-    why = "its options differ from row to row, so a letter is no label" if isinstance(ds, Choice) else f'it has no {what}'
-    raise InputError(f"--task {task} cannot be learnt from '{ds.name}': {why}; " + (f'use --task {has}, or another dataset' if has else 'use --task generate, or another dataset' if 'sft' in ds.modes else 'take another dataset'))
+    why = (
+        "its options differ from row to row, so a letter is no label"
+        if isinstance(ds, Choice)
+        else f'it has no {what}'
+    )
+    raise InputError(
+        f"--task {task} cannot be learnt from '{ds.name}': {why}; "
+        + (
+            f'use --task {has}, or another dataset'
+            if has
+            else 'use --task generate, or another dataset'
+            if 'sft' in ds.modes
+            else 'take another dataset'
+        )
+    )
 
 # %% ../../nbs/01_data/21_classification_data.ipynb #280fa705
 def label_text(
@@ -49,7 +63,11 @@ def label_text(
     if isinstance(ds, OwnPairs): return ds.prompt(row).strip()
     if isinstance(ds, SQuAD): return f"Question: {row['question'].strip()}\nContext: {row['context']}"
     fields = ds.fields(row)
-    return next(iter(fields.values())) if len(fields) == 1 else '\n'.join(f"{k.replace('_', ' ')}: {v}" for k,v in fields.items())
+    return (
+        next(iter(fields.values()))
+        if len(fields) == 1
+        else '\n'.join(f"{k.replace('_', ' ')}: {v}" for k, v in fields.items())
+    )
 
 # %% ../../nbs/01_data/21_classification_data.ipynb #cba15582
 def label_list(
@@ -62,7 +80,11 @@ def label_list(
     if isinstance(ds, Tagged): return list(ds.names or sorted({t for r in rows for t in ds.tags(r)}))
     if not isinstance(ds, OwnPairs): return []
     names = sorted({ds.target(r).strip() for r in rows})
-    if len(names) > max(20, len(rows)//10): raise InputError(f'{ds.name} has {len(names)} different answers in {len(rows)} rows: these are texts and not labels; use --task generate')
+    if len(names) > max(20, len(rows)//10):
+        raise InputError(
+            f'{ds.name} has {len(names)} different answers in {len(rows)} rows: these are texts '
+            'and not labels; use --task generate'
+        )
     return names
 
 def label_id(ds:Dataset, row:dict, names:list): # a number; None for an answer that is not among `names`
@@ -85,8 +107,11 @@ def encode_marked(
     marks=True,       # False: no places, which takes less time
 )->list: # tokens, and the characters at which each begins and ends; -1 for special ones
     "Tokens of each text, and where they stand in it"
-    rust,eos = tokenizer.backend_tokenizer,tokenizer.eos_token_id; old,rust.encode_special_tokens = rust.encode_special_tokens,True # what looks special in a text is text
-    rust.no_truncation(); rust.no_padding(); out,run = [],rust.encode_batch if marks else rust.encode_batch_fast
+    rust,eos = tokenizer.backend_tokenizer,tokenizer.eos_token_id
+    old,rust.encode_special_tokens = rust.encode_special_tokens,True # what looks special in a text is text
+    rust.no_truncation()
+    rust.no_padding()
+    out,run = [],rust.encode_batch if marks else rust.encode_batch_fast
     try:
         for i in range(0, len(texts), 1024):
             for e in run([t.encode('utf-8', 'replace').decode() for t in texts[i:i+1024]], add_special_tokens=True):
@@ -94,7 +119,8 @@ def encode_marked(
                 if marks: at[np.array(e.special_tokens_mask, bool)] = -1
                 if not ids or ids[-1] != eos: ids,at = [*ids, eos],np.append(at, [[-1, -1]], 0)
                 out.append((np.array(ids, np.int32), at[:,0], at[:,1]))
-    finally: rust.encode_special_tokens = old
+    finally:
+        rust.encode_special_tokens = old
     return out
 
 def cut_closed(
@@ -110,7 +136,9 @@ def places_of(
     spans,        # (n, 2) first character of each word and the one after its last
 )->np.ndarray: # (n, 2) first and last token of each; -1 where no token stands
     "The tokens of each stretch of a text"
-    spans = np.asarray(spans).reshape(-1, 2); real = np.flatnonzero(starts >= 0); s,e = starts[real],ends[real]
+    spans = np.asarray(spans).reshape(-1, 2)
+    real = np.flatnonzero(starts >= 0)
+    s,e = starts[real],ends[real]
     first,last = np.searchsorted(e, spans[:,0], 'right'),np.searchsorted(s, spans[:,1], 'left') - 1
     there = (first <= last) & (spans[:,0] < spans[:,1]) & (first < len(real))
     if not len(real): return np.full((len(spans), 2), -1)
@@ -118,7 +146,8 @@ def places_of(
 
 def word_spans(words)->np.ndarray: # (n, 2)
     "Where words stand when a space parts them"
-    n = np.array([len(w) for w in words], np.int64); at = np.cumsum(n + 1) - n - 1
+    n = np.array([len(w) for w in words], np.int64)
+    at = np.cumsum(n + 1) - n - 1
     return np.stack((at, at + n), 1)
 
 # %% ../../nbs/01_data/21_classification_data.ipynb #7e64c13c
@@ -131,7 +160,8 @@ def align_tags(
 )->np.ndarray: # (min(n, size),) with -100 where no tag is asked for
     "Tags of words as labels of tokens"
     y,size = np.full(min(n, size or n), -100, np.int64),size or n
-    where = places[:,0 if at == 'first' else 1]; fits = (where >= 0) & (places[:,1] < (n if n <= size else size - 1))
+    where = places[:,0 if at == 'first' else 1]
+    fits = (where >= 0) & (places[:,1] < (n if n <= size else size - 1))
     where,at_first = np.unique(where[fits], return_index=True) # two words in one token: the first has it
     y[where] = np.asarray(tags)[fits][at_first]
     return y
@@ -145,24 +175,37 @@ def answer_span(
     if not said['text']: return 0, 0
     text,at = said['text'][0],said['answer_start'][0]
     if not text.strip() or row['context'][at:at+len(text)] != text: return None
-    at += len(text) - len(text.lstrip()); begin = len(f"Question: {row['question'].strip()}\nContext: ") + at
+    at += len(text) - len(text.lstrip())
+    begin = len(f"Question: {row['question'].strip()}\nContext: ") + at
     return begin, begin + len(text.strip())
 
 # %% ../../nbs/01_data/21_classification_data.ipynb #83e223fa
 class LabelRows:
     "Texts as tokens, and what is to be said of each"
     n_cut, fill = 0, 1.
-    def __init__(self, task, ids, labels, pad=0): # arrays of tokens; of each a number (classify), an array as long (tag) or two places (span)
+    def __init__(
+        self,
+        task,
+        ids,
+        labels,
+        pad=0,
+    ): # arrays of tokens; of each a number (classify), an array as long (tag) or two places (span)
         self.task,self.ids,self.labels,self.pad = task,ids,labels,pad
         self.lengths,self.bins = np.array([len(i) for i in ids]),[np.array([i]) for i in range(len(ids))]
     def __len__(self): return len(self.ids)
     def deal(self, seed, epoch): return self.bins # one text to a row, nothing to exchange
     def gather(self, rows): # numbers of texts
-        n = self.lengths[rows]; real = np.arange(n.max()) < n[:,None]
-        x = np.full(real.shape, self.pad, np.int64); x[real] = np.concatenate([self.ids[i] for i in rows])
+        n = self.lengths[rows]
+        real = np.arange(n.max()) < n[:,None]
+        x = np.full(real.shape, self.pad, np.int64)
+        x[real] = np.concatenate([self.ids[i] for i in rows])
         y = np.array([self.labels[i] for i in rows]) if self.task != 'tag' else np.full(real.shape, -100, np.int64)
         if self.task == 'tag': y[real] = np.concatenate([self.labels[i] for i in rows])
-        return dict(input_ids=torch.from_numpy(x), attention_mask=torch.from_numpy(real.astype(np.int64)), labels=torch.from_numpy(y))
+        return dict(
+            input_ids=torch.from_numpy(x),
+            attention_mask=torch.from_numpy(real.astype(np.int64)),
+            labels=torch.from_numpy(y),
+        )
 
 class LabelLoader(PaddedLoader):
     "Batches of `LabelRows`: `input_ids`, `attention_mask`, and `labels` of shape (B,), (B, T) or (B, 2)"
@@ -170,28 +213,55 @@ class LabelLoader(PaddedLoader):
 
 # %% ../../nbs/01_data/21_classification_data.ipynb #f256b742
 def _classified(ds, rows, names, tok, size, at):
-    y = [label_id(ds, r, names) for r in rows]; keep = [i for i,l in enumerate(y) if l is not None]
-    ids = encode_texts(tok, [label_text(ds, rows[i]) for i in keep]); cut = sum(len(i) > size for i in ids)
+    y = [label_id(ds, r, names) for r in rows]
+    keep = [i for i,l in enumerate(y) if l is not None]
+    ids = encode_texts(tok, [label_text(ds, rows[i]) for i in keep])
+    cut = sum(len(i) > size for i in ids)
     said = [f'{cut} of {len(ids)} texts are longer than {size} tokens and lose their end'] if cut else []
-    if len(keep) < len(y): said.append(f'{len(y) - len(keep)} rows have an answer that no training row has, and are left out')
+    if len(keep) < len(y):
+        said.append(f'{len(y) - len(keep)} rows have an answer that no training row has, and are left out')
     return [cut_closed(i, size) for i in ids], [y[i] for i in keep], said
 
 def _tagged(ds, rows, names, tok, size, at):
     words,number = [label_text(ds, r).split(' ') for r in rows],{n: i for i,n in enumerate(names)}
     marked,labels = encode_marked(tok, [' '.join(w) for w in words]),[]
-    for r,w,(ids,s,e) in zip(rows, words, marked): labels.append(align_tags(len(ids), places_of(s, e, word_spans(w)), [number.get(t, -100) for t in ds.tags(r)], at, size))
-    keep = [i for i,l in enumerate(labels) if (l != -100).any()]; n,lost = sum(map(len, words)),sum(map(len, words)) - sum(int((l != -100).sum()) for l in labels)
-    return [cut_closed(marked[i][0], size) for i in keep], [labels[i] for i in keep], [f'{lost} of {n} words lie beyond {size} tokens or have none of their own, and are not scored'] if lost else []
+    for r,w,(ids,s,e) in zip(rows, words, marked):
+        labels.append(
+            align_tags(len(ids), places_of(s, e, word_spans(w)), [number.get(t, -100) for t in ds.tags(r)], at, size)
+        )
+    keep = [i for i,l in enumerate(labels) if (l != -100).any()]
+    n,lost = sum(map(len, words)),sum(map(len, words)) - sum(int((l != -100).sum()) for l in labels)
+    return (
+        [cut_closed(marked[i][0], size) for i in keep],
+        [labels[i] for i in keep],
+        [f'{lost} of {n} words lie beyond {size} tokens or have none of their own, and are not scored']
+        if lost
+        else [],
+    )
 
 def _spanned(ds, rows, names, tok, size, at):
-    spans = [answer_span(r) for r in rows]; found = [i for i,s in enumerate(spans) if s is not None]
+    spans = [answer_span(r) for r in rows]
+    found = [i for i,s in enumerate(spans) if s is not None]
     ids,labels = [],[]
     for i,(t,s,e) in zip(found, encode_marked(tok, [label_text(ds, rows[i]) for i in found])):
         p = places_of(s, e, [spans[i]])[0] if any(spans[i]) else np.zeros(2, np.int64)
-        if p[0] >= 0 and p[1] < (len(t) if len(t) <= size else size - 1): ids.append(cut_closed(t, size)); labels.append(p)
+        if p[0] >= 0 and p[1] < (len(t) if len(t) <= size else size - 1):
+            ids.append(cut_closed(t, size))
+            labels.append(p)
     lost,none = len(rows) - len(ids),sum(s == (0, 0) for s in spans)
-    return ids, labels, ([f'{lost} of {len(rows)} answers lie beyond {size} tokens, or not where their row says; these rows are left out'] if lost else []) + (
-        [f'{none} of {len(rows)} questions have no answer: both labels are the first token'] if none else [])
+    return (
+        ids,
+        labels,
+        (
+            [
+                f'{lost} of {len(rows)} answers lie beyond {size} tokens, or not where their row '
+                'says; these rows are left out'
+            ]
+            if lost
+            else []
+        )
+        + ([f'{none} of {len(rows)} questions have no answer: both labels are the first token'] if none else []),
+    )
 
 _made = dict(classify=_classified, tag=_tagged, span=_spanned)
 
@@ -203,7 +273,8 @@ def label_rows(
 )->tuple: # `LabelRows`; sentences about what was left out
     "Rows of a dataset as a head reads them"
     ids,labels,said = _made[task](ds, rows, names, tokenizer, size, at)
-    if not ids: raise InputError(f"no row of '{ds.name}' has an answer within {size} tokens; give a larger --max_length")
+    if not ids:
+        raise InputError(f"no row of '{ds.name}' has an answer within {size} tokens; give a larger --max_length")
     return LabelRows(task, ids, labels, tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0), said
 
 # %% ../../nbs/01_data/21_classification_data.ipynb #68de7dea
@@ -211,25 +282,50 @@ class LabelData(DataLoaders):
     "Training and validation batches for a task head, and everything a model must know about them"
     masked, mode = False, 'sft'
     def __init__(self, ds, head, rows, names, made, spec, tokenizer, notes=()):
-        self.task,self.head,self.rows,self.names,self.name,self.spec,self.tokenizer = ds,head,rows,names,ds.name,spec,tokenizer # rows: split -> `Rows`; names of the labels
-        self.tainted = [ds.name] if ds.role == 'eval' else []; self.notes = [*taint_note(self.tainted), *notes]
+        self.task, self.head, self.rows, self.names, self.name, self.spec, self.tokenizer = (
+            ds,
+            head,
+            rows,
+            names,
+            ds.name,
+            spec,
+            tokenizer,
+        ) # rows: split -> `Rows`; names of the labels
+        self.tainted = [ds.name] if ds.role == 'eval' else []
+        self.notes = [*taint_note(self.tainted), *notes]
         self.max_length,self.bs,self.vocab_size = spec['max_length'],spec['bs'],len(token_bytes(tokenizer))
-        self.train_blocks,self.valid_blocks = made; self.pad,self.fingerprint = made[0].pad,_fingerprint(tokenizer, made)
-        super().__init__(LabelLoader(made[0], self.bs, spec['seed']), LabelLoader(made[1], self.bs, shuffle=False), device=pick_device(spec['device'] or 'auto'))
+        self.train_blocks,self.valid_blocks = made
+        self.pad,self.fingerprint = made[0].pad,_fingerprint(tokenizer, made)
+        super().__init__(
+            LabelLoader(made[0], self.bs, spec['seed']),
+            LabelLoader(made[1], self.bs, shuffle=False),
+            device=pick_device(spec['device'] or 'auto'),
+        )
     @property
     def labels(self): return self.names if self.head != 'span' else None # as `with_head` takes them
     @property
-    def n_tokens(self): return int(self.train_blocks.lengths.sum()),int(self.valid_blocks.lengths.sum()) # of training and validation
-    def texts(self, split:str='train'): return [label_text(self.task, r) for r in self.rows[split]] # without their answers
+    def n_tokens(self):
+        return int(self.train_blocks.lengths.sum()),int(self.valid_blocks.lengths.sum()) # of training and validation
+    def texts(self, split:str='train'):
+        return [label_text(self.task, r) for r in self.rows[split]] # without their answers
     def sample_prompt(self, n=None): return label_text(self.task, self.rows['validation'][0])
     def __repr__(self):
-        what = dict(tag=f'tags {", ".join(self.names)}', span='a span of each').get(self.head, f'labels {", ".join(self.names)}')
-        return f'{self.name}: {len(self.train_blocks)} training and {len(self.valid_blocks)} validation texts, {format_count(self.n_tokens[0])} tokens in rows of at most {self.max_length}, {what}'
+        what = dict(tag=f'tags {", ".join(self.names)}', span='a span of each').get(
+            self.head, f'labels {", ".join(self.names)}'
+        )
+        return (
+            f'{self.name}: {len(self.train_blocks)} training and {len(self.valid_blocks)} '
+            f'validation texts, {format_count(self.n_tokens[0])} tokens in rows of at most '
+            f'{self.max_length}, {what}'
+        )
 
 def _fingerprint(tokenizer, made):
     h = hashlib.blake2b(tokenizer.backend_tokenizer.to_str().encode(), digest_size=8)
     for m in made:
-        for i,y in zip(m.ids, m.labels): h.update(f'{len(i)} '.encode()); h.update(i.data); h.update(np.asarray(y, np.float64).tobytes())
+        for i,y in zip(m.ids, m.labels):
+            h.update(f'{len(i)} '.encode())
+            h.update(i.data)
+            h.update(np.asarray(y, np.float64).tobytes())
     return h.hexdigest()
 
 # %% ../../nbs/01_data/21_classification_data.ipynb #e1af283c
@@ -237,18 +333,33 @@ def _fingerprint(tokenizer, made):
 def _rows(dataset, config, data_dir, data_path, columns, task, limit, allow_eval_data, stamp):
     if data_path:
         ds,splits = own_pairs(data_path, *columns)
-        if ds is None: raise InputError(f'{data_path} has no two sides, a text and its label; name them with --prompt_column and --target_column')
-    else: ds = find_dataset(dataset, config); check_role(ds, allow_eval_data); splits = None
+        if ds is None:
+            raise InputError(
+                f'{data_path} has no two sides, a text and its label; name them with --prompt_column '
+                'and --target_column'
+            )
+    else:
+        ds = find_dataset(dataset, config)
+        check_role(ds, allow_eval_data)
+        splits = None
     check_head(ds, task)
     if splits is None: splits = load_rows(ds, data_dir)
     return ds,*finish_rows(ds, {s: r for s,r in splits.items() if s != 'test' or ds.role == 'eval'}, limit)
 
 @lru_cache(8)
 def _labelled(source, task, tokenizer, vocab_size, size, at, tokenizer_stamp): # `source`: the arguments of `_rows`
-    ds,rows,notes = _rows(*source); names = label_list(ds, rows['train'])
+    ds,rows,notes = _rows(*source)
+    names = label_list(ds, rows['train'])
     tok = get_tokenizer(tokenizer, lambda: [label_text(ds, r) for r in rows['train']], vocab_size)
     made = [label_rows(ds, rows[s], task, names, tok, size, at) for s in ('train', 'validation')]
-    return ds, rows, names, tok, tuple(m for m,_ in made), [*notes, *(f'{s}: {n}' for s,(_,said) in zip(('training', 'validation'), made) for n in said)]
+    return (
+        ds,
+        rows,
+        names,
+        tok,
+        tuple(m for m, _ in made),
+        [*notes, *(f'{s}: {n}' for s, (_, said) in zip(('training', 'validation'), made) for n in said)],
+    )
 
 def label_data(
     dataset:str='opinions',  # short name, id or id/configuration
@@ -269,12 +380,50 @@ def label_data(
     tag_at:str='first',      # the token of a word that gets its tag: first, or last for models that look one way
 )->LabelData:
     "Labelled rows by name to batches for a task head"
-    if tag_at not in ('first', 'last'): raise InputError(f"unknown tag_at '{tag_at}': {did_you_mean(tag_at, ('first', 'last'))}")
-    data_dir = None if data_path or find_dataset(dataset, config).id in embedded else data_dir or os.environ.get('LMNOTES_DATA_DIR')
-    paths = {k: str(v) if v is not None else None for k,v in dict(data_dir=data_dir, data_path=data_path, device=device).items()}
-    spec = dict(dataset=dataset, config=config, task=task, tokenizer=str(tokenizer), max_length=max_length, bs=bs, seed=seed, vocab_size=vocab_size, prompt_column=prompt_column,
-                target_column=target_column, limit=limit, allow_eval_data=allow_eval_data, tag_at=tag_at, mode='labels', **paths)
-    stamp = _stamp(paths['data_path'] or Path(paths['data_dir'] or '/nowhere')/find_dataset(dataset, config).id.replace('/', '__'))
-    source = dataset, config, paths['data_dir'], paths['data_path'], (prompt_column, target_column), task, limit, allow_eval_data, stamp
-    ds,rows,names,tok,made,notes = _labelled(source, task, str(tokenizer), vocab_size, max_length, tag_at, _stamp(tokenizer))
+    if tag_at not in ('first', 'last'):
+        raise InputError(f"unknown tag_at '{tag_at}': {did_you_mean(tag_at, ('first', 'last'))}")
+    data_dir = (
+        None
+        if data_path or find_dataset(dataset, config).id in embedded
+        else data_dir or os.environ.get('LMNOTES_DATA_DIR')
+    )
+    paths = {
+        k: str(v) if v is not None else None
+        for k, v in dict(data_dir=data_dir, data_path=data_path, device=device).items()
+    }
+    spec = dict(
+        dataset=dataset,
+        config=config,
+        task=task,
+        tokenizer=str(tokenizer),
+        max_length=max_length,
+        bs=bs,
+        seed=seed,
+        vocab_size=vocab_size,
+        prompt_column=prompt_column,
+        target_column=target_column,
+        limit=limit,
+        allow_eval_data=allow_eval_data,
+        tag_at=tag_at,
+        mode='labels',
+        **paths,
+    )
+    stamp = _stamp(
+        paths['data_path']
+        or Path(paths['data_dir'] or '/nowhere') / find_dataset(dataset, config).id.replace('/', '__')
+    )
+    source = (
+        dataset,
+        config,
+        paths['data_dir'],
+        paths['data_path'],
+        (prompt_column, target_column),
+        task,
+        limit,
+        allow_eval_data,
+        stamp,
+    )
+    ds, rows, names, tok, made, notes = _labelled(
+        source, task, str(tokenizer), vocab_size, max_length, tag_at, _stamp(tokenizer)
+    )
     return LabelData(ds, task, rows, names, made, spec, tok, notes)

@@ -46,14 +46,18 @@ class _Index:
     def __init__(self, texts, n, vocab):
         self.n, words = n, [plain_words(t) for t in texts]
         self.lengths = np.array([len(w) for w in words], int)
-        self.ids = np.fromiter((vocab.setdefault(x, len(vocab)) if x else -1 for w in words for x in (*w, '')), np.int32)
+        self.ids = np.fromiter(
+            (vocab.setdefault(x, len(vocab)) if x else -1 for w in words for x in (*w, '')), np.int32
+        )
         self.example = np.repeat(np.arange(len(words)), self.lengths + 1) # of each place
         self.whole = {}
         for i,w in enumerate(words):
             if w: self.whole.setdefault(content_hash(' '.join(w)), []).append(i)
     def build(self, values): # once all vocabularies are in
         starts = _runs(self.ids, self.n)
-        self.keys,first,self.gram = np.unique(_hashes(self.ids, starts, self.n, values), return_index=True, return_inverse=True)
+        self.keys, first, self.gram = np.unique(
+            _hashes(self.ids, starts, self.n, values), return_index=True, return_inverse=True
+        )
         self.first,self.owner = starts[first], self.example[starts]
         self.doc = np.full(len(self.keys), -1) # the document that each run was first met in
         self.exact, self.dirty, self.copies = {}, [], []
@@ -61,7 +65,8 @@ class _Index:
         if not len(self.keys) or not len(starts): return
         k = np.searchsorted(self.keys, hashes).clip(max=len(self.keys) - 1)
         m = np.flatnonzero(self.keys[k] == hashes)
-        for j in range(self.n): m = m[ids[starts[m] + j] == self.ids[self.first[k[m]] + j]] # word by word
+        for j in range(self.n):
+            m = m[ids[starts[m] + j] == self.ids[self.first[k[m]] + j]] # word by word
         met,at = np.unique(k[m], return_index=True)
         self.doc[met] = np.where(self.doc[met] < 0, docs[m][at], self.doc[met])
         self.dirty.extend(np.unique(docs[m]).tolist())
@@ -86,23 +91,41 @@ class Contamination:
     def document_share(self)->float: return len(self.documents)/self.n_documents if self.n_documents else 0.
     def as_dict(self)->dict:
         keys = 'n n_examples n_documents n_words n_short'.split()
-        return {k: getattr(self, k) for k in [*keys, 'whole']} | dict(n_dirty=len(self.dirty), n_exact=len(self.exact), n_dirty_documents=len(self.documents),
-            share=self.share, document_share=self.document_share)
+        return {k: getattr(self, k) for k in [*keys, 'whole']} | dict(
+            n_dirty=len(self.dirty),
+            n_exact=len(self.exact),
+            n_dirty_documents=len(self.documents),
+            share=self.share,
+            document_share=self.document_share,
+        )
     def __str__(self):
         short = f', {self.n_short} too short for it' if self.n_short else ''
-        return (f'{len(self.dirty)} of {self.n_examples} examples ({self.share:.1%}) share {self.n} words in a row with the training text, {len(self.exact)} of them stand there whole'
-                f'{short}; {len(self.documents)} of {self.n_documents} training documents ({self.document_share:.2%}) are concerned'
-                + ('' if self.whole else '; the training text was read up to there and not to its end'))
+        return (
+            f'{len(self.dirty)} of {self.n_examples} examples ({self.share:.1%}) share {self.n} '
+            f'words in a row with the training text, {len(self.exact)} of them stand there whole'
+            f'{short}; {len(self.documents)} of {self.n_documents} training documents '
+            f'({self.document_share:.2%}) are concerned'
+            + ('' if self.whole else '; the training text was read up to there and not to its end')
+        )
 
 # %% ../../nbs/01_data/16_contamination.ipynb #bd634ac5
-def _batches(texts, known, lengths, size=200_000): # arrays of ids, of document numbers, and the documents whose whole text may match
+def _batches(
+    texts,
+    known,
+    lengths,
+    size=200_000,
+): # arrays of ids, of document numbers, and the documents whose whole text may match
     ids, docs, whole, filled = [], [], [], 0
     for d,t in enumerate(texts):
         w = plain_words(t)
         if len(w) in lengths: whole.append((d, content_hash(' '.join(w))))
-        ids.append(np.fromiter(map(known, w, repeat(-1)), np.int32, len(w))); ids.append(np.full(1, -1, np.int32))
-        docs.append((d, len(w) + 1)); filled += len(w) + 1
-        if filled >= size: yield np.concatenate(ids), np.repeat(*map(np.array, zip(*docs))), whole; ids, docs, whole, filled = [], [], [], 0
+        ids.append(np.fromiter(map(known, w, repeat(-1)), np.int32, len(w)))
+        ids.append(np.full(1, -1, np.int32))
+        docs.append((d, len(w) + 1))
+        filled += len(w) + 1
+        if filled >= size:
+            yield np.concatenate(ids), np.repeat(*map(np.array, zip(*docs))), whole
+            ids, docs, whole, filled = [], [], [], 0
     if docs: yield np.concatenate(ids), np.repeat(*map(np.array, zip(*docs))), whole
 
 def _walk(texts, sets, vocab, n)->tuple: # documents, words
@@ -110,12 +133,16 @@ def _walk(texts, sets, vocab, n)->tuple: # documents, words
     values, lengths = _word_values(len(vocab)), set().union(*(s.lengths.tolist() for s in sets))
     for s in sets: s.build(values)
     for ids,docs,whole in _batches(texts, vocab.get, lengths):
-        n_docs = int(docs[-1]) + 1; n_words += len(ids)
-        starts = _runs(ids, n); hashes = _hashes(ids, starts, n, values)
+        n_docs = int(docs[-1]) + 1
+        n_words += len(ids)
+        starts = _runs(ids, n)
+        hashes = _hashes(ids, starts, n, values)
         for s in sets:
             s.meet(ids, starts, hashes, docs[starts])
             for d,h in whole:
-                if h in s.whole: s.copies.append(d); s.exact.update({i: d for i in s.whole[h]})
+                if h in s.whole:
+                    s.copies.append(d)
+                    s.exact.update({i: d for i in s.whole[h]})
     return n_docs, n_words - n_docs
 
 # %% ../../nbs/01_data/16_contamination.ipynb #b18cec64
@@ -123,10 +150,20 @@ def _result(s, texts, n, n_docs, n_words)->Contamination:
     proof = {i: (i, d, ' '.join(plain_words(texts[i])[:n])) for i,d in s.exact.items()}
     met = np.flatnonzero(s.doc[s.gram] >= 0)
     for i,at in zip(*np.unique(s.owner[met], return_index=True)): # the first run of each example
-        g = s.gram[met[at]]; proof.setdefault(int(i), (int(i), int(s.doc[g]), s.words(g)))
+        g = s.gram[met[at]]
+        proof.setdefault(int(i), (int(i), int(s.doc[g]), s.words(g)))
     dirty = sorted(proof)
-    return Contamination(n=n, n_examples=len(texts), n_documents=n_docs, n_words=n_words, n_short=int((s.lengths < n).sum()), dirty=dirty,
-                         exact=sorted(s.exact), documents=sorted({*s.dirty, *s.copies}), examples=[proof[i] for i in dirty])
+    return Contamination(
+        n=n,
+        n_examples=len(texts),
+        n_documents=n_docs,
+        n_words=n_words,
+        n_short=int((s.lengths < n).sum()),
+        dirty=dirty,
+        exact=sorted(s.exact),
+        documents=sorted({*s.dirty, *s.copies}),
+        examples=[proof[i] for i in dirty],
+    )
 
 def contamination(
     train_texts,   # training documents: a list or a stream, read once
@@ -134,7 +171,8 @@ def contamination(
     n:int=13,      # words in a row that count as copied
 ): # a `Contamination`, or a dict of them
     "Which evaluation examples share `n` words in a row with a training source"
-    if not (isinstance(n, int) and n >= 2): raise InputError(f'n is a number of words in a row, at least 2 (13 is usual); {n!r} came')
+    if not (isinstance(n, int) and n >= 2):
+        raise InputError(f'n is a number of words in a row, at least 2 (13 is usual); {n!r} came')
     many = eval_texts if isinstance(eval_texts, dict) else dict(eval=eval_texts)
     many = {k: list(v) for k,v in many.items()}
     for k,v in many.items():
@@ -143,7 +181,8 @@ def contamination(
     sets = [_Index(v, n, vocab) for v in many.values()]
     sizes = _walk(train_texts, sets, vocab, n)
     spelled = list(vocab)
-    for s in sets: s.words = lambda g, s=s: ' '.join(spelled[i] for i in s.ids[s.first[g]:s.first[g] + n])
+    for s in sets:
+        s.words = lambda g, s=s: ' '.join(spelled[i] for i in s.ids[s.first[g]:s.first[g] + n])
     out = {k: _result(s, v, n, *sizes) for s,(k,v) in zip(sets, many.items())}
     return out if isinstance(eval_texts, dict) else out['eval']
 
@@ -156,14 +195,25 @@ def contamination_table(
     from rich.table import Table
     t = Table('evaluation set', 'examples', 'dirty', 'share', 'whole', 'too short', 'training documents', title=title)
     for k,c in found.items():
-        t.add_row(k, str(c.n_examples), str(len(c.dirty)), f'{c.share:.1%}', str(len(c.exact)), str(c.n_short), f'{len(c.documents)} of {c.n_documents}')
+        t.add_row(
+            k,
+            str(c.n_examples),
+            str(len(c.dirty)),
+            f'{c.share:.1%}',
+            str(len(c.exact)),
+            str(c.n_short),
+            f'{len(c.documents)} of {c.n_documents}',
+        )
     return t
 
 # %% ../../nbs/01_data/16_contamination.ipynb #c3cefd98
 def _up_to(texts, most, read): # texts until so many characters are read; `read[0]` tells whether that was all
     for t in texts:
-        if most <= 0: read[0] = False; return
-        most -= len(t); yield t
+        if most <= 0:
+            read[0] = False
+            return
+        most -= len(t)
+        yield t
 
 def _examples(data): # rows as they are, running text by paragraphs
     texts = data.texts('validation')

@@ -31,14 +31,19 @@ class Blocks:
     ):
         if T < 1: raise InputError(f'max_length is the number of tokens in a window, at least 1; {T} came')
         self.ids,self.T = torch.as_tensor(ids),T
-        if len(self.ids) <= T: raise InputError(f'{len(self.ids)} tokens are too few for one window of {T} inputs and the token after; use max_length {max(1, len(self.ids)-1)} or less, or more text')
+        if len(self.ids) <= T:
+            raise InputError(
+                f'{len(self.ids)} tokens are too few for one window of {T} inputs and the token '
+                f'after; use max_length {max(1, len(self.ids) - 1)} or less, or more text'
+            )
         self.windows = self.ids.unfold(0, T+1, T) # (n, T+1), a view: nothing is copied
     def __len__(self): return len(self.windows)
     def __getitem__(self, i):
         w = self.windows[i].long()
         return dict(input_ids=w[..., :-1].contiguous(), shift_labels=w[..., 1:].contiguous())
     @property
-    def n_left(self): return len(self.ids) - 1 - len(self)*self.T # tokens at the end that fill no window, fewer than T
+    def n_left(self):
+        return len(self.ids) - 1 - len(self)*self.T # tokens at the end that fill no window, fewer than T
 
 # %% ../../nbs/01_data/09_dataloader.ipynb #63c458f7
 @lru_cache(4)
@@ -66,8 +71,17 @@ class BlockLoader:
         device=None,         # where batches go; None leaves them on the CPU
     ):
         if bs < 1: raise InputError(f'the batch size is at least 1; {bs} came')
-        self.dataset,self.bs,self.seed,self.start,self.rank,self.world,self.shuffle = blocks,bs,seed,start,rank,world,shuffle
-        self._n_batches = n_batches; self.to(device)
+        self.dataset, self.bs, self.seed, self.start, self.rank, self.world, self.shuffle = (
+            blocks,
+            bs,
+            seed,
+            start,
+            rank,
+            world,
+            shuffle,
+        )
+        self._n_batches = n_batches
+        self.to(device)
     @property
     def n_batches(self): # number of the batch at which to stop
         if self._n_batches is not None: return self._n_batches
@@ -85,7 +99,9 @@ def ahead(
     workers=0, # threads; 0: make each batch when it is asked for
 ):
     "`map(f, ks)`, some steps ahead"
-    if not workers: yield from map(f, ks); return
+    if not workers:
+        yield from map(f, ks)
+        return
     with ThreadPoolExecutor(workers) as pool:
         waiting,ks = deque(),iter(ks)
         try:
@@ -129,8 +145,19 @@ def one_batch(self:BlockLoader): return self.batch(self.start)
 @patch
 def new(self:BlockLoader, dataset=None, **kwargs):
     "A loader like this one, but for what is named"
-    old = dict(bs=self.bs, seed=self.seed, n_batches=self._n_batches, start=self.start, rank=self.rank, world=self.world, shuffle=self.shuffle, device=self.device)
-    return BlockLoader(self.dataset if dataset is None else dataset, **{k: v for k,v in (old | kwargs).items() if k in old})
+    old = dict(
+        bs=self.bs,
+        seed=self.seed,
+        n_batches=self._n_batches,
+        start=self.start,
+        rank=self.rank,
+        world=self.world,
+        shuffle=self.shuffle,
+        device=self.device,
+    )
+    return BlockLoader(
+        self.dataset if dataset is None else dataset, **{k: v for k, v in (old | kwargs).items() if k in old}
+    )
 
 # %% ../../nbs/01_data/09_dataloader.ipynb #e0050cdc
 def _stamp(path)->tuple: # names, sizes and times of the files at `path`
@@ -140,7 +167,8 @@ def _stamp(path)->tuple: # names, sizes and times of the files at `path`
 
 @lru_cache(8)
 def _documents(dataset, config, data_dir, data_path, text_column, limit, stamp):
-    if data_path: return finish_documents({s: t for s,t in own_texts(data_path, text_column).items() if s != 'test'}, limit)
+    if data_path:
+        return finish_documents({s: t for s,t in own_texts(data_path, text_column).items() if s != 'test'}, limit)
     return load_documents(find_dataset(dataset, config), data_dir, limit)
 
 @lru_cache(8)
@@ -157,26 +185,42 @@ def fingerprint(
 )->str: # 16 hexadecimal digits
     "A hash of tokens and of the tokenizer that made them"
     h = hashlib.blake2b(tokenizer.backend_tokenizer.to_str().encode(), digest_size=8)
-    for t in ids: h.update(str(len(t)).encode()); h.update(t.to(torch.int32).numpy().data)
+    for t in ids:
+        h.update(str(len(t)).encode())
+        h.update(t.to(torch.int32).numpy().data)
     return h.hexdigest()
 
 class LMData(DataLoaders):
     "Training and validation batches of a corpus, and everything a model must know about them"
-    masked, mode, task = False, 'pretrain', None # whether labels are hidden tokens instead of next ones; a corpus asks no questions
+    # whether labels are hidden tokens instead of next ones; a corpus asks no questions
+    masked, mode, task = False, 'pretrain', None
     def __init__(self, name, spec, tokenizer, train_ids, valid_ids, notes=(), tainted=()):
         self.name,self.spec,self.tokenizer,self.tainted,self.notes = name,spec,tokenizer,list(tainted),list(notes)
         self.train_ids,self.valid_ids,self.max_length,self.bs = train_ids,valid_ids,spec['max_length'],spec['bs']
-        self.token_bytes = token_bytes(tokenizer); self.vocab_size = len(self.token_bytes)
+        self.token_bytes = token_bytes(tokenizer)
+        self.vocab_size = len(self.token_bytes)
         self.fingerprint = fingerprint(tokenizer, train_ids, valid_ids)
-        self.train_blocks,self.valid_blocks = (_blocks(i, self.max_length, f'{name} ({s})') for i,s in ((train_ids, 'training'), (valid_ids, 'validation')))
-        super().__init__(BlockLoader(self.train_blocks, self.bs, spec['seed']), BlockLoader(self.valid_blocks, self.bs, shuffle=False),
-                         device=pick_device(spec['device'] or 'auto'))
+        self.train_blocks, self.valid_blocks = (
+            _blocks(i, self.max_length, f'{name} ({s})')
+            for i, s in ((train_ids, 'training'), (valid_ids, 'validation'))
+        )
+        super().__init__(
+            BlockLoader(self.train_blocks, self.bs, spec['seed']),
+            BlockLoader(self.valid_blocks, self.bs, shuffle=False),
+            device=pick_device(spec['device'] or 'auto'),
+        )
     @property
     def n_tokens(self): return len(self.train_ids),len(self.valid_ids) # of training and validation
-    def sample_prompt(self, n): return self.tokenizer.decode(self.valid_blocks[0]['input_ids'][:n], skip_special_tokens=True) # `n` tokens of validation text
+    def sample_prompt(self, n):
+        # `n` tokens of validation text
+        return self.tokenizer.decode(self.valid_blocks[0]['input_ids'][:n], skip_special_tokens=True)
     def __repr__(self):
-        return (f'{self.name}: {format_count(len(self.train_ids))} training and {format_count(len(self.valid_ids))} validation tokens, vocabulary {self.vocab_size}, '
-                f'{len(self.train_blocks)} and {len(self.valid_blocks)} windows of {self.max_length}')
+        return (
+            f'{self.name}: {format_count(len(self.train_ids))} training and '
+            f'{format_count(len(self.valid_ids))} validation tokens, vocabulary '
+            f'{self.vocab_size}, '
+            f'{len(self.train_blocks)} and {len(self.valid_blocks)} windows of {self.max_length}'
+        )
 
 @patch
 def texts(self:LMData, split:str='train'): # or `validation`; documents one by one
@@ -188,19 +232,26 @@ def documents_of(
     ids, # tokens, each document closed by `eos`
 ): # texts
     "A stream of tokens as documents"
-    ids = np.asarray(ids); ends = np.flatnonzero(ids == tokenizer.eos_token_id) + 1
+    ids = np.asarray(ids)
+    ends = np.flatnonzero(ids == tokenizer.eos_token_id) + 1
     for a,b in zip([0, *ends], [*ends, len(ids)]):
         if b > a: yield tokenizer.decode(ids[a:b], skip_special_tokens=True)
 
 def _blocks(ids, T, what):
-    try: return Blocks(ids, T)
-    except InputError as e: raise InputError(f'{what}: {e}') from None
+    try:
+        return Blocks(ids, T)
+    except InputError as e:
+        raise InputError(f'{what}: {e}') from None
 
 # %% ../../nbs/01_data/09_dataloader.ipynb #b9dbc323
 def is_shards(path)->bool:
     "Whether there are arrays of tokens at `path`, a file or a folder"
     p,kinds = Path(path),('.npy', '.pt')
-    return p.suffix in kinds if p.is_file() else p.is_dir() and not (p/'args.json').is_file() and any(f.suffix in kinds for f in p.rglob('*'))
+    return (
+        p.suffix in kinds
+        if p.is_file()
+        else p.is_dir() and not (p / 'args.json').is_file() and any(f.suffix in kinds for f in p.rglob('*'))
+    )
 
 def load_data(
     dataset:str='prose',    # short name, id or id/configuration; see the catalog
@@ -221,22 +272,58 @@ def load_data(
     **more,                 # for `sft`: see `task_data`
 )->LMData:
     "Text by name to batches, ready for a `Learner`"
-    if mode not in ('pretrain', 'sft'): raise InputError(f"unknown mode '{mode}': {did_you_mean(mode, ['pretrain', 'sft'])}")
-    if data_path and is_shards(data_path): raise InputError(f'{data_path} holds shards; load them with `shard_data`, or train on them with `lmnotes train --data_path {data_path}`')
+    if mode not in ('pretrain', 'sft'):
+        raise InputError(f"unknown mode '{mode}': {did_you_mean(mode, ['pretrain', 'sft'])}")
+    if data_path and is_shards(data_path):
+        raise InputError(
+            f'{data_path} holds shards; load them with `shard_data`, or train on them with '
+            f'`lmnotes train --data_path {data_path}`'
+        )
     if mode == 'sft':
         from lmnotes.data.sft import task_data
-        return task_data(dataset, config, tokenizer, max_length, bs, seed, vocab_size, data_dir, data_path, limit=limit, device=device, allow_eval_data=allow_eval_data, **more)
+        return task_data(
+            dataset,
+            config,
+            tokenizer,
+            max_length,
+            bs,
+            seed,
+            vocab_size,
+            data_dir,
+            data_path,
+            limit=limit,
+            device=device,
+            allow_eval_data=allow_eval_data,
+            **more,
+        )
     if more: raise InputError(f"'{next(iter(more))}' belongs to mode='sft'; leave it out, or choose that mode")
     tainted = []
     if data_path: name,stamp = Path(data_path).name,_stamp(data_path)
     else:
-        ds = find_dataset(dataset, config); name = ds.name
+        ds = find_dataset(dataset, config)
+        name = ds.name
         if check_role(ds, allow_eval_data): tainted = [name]
         data_dir = None if ds.id in embedded else data_dir or os.environ.get('LMNOTES_DATA_DIR')
         stamp = _stamp(local_config(data_dir, ds.id, ds.config)) if data_dir else ()
-    if text_column and not data_path: raise InputError(f"text_column belongs to data_path; '{name}' knows its own columns")
-    asked = {k: str(v) if v is not None else None for k,v in dict(data_dir=data_dir, data_path=data_path, device=device).items()}
-    spec = dict(dataset=dataset, config=config, tokenizer=str(tokenizer), max_length=max_length, bs=bs, seed=seed, vocab_size=vocab_size, text_column=text_column, limit=limit, allow_eval_data=allow_eval_data, **asked)
+    if text_column and not data_path:
+        raise InputError(f"text_column belongs to data_path; '{name}' knows its own columns")
+    asked = {
+        k: str(v) if v is not None else None
+        for k, v in dict(data_dir=data_dir, data_path=data_path, device=device).items()
+    }
+    spec = dict(
+        dataset=dataset,
+        config=config,
+        tokenizer=str(tokenizer),
+        max_length=max_length,
+        bs=bs,
+        seed=seed,
+        vocab_size=vocab_size,
+        text_column=text_column,
+        limit=limit,
+        allow_eval_data=allow_eval_data,
+        **asked,
+    )
     source = dataset, config, asked['data_dir'], asked['data_path'], text_column, limit, stamp
     tok,train,valid,notes = _tokens(source, str(tokenizer), vocab_size, _stamp(tokenizer))
     data = LMData(name, spec, tok, train, valid, [*taint_note(tainted), *notes], tainted)

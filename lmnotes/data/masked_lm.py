@@ -47,8 +47,14 @@ class MaskedLoader(BlockLoader):
         rows = self.dataset.windows[torch.from_numpy(self.idxs(k))][:,:-1].numpy()
         seeds = [('train', self.seed, at + j) if self.shuffle else ('valid', at + j) for j in range(len(rows))]
         seen,asked = zip(*(damage(r.astype(np.int64), self.tokenizer, *s, p=self.p) for r,s in zip(rows, seeds)))
-        return {k: torch.from_numpy(np.stack(v)).to(self.device) for k,v in dict(input_ids=seen, shift_labels=asked).items()},
-    def new(self, dataset=None, **kwargs): return _like(BlockLoader.new(self, dataset, **kwargs), self.tokenizer, self.p)
+        return (
+            {
+                k: torch.from_numpy(np.stack(v)).to(self.device)
+                for k, v in dict(input_ids=seen, shift_labels=asked).items()
+            },
+        )
+    def new(self, dataset=None, **kwargs):
+        return _like(BlockLoader.new(self, dataset, **kwargs), self.tokenizer, self.p)
 
 def _like(loader, tokenizer, p):
     loader.__class__,loader.tokenizer,loader.p = MaskedLoader,tokenizer,p
@@ -61,7 +67,9 @@ def masked_data(
     "Data for masked language modelling"
     if not 0 < p < 1: raise InputError(f'p={p} is the share of tokens to hide; it must be above 0 and below 1')
     tok = with_mask(data.tokenizer)
-    out = LMData(data.name, dict(data.spec, masked=True), tok, data.train_ids, data.valid_ids, data.notes, data.tainted)
+    out = LMData(
+        data.name, dict(data.spec, masked=True), tok, data.train_ids, data.valid_ids, data.notes, data.tainted
+    )
     for dl in out.loaders: _like(dl, tok, p)
     out.masked = True
     return out

@@ -33,18 +33,30 @@ def shared_tokenizer(
     home = cache_folder()/'tokenizers'/digest.hexdigest()
     if not home.is_dir():
         home.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_dir(home) as d: get_tokenizer(tokenizer, lambda: texts, vocab_size).save_pretrained(d)
+        with atomic_dir(home) as d:
+            get_tokenizer(tokenizer, lambda: texts, vocab_size).save_pretrained(d)
     return str(home)
 
-def _training_texts(ds, answers, data_dir, limit)->list: # cut as the batches are: rows by what they ask, documents by what they say
+def _training_texts(
+    ds,
+    answers,
+    data_dir,
+    limit,
+)->list: # cut as the batches are: rows by what they ask, documents by what they say
     if not answers: return load_documents(ds, data_dir, limit)[0]['train']
-    rows = finish_rows(ds, {s: r for s,r in load_rows(ds, data_dir).items() if s != 'test' or ds.role == 'eval'}, limit)[0]['train']
+    rows = finish_rows(
+        ds, {s: r for s, r in load_rows(ds, data_dir).items() if s != 'test' or ds.role == 'eval'}, limit
+    )[0]['train']
     return [ds.prompt(r) + ds.target(r) for r in rows]
 
 # %% ../../nbs/01_data/19_mixture_data.ipynb #09b149c1
 class _InTurn(BlockLoader):
     "Validation batches of several loaders, one after the other"
-    def __init__(self, loaders): self.loaders = loaders; super().__init__(range(sum(len(dl.dataset) for dl in loaders)), loaders[0].bs, shuffle=False, device=loaders[0].device)
+    def __init__(self, loaders):
+        self.loaders = loaders
+        super().__init__(
+            range(sum(len(dl.dataset) for dl in loaders)), loaders[0].bs, shuffle=False, device=loaders[0].device
+        )
     def __iter__(self): return (b for dl in self.loaders for b in dl)
     def __len__(self): return sum(map(len, self.loaders))
     @property
@@ -62,13 +74,30 @@ class MixtureData(DataLoaders):
     masked, task = False, None
     def __init__(self, parts, rates, by, spec, notes=()):
         first = next(iter(parts.values()))
-        self.parts,self.spec,self.tokenizer,self.token_bytes,self.vocab_size = parts,spec,first.tokenizer,first.token_bytes,first.vocab_size # name -> its data
+        self.parts, self.spec, self.tokenizer, self.token_bytes, self.vocab_size = (
+            parts,
+            spec,
+            first.tokenizer,
+            first.token_bytes,
+            first.vocab_size,
+        ) # name -> its data
         self.mixture = Mixture({n: d.train for n,d in parts.items()}, rates, by)
         self.name = mixture_name([d.task or d.name.split('/')[-1] for d in parts.values()], self.mixture.asked)
-        self.max_length,self.bs,self.mode,self.notes = spec['max_length'],spec['bs'],'sft' if any(d.mode == 'sft' for d in parts.values()) else 'pretrain',list(notes)
+        self.max_length, self.bs, self.mode, self.notes = (
+            spec['max_length'],
+            spec['bs'],
+            'sft' if any(d.mode == 'sft' for d in parts.values()) else 'pretrain',
+            list(notes),
+        )
         self.tainted = [n for d in parts.values() for n in d.tainted]
-        self.fingerprint = hashlib.blake2b(repr([(n, d.fingerprint) for n,d in parts.items()] + self.mixture.rates.tolist()).encode(), digest_size=8).hexdigest()
-        super().__init__(MixtureLoader(self.mixture, self.bs, spec['seed']), _InTurn([d.valid for d in parts.values()]), device=pick_device(spec['device'] or 'auto'))
+        self.fingerprint = hashlib.blake2b(
+            repr([(n, d.fingerprint) for n, d in parts.items()] + self.mixture.rates.tolist()).encode(), digest_size=8
+        ).hexdigest()
+        super().__init__(
+            MixtureLoader(self.mixture, self.bs, spec['seed']),
+            _InTurn([d.valid for d in parts.values()]),
+            device=pick_device(spec['device'] or 'auto'),
+        )
     @property
     def sources(self): return {n: d.valid for n,d in self.parts.items()}
     @property
@@ -77,32 +106,86 @@ class MixtureData(DataLoaders):
     def valid_blocks(self): return next(iter(self.parts.values())).valid_blocks
     @property
     def n_tokens(self): return tuple(sum(d.n_tokens[i] for d in self.parts.values()) for i in (0, 1))
-    def texts(self, split:str='train'): return (t for d in self.parts.values() for t in d.texts(split)) # of all sources, one after the other
+    def texts(self, split:str='train'):
+        return (t for d in self.parts.values() for t in d.texts(split)) # of all sources, one after the other
     def sample_prompt(self, n): return next(iter(self.parts.values())).sample_prompt(n)
-    def __repr__(self): return '\n'.join([f'{self.name}: {format_count(self.n_tokens[0])} training tokens, rows by {self.mixture.by}', *(f'  {r:.0%} of draws {d}' for r,d in zip(self.mixture.rates, self.parts.values()))])
+    def __repr__(self):
+        return '\n'.join(
+            [
+                f'{self.name}: {format_count(self.n_tokens[0])} training tokens, rows by {self.mixture.by}',
+                *(f'  {r:.0%} of draws {d}' for r, d in zip(self.mixture.rates, self.parts.values())),
+            ]
+        )
 
 def mixture_data(
-    datasets,              # names
-    configs=None,          # configurations, `None` where a dataset needs none
-    rates=None,            # shares; None: by size, tempered
-    by:str='examples',     # what rates are shares of: examples or tokens
-    temperature:float=1.,  # without rates: 1 in proportion to size, 2 by its square root
-    cap:float=None,        # without rates: no share above it
-    tokenizer:str='bytes', max_length:int=128, bs:int=8, seed:int=0, vocab_size:int=None, data_dir=None, limit:int=None, device:str=None, # as for `load_data`
-    packing:bool=True,     # of datasets with answers
+    datasets, # names
+    configs=None, # configurations, `None` where a dataset needs none
+    rates=None, # shares; None: by size, tempered
+    by:str='examples', # what rates are shares of: examples or tokens
+    temperature:float=1., # without rates: 1 in proportion to size, 2 by its square root
+    cap:float=None, # without rates: no share above it
+    tokenizer:str='bytes',
+    max_length:int=128,
+    bs:int=8,
+    seed:int=0,
+    vocab_size:int=None,
+    data_dir=None,
+    limit:int=None,
+    device:str=None, # as for `load_data`
+    packing:bool=True, # of datasets with answers
     allow_eval_data:bool=False, # see `task_data`
-    objective:str='auto',  # sft: learn answers; pretrain: learn all of their text; auto: answers where there are any
+    objective:str='auto', # sft: learn answers; pretrain: learn all of their text; auto: answers where there are any
 )->MixtureData:
     "Several datasets by name to batches, ready for a `Learner`"
-    if objective not in ('auto', 'sft', 'pretrain'): raise InputError(f"a mixture learns sft, pretrain or auto; '{objective}' came: {did_you_mean(objective, ['auto', 'sft', 'pretrain'])}")
+    if objective not in ('auto', 'sft', 'pretrain'):
+        raise InputError(
+            f"a mixture learns sft, pretrain or auto; '{objective}' came: "
+            f"{did_you_mean(objective, ['auto', 'sft', 'pretrain'])}"
+        )
     found,rates = find_mixture(datasets, configs, rates)
-    if objective == 'sft' and (plain := [d.name for d in found if 'sft' not in d.modes]): raise InputError(f"'{plain[0]}' is a corpus without answers; leave --mode out, or mix it with --mode pretrain")
+    if objective == 'sft' and (plain := [d.name for d in found if 'sft' not in d.modes]):
+        raise InputError(
+            f"'{plain[0]}' is a corpus without answers; leave --mode out, or mix it with --mode pretrain"
+        )
     answers = lambda ds: objective != 'pretrain' and 'sft' in ds.modes
-    spec = dict(datasets=list(datasets), configs=configs, rates=None if rates is None else list(map(float, rates)), by=by, temperature=temperature, cap=cap, tokenizer=str(tokenizer), max_length=max_length, bs=bs,
-                seed=seed, vocab_size=vocab_size, data_dir=data_dir and str(data_dir), limit=limit, device=device, packing=packing, allow_eval_data=allow_eval_data, objective=objective, mode='mixture')
+    spec = dict(
+        datasets=list(datasets),
+        configs=configs,
+        rates=None if rates is None else list(map(float, rates)),
+        by=by,
+        temperature=temperature,
+        cap=cap,
+        tokenizer=str(tokenizer),
+        max_length=max_length,
+        bs=bs,
+        seed=seed,
+        vocab_size=vocab_size,
+        data_dir=data_dir and str(data_dir),
+        limit=limit,
+        device=device,
+        packing=packing,
+        allow_eval_data=allow_eval_data,
+        objective=objective,
+        mode='mixture',
+    )
     for ds in found: check_role(ds, allow_eval_data)
     tok = shared_tokenizer(found, str(tokenizer), vocab_size, data_dir, limit, answers)
-    same = dict(tokenizer=tok, max_length=max_length, bs=bs, seed=seed, data_dir=data_dir, limit=limit, device=device, allow_eval_data=allow_eval_data)
-    parts = {ds.name: load_data(ds.id, ds.config, **same, **(dict(mode='sft', packing=packing) if answers(ds) else {})) for ds in found}
-    if rates is None: rates = size_rates([d.n_tokens[0] if by == 'tokens' else len(d.train_blocks) for d in parts.values()], temperature, cap)
+    same = dict(
+        tokenizer=tok,
+        max_length=max_length,
+        bs=bs,
+        seed=seed,
+        data_dir=data_dir,
+        limit=limit,
+        device=device,
+        allow_eval_data=allow_eval_data,
+    )
+    parts = {
+        ds.name: load_data(ds.id, ds.config, **same, **(dict(mode='sft', packing=packing) if answers(ds) else {}))
+        for ds in found
+    }
+    if rates is None:
+        rates = size_rates(
+            [d.n_tokens[0] if by == 'tokens' else len(d.train_blocks) for d in parts.values()], temperature, cap
+        )
     return MixtureData(parts, rates, by, spec, [f'{n}: {note}' for n,d in parts.items() for note in d.notes])

@@ -21,11 +21,23 @@ def check_rates(
 )->np.ndarray: # float64
     "Rates as numbers that sum to one"
     names,rates = list(names),list(rates)
-    if len(rates) != len(names): raise InputError(f"{len(names)} datasets and {len(rates)} mixture rates; give one rate for each of {', '.join(names)}")
-    try: p = np.array([float(r) for r in rates])
-    except (TypeError, ValueError): raise InputError(f"mixture rates are numbers such as 0.7 0.3; {' '.join(map(str, rates))} came") from None
-    if not (p > 0).all(): raise InputError(f"mixture rates are above 0; {' '.join(map(str, rates))} came; leave a dataset out to give it none")
-    if not abs(p.sum() - 1) <= 1e-6: raise InputError(f"mixture rates must sum to 1; {' + '.join(f'{r:g}' for r in p)} = {p.sum():g}; did you mean {' '.join(f'{r:.4g}' for r in p/p.sum())}?")
+    if len(rates) != len(names):
+        raise InputError(
+            f"{len(names)} datasets and {len(rates)} mixture rates; give one rate for each of {', '.join(names)}"
+        )
+    try:
+        p = np.array([float(r) for r in rates])
+    except (TypeError, ValueError):
+        raise InputError(f"mixture rates are numbers such as 0.7 0.3; {' '.join(map(str, rates))} came") from None
+    if not (p > 0).all():
+        raise InputError(
+            f"mixture rates are above 0; {' '.join(map(str, rates))} came; leave a dataset out to give it none"
+        )
+    if not abs(p.sum() - 1) <= 1e-6:
+        raise InputError(
+            f"mixture rates must sum to 1; {' + '.join(f'{r:g}' for r in p)} = {p.sum():g}; did "
+            f"you mean {' '.join(f'{r:.4g}' for r in p / p.sum())}?"
+        )
     return p/p.sum()
 
 def capped(
@@ -37,7 +49,9 @@ def capped(
     if cap*len(p) <= 1: return np.full(len(p), 1/len(p)) # the cap can hold for nobody or only just
     top = np.zeros(len(p), bool)
     while (over := (p > cap + 1e-12) & ~top).any():
-        top |= over; p[top] = cap; p[~top] *= (1 - cap*top.sum())/p[~top].sum()
+        top |= over
+        p[top] = cap
+        p[~top] *= (1 - cap*top.sum())/p[~top].sum()
     return p
 
 def size_rates(
@@ -47,9 +61,12 @@ def size_rates(
 )->np.ndarray:
     "Rates that follow from sizes"
     s = np.array(sizes, float)
-    if temperature <= 0: raise InputError(f'temperature={temperature} must be above 0; 1 keeps the proportions, 2 takes square roots')
-    if not len(s) or (s <= 0).any(): raise InputError(f'every source needs at least one example; sizes {list(sizes)} came')
-    p = np.exp((np.log(s) - np.log(s).max())/temperature); p /= p.sum()
+    if temperature <= 0:
+        raise InputError(f'temperature={temperature} must be above 0; 1 keeps the proportions, 2 takes square roots')
+    if not len(s) or (s <= 0).any():
+        raise InputError(f'every source needs at least one example; sizes {list(sizes)} came')
+    p = np.exp((np.log(s) - np.log(s).max())/temperature)
+    p /= p.sum()
     return p if cap is None else capped(p, cap)
 
 # %% ../../nbs/01_data/13_mixtures.ipynb #81297dc6
@@ -103,7 +120,9 @@ def draw_sources(
     b0 = first//N_BLOCK
     s = np.concatenate([_block(rates, seed, b) for b in range(b0, (first + n - 1)//N_BLOCK + 1)])
     start,which = counts_before(b0*N_BLOCK, rates, seed),np.zeros(len(s), np.int64)
-    for i in range(len(rates)): at = s == i; which[at] = start[i] + np.arange(at.sum())
+    for i in range(len(rates)):
+        at = s == i
+        which[at] = start[i] + np.arange(at.sum())
     keep = slice(first - b0*N_BLOCK, first - b0*N_BLOCK + n)
     return s[keep],which[keep]
 
@@ -115,22 +134,43 @@ class Mixture:
         rates,        # share of each
         by='examples', # what the rates are shares of: examples (rows of the loaders) or tokens
     ):
-        if by not in ('examples', 'tokens'): raise InputError(f"mixtures are by examples or tokens; '{by}' came: {did_you_mean(by, ['examples', 'tokens'])}")
+        if by not in ('examples', 'tokens'):
+            raise InputError(
+                f"mixtures are by examples or tokens; '{by}' came: {did_you_mean(by, ['examples', 'tokens'])}"
+            )
         self.names,self.loaders,self.by = list(loaders),list(loaders.values()),by
         self.asked = check_rates(self.names, rates)
         self.tokens = np.array([row_tokens(dl) for dl in self.loaders])
         self.rates = token_rates(self.asked, self.tokens) if by == 'tokens' else self.asked
         rows = [row.batch(0)[0] for row in self.ones(0)]
-        self.documents = len({(*r, r['input_ids'].shape[1]*('attention_mask' not in r)) for r in rows}) > 1 or 'documents' in rows[0]
+        self.documents = (
+            len({(*r, r['input_ids'].shape[1] * ('attention_mask' not in r)) for r in rows}) > 1
+            or 'documents' in rows[0]
+        )
     def __len__(self): return sum(len(dl.dataset) for dl in self.loaders)
     def ones(self, seed): # the loaders, a row at a time
-        return [dl.new(bs=1, seed=seed, start=0, n_batches=None, rank=0, world=1, device='cpu') for dl in self.loaders]
+        return [
+            dl.new(bs=1, seed=seed, start=0, n_batches=None, rank=0, world=1, device='cpu') for dl in self.loaders
+        ]
 
 def _filled(rows, key, width, fill): # rows side by side, each as wide as the widest
-    return torch.stack([torch.nn.functional.pad(r[key][0], (0, width - r[key].shape[1]), value=int(fill(r)) if callable(fill) else fill) for r in rows])
+    return torch.stack(
+        [
+            torch.nn.functional.pad(
+                r[key][0], (0, width - r[key].shape[1]), value=int(fill(r)) if callable(fill) else fill
+            )
+            for r in rows
+        ]
+    )
 
 def _documents(r): # 0 where there is text, 1 where there is padding
-    return r['documents'] if 'documents' in r else 1 - r['attention_mask'] if 'attention_mask' in r else torch.zeros_like(r['input_ids'])
+    return (
+        r['documents']
+        if 'documents' in r
+        else 1 - r['attention_mask']
+        if 'attention_mask' in r
+        else torch.zeros_like(r['input_ids'])
+    )
 
 def stack_rows(
     rows:list,      # dicts of (1, width) tensors
@@ -139,7 +179,9 @@ def stack_rows(
     "Rows of different loaders as one batch"
     width = max(r['input_ids'].shape[1] for r in rows)
     if documents: rows = [dict(r, documents=_documents(r)) for r in rows]
-    out = dict(input_ids=_filled(rows, 'input_ids', width, 0), shift_labels=_filled(rows, 'shift_labels', width, -100))
+    out = dict(
+        input_ids=_filled(rows, 'input_ids', width, 0), shift_labels=_filled(rows, 'shift_labels', width, -100)
+    )
     if documents: out['documents'] = _filled(rows, 'documents', width, lambda r: r['documents'].max() + 1)
     elif 'attention_mask' in rows[0]: out['attention_mask'] = _filled(rows, 'attention_mask', width, 0)
     return out
@@ -154,15 +196,24 @@ class MixtureLoader(BlockLoader):
         return {n: t.to(self.device) for n,t in stack_rows(rows, self.dataset.documents).items()},
     def new(self, dataset=None, **kwargs):
         "A loader like this one, but for what is named"
-        out = BlockLoader.new(self, dataset, **kwargs); out.__class__ = type(self)
+        out = BlockLoader.new(self, dataset, **kwargs)
+        out.__class__ = type(self)
         return out
 
 @patch
-def realised(self:MixtureLoader, k:int=None)->dict: # name -> draws and share of draws and of tokens, before batch k; default at the end
+def realised(
+    self:MixtureLoader,
+    k:int=None,
+)->dict: # name -> draws and share of draws and of tokens, before batch k; default at the end
     "Proportions as they came, for the record"
-    n = counts_before((self.n_batches if k is None else k)*self.bs*self.world, self.dataset.rates, self.seed); t = n*self.dataset.tokens
-    return {name: dict(asked=float(a), draws=int(c), examples=float(c/max(1, n.sum())), tokens=float(x/max(1, t.sum())))
-            for name,a,c,x in zip(self.dataset.names, self.dataset.asked, n, t)}
+    n = counts_before((self.n_batches if k is None else k)*self.bs*self.world, self.dataset.rates, self.seed)
+    t = n*self.dataset.tokens
+    return {
+        name: dict(
+            asked=float(a), draws=int(c), examples=float(c / max(1, n.sum())), tokens=float(x / max(1, t.sum()))
+        )
+        for name, a, c, x in zip(self.dataset.names, self.dataset.asked, n, t)
+    }
 
 # %% ../../nbs/01_data/13_mixtures.ipynb #48d23213
 def find_mixture(
@@ -172,18 +223,27 @@ def find_mixture(
 )->tuple: # `Dataset`s; rates or None
     "Datasets and rates as they were asked for"
     names = list(datasets)
-    if len(names) < 2: raise InputError(f'a mixture has at least two datasets; {len(names)} came: use --dataset for one')
-    configs = [None]*len(names) if configs is None else [None if c in (None, 'None', 'none', '') else c for c in configs]
-    if len(configs) != len(names): raise InputError(f"{len(names)} datasets and {len(configs)} dataset_configs; give one for each of {', '.join(names)} (None where none is needed)")
+    if len(names) < 2:
+        raise InputError(f'a mixture has at least two datasets; {len(names)} came: use --dataset for one')
+    configs = (
+        [None] * len(names) if configs is None else [None if c in (None, 'None', 'none', '') else c for c in configs]
+    )
+    if len(configs) != len(names):
+        raise InputError(
+            f"{len(names)} datasets and {len(configs)} dataset_configs; give one for each of "
+            f"{', '.join(names)} (None where none is needed)"
+        )
     found = [find_dataset(n, c) for n,c in zip(names, configs)]
-    if len({d.name for d in found}) < len(found): raise InputError(f"{', '.join(names)}: a dataset is named twice; name each once and add up its rates")
+    if len({d.name for d in found}) < len(found):
+        raise InputError(f"{', '.join(names)}: a dataset is named twice; name each once and add up its rates")
     return found, None if rates is None else check_rates(names, rates)
 
 def percents(
     rates, # summing to 1
 )->list: # whole numbers summing to 100
     "Shares in per cent, rounded so that the sum stays"
-    p = 100*np.array(rates); n = np.floor(p + 1e-9).astype(int)
+    p = 100*np.array(rates)
+    n = np.floor(p + 1e-9).astype(int)
     for i in np.argsort(n - p, kind='stable')[:100 - n.sum()]: n[i] += 1
     return n.tolist()
 
@@ -198,7 +258,9 @@ def mixture_name(
     rates, # of each
 )->str:
     "The name of a mixture"
-    return '_'.join(['mix'] + [f'{dataset_slug(n) if isinstance(n, Dataset) else n}-{p}' for n,p in zip(names, percents(rates))])
+    return '_'.join(
+        ['mix'] + [f'{dataset_slug(n) if isinstance(n, Dataset) else n}-{p}' for n, p in zip(names, percents(rates))]
+    )
 
 # %% ../../nbs/01_data/13_mixtures.ipynb #4ade06a4
 def per_source(

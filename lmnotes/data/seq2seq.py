@@ -42,7 +42,8 @@ class PairLoader(PaddedLoader):
         halves = [split_pair(self.dataset, i) for r in rows for i in r]
         return pair_batch(*zip(*halves), self.begin, self.dataset.pad)
     def new(self, dataset=None, **kwargs):
-        out = PaddedLoader.new(self, dataset, **kwargs); out.begin = self.begin
+        out = PaddedLoader.new(self, dataset, **kwargs)
+        out.begin = self.begin
         return out
 
 def pair_loader(
@@ -52,6 +53,8 @@ def pair_loader(
     **kwargs,
 )->PairLoader:
     "Batches for an encoder-decoder"
-    if max(map(len, packed.bins)) > 1: raise InputError('an encoder-decoder reads one question at a time; leave --use_packing out')
-    dl = PairLoader(packed, *args, **kwargs); dl.begin = begin
+    if max(map(len, packed.bins)) > 1:
+        raise InputError('an encoder-decoder reads one question at a time; leave --use_packing out')
+    dl = PairLoader(packed, *args, **kwargs)
+    dl.begin = begin
     return dl

@@ -31,8 +31,15 @@ def alone(lengths, size)->list:
 def _checked(lengths, size):
     n = np.asarray(lengths, dtype=np.int64)
     if size < 1: raise InputError(f'a row has at least 1 place; size={size} came')
-    if len(n) and n.min() < 1: raise InputError(f'document {int(n.argmin())} has length {n.min()}; every document to be packed has at least 1 token')
-    if len(n) and n.max() > size: raise InputError(f'document {int(n.argmax())} has {n.max()} tokens and a row has {size} places; cut it first (see `fit_to`), or give a larger size')
+    if len(n) and n.min() < 1:
+        raise InputError(
+            f'document {int(n.argmin())} has length {n.min()}; every document to be packed has at least 1 token'
+        )
+    if len(n) and n.max() > size:
+        raise InputError(
+            f'document {int(n.argmax())} has {n.max()} tokens and a row has {size} places; cut it '
+            'first (see `fit_to`), or give a larger size'
+        )
     return n
 
 def best_fit(
@@ -41,37 +48,55 @@ def best_fit(
 )->list: # rows: lists of indices
     "Longest first, each into the row it fills best"
     n = _checked(lengths, size).tolist()
-    rooms,free,bins = [[] for _ in range(size+1)],0,[] # rows by the room they have; bit r of `free`: some row has room r
+    # rows by the room they have; bit r of `free`: some row has room r
+    rooms,free,bins = [[] for _ in range(size+1)],0,[]
     for i in sorted(range(len(n)), key=lambda i: -n[i]):
         if fits := free >> n[i]:
-            r = n[i] + (fits & -fits).bit_length() - 1; b = rooms[r].pop()
+            r = n[i] + (fits & -fits).bit_length() - 1
+            b = rooms[r].pop()
             if not rooms[r]: free ^= 1 << r
-        else: r,b = size,len(bins); bins.append([])
-        bins[b].append(i); r -= n[i]
-        if r: rooms[r].append(b); free |= 1 << r
+        else:
+            r,b = size,len(bins)
+            bins.append([])
+        bins[b].append(i)
+        r -= n[i]
+        if r:
+            rooms[r].append(b)
+            free |= 1 << r
     return bins
 
 # %% ../../nbs/01_data/12_sequence_packing.ipynb #7caf649e
-def _top_up(have, alive, room): # how many there are of each length; lengths there are, ascending -> lengths whose sum is as near `room` as can be
+def _top_up(
+    have,
+    alive,
+    room,
+): # how many there are of each length; lengths there are, ascending -> lengths whose sum is as near `room` as can be
     reach,steps,mask = 1,[],(1 << room+1) - 1
     for l in reversed(alive[:bisect.bisect_right(alive, room)]):
         left,m = min(have[l], room//l),1
         while left:
-            m = min(m, left); steps.append((l, m, reach))
-            reach |= (reach << l*m) & mask; left -= m; m *= 2
+            m = min(m, left)
+            steps.append((l, m, reach))
+            reach |= (reach << l*m) & mask
+            left -= m
+            m *= 2
         if reach >> room: break
     s,out = reach.bit_length() - 1,[]
     for l,m,before in reversed(steps):
-        if not before >> s & 1: out += [l]*m; s -= l*m
+        if not before >> s & 1:
+            out += [l]*m
+            s -= l*m
     return out
 
 def _subset_sums(n, size): # rows as lists of lengths: the longest there is, then what fills its row
     have = np.bincount(n, minlength=size+1).tolist()
     alive,rows = [l for l,c in enumerate(have) if c],[]
     while alive:
-        row = [alive[-1]]; have[row[0]] -= 1
+        row = [alive[-1]]
+        have[row[0]] -= 1
         for l in (more := _top_up(have, alive, size - row[0])): have[l] -= 1
-        row += more; rows.append(row)
+        row += more
+        rows.append(row)
         for l in {*row}:
             if not have[l]: alive.pop(bisect.bisect_left(alive, l))
     return rows
@@ -80,7 +105,9 @@ def _subset_sums(n, size): # rows as lists of lengths: the longest there is, the
 def _dealt(rows, n): # rows of lengths -> rows of indices
     order = np.argsort(n, kind='stable')
     at = dict(zip(*(a.tolist() for a in np.unique(n[order], return_index=True))))
-    def next_of(l): at[l] += 1; return int(order[at[l] - 1])
+    def next_of(l):
+        at[l] += 1
+        return int(order[at[l] - 1])
     return [[next_of(l) for l in row] for row in rows]
 
 def pack(
@@ -110,10 +137,16 @@ def fit_to(
     "Cut what is too long: texts into pieces, prompts in their middle"
     out,origin,cut,parted = [],[],0,0
     for i,e in enumerate(examples):
-        if len(e['ids']) <= size + 1: parts = [e]
-        elif e['start'] <= 1: parts = _pieces(e, size); parted += 1
-        else: parts = [_shorten(e, size)]; cut += len(e['ids']) - len(parts[0]['ids'])
-        out += parts; origin += [i]*len(parts)
+        if len(e['ids']) <= size + 1:
+            parts = [e]
+        elif e['start'] <= 1:
+            parts = _pieces(e, size)
+            parted += 1
+        else:
+            parts = [_shorten(e, size)]
+            cut += len(e['ids']) - len(parts[0]['ids'])
+        out += parts
+        origin += [i]*len(parts)
     return out, np.array(origin, np.int64), cut, parted
 
 def answers_cut(
@@ -121,7 +154,12 @@ def answers_cut(
     size:int,
 )->int: # how many
     "Examples whose answer is longer than a row leaves room for, so that it loses its end"
-    return sum(len(e['ids']) > size + 1 and e['start'] > 1 and len(e['ids']) - e['start'] > size + 1 - min(e['start'], size//4) for e in examples)
+    return sum(
+        len(e['ids']) > size + 1
+        and e['start'] > 1
+        and len(e['ids']) - e['start'] > size + 1 - min(e['start'], size // 4)
+        for e in examples
+    )
 
 # %% ../../nbs/01_data/12_sequence_packing.ipynb #e32d0df8
 class Packed:
@@ -135,10 +173,20 @@ class Packed:
         parts,self.origin,self.n_cut,self.n_parted = fit_to(examples, size)
         if not parts: raise InputError('there is no example to pack; the split is empty')
         self.size,self.pad = size,pad
-        self.starts = np.array([max(1, p['start']) for p in parts]); n = np.array([len(p['ids']) for p in parts])
-        if (bad := self.starts >= n).any(): raise InputError(f'example {self.origin[bad.argmax()]} has no token to learn ({n[bad.argmax()]} tokens, the answer begins at {self.starts[bad.argmax()]}); give every row an answer')
-        self.ids,self.offsets,self.lengths = np.concatenate([p['ids'] for p in parts]).astype(np.int32),np.cumsum(n) - n,n - 1
-        self.bins = [np.array(b) for b in pack(self.lengths, size)]; self._deals = {}
+        self.starts = np.array([max(1, p['start']) for p in parts])
+        n = np.array([len(p['ids']) for p in parts])
+        if (bad := self.starts >= n).any():
+            raise InputError(
+                f'example {self.origin[bad.argmax()]} has no token to learn ({n[bad.argmax()]} '
+                f'tokens, the answer begins at {self.starts[bad.argmax()]}); give every row an answer'
+            )
+        self.ids, self.offsets, self.lengths = (
+            np.concatenate([p['ids'] for p in parts]).astype(np.int32),
+            np.cumsum(n) - n,
+            n - 1,
+        )
+        self.bins = [np.array(b) for b in pack(self.lengths, size)]
+        self._deals = {}
     def __len__(self): return len(self.bins)
     @property
     def fill(self): return fill(self.bins, self.lengths, self.size)
@@ -177,10 +225,13 @@ def deal(self:Packed,
     "Rows of one epoch: documents of equal length change places"
     if epoch is None: return self.bins
     if (seed, epoch) not in self._deals:
-        flat = np.concatenate(self.bins); n = self.lengths[flat]
+        flat = np.concatenate(self.bins)
+        n = self.lengths[flat]
         shuffled = flat[np.random.Generator(np.random.PCG64(seed_for(seed, 'deal', epoch))).permutation(len(flat))]
-        new = np.empty_like(flat); new[np.argsort(n, kind='stable')] = shuffled[np.argsort(self.lengths[shuffled], kind='stable')]
-        for old in list(self._deals)[:-3]: self._deals.pop(old, None) # threads may make batches at once
+        new = np.empty_like(flat)
+        new[np.argsort(n, kind='stable')] = shuffled[np.argsort(self.lengths[shuffled], kind='stable')]
+        for old in list(self._deals)[:-3]:
+            self._deals.pop(old, None) # threads may make batches at once
         self._deals[seed, epoch] = np.split(new, np.cumsum([len(b) for b in self.bins])[:-1])
     return self._deals[seed, epoch]
 
@@ -200,7 +251,8 @@ class PackedLoader(BlockLoader):
         return {name: t[:0] for name,t in self.collate(self.dataset.bins[:1]).items()}
     def new(self, dataset=None, **kwargs):
         "A loader like this one, but for what is named"
-        out = BlockLoader.new(self, dataset, **kwargs); out.__class__ = type(self)
+        out = BlockLoader.new(self, dataset, **kwargs)
+        out.__class__ = type(self)
         return out
 
 # %% ../../nbs/01_data/12_sequence_packing.ipynb #c803317b
@@ -208,10 +260,13 @@ class PaddedLoader(PackedLoader):
     "Batches with one example to a row: `input_ids`, `shift_labels`, `attention_mask`"
     longest = True # pad to the longest of the batch; False: to the full size
     def collate(self, rows):
-        x,y,d = self.dataset.gather(rows, int(self.dataset.lengths[np.concatenate(rows)].max()) if self.longest else None)
+        x, y, d = self.dataset.gather(
+            rows, int(self.dataset.lengths[np.concatenate(rows)].max()) if self.longest else None
+        )
         return dict(input_ids=x, shift_labels=y, attention_mask=(d == 0).long())
     def new(self, dataset=None, **kwargs):
-        out = PackedLoader.new(self, dataset, **kwargs); out.longest = self.longest
+        out = PackedLoader.new(self, dataset, **kwargs)
+        out.longest = self.longest
         return out
 
 def padded_loader(
@@ -221,7 +276,8 @@ def padded_loader(
     **kwargs,     # of the loader: bs, seed, shuffle, ...
 )->PaddedLoader:
     "Batches of padded rows"
-    dl = PaddedLoader(Packed(examples, size, pack=alone), **kwargs); dl.longest = longest
+    dl = PaddedLoader(Packed(examples, size, pack=alone), **kwargs)
+    dl.longest = longest
     return dl
 
 # %% ../../nbs/01_data/12_sequence_packing.ipynb #c6f4062d
@@ -232,5 +288,6 @@ def unpack(
     out = []
     for x,y,d in zip(batch['input_ids'], batch['shift_labels'], batch['documents']):
         for i in range(int(d.max()) + 1):
-            if (y[here := d == i] != -100).any(): out.append(dict(input_ids=x[here][None], shift_labels=y[here][None])) # padding has no labels
+            if (y[here := d == i] != -100).any():
+                out.append(dict(input_ids=x[here][None], shift_labels=y[here][None])) # padding has no labels
     return out

@@ -25,48 +25,89 @@ class TaskData(DataLoaders):
     "Training and validation batches of questions and answers, and everything a model must know about them"
     masked, mode = False, 'sft'
     def __init__(self, task, rows, examples, spec, tokenizer, notes=()):
-        self.task,self.rows,self.name,self.spec,self.tokenizer = task,rows,task.name,spec,tokenizer # rows: split -> `Rows`
-        self.tainted = [task.name] if task.role == 'eval' else []; self.notes = [*taint_note(self.tainted), *notes]
+        # rows: split -> `Rows`
+        self.task,self.rows,self.name,self.spec,self.tokenizer = task,rows,task.name,spec,tokenizer
+        self.tainted = [task.name] if task.role == 'eval' else []
+        self.notes = [*taint_note(self.tainted), *notes]
         self.max_length,self.bs,self.examples = spec['max_length'],spec['bs'],examples
-        self.token_bytes = token_bytes(tokenizer); self.vocab_size = len(self.token_bytes)
+        self.token_bytes = token_bytes(tokenizer)
+        self.vocab_size = len(self.token_bytes)
         self.fingerprint = _fingerprint(tokenizer, examples)
         how = pack if spec['packing'] else alone
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-        self.train_blocks,self.valid_blocks = (Packed(examples[s], self.max_length, how, pad) for s in ('train', 'validation'))
+        self.train_blocks, self.valid_blocks = (
+            Packed(examples[s], self.max_length, how, pad) for s in ('train', 'validation')
+        )
         if n := self.train_blocks.n_cut:
             k = answers_cut(examples['train'], self.max_length)
-            self.notes.append(f'{n} tokens are cut from rows longer than {self.max_length}: of prompts the middle' + (f', of {k} answers the end' if k else ''))
-        loader = partial(pair_loader, begin=spec['decoder_start']) if spec.get('decoder_start') is not None else PackedLoader if spec['packing'] else PaddedLoader
-        super().__init__(loader(self.train_blocks, self.bs, spec['seed']), loader(self.valid_blocks, self.bs, shuffle=False), device=pick_device(spec['device'] or 'auto'))
+            self.notes.append(
+                f'{n} tokens are cut from rows longer than {self.max_length}: of prompts the middle'
+                + (f', of {k} answers the end' if k else '')
+            )
+        loader = (
+            partial(pair_loader, begin=spec['decoder_start'])
+            if spec.get('decoder_start') is not None
+            else PackedLoader
+            if spec['packing']
+            else PaddedLoader
+        )
+        super().__init__(
+            loader(self.train_blocks, self.bs, spec['seed']),
+            loader(self.valid_blocks, self.bs, shuffle=False),
+            device=pick_device(spec['device'] or 'auto'),
+        )
     @property
-    def n_tokens(self): return int(self.train_blocks.lengths.sum()),int(self.valid_blocks.lengths.sum()) # inputs, of training and validation
-    def texts(self, split:str='train'): return [self.task.text(r) for r in self.rows[split]] # questions with their answers
+    def n_tokens(self):
+        # inputs, of training and validation
+        return int(self.train_blocks.lengths.sum()),int(self.valid_blocks.lengths.sum())
+    def texts(self, split:str='train'):
+        return [self.task.text(r) for r in self.rows[split]] # questions with their answers
     def sample_prompt(self, n=None): return self.task.prompt(self.rows['validation'][0])
     def __repr__(self):
-        t = self.train_blocks; tokens = format_count(self.n_tokens[0])
-        return (f"{self.name}: {len(self.rows['train'])} training and {len(self.rows['validation'])} validation examples, {tokens} tokens of which "
-                f"{supervised_share(self.examples['train']):.0%} are learnt, in {len(t)} rows of {self.max_length}, {t.fill:.1%} full")
+        t = self.train_blocks
+        tokens = format_count(self.n_tokens[0])
+        return (
+            f"{self.name}: {len(self.rows['train'])} training and {len(self.rows['validation'])} "
+            f"validation examples, {tokens} tokens of which "
+            f"{supervised_share(self.examples['train']):.0%} are learnt, in {len(t)} rows of "
+            f"{self.max_length}, {t.fill:.1%} full"
+        )
 
 def _fingerprint(tokenizer, examples):
     h = hashlib.blake2b(tokenizer.backend_tokenizer.to_str().encode(), digest_size=8)
     for s in ('train', 'validation'):
-        for e in examples[s]: h.update(f"{len(e['ids'])} {e['start']} ".encode()); h.update(e['ids'].data)
+        for e in examples[s]:
+            h.update(f"{len(e['ids'])} {e['start']} ".encode())
+            h.update(e['ids'].data)
     return h.hexdigest()
 
 # %% ../../nbs/01_data/17_sft.ipynb #ffd2fc6b
 def _stamp(path)->tuple: # names, sizes and times, so that a changed file is read anew
-    p = Path(path); files = sorted(f for f in p.rglob('*') if f.is_file()) if p.is_dir() else [p] if p.is_file() else []
+    p = Path(path)
+    files = sorted(f for f in p.rglob('*') if f.is_file()) if p.is_dir() else [p] if p.is_file() else []
     return tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files)
 
 @lru_cache(8)
 def _rows(dataset, config, data_dir, data_path, prompt_column, target_column, limit, allow_eval_data, stamp):
     if data_path:
         ds,splits = own_pairs(data_path, prompt_column, target_column)
-        if ds is None: raise InputError(f"{data_path} has no two sides to learn from (prompt and response, instruction and output, messages); name them with --prompt_column and --target_column, or train with --mode pretrain")
+        if ds is None:
+            raise InputError(
+                f"{data_path} has no two sides to learn from (prompt and response, instruction and "
+                "output, messages); name them with --prompt_column and --target_column, or train "
+                "with --mode pretrain"
+            )
     else:
-        ds = find_dataset(dataset, config); check_role(ds, allow_eval_data)
-        if ds.kind == 'vision': raise InputError(f"'{ds.name}' has a picture in every row, and a model of text would learn to answer without looking; take a vision-language model of the hub, such as HuggingFaceTB/SmolVLM-256M-Instruct (`picture_data`)")
-        if 'sft' not in ds.modes: raise InputError(f"'{ds.name}' is a corpus without answers; train on it with --mode pretrain")
+        ds = find_dataset(dataset, config)
+        check_role(ds, allow_eval_data)
+        if ds.kind == 'vision':
+            raise InputError(
+                f"'{ds.name}' has a picture in every row, and a model of text would learn to answer "
+                "without looking; take a vision-language model of the hub, such as "
+                "HuggingFaceTB/SmolVLM-256M-Instruct (`picture_data`)"
+            )
+        if 'sft' not in ds.modes:
+            raise InputError(f"'{ds.name}' is a corpus without answers; train on it with --mode pretrain")
         splits = load_rows(ds, data_dir)
     return ds,*finish_rows(ds, {s: r for s,r in splits.items() if s != 'test' or ds.role == 'eval'}, limit)
 
@@ -97,12 +138,52 @@ def task_data(
     decoder_start:int=None,   # for an encoder-decoder: the token its decoder begins with
 )->TaskData:
     "Questions and answers by name to batches, ready for a `Learner`"
-    data_dir = None if data_path or find_dataset(dataset, config).id in embedded else data_dir or os.environ.get('LMNOTES_DATA_DIR')
-    paths = {k: str(v) if v is not None else None for k,v in dict(data_dir=data_dir, data_path=data_path, device=device).items()}
-    spec = dict(dataset=dataset, config=config, tokenizer=str(tokenizer), max_length=max_length, bs=bs, seed=seed, vocab_size=vocab_size, prompt_column=prompt_column, target_column=target_column,
-                prompt_template=prompt_template, chat_template=chat_template, packing=packing, limit=limit, allow_eval_data=allow_eval_data, decoder_start=decoder_start, mode='sft', **paths)
-    if packing and decoder_start is not None: raise InputError('an encoder-decoder reads one question at a time; leave --use_packing out')
-    stamp = _stamp(paths['data_path'] or Path(paths['data_dir'] or '/nowhere')/find_dataset(dataset, config).id.replace('/', '__'))
-    source = dataset, config, paths['data_dir'], paths['data_path'], prompt_column, target_column, limit, allow_eval_data, stamp
-    ds,rows,tok,examples,notes = _encoded(source, str(tokenizer), vocab_size, prompt_template, chat_template, _stamp(tokenizer))
+    data_dir = (
+        None
+        if data_path or find_dataset(dataset, config).id in embedded
+        else data_dir or os.environ.get('LMNOTES_DATA_DIR')
+    )
+    paths = {
+        k: str(v) if v is not None else None
+        for k, v in dict(data_dir=data_dir, data_path=data_path, device=device).items()
+    }
+    spec = dict(
+        dataset=dataset,
+        config=config,
+        tokenizer=str(tokenizer),
+        max_length=max_length,
+        bs=bs,
+        seed=seed,
+        vocab_size=vocab_size,
+        prompt_column=prompt_column,
+        target_column=target_column,
+        prompt_template=prompt_template,
+        chat_template=chat_template,
+        packing=packing,
+        limit=limit,
+        allow_eval_data=allow_eval_data,
+        decoder_start=decoder_start,
+        mode='sft',
+        **paths,
+    )
+    if packing and decoder_start is not None:
+        raise InputError('an encoder-decoder reads one question at a time; leave --use_packing out')
+    stamp = _stamp(
+        paths['data_path']
+        or Path(paths['data_dir'] or '/nowhere') / find_dataset(dataset, config).id.replace('/', '__')
+    )
+    source = (
+        dataset,
+        config,
+        paths['data_dir'],
+        paths['data_path'],
+        prompt_column,
+        target_column,
+        limit,
+        allow_eval_data,
+        stamp,
+    )
+    ds, rows, tok, examples, notes = _encoded(
+        source, str(tokenizer), vocab_size, prompt_template, chat_template, _stamp(tokenizer)
+    )
     return TaskData(ds, rows, examples, spec, tok, notes)

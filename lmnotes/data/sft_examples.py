@@ -30,8 +30,12 @@ def encode_examples(
 )->list: # of dicts as `encode_example` makes
     "Many rows as tokens, in two calls of the tokenizer"
     for p,t in zip(prompts, targets):
-        if not t.strip(): raise InputError(f'the answer to {p[-40:]!r} is empty, so nothing would be learnt from this row; give it a target')
-    both = zip(encode_each(tokenizer, prompts), encode_each(tokenizer, targets)) # each closed by `eos`, which a prompt loses
+        if not t.strip():
+            raise InputError(
+                f'the answer to {p[-40:]!r} is empty, so nothing would be learnt from this row; give it a target'
+            )
+    # each closed by `eos`, which a prompt loses
+    both = zip(encode_each(tokenizer, prompts), encode_each(tokenizer, targets))
     return [dict(ids=np.concatenate([p[:-1], t]).astype(np.int32), start=max(len(p) - 1, 1)) for p,t in both]
 
 # %% ../../nbs/01_data/11_sft_examples.ipynb #47a79d53
@@ -41,11 +45,18 @@ def chat_example(
     target:str,
 )->dict: # as `encode_example`
     "One row as a conversation of two turns, in the tokenizer's own form"
-    if not getattr(tokenizer, 'chat_template', None): raise InputError('this tokenizer has no chat template; leave --chat_template out, or use the tokenizer of a chat model')
+    if not getattr(tokenizer, 'chat_template', None):
+        raise InputError(
+            'this tokenizer has no chat template; leave --chat_template out, or use the tokenizer of a chat model'
+        )
     turns = [dict(role='user', content=prompt.strip()), dict(role='assistant', content=target.strip())]
     make = lambda t, **kw: list(tokenizer.apply_chat_template(t, tokenize=True, return_dict=False, **kw))
     asked,both = make(turns[:1], add_generation_prompt=True),make(turns)
-    if both[:len(asked)] != asked or len(both) == len(asked): raise InputError('the chat template writes a question differently once it is answered, so the answer cannot be told apart; leave --chat_template out')
+    if both[:len(asked)] != asked or len(both) == len(asked):
+        raise InputError(
+            'the chat template writes a question differently once it is answered, so the answer '
+            'cannot be told apart; leave --chat_template out'
+        )
     if tokenizer.eos_token_id not in both[len(asked):]: both.append(tokenizer.eos_token_id)
     return dict(ids=np.array(both, np.int32), start=max(len(asked), 1))
 
@@ -56,9 +67,16 @@ def templated(
 ): # function from a row to its prompt
     "The prompts of a dataset in another form"
     def prompt(row):
-        try: return template.replace('\\n', '\n').format(**{**row, 'prompt': ds.prompt(row)})
-        except (KeyError, IndexError) as e: raise InputError(f"--prompt_template names a column {e}, and there is: {', '.join(['prompt', *row])}") from None
-        except ValueError as e: raise InputError(f'--prompt_template cannot be read ({e}); write columns in braces, and real braces twice') from None
+        try:
+            return template.replace('\\n', '\n').format(**{**row, 'prompt': ds.prompt(row)})
+        except (KeyError, IndexError) as e:
+            raise InputError(
+                f"--prompt_template names a column {e}, and there is: {', '.join(['prompt', *row])}"
+            ) from None
+        except ValueError as e:
+            raise InputError(
+                f'--prompt_template cannot be read ({e}); write columns in braces, and real braces twice'
+            ) from None
     return prompt
 
 def examples_of(
@@ -71,7 +89,11 @@ def examples_of(
     "Rows as examples"
     prompt = templated(ds, template) if template else ds.prompt
     prompts,targets = [prompt(r) for r in rows],[ds.target(r) for r in rows]
-    return [chat_example(tokenizer, p, t) for p,t in zip(prompts, targets)] if chat else encode_examples(tokenizer, prompts, targets)
+    return (
+        [chat_example(tokenizer, p, t) for p, t in zip(prompts, targets)]
+        if chat
+        else encode_examples(tokenizer, prompts, targets)
+    )
 
 # %% ../../nbs/01_data/11_sft_examples.ipynb #686018cb
 def supervised_share(
@@ -111,7 +133,13 @@ def mark_example(
     ids,start = [int(i) for i in example['ids']],example['start']
     p,t = tokenizer.decode(ids[:start]),tokenizer.decode(ids[start:])
     if len(p) > limit: p = p[:limit//2] + ' … ' + p[-limit//2:]
-    marks = dict(terminal=lambda p,t: f'{p}\033[30;42m{t}\033[0m', plain=lambda p,t: f'{p}[[{t}]]',
-                 html=lambda p,t: f'<pre style="white-space:pre-wrap">{html.escape(p)}<mark style="background:#9fdf9f;color:#000">{html.escape(t)}</mark></pre>')
+    marks = dict(
+        terminal=lambda p, t: f'{p}\033[30;42m{t}\033[0m',
+        plain=lambda p, t: f'{p}[[{t}]]',
+        html=lambda p, t: (
+            f'<pre style="white-space:pre-wrap">{html.escape(p)}<mark '
+            f'style="background:#9fdf9f;color:#000">{html.escape(t)}</mark></pre>'
+        ),
+    )
     if form not in marks: raise InputError(f"unknown form '{form}': {did_you_mean(form, marks)}")
     return marks[form](p, t)

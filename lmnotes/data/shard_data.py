@@ -32,16 +32,24 @@ def divided(
 )->tuple: # folders of training and validation, sentences about what was found and done
     "Validate a folder of shards and hold a part of it out, once"
     home = cache_folder()/'shards'/f'{Path(path).resolve().name}-{_files_hash(path)}-{val_ratio:g}'
-    if (home/'report.json').is_file(): r = read_json(home/'report.json'); return *_halves(path, home), r['notes']
-    report = validate(path).check(); notes = [str(report).splitlines()[0], *report.warnings]
+    if (home/'report.json').is_file():
+        r = read_json(home/'report.json')
+        return *_halves(path, home), r['notes']
+    report = validate(path).check()
+    notes = [str(report).splitlines()[0], *report.warnings]
     if not shard_splits(path):
         home.parent.mkdir(parents=True, exist_ok=True)
         done = split(path, home, val_ratio, report)
-        notes.append(f"{done['validation']} of {report.rows} rows are held out, by {done['by']}" + (f", {done['copies_left_out']} copies of training rows left out" if done['copies_left_out'] else ''))
+        notes.append(
+            f"{done['validation']} of {report.rows} rows are held out, by {done['by']}"
+            + (f", {done['copies_left_out']} copies of training rows left out" if done['copies_left_out'] else '')
+        )
     write_json(home/'report.json', dict(report.as_dict(), notes=notes))
     return *_halves(path, home), notes
 
-def _halves(path, home): f = shard_splits(path) or shard_splits(home); return f['train'],f['validation']
+def _halves(path, home):
+    f = shard_splits(path) or shard_splits(home)
+    return f['train'],f['validation']
 
 # %% ../../nbs/01_data/18_shard_data.ipynb #cc21eb73
 class ShardData(DataLoaders):
@@ -49,21 +57,34 @@ class ShardData(DataLoaders):
     masked, mode, task = False, 'pretrain', None
     def __init__(self, name, spec, tokenizer, vocab_size, train, valid, notes=()):
         self.name,self.spec,self.tokenizer,self.vocab_size = name,spec,tokenizer,vocab_size
-        self.tainted = shard_meta(train).get('tainted', []); self.notes = [*taint_note(self.tainted), *notes]
+        self.tainted = shard_meta(train).get('tainted', [])
+        self.notes = [*taint_note(self.tainted), *notes]
         self.train_blocks,self.valid_blocks = (Shards(p, spec['max_length']) for p in (train, valid))
         self.max_length,self.bs,self.fingerprint = self.train_blocks.T,spec['bs'],_files_hash(train)
         if tokenizer is not None: self.token_bytes = token_bytes(tokenizer)
-        super().__init__(ShardLoader(self.train_blocks, self.bs, spec['seed']), ShardLoader(self.valid_blocks, self.bs, shuffle=False), device=pick_device(spec['device'] or 'auto'))
+        super().__init__(
+            ShardLoader(self.train_blocks, self.bs, spec['seed']),
+            ShardLoader(self.valid_blocks, self.bs, shuffle=False),
+            device=pick_device(spec['device'] or 'auto'),
+        )
     @property
     def n_tokens(self): return tuple(len(b)*b.T for b in (self.train_blocks, self.valid_blocks))
     def texts(self, split:str='train'): # row by row; without a tokenizer the tokens are written as numbers
         for row in self.train_blocks if split == 'train' else self.valid_blocks:
             if self.tokenizer is None: yield ' '.join(map(str, row))
             else: yield from documents_of(self.tokenizer, row)
-    def sample_prompt(self, n): return self.tokenizer.decode(self.valid_blocks[0][:n], skip_special_tokens=True) if self.tokenizer is not None else None
+    def sample_prompt(self, n):
+        return (
+            self.tokenizer.decode(self.valid_blocks[0][:n], skip_special_tokens=True)
+            if self.tokenizer is not None
+            else None
+        )
     def __repr__(self):
-        return (f'{self.name}: {format_count(self.n_tokens[0])} training and {format_count(self.n_tokens[1])} validation tokens, vocabulary {self.vocab_size}, '
-                f'{len(self.train_blocks)} and {len(self.valid_blocks)} windows of {self.max_length}')
+        return (
+            f'{self.name}: {format_count(self.n_tokens[0])} training and '
+            f'{format_count(self.n_tokens[1])} validation tokens, vocabulary {self.vocab_size}, '
+            f'{len(self.train_blocks)} and {len(self.valid_blocks)} windows of {self.max_length}'
+        )
 
 def _tokenizer_beside(path): # what `tokenize` left
     return next((str(p/'tokenizer') for p in (Path(path), Path(path).parent) if (p/'tokenizer').is_dir()), None)
@@ -79,14 +100,29 @@ def shard_data(
     device:str=None,      # where batches go; None: the best there is
 )->ShardData:
     "Shards to batches, ready for a `Learner`"
-    spec = dict(data_path=str(data_path), tokenizer=tokenizer, max_length=max_length, bs=bs, seed=seed, vocab_size=vocab_size, val_ratio=val_ratio, device=device, mode='shards')
+    spec = dict(
+        data_path=str(data_path),
+        tokenizer=tokenizer,
+        max_length=max_length,
+        bs=bs,
+        seed=seed,
+        vocab_size=vocab_size,
+        val_ratio=val_ratio,
+        device=device,
+        mode='shards',
+    )
     train,valid,notes = divided(data_path, val_ratio)
     name = tokenizer or _tokenizer_beside(data_path)
     tok = get_tokenizer(name) if name else None
     found = read_json(_report(data_path, val_ratio))['vocab']
     V = vocab_size or (len(token_bytes(tok)) if tok is not None else found)
-    if V < found: raise InputError(f'{data_path} holds tokens up to {found - 1}, and the vocabulary has {V}; use the tokenizer the shards were made with')
+    if V < found:
+        raise InputError(
+            f'{data_path} holds tokens up to {found - 1}, and the vocabulary has {V}; use the '
+            'tokenizer the shards were made with'
+        )
     spec['tokenizer'] = name
     return ShardData(Path(data_path).resolve().name, spec, tok, V, train, valid, notes)
 
-def _report(path, val_ratio): return cache_folder()/'shards'/f'{Path(path).resolve().name}-{_files_hash(path)}-{val_ratio:g}'/'report.json'
+def _report(path, val_ratio):
+    return cache_folder()/'shards'/f'{Path(path).resolve().name}-{_files_hash(path)}-{val_ratio:g}'/'report.json'

@@ -31,7 +31,10 @@ def shard_files(
     p = Path(path)
     if not p.exists(): raise InputError(f'there is no {p}; give a folder of .npy or .pt arrays')
     files = [p] if p.is_file() else sorted(f for f in p.rglob('*') if f.suffix in shard_kinds and f.is_file())
-    if not files or files[0].suffix not in shard_kinds: raise InputError(f'no shard at {p}: files must end in .npy or .pt; `lmnotes data tokenize` makes them from any dataset')
+    if not files or files[0].suffix not in shard_kinds:
+        raise InputError(
+            f'no shard at {p}: files must end in .npy or .pt; `lmnotes data tokenize` makes them from any dataset'
+        )
     return files
 
 def shard_splits(path)->dict: # split -> folder; empty where none is named
@@ -41,28 +44,52 @@ def shard_splits(path)->dict: # split -> folder; empty where none is named
 
 # %% ../../nbs/01_data/15_shards.ipynb #e5e7d62b
 def _open_npy(file):
-    with open(file, 'rb') as f: head = f.read(6)
+    with open(file, 'rb') as f:
+        head = f.read(6)
     if not head: raise InputError('is empty (zero bytes)')
-    if head[:1] == b'\x80': raise InputError('holds a pickle, which can run code when opened; it was not. Save it with np.save(..., allow_pickle=False)')
+    if head[:1] == b'\x80':
+        raise InputError(
+            'holds a pickle, which can run code when opened; it was not. Save it with '
+            'np.save(..., allow_pickle=False)'
+        )
     if head != b'\x93NUMPY': raise InputError('is not a .npy file; save it with np.save')
-    try: return np.lib.format.open_memmap(file, mode='r')
+    try:
+        return np.lib.format.open_memmap(file, mode='r')
     except ValueError as e:
-        if 'mmap length' in str(e) or 'EOF' in str(e): raise InputError(f'is truncated: {file.stat().st_size:,} bytes are fewer than its header promises; copy it again') from None
-        if 'Python objects' in str(e): raise InputError('holds pickled objects, which can run code when opened; they were not. Save whole numbers') from None
+        if 'mmap length' in str(e) or 'EOF' in str(e):
+            raise InputError(
+                f'is truncated: {file.stat().st_size:,} bytes are fewer than its header promises; copy it again'
+            ) from None
+        if 'Python objects' in str(e):
+            raise InputError(
+                'holds pickled objects, which can run code when opened; they were not. Save whole numbers'
+            ) from None
         raise InputError(f'cannot be read ({str(e).splitlines()[0][:80]})') from None
 
 def _open_pt(file):
     if not file.stat().st_size: raise InputError('is empty (zero bytes)')
     if not zipfile.is_zipfile(file):
-        with open(file, 'rb') as f: head = f.read(2)
-        raise InputError('is truncated; copy it again' if head == b'PK' else 'holds a pickle, which can run code when opened; it was not. Save a tensor with torch.save')
-    try: t = torch.load(file, map_location='cpu', weights_only=True, mmap=True)
+        with open(file, 'rb') as f:
+            head = f.read(2)
+        raise InputError(
+            'is truncated; copy it again'
+            if head == b'PK'
+            else 'holds a pickle, which can run code when opened; it was not. Save a tensor with torch.save'
+        )
+    try:
+        t = torch.load(file, map_location='cpu', weights_only=True, mmap=True)
     except Exception as e:
-        if 'weights_only' in str(e).lower() or 'Unsupported' in str(e): raise InputError('holds pickled objects, which can run code when opened; they were not. Save a tensor with torch.save') from None
+        if 'weights_only' in str(e).lower() or 'Unsupported' in str(e):
+            raise InputError(
+                'holds pickled objects, which can run code when opened; they were not. Save a tensor with torch.save'
+            ) from None
         raise InputError(f'cannot be read ({str(e).splitlines()[0][:80]}); copy it again') from None
     if isinstance(t, dict) and len(t) == 1: t, = t.values()
     if not isinstance(t, torch.Tensor): raise InputError(f'holds a {type(t).__name__}, not a tensor')
-    if t.is_floating_point(): raise InputError(f'holds {str(t.dtype).removeprefix("torch.")} numbers; ids are whole numbers, such as int32 or uint16')
+    if t.is_floating_point():
+        raise InputError(
+            f'holds {str(t.dtype).removeprefix("torch.")} numbers; ids are whole numbers, such as int32 or uint16'
+        )
     return t.numpy()
 
 def open_shard(
@@ -72,21 +99,25 @@ def open_shard(
     file = Path(file)
     try:
         a = (_open_pt if file.suffix == '.pt' else _open_npy)(file)
-        if a.dtype.kind not in 'iu': raise InputError(f'holds {a.dtype} numbers; ids are whole numbers, such as int32 or uint16')
+        if a.dtype.kind not in 'iu':
+            raise InputError(f'holds {a.dtype} numbers; ids are whole numbers, such as int32 or uint16')
         if a.ndim not in (1, 2): raise InputError(f'has shape {a.shape}; a shard is (rows, length)')
         a = a[None] if a.ndim == 1 else a
         if not len(a): raise InputError('has no rows')
         if a.shape[1] < 2: raise InputError(f'has rows of {a.shape[1]} token(s); an input and its target need 2')
         return a
-    except InputError as e: raise InputError(f'{file.name} {e}') from None
+    except InputError as e:
+        raise InputError(f'{file.name} {e}') from None
 
 # %% ../../nbs/01_data/15_shards.ipynb #5be6d51e
 LARGEST = 2**20 # ids; no vocabulary is near
 
 @cache
 def _compiled():
-    try: import numba
-    except ImportError: return {}
+    try:
+        import numba
+    except ImportError:
+        return {}
     m,seed = np.uint64(0x9E3779B97F4A7C15),np.uint64(1469598103934665603)
     @numba.njit(nogil=True)
     def any_type(rows, tables, hashes): # (n, L) whole numbers, (4, ids) uint32, (n,) uint64 -> tokens of no table
@@ -94,29 +125,43 @@ def _compiled():
         for r in range(rows.shape[0]):
             a = seed
             for i in range(rows.shape[1]):
-                p = np.uint64(rows[r,i]); a = (a ^ p)*m
+                p = np.uint64(rows[r,i])
+                a = (a ^ p)*m
                 if p < n: tables[i & 3, p] += 1
                 else: bad += 1
             hashes[r] = a
         return bad
     @numba.njit(nogil=True)
     def words16(words, tables, hashes): # (n, L/4) uint64, four tokens in a word; every id has its place in the tables
-        t0,t1,t2,t3 = tables[0],tables[1],tables[2],tables[3]; low = np.uint64(0xFFFF)
+        t0,t1,t2,t3 = tables[0],tables[1],tables[2],tables[3]
+        low = np.uint64(0xFFFF)
         for r in range(words.shape[0]):
-            row = words[r]; a = seed
+            row = words[r]
+            a = seed
             for i in range(len(row)):
-                w = row[i]; a = (a ^ w)*m
-                t0[w & low] += 1; t1[(w >> np.uint64(16)) & low] += 1; t2[(w >> np.uint64(32)) & low] += 1; t3[w >> np.uint64(48)] += 1
+                w = row[i]
+                a = (a ^ w)*m
+                t0[w & low] += 1
+                t1[(w >> np.uint64(16)) & low] += 1
+                t2[(w >> np.uint64(32)) & low] += 1
+                t3[w >> np.uint64(48)] += 1
             hashes[r] = a
         return 0
     @numba.njit(nogil=True)
     def words32(words, tables, hashes): # (n, L/2) uint64, two tokens in a word
-        t0,t1 = tables[0],tables[1]; low = np.uint64(0xFFFFFFFF); n,bad = np.uint64(tables.shape[1]),0
+        t0,t1 = tables[0],tables[1]
+        low = np.uint64(0xFFFFFFFF)
+        n,bad = np.uint64(tables.shape[1]),0
         for r in range(words.shape[0]):
-            row = words[r]; a = seed
+            row = words[r]
+            a = seed
             for i in range(len(row)):
-                w = row[i]; a = (a ^ w)*m; p,q = w & low,w >> np.uint64(32)
-                if p < n and q < n: t0[p] += 1; t1[q] += 1
+                w = row[i]
+                a = (a ^ w)*m
+                p,q = w & low,w >> np.uint64(32)
+                if p < n and q < n:
+                    t0[p] += 1
+                    t1[q] += 1
                 else:
                     if p < n: t0[p] += 1
                     if q < n: t1[q] += 1
@@ -128,8 +173,10 @@ def _compiled():
 def _plain_scan(rows, tables, hashes):
     bad = 0
     for r,row in enumerate(rows):
-        row = row.astype(np.int64); ok = (row >= 0) & (row < tables.shape[1])
-        tables[0] += np.bincount(row[ok], minlength=tables.shape[1]).astype(np.uint32); bad += int((~ok).sum())
+        row = row.astype(np.int64)
+        ok = (row >= 0) & (row < tables.shape[1])
+        tables[0] += np.bincount(row[ok], minlength=tables.shape[1]).astype(np.uint32)
+        bad += int((~ok).sum())
         hashes[r] = int.from_bytes(hashlib.blake2b(row, digest_size=8).digest(), 'little')
     return bad
 
@@ -141,7 +188,13 @@ def scan_rows(
 )->tuple: # how often each id came (n_ids,) int64; hash of each row (n,) uint64; tokens outside 0..n_ids-1
     "Counts and row hashes in one pass"
     scans = _compiled() if compiled else {}
-    by_words = words and str(a.dtype) in scans and a.flags.c_contiguous and a.shape[1]*a.itemsize % 8 == 0 and (a.itemsize > 2 or n_ids >= 2**16)
+    by_words = (
+        words
+        and str(a.dtype) in scans
+        and a.flags.c_contiguous
+        and a.shape[1] * a.itemsize % 8 == 0
+        and (a.itemsize > 2 or n_ids >= 2**16)
+    )
     scan = scans.get(str(a.dtype) if by_words else 'any', _plain_scan)
     total,hashes,bad = np.zeros(n_ids, np.int64),np.zeros(len(a), np.uint64),0
     step = max(1, 2**27//a.shape[1]) # the counters have 32 bits
@@ -163,7 +216,8 @@ def order_gain(
     row, # (length,) tokens
 )->float: # 0: order tells nothing
     "How much better a row compresses than the same tokens shuffled"
-    row = np.asarray(row)[:16384]; row = row.astype(np.uint8 if row.max() < 2**8 else np.uint16 if row.max() < 2**16 else np.int32)
+    row = np.asarray(row)[:16384]
+    row = row.astype(np.uint8 if row.max() < 2**8 else np.uint16 if row.max() < 2**16 else np.int32)
     return 1 - _squeezed(row)/_squeezed(np.random.default_rng(0).permutation(row))
 
 def looks(
@@ -172,8 +226,13 @@ def looks(
 )->list: # sentences
     "What is suspicious about tokens"
     said,n,H = [],int((counts > 0).sum()),entropy(counts)
-    if n >= 32 and H > .985*math.log2(n): said.append(f'random noise: ids are spread evenly ({H:.2f} bits a token of {math.log2(n):.2f} possible; text has far less)')
-    elif n > 1 and len(samples) and np.median([order_gain(r) for r in samples]) < .01: said.append('random noise: rows compress no better than the same tokens shuffled')
+    if n >= 32 and H > .985*math.log2(n):
+        said.append(
+            f'random noise: ids are spread evenly ({H:.2f} bits a token of {math.log2(n):.2f} '
+            'possible; text has far less)'
+        )
+    elif n > 1 and len(samples) and np.median([order_gain(r) for r in samples]) < .01:
+        said.append('random noise: rows compress no better than the same tokens shuffled')
     flat = sum(_squeezed(r[:16384]) < .02*r[:16384].nbytes + 64 for r in samples if len(r) >= 1024)
     if flat: said.append(f'repeated data: {flat} of {len(samples)} rows looked at repeat a short pattern')
     return said
@@ -182,20 +241,38 @@ def looks(
 @dataclass
 class ShardReport:
     "What `validate` found"
-    files:list; length:int=0; rows:int=0; tokens:int=0; vocab:int=0; unique:int=0; mean:float=0.; entropy:float=0.; duplicates:int=0
-    problems:list=field(default_factory=list); warnings:list=field(default_factory=list)
+    files:list
+    length:int=0
+    rows:int=0
+    tokens:int=0
+    vocab:int=0
+    unique:int=0
+    mean:float=0.
+    entropy:float=0.
+    duplicates:int=0
+    problems:list=field(default_factory=list)
+    warnings:list=field(default_factory=list)
     hashes:list=field(default_factory=list, repr=False) # of rows, for each file
     @property
     def ok(self): return not self.problems
     def check(self):
         "An error with the first problem, if there is one"
-        if self.problems: raise InputError(self.problems[0] + (f' (and {len(self.problems) - 1} more)' if len(self.problems) > 1 else ''))
+        if self.problems:
+            raise InputError(
+                self.problems[0] + (f' (and {len(self.problems) - 1} more)' if len(self.problems) > 1 else '')
+            )
         return self
     def as_dict(self)->dict: # numbers and lines, for a table or a file
-        return {k: v for k,v in self.__dict__.items() if k not in ('files', 'hashes')} | dict(files=len(self.files), ok=self.ok)
+        return {k: v for k, v in self.__dict__.items() if k not in ('files', 'hashes')} | dict(
+            files=len(self.files), ok=self.ok
+        )
     def __str__(self):
-        head = (f'{len(self.files)} files, {self.rows:,} rows of {self.length:,}: {format_count(self.tokens)} tokens, {self.unique:,} different ids below {self.vocab:,}, '
-                f'mean {self.mean:.1f}, {self.entropy:.2f} bits a token, {self.duplicates} duplicate rows')
+        head = (
+            f'{len(self.files)} files, {self.rows:,} rows of {self.length:,}: '
+            f'{format_count(self.tokens)} tokens, {self.unique:,} different ids below '
+            f'{self.vocab:,}, '
+            f'mean {self.mean:.1f}, {self.entropy:.2f} bits a token, {self.duplicates} duplicate rows'
+        )
         return '\n'.join([head, *(f'problem: {p}' for p in self.problems), *(f'warning: {w}' for w in self.warnings)])
 
 def shard_meta(path)->dict: # empty where nobody wrote any
@@ -206,15 +283,21 @@ def shard_meta(path)->dict: # empty where nobody wrote any
 def _headers(files): # rows, length and type of the arrays that can be opened; lines for the others
     good,problems = {},[]
     for f in files:
-        try: a = open_shard(f); good[f] = (*a.shape, a.dtype)
-        except InputError as e: problems.append(str(e))
+        try:
+            a = open_shard(f)
+            good[f] = (*a.shape, a.dtype)
+        except InputError as e:
+            problems.append(str(e))
     length = Counter(L for _,L,_ in good.values()).most_common(1)[0][0] if good else 0
     for f,(_,L,_) in list(good.items()):
-        if L != length: problems.append(f'{f.name} has rows of {L} tokens, the others of {length}'); good.pop(f)
+        if L != length:
+            problems.append(f'{f.name} has rows of {L} tokens, the others of {length}')
+            good.pop(f)
     return good,length,problems
 
 def _look(file, n_ids, words): # opens anew, so that a thread holds one file at a time
-    a = open_shard(file); counts,hashes,bad = scan_rows(a, n_ids, words=words)
+    a = open_shard(file)
+    counts,hashes,bad = scan_rows(a, n_ids, words=words)
     if bad and n_ids < LARGEST: counts,hashes,bad = scan_rows(a, LARGEST, words=words)
     return counts[:int(np.flatnonzero(counts)[-1:].sum()) + 1],hashes,bad
 
@@ -224,33 +307,57 @@ def validate(
     threads:int=None,    # files looked at together; default as many as there are cores
 )->ShardReport:
     "Look at every token of a folder of shards"
-    files = shard_files(path); vocab_size = vocab_size or shard_meta(path).get('vocab_size')
+    files = shard_files(path)
+    vocab_size = vocab_size or shard_meta(path).get('vocab_size')
     shapes,length,problems = _headers(files)
     report = ShardReport(list(shapes), length, problems=problems)
     if not shapes: return report
-    samples = [np.array(open_shard(f)[i]) for f,(n,*_) in list(shapes.items())[:4] for i in sorted({0, n//2})]; words = len({d for *_,d in shapes.values()}) == 1
-    likely = 2**max(16, int(max(vocab_size or 1, *(int(r.max()) for r in samples))).bit_length()) # a small table stays in the cache
+    samples = [np.array(open_shard(f)[i]) for f,(n,*_) in list(shapes.items())[:4] for i in sorted({0, n//2})]
+    words = len({d for *_,d in shapes.values()}) == 1
+    # a small table stays in the cache
+    likely = 2**max(16, int(max(vocab_size or 1, *(int(r.max()) for r in samples))).bit_length())
     counts,hashes,_ = np.zeros(1, np.int64),[],_compiled()
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        for f,(c,h,bad) in zip(shapes, pool.map(lambda f: _look(f, min(likely, LARGEST), words), shapes)): # added up as they come
-            counts = np.pad(counts, (0, max(0, len(c) - len(counts)))); counts[:len(c)] += c; hashes.append(h)
+        # added up as they come
+        for f,(c,h,bad) in zip(shapes, pool.map(lambda f: _look(f, min(likely, LARGEST), words), shapes)):
+            counts = np.pad(counts, (0, max(0, len(c) - len(counts))))
+            counts[:len(c)] += c
+            hashes.append(h)
             beyond = bad + int(c[vocab_size:].sum()) if vocab_size else bad
-            if beyond: problems.append(f'{f.name} has {beyond:,} tokens outside 0..{(vocab_size or LARGEST) - 1:,}; the vocabulary it was made with is another one')
+            if beyond:
+                problems.append(
+                    f'{f.name} has {beyond:,} tokens outside 0..{(vocab_size or LARGEST) - 1:,}; the '
+                    'vocabulary it was made with is another one'
+                )
     return _summed(report, shapes, counts, hashes, samples)
 
 def _summed(report, shapes, counts, hashes, samples):
-    r = report; r.hashes = hashes
-    r.rows,r.tokens,r.unique = sum(s[0] for s in shapes.values()),sum(s[0]*s[1] for s in shapes.values()),int((counts > 0).sum())
-    if counts.sum(): r.vocab,r.mean,r.entropy,r.warnings = len(counts),float((counts*np.arange(len(counts))).sum()/counts.sum()),entropy(counts),looks(counts, samples)
+    r = report
+    r.hashes = hashes
+    r.rows, r.tokens, r.unique = (
+        sum(s[0] for s in shapes.values()),
+        sum(s[0] * s[1] for s in shapes.values()),
+        int((counts > 0).sum()),
+    )
+    if counts.sum():
+        r.vocab, r.mean, r.entropy, r.warnings = (
+            len(counts),
+            float((counts * np.arange(len(counts))).sum() / counts.sum()),
+            entropy(counts),
+            looks(counts, samples),
+        )
     r.duplicates = r.rows - len(np.unique(np.concatenate(hashes)))
     if r.duplicates: r.warnings.append(f'repeated data: {r.duplicates:,} of {r.rows:,} rows are copies of another')
     return r
 
 # %% ../../nbs/01_data/15_shards.ipynb #4199d74c
 def _link(file, folder, root):
-    new = folder/file.relative_to(root); new.parent.mkdir(parents=True, exist_ok=True)
-    try: os.link(file.resolve(), new)
-    except OSError: new.symlink_to(file.resolve())
+    new = folder/file.relative_to(root)
+    new.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(file.resolve(), new)
+    except OSError:
+        new.symlink_to(file.resolve())
     return new
 
 def _border(sizes, n_valid): # files in order -> number of the file the border is in, rows of it that train
@@ -273,16 +380,24 @@ def split(
     report:ShardReport=None, # from `validate`, if it has run
 )->dict: # rows on each side, what the border follows, copies left out
     "Divide shards by links"
-    if not 0 < val_ratio < 1: raise InputError(f'val_ratio={val_ratio} is the share of rows for validation; it must be above 0 and below 1')
+    if not 0 < val_ratio < 1:
+        raise InputError(f'val_ratio={val_ratio} is the share of rows for validation; it must be above 0 and below 1')
     if shard_splits(path): raise InputError(f'{path} is divided already, into train and validation; use it as it is')
-    report = (report or validate(path)).check(); root = Path(path) if Path(path).is_dir() else Path(path).parent
-    if report.rows < 2: raise InputError(f'{path} has one row only and cannot be split; make more rows of a smaller length')
+    report = (report or validate(path)).check()
+    root = Path(path) if Path(path).is_dir() else Path(path).parent
+    if report.rows < 2:
+        raise InputError(f'{path} has one row only and cannot be split; make more rows of a smaller length')
     if Path(output).exists(): raise InputError(f'{output} exists already; name a new folder')
-    sizes = [len(h) for h in report.hashes]; n = min(max(1, round(val_ratio*report.rows)), report.rows - 1)
-    i,keep = _border(sizes, n); by = 'row'
+    sizes = [len(h) for h in report.hashes]
+    n = min(max(1, round(val_ratio*report.rows)), report.rows - 1)
+    i,keep = _border(sizes, n)
+    by = 'row'
     whole = sum(sizes[i:]) if keep < sizes[i]/2 else sum(sizes[i+1:])
-    if whole and abs(whole - n) <= n//4 and whole < report.rows: i,keep,by = (i, 0, 'file') if keep < sizes[i]/2 else (i+1, 0, 'file')
-    elif keep: keep,found = _at_document(report.files[i], keep, shard_meta(path).get('eos')); by = 'document' if found else 'row'
+    if whole and abs(whole - n) <= n//4 and whole < report.rows:
+        i,keep,by = (i, 0, 'file') if keep < sizes[i]/2 else (i+1, 0, 'file')
+    elif keep:
+        keep,found = _at_document(report.files[i], keep, shard_meta(path).get('eos'))
+        by = 'document' if found else 'row'
     return _write_split(report, root, Path(output), i, keep, by, shard_meta(path))
 
 def _write_split(report, root, output, i, keep, by, meta):
@@ -294,10 +409,17 @@ def _write_split(report, root, output, i, keep, by, meta):
         for j,(f,h) in enumerate(zip(report.files, report.hashes)):
             new = np.flatnonzero(~np.isin(h, seen)) if j >= i else np.zeros(0, int)
             if j == i: new = new[new >= keep]
-            if j < i or j == i and keep: _link(f, aside/'train', root); only['train'] |= {str(f.relative_to(root)): [[0, keep]]} if j == i else {}
-            if j >= i and len(new): _link(f, aside/'validation', root); only['validation'] |= {str(f.relative_to(root)): _ranges(new)} if len(new) < len(h) else {}
-            if j >= i: done['validation'] += len(new); done['copies_left_out'] += len(h) - (keep if j == i else 0) - len(new)
-        if not done['validation']: raise InputError(f'every row held out stands in the training part too; the shards repeat themselves, so give other data or another val_ratio')
+            if j < i or j == i and keep:
+                _link(f, aside/'train', root)
+                only['train'] |= {str(f.relative_to(root)): [[0, keep]]} if j == i else {}
+            if j >= i and len(new):
+                _link(f, aside/'validation', root)
+                only['validation'] |= {str(f.relative_to(root)): _ranges(new)} if len(new) < len(h) else {}
+            if j >= i:
+                done['validation'] += len(new)
+                done['copies_left_out'] += len(h) - (keep if j == i else 0) - len(new)
+        if not done['validation']:
+            raise InputError(f'every row held out stands in the training part too; the shards repeat themselves, so give other data or another val_ratio')
         for s,o in only.items():
             if o: write_json(aside/s/'rows.json', o)
             if meta: write_json(aside/s/'meta.json', meta)
@@ -315,15 +437,23 @@ class Shards:
         T=None,    # inputs in a window; None: all of a row but its last token
         n_open=8,  # files kept open
     ):
-        root = Path(path); self.files = shard_files(root); only = read_json(root/'rows.json') if (root/'rows.json').is_file() else {}
+        root = Path(path)
+        self.files = shard_files(root)
+        only = read_json(root/'rows.json') if (root/'rows.json').is_file() else {}
         self.spans,lengths = [],set() # (file, first row, rows)
         for i,f in enumerate(self.files):
-            n,L = open_shard(f).shape; lengths.add(L)
+            n,L = open_shard(f).shape
+            lengths.add(L)
             name = str(f.relative_to(root)) if root.is_dir() else f.name
             self.spans += [(i, a, b - a) for a,b in only.get(name, [[0, n]])]
-        if len(lengths) > 1: raise InputError(f'shards at {path} have rows of {sorted(lengths)} tokens; keep one length in a folder')
-        self.length, = lengths; self.T = T or self.length - 1
-        if not 1 <= self.T < self.length: raise InputError(f'max_length={T} does not fit rows of {self.length} tokens; use {self.length - 1} or less')
+        if len(lengths) > 1:
+            raise InputError(f'shards at {path} have rows of {sorted(lengths)} tokens; keep one length in a folder')
+        self.length, = lengths
+        self.T = T or self.length - 1
+        if not 1 <= self.T < self.length:
+            raise InputError(
+                f'max_length={T} does not fit rows of {self.length} tokens; use {self.length - 1} or less'
+            )
         self.per_row,self.ends = (self.length - 1)//self.T,np.cumsum([n for *_,n in self.spans])
         self._open = lru_cache(n_open)(lambda i: open_shard(self.files[i]))
     @property
@@ -331,9 +461,12 @@ class Shards:
     def __len__(self): return self.n_rows*self.per_row
     def __getitem__(self, i):
         if not 0 <= i < len(self): raise IndexError(i)
-        row,part = divmod(int(i), self.per_row); s = int(np.searchsorted(self.ends, row, 'right'))
+        row,part = divmod(int(i), self.per_row)
+        s = int(np.searchsorted(self.ends, row, 'right'))
         file,first,n = self.spans[s]
-        return np.array(self._open(file)[first + row - (self.ends[s] - n), part*self.T:(part + 1)*self.T + 1], np.int64) # (T+1,)
+        return np.array(
+            self._open(file)[first + row - (self.ends[s] - n), part * self.T : (part + 1) * self.T + 1], np.int64
+        ) # (T+1,)
 
 # %% ../../nbs/01_data/15_shards.ipynb #9cffab61
 def block_order(
@@ -344,11 +477,13 @@ def block_order(
     pool=64,   # blocks shuffled together
 )->np.ndarray: # numbers of windows
     "Which window stands at each position of an epoch"
-    g = np.random.default_rng(seed_for(seed, 'shift', epoch)); shift = int(g.integers(n))
+    g = np.random.default_rng(seed_for(seed, 'shift', epoch))
+    shift = int(g.integers(n))
     blocks = epoch_order(seed, f'blocks {epoch}', -(-n//block) - 1) if n > block else np.zeros(0, np.int64)
     order = np.append(blocks, len(blocks)) # the last block, which may be short, comes last
     def at(p):
-        first = p//(block*pool)*block*pool; size = min(block*pool, n - first)
+        first = p//(block*pool)*block*pool
+        size = min(block*pool, n - first)
         q = first + int(epoch_order(seed, f'pool {epoch} {first}', size)[p - first])
         return (int(order[q//block])*block + q%block + shift) % n
     return np.array([at(int(x)) for x in p], np.int64)
@@ -358,16 +493,21 @@ class ShardLoader(BlockLoader):
     "Batches of `Shards` in block-shuffled order, a pure function of (`seed`, batch number)"
     def batch(self, k):
         rows = self.idxs(k)
-        w = torch.from_numpy(np.stack([self.dataset[i] for i in rows]) if len(rows) else np.zeros((0, self.dataset.T + 1), np.int64)).to(self.device)
+        w = torch.from_numpy(
+            np.stack([self.dataset[i] for i in rows]) if len(rows) else np.zeros((0, self.dataset.T + 1), np.int64)
+        ).to(self.device)
         return dict(input_ids=w[:, :-1].contiguous(), shift_labels=w[:, 1:].contiguous()),
     def idxs(self, k):
         n,first = len(self.dataset),(k*self.world + self.rank)*self.bs
         at = np.arange(first, first + self.bs)
         if not self.shuffle: return at[at < n]
-        return np.concatenate([block_order(at[at//n == e] % n, n, self.seed, e) for e in range(at[0]//n, at[-1]//n + 1)])
+        return np.concatenate(
+            [block_order(at[at // n == e] % n, n, self.seed, e) for e in range(at[0] // n, at[-1] // n + 1)]
+        )
     def new(self, dataset=None, **kwargs):
         "A loader like this one, but for what is named"
-        out = BlockLoader.new(self, dataset, **kwargs); out.__class__ = type(self)
+        out = BlockLoader.new(self, dataset, **kwargs)
+        out.__class__ = type(self)
         return out
 
 # %% ../../nbs/01_data/15_shards.ipynb #92e73ef8
@@ -375,13 +515,19 @@ def _write_rows(stream, folder, length, dtype, per_file): # arrays of tokens -> 
     rest,n = np.zeros(0, dtype),0
     def save(a):
         nonlocal n
-        np.save(folder/f'{n:05d}.npy', a, allow_pickle=False); n += 1
+        np.save(folder/f'{n:05d}.npy', a, allow_pickle=False)
+        n += 1
     rows = 0
     for ids in stream:
         rest = np.concatenate([rest, ids.astype(dtype)])
-        while len(rest) >= length*per_file: save(rest[:length*per_file].reshape(-1, length)); rest = rest[length*per_file:]; rows += per_file
+        while len(rest) >= length*per_file:
+            save(rest[:length*per_file].reshape(-1, length))
+            rest = rest[length*per_file:]
+            rows += per_file
     k = len(rest)//length
-    if k: save(rest[:k*length].reshape(-1, length)); rows += k
+    if k:
+        save(rest[:k*length].reshape(-1, length))
+        rows += k
     return rows,len(rest) - k*length
 
 def tokenize(
@@ -399,15 +545,37 @@ def tokenize(
     "Make shards of a dataset"
     if Path(output_path).exists(): raise InputError(f'{output_path} exists already; name a new folder')
     if length < 2: raise InputError(f'length={length}: a row has at least 2 tokens')
-    ds = find_dataset(dataset, config); tainted = [ds.name] if check_role(ds, allow_eval_data) else []; splits,notes = load_documents(ds, data_dir, limit)
-    tok = get_tokenizer(tokenizer, lambda: splits['train'], vocab_size); V = len(token_bytes(tok))
-    meta = dict(dataset=ds.name, tokenizer=str(tokenizer), vocab_size=V, eos=tok.eos_token_id, length=length, tainted=tainted, notes=notes, splits={})
+    ds = find_dataset(dataset, config)
+    tainted = [ds.name] if check_role(ds, allow_eval_data) else []
+    splits,notes = load_documents(ds, data_dir, limit)
+    tok = get_tokenizer(tokenizer, lambda: splits['train'], vocab_size)
+    V = len(token_bytes(tok))
+    meta = dict(
+        dataset=ds.name,
+        tokenizer=str(tokenizer),
+        vocab_size=V,
+        eos=tok.eos_token_id,
+        length=length,
+        tainted=tainted,
+        notes=notes,
+        splits={},
+    )
     dtype = np.uint16 if V <= 2**16 else np.int32
     with atomic_dir(output_path) as aside:
         for s,docs in splits.items():
             (aside/s).mkdir()
-            rows,left = _write_rows((encode_documents(tok, docs[i:i+256]) for i in range(0, len(docs), 256)), aside/s, length, dtype, rows_per_file)
-            if not rows: raise InputError(f"{ds.name} ({s}) has {left:,} tokens, fewer than one row of {length:,}; use a smaller length")
+            rows, left = _write_rows(
+                (encode_documents(tok, docs[i : i + 256]) for i in range(0, len(docs), 256)),
+                aside / s,
+                length,
+                dtype,
+                rows_per_file,
+            )
+            if not rows:
+                raise InputError(
+                    f"{ds.name} ({s}) has {left:,} tokens, fewer than one row of {length:,}; use a smaller length"
+                )
             meta['splits'][s] = dict(documents=len(docs), rows=rows, tokens=rows*length, left_out=left)
-        tok.save_pretrained(aside/'tokenizer'); write_json(aside/'meta.json', meta)
+        tok.save_pretrained(aside/'tokenizer')
+        write_json(aside/'meta.json', meta)
     return meta

@@ -22,16 +22,20 @@ from ..core import *
 class Rows(list):
     "A list of dicts, with the label names of each column that has them in `.labels`"
     def __init__(self, rows=(), labels=None):
-        super().__init__(rows); self.labels = labels or {}
+        super().__init__(rows)
+        self.labels = labels or {}
     def take(self, idxs)->'Rows': # the rows at `idxs`, in that order
         return Rows((self[i] for i in idxs), self.labels)
 
 # %% ../../nbs/01_data/01_sources.ipynb #a25258cc
 def _decode(path)->str:
     raw = Path(path).read_bytes()
-    try: return raw.decode('utf-8-sig')
+    try:
+        return raw.decode('utf-8-sig')
     except UnicodeDecodeError as e:
-        raise InputError(f'{path} is not UTF-8 text (byte 0x{raw[e.start]:02x} at {e.start}); convert it, e.g. `iconv -t utf-8`') from None
+        raise InputError(
+            f'{path} is not UTF-8 text (byte 0x{raw[e.start]:02x} at {e.start}); convert it, e.g. `iconv -t utf-8`'
+        ) from None
 
 def _read_txt(path)->Rows: return Rows([dict(text=_decode(path))])
 
@@ -39,9 +43,12 @@ def _read_jsonl(path)->Rows:
     rows = Rows()
     for i,line in enumerate(_decode(path).split('\n'), 1):
         if not line.strip(): continue
-        try: row = json.loads(line)
-        except json.JSONDecodeError as e: raise InputError(f'{path} line {i} is not JSON ({e.msg}); jsonl holds one object a line') from None
-        if not isinstance(row, dict): raise InputError(f'{path} line {i} holds a {type(row).__name__}, not an object such as {{"text": "..."}}')
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as e:
+            raise InputError(f'{path} line {i} is not JSON ({e.msg}); jsonl holds one object a line') from None
+        if not isinstance(row, dict):
+            raise InputError(f'{path} line {i} holds a {type(row).__name__}, not an object such as {{"text": "..."}}')
         rows.append(row)
     return rows
 
@@ -49,7 +56,8 @@ def _read_jsonl(path)->Rows:
 def _read_csv(path)->Rows:
     csv.field_size_limit(2**31 - 1)
     rows = list(csv.DictReader(_decode(path).splitlines(keepends=True)))
-    if any(None in r for r in rows): raise InputError(f'{path} has a row with more cells than its header; quote cells that hold commas')
+    if any(None in r for r in rows):
+        raise InputError(f'{path} has a row with more cells than its header; quote cells that hold commas')
     return Rows(rows)
 
 def _parquet_labels(schema)->dict:
@@ -62,10 +70,14 @@ def _inner(f): # what a list of labels is a list of
     return _inner(f['feature']) if isinstance(f, dict) and isinstance(f.get('feature'), (dict, list)) else f
 
 def _read_parquet(path)->Rows:
-    try: import pyarrow as pa, pyarrow.parquet as pq
-    except ImportError: raise InputError(f'reading {path} needs pyarrow: `pip install pyarrow`, or give jsonl, csv or txt') from None
-    try: table = pq.read_table(path)
-    except pa.ArrowInvalid as e: raise InputError(f'{path} is not a whole parquet file ({str(e).splitlines()[0]})') from None
+    try:
+        import pyarrow as pa, pyarrow.parquet as pq
+    except ImportError:
+        raise InputError(f'reading {path} needs pyarrow: `pip install pyarrow`, or give jsonl, csv or txt') from None
+    try:
+        table = pq.read_table(path)
+    except pa.ArrowInvalid as e:
+        raise InputError(f'{path} is not a whole parquet file ({str(e).splitlines()[0]})') from None
     return Rows(table.to_pylist(), _parquet_labels(table.schema))
 readers = {'.parquet': _read_parquet, '.jsonl': _read_jsonl, '.csv': _read_csv, '.txt': _read_txt}
 
@@ -74,14 +86,17 @@ def read_file(
 )->Rows: # one dict a row
     "All rows of one file, by its ending"
     path = Path(path)
-    if path.suffix not in readers: raise InputError(f"cannot read '{path.name}': {did_you_mean(path.suffix, readers)}")
+    if path.suffix not in readers:
+        raise InputError(f"cannot read '{path.name}': {did_you_mean(path.suffix, readers)}")
     if not path.is_file(): raise InputError(f"there is no file {path}; {_nearby(path)}")
     if path.stat().st_size == 0: raise InputError(f'{path} is empty (zero bytes); give a file with text in it')
     return readers[path.suffix](path)
 
 def _nearby(path)->str:
     root = next((p for p in path.parents if p.is_dir()), Path('.'))
-    return f"in {root}/ " + did_you_mean(path.relative_to(root).parts[0] if path != root else path.name, [p.name for p in root.iterdir()])
+    return f"in {root}/ " + did_you_mean(
+        path.relative_to(root).parts[0] if path != root else path.name, [p.name for p in root.iterdir()]
+    )
 
 # %% ../../nbs/01_data/01_sources.ipynb #09f31338
 def local_config(
@@ -99,7 +114,10 @@ def local_config(
     folder = home/(config or 'default')
     if not folder.is_dir():
         have = [p.name for p in home.iterdir() if p.is_dir()]
-        raise InputError(f"'{id}' has no configuration '{config or 'default'}' under {root}: {did_you_mean(config or 'default', have)}")
+        raise InputError(
+            f"'{id}' has no configuration '{config or 'default'}' under {root}: "
+            f"{did_you_mean(config or 'default', have)}"
+        )
     return folder
 
 # %% ../../nbs/01_data/01_sources.ipynb #1ffb24a4
@@ -122,7 +140,8 @@ class Patience:
     tries:int=5       # reads before giving up, at least 1
     wait:float=1.     # seconds before the second try; doubled each time
     def __post_init__(self):
-        if self.timeout <= 0 or self.tries < 1 or self.wait < 0: raise InputError(f'patience is timeout > 0, tries >= 1 and wait >= 0; {self} came')
+        if self.timeout <= 0 or self.tries < 1 or self.wait < 0:
+            raise InputError(f'patience is timeout > 0, tries >= 1 and wait >= 0; {self} came')
 
 def patiently(
     read,                       # function to call
@@ -134,26 +153,38 @@ def patiently(
     "`read()`, tried again while it fails in passing"
     p,start = patience or Patience(),time.monotonic()
     for i in range(p.tries):
-        try: return read()
+        try:
+            return read()
         except Exception as e:
             if isinstance(e, (InputError, RunError)) or not passing(e): raise
             last = e
         if i + 1 < p.tries: time.sleep(p.wait*2**i)
     said = f'{type(last).__name__}: {last}'.split('\n')[0][:160]
-    raise error(f'{what() if callable(what) else what}: gave up after {p.tries} tries and {time.monotonic() - start:.1f} s (time-out {p.timeout:g} s a read; last: {said})') from last
+    raise error(
+        f'{what() if callable(what) else what}: gave up after {p.tries} tries and '
+        f'{time.monotonic() - start:.1f} s (time-out {p.timeout:g} s a read; last: {said})'
+    ) from last
 
 # %% ../../nbs/01_data/01_sources.ipynb #dbfb17f1
-ways_on = 'give a local root in hub layout with --data_dir, or use an embedded dataset (prose, python, arithmetic, reading, opinions, entities, recall)'
+ways_on = (
+    'give a local root in hub layout with --data_dir, or use an embedded dataset (prose, '
+    'python, arithmetic, reading, opinions, entities, recall)'
+)
 converted = 'refs/convert/parquet' # the branch where the hub keeps every set as parquet files
 
 def _endpoint()->str: return os.environ.get('HF_ENDPOINT', 'https://huggingface.co').rstrip('/')
 
 def _gated(id)->InputError:
-    return InputError(f"'{id}' is gated: accept its terms at {_endpoint()}/datasets/{id}, make a token at {_endpoint()}/settings/tokens, then `hf auth login` or set HF_TOKEN; or {ways_on}")
+    return InputError(
+        f"'{id}' is gated: accept its terms at {_endpoint()}/datasets/{id}, make a token at "
+        f"{_endpoint()}/settings/tokens, then `hf auth login` or set HF_TOKEN; or {ways_on}"
+    )
 
 def _no_config(id, config, have)->InputError:
     if config: return InputError(f"'{id}' has no configuration '{config}' on the hub: {did_you_mean(config, have)}")
-    return InputError(f"'{id}' needs a configuration, as {id}/{sorted(have)[0]}; there is: {', '.join(sorted(have))}.")
+    return InputError(
+        f"'{id}' needs a configuration, as {id}/{sorted(have)[0]}; there is: {', '.join(sorted(have))}."
+    )
 
 def _hub_error(e, id, config)->InputError:
     said = f'{type(e).__name__}: {e}'.split('\n')[0][:200]
@@ -162,7 +193,11 @@ def _hub_error(e, id, config)->InputError:
     if 'Gated' in names or 'gated' in str(e): return _gated(id)
     if have and ('BuilderConfig' in str(e) or 'Config name' in str(e)): return _no_config(id, config, have)
     if 'BuilderConfig' in str(e): return InputError(f"'{id}' has no configuration '{config}' ({said})")
-    if 'script' in str(e): return InputError(f"'{id}' is a script, which `datasets` no longer runs, and its revision {converted} could not be read either ({said}); {ways_on}")
+    if 'script' in str(e):
+        return InputError(
+            f"'{id}' is a script, which `datasets` no longer runs, and its revision {converted} "
+            f"could not be read either ({said}); {ways_on}"
+        )
     return InputError(f"could not fetch '{id}' from the hub ({said}): {ways_on}")
 
 # %% ../../nbs/01_data/01_sources.ipynb #a66198e7
@@ -170,8 +205,11 @@ def hub_answers(timeout:float=5)->bool: # seconds to wait for the hub to accept 
     "Whether the hub (or the `HF_ENDPOINT` that stands for it) accepts a connection; behind a proxy we cannot tell and say yes"
     url = urlsplit(_endpoint())
     if url.scheme in getproxies(): return True
-    try: socket.create_connection((url.hostname, url.port or (80 if url.scheme == 'http' else 443)), timeout).close(); return True
-    except OSError: return False
+    try:
+        socket.create_connection((url.hostname, url.port or (80 if url.scheme == 'http' else 443)), timeout).close()
+        return True
+    except OSError:
+        return False
 
 @contextmanager
 def offline_if_silent():
@@ -181,7 +219,8 @@ def offline_if_silent():
     old = [m.HF_HUB_OFFLINE for m in mods]
     if not any(old) and not hub_answers():
         for m in mods: m.HF_HUB_OFFLINE = True
-    try: yield
+    try:
+        yield
     finally:
         for m,o in zip(mods, old): m.HF_HUB_OFFLINE = o
 
@@ -200,16 +239,32 @@ def hub_get(
     "One HTTP read with the hub's token; `OSError` where another try may help, `InputError` where not"
     from huggingface_hub import get_token
     from huggingface_hub.constants import HF_HUB_OFFLINE
-    if HF_HUB_OFFLINE: raise InputError(f"'{id}' is on the hub, which does not answer or is switched off (HF_HUB_OFFLINE is set): {ways_on}")
+    if HF_HUB_OFFLINE:
+        raise InputError(
+            f"'{id}' is on the hub, which does not answer or is switched off (HF_HUB_OFFLINE is set): {ways_on}"
+        )
     url = url if '://' in url else f'{_endpoint()}/{url}'
-    headers = {'Accept-Encoding': 'identity'} | ({'Authorization': f'Bearer {get_token()}'} if get_token() and url.startswith(_endpoint()) else {})
+    headers = {'Accept-Encoding': 'identity'} | (
+        {'Authorization': f'Bearer {get_token()}'} if get_token() and url.startswith(_endpoint()) else {}
+    )
     if first is not None: headers['Range'] = f'bytes={first}-{last}'
     r = _session(os.getpid()).get(url, headers=headers, timeout=timeout)
-    if r.status_code in (401, 403): raise _gated(id) if 'gated' in f"{r.headers.get('X-Error-Code', '')} {r.text[:500]}".lower() else InputError(
-        f"'{id}' is not there or not open to you (HTTP {r.status_code}): check the name; for a private set make a token at {_endpoint()}/settings/tokens and `hf auth login`")
-    if r.status_code == 404: raise InputError(f"'{id}' is not on the hub (HTTP 404 for {urlsplit(url).path}): check the name, or {ways_on}")
+    if r.status_code in (401, 403):
+        raise (
+            _gated(id)
+            if 'gated' in f"{r.headers.get('X-Error-Code', '')} {r.text[:500]}".lower()
+            else InputError(
+                f"'{id}' is not there or not open to you (HTTP {r.status_code}): check the name; for "
+                f"a private set make a token at {_endpoint()}/settings/tokens and `hf auth login`"
+            )
+        )
+    if r.status_code == 404:
+        raise InputError(
+            f"'{id}' is not on the hub (HTTP 404 for {urlsplit(url).path}): check the name, or {ways_on}"
+        )
     if r.status_code >= 400: raise OSError(f'HTTP {r.status_code}')
-    if first is not None and r.status_code != 206: raise OSError(f'HTTP {r.status_code} where a part of the file was asked for')
+    if first is not None and r.status_code != 206:
+        raise OSError(f'HTTP {r.status_code} where a part of the file was asked for')
     return r
 
 def _tree(id, revision, patience)->list: # {'path', 'size'} of every parquet file
@@ -217,8 +272,10 @@ def _tree(id, revision, patience)->list: # {'path', 'size'} of every parquet fil
     while url:
         def page(): # a page that is no JSON is a ValueError in requests, and may pass
             r = hub_get(url, patience.timeout, id)
-            try: return r.json(), r.links.get('next', {}).get('url')
-            except ValueError: raise OSError('the answer is not JSON') from None
+            try:
+                return r.json(), r.links.get('next', {}).get('url')
+            except ValueError:
+                raise OSError('the answer is not JSON') from None
         found,url = patiently(page, f"could not list the files of '{id}'", patience)
         files += [dict(path=f['path'], size=f['size']) for f in found if f['path'].endswith('.parquet')]
     return files
@@ -226,9 +283,12 @@ def _tree(id, revision, patience)->list: # {'path', 'size'} of every parquet fil
 # %% ../../nbs/01_data/01_sources.ipynb #89d7568f
 _split_words = r'(train|training|validation|valid|val|dev|test|testing)'
 
-def _place(path)->tuple: # configuration, split, whether it is only the first part; guessed for files outside the parquet branch
+def _place(
+    path,
+)->tuple: # configuration, split, whether it is only the first part; guessed for files outside the parquet branch
     *folders,name = path.split('/')
-    if len(folders) == 2 and re.fullmatch(r'\d+\.parquet', name): return folders[0], folders[1].removeprefix('partial-'), folders[1].startswith('partial-')
+    if len(folders) == 2 and re.fullmatch(r'\d+\.parquet', name):
+        return folders[0], folders[1].removeprefix('partial-'), folders[1].startswith('partial-')
     split = re.search(rf'(?:^|[-_./]){_split_words}(?:[-_./]|$)', path)
     config = '-'.join(f for f in folders if f != 'data' and not re.fullmatch(_split_words, f)) or 'default'
     return config, split[1] if split else 'train', False
@@ -241,7 +301,9 @@ def hub_files(
     "The parquet files of a dataset on the hub"
     patience,files = patience or Patience(),None
     for rev in [revision] if revision else [converted, 'main']:
-        try: files = _tree(id, rev, patience); break
+        try:
+            files = _tree(id, rev, patience)
+            break
         except InputError as e:
             if rev != converted or 'HTTP 404' not in str(e) or revision: raise
     if not files: raise InputError(f"'{id}' has no parquet files on the hub (revision {rev}); {ways_on}")
@@ -266,7 +328,8 @@ def _hub_timeout(seconds):
     names = [n for n in ('HF_HUB_DOWNLOAD_TIMEOUT', 'HF_HUB_ETAG_TIMEOUT') if hasattr(hub, n)]
     old = {n: getattr(hub, n) for n in names}
     for n in names: setattr(hub, n, seconds)
-    try: yield
+    try:
+        yield
     finally:
         for n,o in old.items(): setattr(hub, n, o)
 
@@ -274,8 +337,15 @@ def _may_pass(e)->bool: # whether an error of `datasets`, or one below it, is th
     def said(e): return f"{' '.join(t.__name__ for t in type(e).__mro__)} {e}"
     if re.search('Offline|NotFound|Gated|script|BuilderConfig', said(e)): return False
     chain = []
-    while e is not None and e not in chain: chain.append(e); e = e.__cause__ or e.__context__
-    return bool(re.search(r'Timeout|timed out|ConnectionError|NetworkError|ProtocolError|IncompleteRead|ChunkedEncoding|ArrowInvalid|ParserError|\b(429|50[0234])\b', ' '.join(map(said, chain))))
+    while e is not None and e not in chain:
+        chain.append(e)
+        e = e.__cause__ or e.__context__
+    return bool(
+        re.search(
+            r'Timeout|timed out|ConnectionError|NetworkError|ProtocolError|IncompleteRead|ChunkedEncoding|ArrowInvalid|ParserError|\b(429|50[0234])\b',
+            ' '.join(map(said, chain)),
+        )
+    )
 
 def hub_rows(
     id:str,                 # hub id, such as `openai/gsm8k`
@@ -284,23 +354,42 @@ def hub_rows(
     patience:Patience=None,
 )->dict: # split name -> `Rows`
     "All splits of a dataset on the hub"
-    try: from datasets import load_dataset
-    except ImportError: raise InputError(f"'{id}' is on the hub, which needs `pip install datasets`; or {ways_on}") from None
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise InputError(f"'{id}' is on the hub, which needs `pip install datasets`; or {ways_on}") from None
     patience = patience or Patience()
     def load(rev):
         with offline_if_silent(), _hub_timeout(patience.timeout):
             if rev != converted: return load_dataset(id, config, revision=rev)
-            found = hub_files(id, rev, patience); found = found[pick_config(id, found, config)]
-            return load_dataset('parquet', data_files={s: [f"hf://datasets/{id}@{quote(rev, safe='')}/{f['path']}" for f in fs] for s,fs in found.items()})
-    def fetch(rev): return patiently(lambda: load(rev), f"could not fetch '{id}' from the hub, no row of it arrived ({ways_on})", patience, _may_pass, InputError)
+            found = hub_files(id, rev, patience)
+            found = found[pick_config(id, found, config)]
+            return load_dataset(
+                'parquet',
+                data_files={
+                    s: [f"hf://datasets/{id}@{quote(rev, safe='')}/{f['path']}" for f in fs]
+                    for s, fs in found.items()
+                },
+            )
+    def fetch(rev):
+        return patiently(
+            lambda: load(rev),
+            f"could not fetch '{id}' from the hub, no row of it arrived ({ways_on})",
+            patience,
+            _may_pass,
+            InputError,
+        )
     try:
-        try: splits = fetch(revision)
+        try:
+            splits = fetch(revision)
         except RuntimeError as e:
             if revision or 'script' not in str(e): raise
             splits = None
         if splits is None: splits = fetch(converted)
-    except InputError: raise
-    except Exception as e: raise _hub_error(e, id, config) from e
+    except InputError:
+        raise
+    except Exception as e:
+        raise _hub_error(e, id, config) from e
     def labels(ds): return {k: f.names for k,f in ds.features.items() if hasattr(f, 'names')}
     return {k: Rows(ds.to_list(), labels(ds)) for k,ds in splits.items()}
 
@@ -316,7 +405,11 @@ def split_by_hash(
     "Hold out the documents with the lowest hashes; copies of a document stay together"
     hashes = [content_hash(t) for t in texts]
     distinct = sorted(set(hashes))
-    if len(distinct) < 2: raise InputError(f'{len(texts)} document(s), {len(distinct)} distinct, cannot be split whole; give a validation split or more documents')
+    if len(distinct) < 2:
+        raise InputError(
+            f'{len(texts)} document(s), {len(distinct)} distinct, cannot be split whole; give a '
+            'validation split or more documents'
+        )
     limit = min(sorted(hashes)[math.ceil(fraction*len(hashes)) - 1], distinct[-2])
     train = [i for i,h in enumerate(hashes) if h > limit]
     return train, [i for i,h in enumerate(hashes) if h <= limit]
@@ -333,7 +426,13 @@ def split_tail(
     return text[:cut], text[cut:]
 
 # %% ../../nbs/01_data/01_sources.ipynb #e87c6e0f
-_pairs = ('prompt', 'response'), ('instruction', 'output'), ('instruction', 'response'), ('question', 'answer'), ('input', 'output')
+_pairs = (
+    ('prompt', 'response'),
+    ('instruction', 'output'),
+    ('instruction', 'response'),
+    ('question', 'answer'),
+    ('input', 'output'),
+)
 _layouts = f"'text', {', '.join(f'{a!r}+{b!r}' for a,b in _pairs)} or 'messages'"
 _before,_between = dict(question='context'),dict(instruction='input') # a column that comes along
 def _pair_of(columns): return next((p for p in _pairs if {*p} <= {*columns}), None)
@@ -341,12 +440,15 @@ def _pair_of(columns): return next((p for p in _pairs if {*p} <= {*columns}), No
 def _text(row, column)->str:
     v = row.get(column)
     if v is None: return ''
-    if not isinstance(v, str): raise InputError(f"column '{column}' holds {type(v).__name__}, not text; name another with --text_column")
+    if not isinstance(v, str):
+        raise InputError(f"column '{column}' holds {type(v).__name__}, not text; name another with --text_column")
     return v
 
 def _turns(row)->list: # (who, what) of a conversation
     turns = row.get('messages')
-    if not isinstance(turns, (list, tuple)) or not all(isinstance(m, dict) and isinstance(m.get('role'), str) and isinstance(m.get('content'), str) for m in turns):
+    if not isinstance(turns, (list, tuple)) or not all(
+        isinstance(m, dict) and isinstance(m.get('role'), str) and isinstance(m.get('content'), str) for m in turns
+    ):
         raise InputError(f"'messages' is a list of {{\"role\": ..., \"content\": ...}}; {str(turns)[:60]} came")
     return [(m['role'].capitalize(), m['content']) for m in turns]
 
@@ -356,7 +458,8 @@ def find_text(
 ): # function from a row to its text
     "How to read the text out of a row: `text`, two sides such as `prompt`+`response`, `messages`, or the column that was named"
     columns = list(columns)
-    if text_column and text_column not in columns: raise InputError(f"no column '{text_column}': {did_you_mean(text_column, columns)}")
+    if text_column and text_column not in columns:
+        raise InputError(f"no column '{text_column}': {did_you_mean(text_column, columns)}")
     if text_column or 'text' in columns: return lambda r: _text(r, text_column or 'text')
     if pair := _pair_of(columns):
         parts = [c for c in (_before.get(pair[0]), pair[0], _between.get(pair[0]), pair[1]) if c in columns]
@@ -379,7 +482,11 @@ def _lines(row, cue, **fields)->str: # `Field: text` lines and a cue
 
 def _instruction(row)->str:
     given = _text(row, 'input').strip()
-    return f"### Instruction:\n{_text(row, 'instruction')}\n\n" + (f'### Input:\n{given}\n\n' if given else '') + '### Response:'
+    return (
+        f"### Instruction:\n{_text(row, 'instruction')}\n\n"
+        + (f'### Input:\n{given}\n\n' if given else '')
+        + '### Response:'
+    )
 
 def find_pair(
     columns,                 # names of the columns there are
@@ -388,18 +495,31 @@ def find_pair(
 ): # functions `prompt(row)` and `target(row)`, or None when the columns have no two sides
     "How to read prompt and target out of a row"
     columns = list(columns)
-    if bool(prompt_column) != bool(target_column): raise InputError(f"--prompt_column and --target_column come together; only '{prompt_column or target_column}' came")
+    if bool(prompt_column) != bool(target_column):
+        raise InputError(
+            f"--prompt_column and --target_column come together; only '{prompt_column or target_column}' came"
+        )
     for c in filter(None, (prompt_column, target_column)):
         if c not in columns: raise InputError(f"no column '{c}': {did_you_mean(c, columns)}")
     def sides(prompt, text): return prompt, lambda r: _answer(prompt(r), text(r))
     def column(c): return lambda r: _text(r, c) if isinstance(r.get(c), (str, type(None))) else str(r[c])
     if prompt_column: return sides(column(prompt_column), column(target_column))
-    if pair := _pair_of(columns): return sides({'prompt': column('prompt'), 'instruction': _instruction, 'question': lambda r: _lines(r, 'Answer', context='context', question='question'),
-                                                'input': lambda r: _lines(r, 'Output', input='input')}[pair[0]], column(pair[1]))
+    if pair := _pair_of(columns):
+        return sides(
+            {
+                'prompt': column('prompt'),
+                'instruction': _instruction,
+                'question': lambda r: _lines(r, 'Answer', context='context', question='question'),
+                'input': lambda r: _lines(r, 'Output', input='input'),
+            }[pair[0]],
+            column(pair[1]),
+        )
     if 'messages' in columns: return sides(lambda r: _chat(r)[0], lambda r: _chat(r)[1])
 
 # %% ../../nbs/01_data/01_sources.ipynb #84c703ff
-_split_names = dict(train='train', validation='validation', valid='validation', val='validation', dev='validation', test='test')
+_split_names = dict(
+    train='train', validation='validation', valid='validation', val='validation', dev='validation', test='test'
+)
 
 def _own_files(path)->list:
     path = Path(path)
@@ -433,8 +553,12 @@ def _rows_of(files, need)->Rows:
             if c not in have: raise InputError(f"{f} has no column '{c}': {did_you_mean(c, have)}")
         first = first or (f, have)
         lost = [c for c in first[1] if c not in have]
-        if lost and f.suffix != '.jsonl': raise InputError(f"{f} lacks the column '{lost[0]}', which {first[0].name} has; it has: {', '.join(have)}")
-        rows += part; rows.labels.update(part.labels)
+        if lost and f.suffix != '.jsonl':
+            raise InputError(
+                f"{f} lacks the column '{lost[0]}', which {first[0].name} has; it has: {', '.join(have)}"
+            )
+        rows += part
+        rows.labels.update(part.labels)
     return rows
 
 def own_rows(
@@ -453,8 +577,10 @@ def own_texts(
     def texts(files): # each file by its own columns
         for f in files:
             rows = _rows_of([f], ())
-            try: text = find_text(columns_of(rows), text_column)
-            except InputError as e: raise InputError(f'{f}: {e}') from None
+            try:
+                text = find_text(columns_of(rows), text_column)
+            except InputError as e:
+                raise InputError(f'{f}: {e}') from None
             yield from (t for t in map(text, rows) if t.strip())
     splits = {s: list(texts(files)) for s,files in own_splits(path).items()}
     for s,docs in splits.items():
@@ -471,4 +597,8 @@ def held_out(
         head,tail = split_tail(texts[0], fraction)
         return [head], [tail], f'no validation split: the last {fraction:.0%} of the only document are held out'
     train,valid = split_by_hash(texts, fraction)
-    return [texts[i] for i in train], [texts[i] for i in valid], f'no validation split: {len(valid)} of {len(texts)} documents are held out by content hash'
+    return (
+        [texts[i] for i in train],
+        [texts[i] for i in valid],
+        (f'no validation split: {len(valid)} of {len(texts)} documents are held out by content hash'),
+    )

@@ -34,7 +34,9 @@ class RemoteFile:
         size:int=None,     # bytes; None: asked for
     ):
         self.url,self.id,self.timeout,self.at = url,id,timeout,0
-        self.size = size if size is not None else int(hub_get(url, timeout, id, 0, 3).headers['Content-Range'].split('/')[-1])
+        self.size = (
+            size if size is not None else int(hub_get(url, timeout, id, 0, 3).headers['Content-Range'].split('/')[-1])
+        )
     def read(self, n:int=-1)->bytes:
         end = self.size if n is None or n < 0 else min(self.at + n, self.size)
         if end <= self.at: return b''
@@ -54,11 +56,19 @@ class RemoteFile:
 
 # %% ../../nbs/01_data/14_streaming.ipynb #ea722e2c
 def _parquet_file(source, f):
-    try: import pyarrow as pa, pyarrow.parquet as pq
-    except ImportError: raise InputError(f"reading '{source.name}' needs pyarrow: `pip install pyarrow`, or give jsonl, csv or txt") from None
+    try:
+        import pyarrow as pa, pyarrow.parquet as pq
+    except ImportError:
+        raise InputError(
+            f"reading '{source.name}' needs pyarrow: `pip install pyarrow`, or give jsonl, csv or txt"
+        ) from None
     o,kept = source.files[f],source._open
     if f not in kept:
-        file = pa.PythonFile(RemoteFile(o['url'], source.name, source.patience.timeout, o.get('size')), mode='r') if 'url' in o else o['path']
+        file = (
+            pa.PythonFile(RemoteFile(o['url'], source.name, source.patience.timeout, o.get('size')), mode='r')
+            if 'url' in o
+            else o['path']
+        )
         if len(kept) > 3: kept.clear()
         kept[f] = pq.ParquetFile(file, page_checksum_verification=True)
     return kept[f]
@@ -70,7 +80,8 @@ def _parquet_sizes(source, f)->list:
 def _parquet_rows(source, f, g)->list:
     file = _parquet_file(source, f)
     rows = file.read_row_group(g, use_threads=False).to_pylist()
-    if len(rows) != file.metadata.row_group(g).num_rows: raise OSError(f'{len(rows)} rows came, not {file.metadata.row_group(g).num_rows}')
+    if len(rows) != file.metadata.row_group(g).num_rows:
+        raise OSError(f'{len(rows)} rows came, not {file.metadata.row_group(g).num_rows}')
     return rows
 
 # %% ../../nbs/01_data/14_streaming.ipynb #69305235
@@ -80,7 +91,8 @@ def _jsonl_index(source, f)->list: # (first byte, first line, rows) of every gro
         with open(source.files[f]['path'], 'rb') as lines:
             for n,line in enumerate(lines, 1):
                 if groups[-1][2] == 1000: groups.append([at, n, 0])
-                at += len(line); groups[-1][2] += bool(line.strip())
+                at += len(line)
+                groups[-1][2] += bool(line.strip())
         source._open[f] = [*groups, [at, n + 1, 0]]
     return source._open[f]
 
@@ -88,21 +100,33 @@ def _jsonl_sizes(source, f)->list: return [n for _,_,n in _jsonl_index(source, f
 
 def _jsonl_rows(source, f, g)->list:
     path,((a,line,_),(b,_,_)) = source.files[f]['path'],_jsonl_index(source, f)[g:g+2]
-    with open(path, 'rb') as file: file.seek(a); raw = file.read(b - a)
+    with open(path, 'rb') as file:
+        file.seek(a)
+        raw = file.read(b - a)
     rows = []
     for i,l in enumerate(raw.split(b'\n'), line):
         if not l.strip(): continue
-        try: rows.append(json.loads(l.decode('utf-8-sig')))
-        except UnicodeDecodeError: raise InputError(f'{path} line {i} is not UTF-8 text; convert it, e.g. `iconv -t utf-8`') from None
-        except json.JSONDecodeError as e: raise InputError(f'{path} line {i} is not JSON ({e.msg}); jsonl holds one object a line') from None
-        if not isinstance(rows[-1], dict): raise InputError(f'{path} line {i} holds a {type(rows[-1]).__name__}, not an object such as {{"text": "..."}}')
+        try:
+            rows.append(json.loads(l.decode('utf-8-sig')))
+        except UnicodeDecodeError:
+            raise InputError(f'{path} line {i} is not UTF-8 text; convert it, e.g. `iconv -t utf-8`') from None
+        except json.JSONDecodeError as e:
+            raise InputError(f'{path} line {i} is not JSON ({e.msg}); jsonl holds one object a line') from None
+        if not isinstance(rows[-1], dict):
+            raise InputError(
+                f'{path} line {i} holds a {type(rows[-1]).__name__}, not an object such as {{"text": "..."}}'
+            )
     return rows
 
 def _whole(source, f)->list:
-    if f not in source._open: source._open.clear(); source._open[f] = source.files[f].get('rows') or read_file(source.files[f]['path'])
+    if f not in source._open:
+        source._open.clear()
+        source._open[f] = source.files[f].get('rows') or read_file(source.files[f]['path'])
     return source._open[f]
 
-def _whole_sizes(source, f)->list: n = len(_whole(source, f)); return [min(1000, n - i) for i in range(0, n, 1000)]
+def _whole_sizes(source, f)->list:
+    n = len(_whole(source, f))
+    return [min(1000, n - i) for i in range(0, n, 1000)]
 def _whole_rows(source, f, g)->list: return _whole(source, f)[1000*g:1000*(g+1)]
 
 _formats = {'.parquet': (_parquet_sizes, _parquet_rows), '.jsonl': (_jsonl_sizes, _jsonl_rows)}
@@ -120,7 +144,13 @@ class StreamSource:
         if not files: raise InputError(f"'{name}' has no files to walk")
         self.name,self.files,self.text,self.patience,self.notes = name,files,text,patience or Patience(),list(notes)
         self._open,self._sizes,self._first = {},{},None
-    def _format(self, f): o = self.files[f]; return _formats.get(Path(o['path']).suffix, (_whole_sizes, _whole_rows)) if 'rows' not in o else (_whole_sizes, _whole_rows)
+    def _format(self, f):
+        o = self.files[f]
+        return (
+            _formats.get(Path(o['path']).suffix, (_whole_sizes, _whole_rows))
+            if 'rows' not in o
+            else (_whole_sizes, _whole_rows)
+        )
     @property
     def far(self)->bool: return any('url' in o for o in self.files)
     def sizes(self, f:int)->list: # rows of every group of file `f`
@@ -128,26 +158,36 @@ class StreamSource:
         return self._sizes[f]
     def rows(self, f:int, g:int)->list: # the rows of group `g` of file `f`
         rows = self._read(f, sum(self.sizes(f)[:g]), lambda: self._format(f)[1](self, f, g))
-        if rows and Path(self.files[f]['path']).suffix in ('.parquet', '.csv'): self._same_columns(self.files[f]['path'], list(rows[0]))
+        if rows and Path(self.files[f]['path']).suffix in ('.parquet', '.csv'):
+            self._same_columns(self.files[f]['path'], list(rows[0]))
         return rows
     def _same_columns(self, path, have):
         self._first = self._first or (path, have)
         for c in self._first[1]:
-            if c not in have: raise InputError(f"'{self.name}': {path} lacks the column '{c}', which {self._first[0]} has; it has: {', '.join(have)}")
+            if c not in have:
+                raise InputError(
+                    f"'{self.name}': {path} lacks the column '{c}', which {self._first[0]} has; it has: "
+                    f"{', '.join(have)}"
+                )
 
 @patch
 def _read(self:StreamSource, f, row, read):
     where = f"'{self.name}', row {row:,} of {self.files[f]['path']}"
     def once():
-        try: return read()
-        except InputError: raise
+        try:
+            return read()
+        except InputError:
+            raise
         except Exception as e:
             self._open.pop(f, None)
-            if type(e).__module__.startswith('pyarrow') or isinstance(e, UnicodeDecodeError): raise OSError(f'not whole parquet: {e}') from None
+            if type(e).__module__.startswith('pyarrow') or isinstance(e, UnicodeDecodeError):
+                raise OSError(f'not whole parquet: {e}') from None
             raise
     if 'url' in self.files[f]: return patiently(once, where, self.patience)
-    try: return once()
-    except OSError as e: raise InputError(f"{where} cannot be read ({str(e).splitlines()[0]})") from None
+    try:
+        return once()
+    except OSError as e:
+        raise InputError(f"{where} cannot be read ({str(e).splitlines()[0]})") from None
 
 # %% ../../nbs/01_data/14_streaming.ipynb #dff9aeea
 def stream_source(
@@ -161,15 +201,36 @@ def stream_source(
 )->StreamSource:
     "A dataset by name, ready to be walked"
     if data_path:
-        splits = own_splits(data_path); _has_split(str(data_path), split, splits)
-        return StreamSource(Path(data_path).name, [dict(path=f) for f in splits[split]], text_column and (lambda r: find_text(r, text_column)(r)), patience)
-    ds = find_dataset(dataset, config); theirs = ds.splits.get(split, split)
+        splits = own_splits(data_path)
+        _has_split(str(data_path), split, splits)
+        return StreamSource(
+            Path(data_path).name,
+            [dict(path=f) for f in splits[split]],
+            text_column and (lambda r: find_text(r, text_column)(r)),
+            patience,
+        )
+    ds = find_dataset(dataset, config)
+    theirs = ds.splits.get(split, split)
     data_dir = data_dir or os.environ.get('LMNOTES_DATA_DIR')
-    if ds.id in embedded: found = {s: [dict(path=s, rows=r)] for s,r in embedded.build(ds.id).items()}
-    elif data_dir: found = {f.stem: [dict(path=f)] for f in sorted(local_config(data_dir, ds.id, ds.config).iterdir()) if f.suffix in readers}
-    else: found = hub_files(ds.hub_id or ds.id, None if ds.revision == 'refs/convert/parquet' else ds.revision, patience); found = found[pick_config(ds.id, found, ds.config)]
+    if ds.id in embedded:
+        found = {s: [dict(path=s, rows=r)] for s,r in embedded.build(ds.id).items()}
+    elif data_dir:
+        found = {
+            f.stem: [dict(path=f)]
+            for f in sorted(local_config(data_dir, ds.id, ds.config).iterdir())
+            if f.suffix in readers
+        }
+    else:
+        found = hub_files(
+            ds.hub_id or ds.id, None if ds.revision == 'refs/convert/parquet' else ds.revision, patience
+        )
+        found = found[pick_config(ds.id, found, ds.config)]
     _has_split(ds.name, theirs, found)
-    notes = [f"'{ds.name}': the hub has the first part of this split as parquet, not all of it"] if any(f.get('partial') for f in found[theirs]) else []
+    notes = (
+        [f"'{ds.name}': the hub has the first part of this split as parquet, not all of it"]
+        if any(f.get('partial') for f in found[theirs])
+        else []
+    )
     source = StreamSource(ds.name, found[theirs], ds.text, patience, notes)
     if ds.labels: ds.names = _labels(source).get(ds.labels)
     return source
@@ -198,7 +259,11 @@ class Place:
     documents:int=0 # documents used before this one, over all passes
 
 def _permuted(items, shuffle, *seed)->list:
-    return [items[i] for i in np.random.Generator(np.random.PCG64(seed_for(*seed))).permutation(len(items))] if shuffle else list(items)
+    return (
+        [items[i] for i in np.random.Generator(np.random.PCG64(seed_for(*seed))).permutation(len(items))]
+        if shuffle
+        else list(items)
+    )
 
 class Walk:
     "The documents of a source in an order that is a pure function of seed and place"
@@ -212,8 +277,16 @@ class Walk:
         part:str=None,         # 'train' or 'validation': documents on that side of the cut by content; None: all
         fraction:float=0.05,   # share of the documents on the validation side
     ):
-        if part not in (None, 'train', 'validation'): raise InputError(f"a part is 'train' or 'validation'; '{part}' came")
-        self.source,self.text,self.seed,self.shuffle,self.buffer,self.repeat = source,text or source.text,seed,shuffle,buffer,repeat
+        if part not in (None, 'train', 'validation'):
+            raise InputError(f"a part is 'train' or 'validation'; '{part}' came")
+        self.source, self.text, self.seed, self.shuffle, self.buffer, self.repeat = (
+            source,
+            text or source.text,
+            seed,
+            shuffle,
+            buffer,
+            repeat,
+        )
         self.part,self.fraction,self.same_order,self.n_blank = part,fraction,False,0
     def runs(self, epoch, file)->tuple: # the file; lists of its groups
         e = 0 if self.same_order else epoch
@@ -232,15 +305,21 @@ class Walk:
 def wanted(self:Walk, row)->bool:
     "Whether a row has text, and is of the part asked for"
     if self.text is None: self.text = self._find_text(row)
-    try: text = self.text(row)
-    except KeyError as e: raise InputError(f"'{self.source.name}' has no column {e}; it has: {', '.join(row)}") from None
-    if not text.strip(): self.n_blank += 1; return False
+    try:
+        text = self.text(row)
+    except KeyError as e:
+        raise InputError(f"'{self.source.name}' has no column {e}; it has: {', '.join(row)}") from None
+    if not text.strip():
+        self.n_blank += 1
+        return False
     return self.part is None or (content_hash(text) < self.fraction*2**64) == (self.part == 'validation')
 
 @patch
 def _find_text(self:Walk, row):
-    try: return find_text(row)
-    except InputError as e: raise InputError(f"'{self.source.name}': {e}") from None
+    try:
+        return find_text(row)
+    except InputError as e:
+        raise InputError(f"'{self.source.name}': {e}") from None
 
 @patch
 def documents(self:Walk, at:Place): # pairs of a place and a row, from `at` on
@@ -253,30 +332,57 @@ def documents(self:Walk, at:Place): # pairs of a place and a row, from `at` on
             for number in range(number, len(runs)):
                 rows = self.run(e, file, f, runs[number], number)
                 for i in range(i, len(rows)):
-                    if self.wanted(rows[i]): yield Place(e, file, number, i, documents=n), rows[i]; n += 1
+                    if self.wanted(rows[i]):
+                        yield Place(e, file, number, i, documents=n), rows[i]
+                        n += 1
                 i = 0
             number = 0
         if not self.repeat: return
-        if n == start and at == Place(e): raise InputError(f"'{self.source.name}' has no text to walk: every row is blank or of the other part")
+        if n == start and at == Place(e):
+            raise InputError(f"'{self.source.name}' has no text to walk: every row is blank or of the other part")
         e,file = e + 1,0
         at,start = Place(e),n
 
 # %% ../../nbs/01_data/14_streaming.ipynb #fbdb52e9
 def _source_print(source)->str: # 16 digits: the files and their sizes
-    said = [(o['path'] if 'url' in o else Path(o['path']).name, o.get('size') or (len(o['rows']) if 'rows' in o else os.path.getsize(o['path']))) for o in source.files]
+    said = [
+        (
+            o['path'] if 'url' in o else Path(o['path']).name,
+            o.get('size') or (len(o['rows']) if 'rows' in o else os.path.getsize(o['path'])),
+        )
+        for o in source.files
+    ]
     return hashlib.blake2b(repr((source.name, said)).encode(), digest_size=8).hexdigest()
 
 def _same_walk(state, now):
     for k,v in now.items():
-        if state.get(k) != v: raise InputError(f"this state is of a walk with {k} {state.get(k)!r}, and this one has {v!r}; go on with what it was begun with, or begin anew")
+        if state.get(k) != v:
+            raise InputError(
+                f"this state is of a walk with {k} {state.get(k)!r}, and this one has {v!r}; go on "
+                "with what it was begun with, or begin anew"
+            )
 
 @patch
 def _identity(self:Walk)->dict:
-    return dict(source=_source_print(self.source), seed=self.seed, shuffle=self.shuffle, buffer=self.buffer, part=self.part, fraction=self.fraction)
+    return dict(
+        source=_source_print(self.source),
+        seed=self.seed,
+        shuffle=self.shuffle,
+        buffer=self.buffer,
+        part=self.part,
+        fraction=self.fraction,
+    )
 
 class Samples(Walk):
     "Rows one by one; `iter` goes on where the last one stopped"
-    def __init__(self, source:StreamSource, rank:int=0, world:int=1, limit:int=None, **kwargs): # limit: documents of all ranks, at most; the rest as in `Walk`
+    def __init__(
+        self,
+        source:StreamSource,
+        rank:int=0,
+        world:int=1,
+        limit:int=None,
+        **kwargs,
+    ): # limit: documents of all ranks, at most; the rest as in `Walk`
         super().__init__(source, **kwargs)
         self.rank,self.world,self.limit,self.at = rank,world,limit,Place()
     def __iter__(self):
@@ -286,12 +392,19 @@ class Samples(Walk):
             if place.documents % self.world == self.rank: yield row
     def state_dict(self)->dict: return dict(self._identity(), place=asdict(self.at))
     def load_state_dict(self, state:dict):
-        _same_walk(state, self._identity()); self.at = Place(**state['place'])
+        _same_walk(state, self._identity())
+        self.at = Place(**state['place'])
 
 # %% ../../nbs/01_data/14_streaming.ipynb #7734be06
 class TokenWalk(Walk):
     "A walk over tokens: `peek` at the next ones, `advance` past them"
-    def __init__(self, source:StreamSource, tokenizer, max_tokens:int=None, **kwargs): # max_tokens: of one pass; every pass then has the same ones
+    def __init__(
+        self,
+        source:StreamSource,
+        tokenizer,
+        max_tokens:int=None,
+        **kwargs,
+    ): # max_tokens: of one pass; every pass then has the same ones
         super().__init__(source, **kwargs)
         self.tokenizer,self.max_tokens,self.same_order = tokenizer,max_tokens,max_tokens is not None
         self.go(Place())
@@ -308,8 +421,12 @@ class TokenWalk(Walk):
                 if place.epoch != self._epoch(): self._read = 0
                 place.before = self._read
                 if self.max_tokens is not None: ids = ids[:self.max_tokens - self._read]
-                self.pending.append((place, ids)); self._read += len(ids); self.have += len(ids)
-                if self._read == self.max_tokens: self._end_pass(place); break
+                self.pending.append((place, ids))
+                self._read += len(ids)
+                self.have += len(ids)
+                if self._read == self.max_tokens:
+                    self._end_pass(place)
+                    break
     def _epoch(self): return self.pending[-1][0].epoch if self.pending else self.at.epoch
     def _end_pass(self, place):
         self._read = 0
@@ -324,21 +441,25 @@ def peek(self:TokenWalk, n:int)->np.ndarray: # int32, (n,); fewer at the end
     ids,need = [],n + self.at.token
     for _,d in self.pending:
         if need <= 0: break
-        ids.append(d[:need]); need -= len(d)
+        ids.append(d[:need])
+        need -= len(d)
     return np.concatenate(ids)[self.at.token:] if ids else np.zeros(0, np.int32)
 
 @patch
 def advance(self:TokenWalk, n:int):
     "Walk past `n` tokens that were seen by `peek`"
-    self.have -= n; token = self.at.token + n
+    self.have -= n
+    token = self.at.token + n
     while self.pending and token >= len(self.pending[0][1]):
-        place,ids = self.pending.popleft(); token -= len(ids)
+        place,ids = self.pending.popleft()
+        token -= len(ids)
         self.at = self.pending[0][0] if self.pending else self._next(place, len(ids))
     self.at = replace(self.pending[0][0] if self.pending else self.at, token=token)
 
 @patch
 def _next(self:TokenWalk, place, n)->Place: # where the document after `place` is to be looked for
-    if self.max_tokens is not None and place.before + n >= self.max_tokens: return Place(place.epoch + 1, documents=place.documents + 1)
+    if self.max_tokens is not None and place.before + n >= self.max_tokens:
+        return Place(place.epoch + 1, documents=place.documents + 1)
     return replace(place, row=place.row + 1, token=0, before=place.before + n, documents=place.documents + 1)
 
 # %% ../../nbs/01_data/14_streaming.ipynb #84986778
@@ -355,23 +476,38 @@ class Chunks(TokenWalk):
         if tokens_per_chunk < 1: raise InputError(f'tokens_per_chunk is at least 1; {tokens_per_chunk} came')
         if max_chunks is not None and max_chunks < 1: raise InputError(f'max_chunks is at least 1; {max_chunks} came')
         super().__init__(source, tokenizer, **kwargs)
-        self.n,self.max_chunks,self.rank,self.world,self.chunk,self.n_left = tokens_per_chunk,max_chunks,rank,world,0,None
+        self.n, self.max_chunks, self.rank, self.world, self.chunk, self.n_left = (
+            tokens_per_chunk,
+            max_chunks,
+            rank,
+            world,
+            0,
+            None,
+        )
     def __iter__(self):
         while self.max_chunks is None or self.chunk < self.max_chunks:
             ids = self.peek(self.n)
-            if len(ids) < self.n: self.n_left = len(ids); return
-            self.advance(self.n); self.chunk += 1
+            if len(ids) < self.n:
+                self.n_left = len(ids)
+                return
+            self.advance(self.n)
+            self.chunk += 1
             if (self.chunk - 1) % self.world == self.rank: yield ids
-    def _identity(self): return dict(super()._identity(), tokens_per_chunk=self.n, tokenizer=_tokenizer_print(self.tokenizer))
+    def _identity(self):
+        return dict(super()._identity(), tokens_per_chunk=self.n, tokenizer=_tokenizer_print(self.tokenizer))
     def state_dict(self)->dict: return dict(self._identity(), chunk=self.chunk, place=asdict(self.at))
     def load_state_dict(self, state:dict):
-        _same_walk(state, self._identity()); self.chunk = state['chunk']; self.go(Place(**state['place']))
+        _same_walk(state, self._identity())
+        self.chunk = state['chunk']
+        self.go(Place(**state['place']))
     def summary(self)->str:
         end = 'more to come' if self.n_left is None else f'{self.n_left:,} tokens left at the end fill no chunk'
-        if self.chunk == self.max_chunks: end = f'stopped at max_chunks, {self.at.token:,} tokens into document {self.at.documents:,}'
+        if self.chunk == self.max_chunks:
+            end = f'stopped at max_chunks, {self.at.token:,} tokens into document {self.at.documents:,}'
         return f'{self.chunk:,} chunks of {self.n:,} tokens; {end}'
 
-def _tokenizer_print(tok)->str: return hashlib.blake2b(tok.backend_tokenizer.to_str().encode(), digest_size=8).hexdigest()
+def _tokenizer_print(tok)->str:
+    return hashlib.blake2b(tok.backend_tokenizer.to_str().encode(), digest_size=8).hexdigest()
 
 # %% ../../nbs/01_data/14_streaming.ipynb #425d19fc
 _walks = 'chunk', 'sample'
@@ -379,32 +515,63 @@ _walks = 'chunk', 'sample'
 class StreamLoader:
     "Batches from a walk, in an order that is a pure function of (`seed`, batch number)"
     n_inp, drop_last, num_workers = 1, False, 0
-    def __init__(self,
+    def __init__(
+        self,
         source:StreamSource,
         tokenizer,
-        T:int=128,                 # inputs in a row
-        bs:int=8,                  # rows in a batch of one rank
-        walk:str='chunk',          # `chunk` or `sample`
+        T:int=128, # inputs in a row
+        bs:int=8, # rows in a batch of one rank
+        walk:str='chunk', # `chunk` or `sample`
         tokens_per_chunk:int=4096,
-        max_chunks:int=None,       # chunks in a pass; None: all there is
-        example=None,              # for `sample`: function from a row to its tokens and the index of the first to be learned
-        seed:int=0,                # of the order
-        n_batches:int=None,        # batches in this fit; None: one pass
-        start:int=0,               # number of the first batch to yield
-        rank:int=0, world:int=1,   # which slice of each global batch is ours, of how many
-        shuffle:bool=True,         # False: as they stand, one pass, the last batch may be short
-        device=None,               # where batches go; None leaves them on the CPU
-        **kwargs                   # text, buffer, part, fraction, as in `Walk`
+        max_chunks:int=None, # chunks in a pass; None: all there is
+        example=None, # for `sample`: function from a row to its tokens and the index of the first to be learned
+        seed:int=0, # of the order
+        n_batches:int=None, # batches in this fit; None: one pass
+        start:int=0, # number of the first batch to yield
+        rank:int=0,
+        world:int=1, # which slice of each global batch is ours, of how many
+        shuffle:bool=True, # False: as they stand, one pass, the last batch may be short
+        device=None, # where batches go; None leaves them on the CPU
+        **kwargs, # text, buffer, part, fraction, as in `Walk`
     ):
         if walk not in _walks: raise InputError(f"unknown walk '{walk}': {did_you_mean(walk, _walks)}")
         if bs < 1 or T < 1: raise InputError(f'the batch size and max_length are at least 1; {bs} and {T} came')
-        if max_chunks is not None and walk == 'sample': raise InputError("max_chunks bounds the walk by chunk; bound `sample` with max_steps")
-        if max_chunks is not None and max_chunks*tokens_per_chunk < T: raise InputError(f'{max_chunks} chunk(s) of {tokens_per_chunk:,} tokens are too few for one row of {T:,}; use more, or a smaller max_length')
-        if example and walk == 'chunk': raise InputError("prompts and targets are walked by `sample`; `chunk` takes all tokens as one text")
-        self.args = dict(T=T, walk=walk, tokens_per_chunk=tokens_per_chunk, max_chunks=max_chunks, example=example, shuffle=shuffle, seed=seed, **kwargs)
-        self.dataset,self.tokenizer,self.T,self.bs,self.walk,self.example,self.start,self.rank,self.world,self.shuffle = source,tokenizer,T,bs,walk,example,start,rank,world,shuffle
-        self.max_tokens = max_chunks and max_chunks*tokens_per_chunk + 1 # so many targets, and the token before the first
-        self._walk = TokenWalk(source, tokenizer, self.max_tokens, seed=seed, shuffle=shuffle, repeat=shuffle, **kwargs)
+        if max_chunks is not None and walk == 'sample':
+            raise InputError("max_chunks bounds the walk by chunk; bound `sample` with max_steps")
+        if max_chunks is not None and max_chunks*tokens_per_chunk < T:
+            raise InputError(
+                f'{max_chunks} chunk(s) of {tokens_per_chunk:,} tokens are too few for one row of '
+                f'{T:,}; use more, or a smaller max_length'
+            )
+        if example and walk == 'chunk':
+            raise InputError("prompts and targets are walked by `sample`; `chunk` takes all tokens as one text")
+        self.args = dict(
+            T=T,
+            walk=walk,
+            tokens_per_chunk=tokens_per_chunk,
+            max_chunks=max_chunks,
+            example=example,
+            shuffle=shuffle,
+            seed=seed,
+            **kwargs,
+        )
+        (
+            self.dataset,
+            self.tokenizer,
+            self.T,
+            self.bs,
+            self.walk,
+            self.example,
+            self.start,
+            self.rank,
+            self.world,
+            self.shuffle,
+        ) = source, tokenizer, T, bs, walk, example, start, rank, world, shuffle
+        # so many targets, and the token before the first
+        self.max_tokens = max_chunks and max_chunks*tokens_per_chunk + 1
+        self._walk = TokenWalk(
+            source, tokenizer, self.max_tokens, seed=seed, shuffle=shuffle, repeat=shuffle, **kwargs
+        )
         if example: self._walk.encode = lambda rows: [example(r) for r in rows]
         self._n_batches,self._at,self._marks,self._counted,self.n_cut,self.n_left = n_batches,0,{0: Place()},None,0,0
         self.to(device)
@@ -427,10 +594,15 @@ class StreamLoader:
 @patch
 def _windows(self:StreamLoader, n)->np.ndarray: # (up to n, T+1)
     "The next windows of the stream of tokens"
-    ids = self._walk.peek(n*self.T + 1); m = max(0, len(ids) - 1)//self.T
+    ids = self._walk.peek(n*self.T + 1)
+    m = max(0, len(ids) - 1)//self.T
     if m < n: self.n_left = max(0, len(ids) - 1 - m*self.T)
     self._walk.advance(m*self.T)
-    return np.lib.stride_tricks.sliding_window_view(ids, self.T + 1)[::self.T][:m] if m else np.zeros((0, self.T + 1), np.int32)
+    return (
+        np.lib.stride_tricks.sliding_window_view(ids, self.T + 1)[:: self.T][:m]
+        if m
+        else np.zeros((0, self.T + 1), np.int32)
+    )
 
 @patch
 def _samples(self:StreamLoader, n, read=True)->list: # of (tokens, first to learn)
@@ -447,16 +619,24 @@ def _rows(self:StreamLoader, items)->tuple: # input_ids and shift_labels, int64,
     x,y = np.full((len(items), self.T), fill, np.int64),np.full((len(items), self.T), -100, np.int64)
     for i,(ids,first) in enumerate(items):
         self.n_cut += max(0, len(ids) - self.T - 1)
-        ids = ids[:self.T+1]; n = len(ids) - 1
-        x[i, :n] = ids[:-1]; y[i, :n] = np.where(np.arange(1, n+1) >= first, ids[1:], -100)
+        ids = ids[:self.T+1]
+        n = len(ids) - 1
+        x[i, :n] = ids[:-1]
+        y[i, :n] = np.where(np.arange(1, n+1) >= first, ids[1:], -100)
     return torch.from_numpy(x),torch.from_numpy(y)
 
 # %% ../../nbs/01_data/14_streaming.ipynb #60e4eb0e
 @patch
 def _go(self:StreamLoader, item):
     "Stand before item number `item`, from the nearest place that is known"
-    known = max(m for m in [*self._marks, self._at] if m <= item) if self._at <= item else max(m for m in self._marks if m <= item)
-    if known != self._at: self._walk.go(self._marks[known]); self._at = known
+    known = (
+        max(m for m in [*self._marks, self._at] if m <= item)
+        if self._at <= item
+        else max(m for m in self._marks if m <= item)
+    )
+    if known != self._at:
+        self._walk.go(self._marks[known])
+        self._at = known
     step = self.bs*self.world
     while self._at < item: # walk to it
         m = len(self._take(min(step, item - self._at), read=False))
@@ -464,19 +644,26 @@ def _go(self:StreamLoader, item):
         self._at += m
 
 @patch
-def _take(self:StreamLoader, n, read=True): return self._windows(n) if self.walk == 'chunk' else self._samples(n, read)
+def _take(self:StreamLoader, n, read=True):
+    return self._windows(n) if self.walk == 'chunk' else self._samples(n, read)
 
 @patch
 def batch(self:StreamLoader, k:int)->tuple: # ({'input_ids': (B,T), 'shift_labels': (B,T)},), int64; None past the end
     "Batch number `k`, whatever came before"
-    n = self.bs*self.world; self._go(k*n)
+    n = self.bs*self.world
+    self._go(k*n)
     if self._at < k*n: return
-    self._mark(); items = self._take(n)
+    self._mark()
+    items = self._take(n)
     if not len(items): return
-    self._at += len(items); self._mark()
+    self._at += len(items)
+    self._mark()
     mine = items[self.rank*self.bs:(self.rank + 1)*self.bs]
-    if self.walk == 'chunk': w = torch.from_numpy(np.array(mine, np.int64)); x,y = w[:, :-1].contiguous(),w[:, 1:].contiguous()
-    else: x,y = self._rows(mine)
+    if self.walk == 'chunk':
+        w = torch.from_numpy(np.array(mine, np.int64))
+        x,y = w[:, :-1].contiguous(),w[:, 1:].contiguous()
+    else:
+        x,y = self._rows(mine)
     return dict(input_ids=x.to(self.device), shift_labels=y.to(self.device)),
 
 @patch
@@ -499,21 +686,40 @@ def one_batch(self:StreamLoader): return self.batch(self.start)
 @patch
 def new(self:StreamLoader, dataset=None, **kwargs):
     "A loader like this one, but for what is named"
-    old = dict(self.args, tokenizer=self.tokenizer, bs=self.bs, n_batches=self._n_batches, start=self.start, rank=self.rank, world=self.world, device=self.device)
+    old = dict(
+        self.args,
+        tokenizer=self.tokenizer,
+        bs=self.bs,
+        n_batches=self._n_batches,
+        start=self.start,
+        rank=self.rank,
+        world=self.world,
+        device=self.device,
+    )
     known = {**old, 'text': 0, 'buffer': 0, 'part': 0, 'fraction': 0}
-    dl = StreamLoader(self.dataset if dataset is None else dataset, **{k: v for k,v in (old | kwargs).items() if k in known})
-    if dataset is None and set(kwargs) <= {'n_batches', 'start', 'rank', 'device'}: dl._marks = dict(self._marks) # the same walk
+    dl = StreamLoader(
+        self.dataset if dataset is None else dataset, **{k: v for k, v in (old | kwargs).items() if k in known}
+    )
+    if dataset is None and set(kwargs) <= {'n_batches', 'start', 'rank', 'device'}:
+        dl._marks = dict(self._marks) # the same walk
     return dl
 
 @patch
 def count(self:StreamLoader)->int: # rows: windows or documents
     "The rows of one pass, found by walking it once"
     if self._counted is None:
-        w = TokenWalk(self.dataset, self.tokenizer, self.max_tokens, **{k: v for k,v in self.args.items() if k in ('text', 'part', 'fraction')})
+        w = TokenWalk(
+            self.dataset,
+            self.tokenizer,
+            self.max_tokens,
+            **{k: v for k, v in self.args.items() if k in ('text', 'part', 'fraction')},
+        )
         if self.walk == 'sample': self._counted = sum(1 for _ in w.documents(Place()))
         else:
             n = 0
-            while m := len(w.peek(2**20)): w.advance(m); n += m
+            while m := len(w.peek(2**20)):
+                w.advance(m)
+                n += m
             self._counted = max(0, n - 1)//self.T
     return self._counted
 
@@ -521,13 +727,22 @@ def count(self:StreamLoader)->int: # rows: windows or documents
 def rows_in_pass(self:StreamLoader)->int: # the rows of all ranks
     "How many rows a pass has, where that can be known"
     if self.dataset.far and not self.max_tokens:
-        raise InputError(f"'{self.dataset.name}' is walked as a stream, whose end nobody has seen; say how far with max_steps or max_chunks")
+        raise InputError(
+            f"'{self.dataset.name}' is walked as a stream, whose end nobody has seen; say how far "
+            "with max_steps or max_chunks"
+        )
     return (self.max_tokens - 1)//self.T if self.dataset.far else self.count()
 
 # %% ../../nbs/01_data/14_streaming.ipynb #216c5574
 @patch
 def _identity(self:StreamLoader)->dict:
-    return dict(self._walk._identity(), walk=self.walk, T=self.T, max_tokens=self.max_tokens, tokenizer=_tokenizer_print(self.tokenizer))
+    return dict(
+        self._walk._identity(),
+        walk=self.walk,
+        T=self.T,
+        max_tokens=self.max_tokens,
+        tokenizer=_tokenizer_print(self.tokenizer),
+    )
 
 @patch
 def state_dict(self:StreamLoader,
@@ -541,42 +756,89 @@ def state_dict(self:StreamLoader,
 @patch
 def load_state_dict(self:StreamLoader, state:dict):
     "Go on where a state was taken"
-    _same_walk(state, self._identity()); n = self.bs*self.world
-    if state['item'] % n: raise InputError(f"the state stands after {state['item']} rows, which batches of {n} do not divide; use a batch size (times ranks) that does")
-    self._marks[state['known']] = Place(**state['place']); self.start = state['item']//n
+    _same_walk(state, self._identity())
+    n = self.bs*self.world
+    if state['item'] % n:
+        raise InputError(
+            f"the state stands after {state['item']} rows, which batches of {n} do not divide; "
+            "use a batch size (times ranks) that does"
+        )
+    self._marks[state['known']] = Place(**state['place'])
+    self.start = state['item']//n
 
 @patch
 def summary(self:StreamLoader)->str:
     "What was walked so far, and what was cut or left"
     place = self._walk.at
-    said = f"'{self.dataset.name}' by {self.walk}: {self._at:,} rows, {place.documents:,} documents, pass {place.epoch + 1}"
-    return said + (f'; {self.n_cut:,} tokens cut off at {self.T}' if self.n_cut else '') + (f'; {self.n_left:,} tokens at the end fill no row' if self.n_left else '')
+    said = (
+        f"'{self.dataset.name}' by {self.walk}: {self._at:,} rows, {place.documents:,} "
+        f"documents, pass {place.epoch + 1}"
+    )
+    return (
+        said
+        + (f'; {self.n_cut:,} tokens cut off at {self.T}' if self.n_cut else '')
+        + (f'; {self.n_left:,} tokens at the end fill no row' if self.n_left else '')
+    )
 
 # %% ../../nbs/01_data/14_streaming.ipynb #299d40ae
 class StreamData(DataLoaders):
     "A training walk over a source, validation windows, and everything a model must know about them"
     masked, mode, task = False, 'pretrain', None
     def __init__(self, name, spec, tokenizer, train, valid_ids, notes=(), tainted=()):
-        self.name,self.spec,self.tokenizer,self.notes,self.tainted,self.max_length,self.bs = name,spec,tokenizer,list(notes),list(tainted),spec['max_length'],spec['bs']
-        self.token_bytes = token_bytes(tokenizer); self.vocab_size = len(self.token_bytes)
-        self.valid_ids = torch.from_numpy(valid_ids); self.valid_blocks = Blocks(self.valid_ids, self.max_length)
-        walk = {k: v for k,v in train._identity().items() if k not in ('seed', 'shuffle', 'buffer')} # the text, not its order
-        self.fingerprint = hashlib.blake2b(json.dumps([walk, fingerprint(tokenizer, self.valid_ids)]).encode(), digest_size=8).hexdigest()
-        super().__init__(train, BlockLoader(self.valid_blocks, self.bs, shuffle=False), device=pick_device(spec['device'] or 'auto'))
+        self.name, self.spec, self.tokenizer, self.notes, self.tainted, self.max_length, self.bs = (
+            name,
+            spec,
+            tokenizer,
+            list(notes),
+            list(tainted),
+            spec['max_length'],
+            spec['bs'],
+        )
+        self.token_bytes = token_bytes(tokenizer)
+        self.vocab_size = len(self.token_bytes)
+        self.valid_ids = torch.from_numpy(valid_ids)
+        self.valid_blocks = Blocks(self.valid_ids, self.max_length)
+        # the text, not its order
+        walk = {k: v for k,v in train._identity().items() if k not in ('seed', 'shuffle', 'buffer')}
+        self.fingerprint = hashlib.blake2b(
+            json.dumps([walk, fingerprint(tokenizer, self.valid_ids)]).encode(), digest_size=8
+        ).hexdigest()
+        super().__init__(
+            train,
+            BlockLoader(self.valid_blocks, self.bs, shuffle=False),
+            device=pick_device(spec['device'] or 'auto'),
+        )
     @property
-    def train_blocks(self): return range(self.train.rows_in_pass()) # rows of one pass; an error for a stream whose end nobody has seen
+    def train_blocks(self):
+        return range(self.train.rows_in_pass()) # rows of one pass; an error for a stream whose end nobody has seen
     @property
     def n_tokens(self): # of training and validation; infinite where nobody has seen the end
-        try: return self.train.rows_in_pass()*self.max_length,len(self.valid_ids)
-        except InputError: return float('inf'),len(self.valid_ids)
+        try:
+            return self.train.rows_in_pass()*self.max_length,len(self.valid_ids)
+        except InputError:
+            return float('inf'),len(self.valid_ids)
     def texts(self, split:str='train'): # documents one by one; of training those of one pass
-        if split == 'validation': yield from documents_of(self.tokenizer, self.valid_ids); return
-        walk,n = self.train._walk,0; again = Walk(walk.source, walk.text, walk.seed, walk.shuffle, walk.buffer, part=walk.part, fraction=walk.fraction)
+        if split == 'validation':
+            yield from documents_of(self.tokenizer, self.valid_ids)
+            return
+        walk,n = self.train._walk,0
+        again = Walk(
+            walk.source, walk.text, walk.seed, walk.shuffle, walk.buffer, part=walk.part, fraction=walk.fraction
+        )
         for _,row in again.documents(Place()):
             yield (text := again.text(row))
-            if self.train.max_tokens and (n := n + len(encode_each(self.tokenizer, [text])[0])) >= self.train.max_tokens: return
-    def sample_prompt(self, n): return self.tokenizer.decode(self.valid_blocks[0]['input_ids'][:n], skip_special_tokens=True)
-    def __repr__(self): return f'{self.name}: walked by {self.train.walk}, {format_count(len(self.valid_ids))} validation tokens, vocabulary {self.vocab_size}, rows of {self.max_length}'
+            if (
+                self.train.max_tokens
+                and (n := n + len(encode_each(self.tokenizer, [text])[0])) >= self.train.max_tokens
+            ):
+                return
+    def sample_prompt(self, n):
+        return self.tokenizer.decode(self.valid_blocks[0]['input_ids'][:n], skip_special_tokens=True)
+    def __repr__(self):
+        return (
+            f'{self.name}: walked by {self.train.walk}, {format_count(len(self.valid_ids))} '
+            f'validation tokens, vocabulary {self.vocab_size}, rows of {self.max_length}'
+        )
 
 # %% ../../nbs/01_data/14_streaming.ipynb #2bfa1e04
 def stream_data(
@@ -597,18 +859,48 @@ def stream_data(
     allow_eval_data:bool=False, # train on a set that is kept for evaluation
 )->StreamData:
     "Text by name to batches, without loading it"
-    spec = {k: v if k not in ('data_dir', 'data_path') or v is None else str(v) for k,v in locals().items() if k != 'patience'}
-    ds = None if data_path else find_dataset(dataset, config); tainted = [ds.name] if ds and check_role(ds, allow_eval_data) else []
+    spec = {
+        k: v if k not in ('data_dir', 'data_path') or v is None else str(v)
+        for k, v in locals().items()
+        if k != 'patience'
+    }
+    ds = None if data_path else find_dataset(dataset, config)
+    tainted = [ds.name] if ds and check_role(ds, allow_eval_data) else []
     where = dict(config=config, data_dir=data_dir, data_path=data_path, text_column=text_column, patience=patience)
     train = stream_source(dataset, **where)
-    try: valid,notes = stream_source(dataset, split='validation', **where),[]
+    try:
+        valid,notes = stream_source(dataset, split='validation', **where),[]
     except InputError as e:
         if 'has no split' not in str(e): raise
         valid,notes = train,['no validation split: about 5% of the documents are held out by content hash']
     part = dict(train='train', valid='validation') if valid is train else dict(train=None, valid=None)
-    def texts(): w = Walk(train, part=part['train']); return [w.text(r) for _,r in islice(w.documents(Place()), 10_000)]
+    def texts():
+        w = Walk(train, part=part['train'])
+        return [w.text(r) for _,r in islice(w.documents(Place()), 10_000)]
     tok = get_tokenizer(tokenizer, texts, vocab_size)
-    dl = StreamLoader(train, tok, T=max_length, bs=bs, walk=walk, tokens_per_chunk=tokens_per_chunk, max_chunks=max_chunks, seed=seed, part=part['train'])
+    dl = StreamLoader(
+        train,
+        tok,
+        T=max_length,
+        bs=bs,
+        walk=walk,
+        tokens_per_chunk=tokens_per_chunk,
+        max_chunks=max_chunks,
+        seed=seed,
+        part=part['train'],
+    )
     valid_ids = TokenWalk(valid, tok, part=part['valid']).peek(valid_chunks*tokens_per_chunk + 1)
-    if len(valid_ids) <= max_length: raise InputError(f"'{train.name}' has {len(valid_ids)} tokens to validate on, too few for one window of {max_length}; use a smaller max_length or more text")
-    return StreamData(train.name, spec, tok, dl, valid_ids, [*taint_note(tainted), *train.notes, *notes, *filter(None, [tokenizer_note(tok)])], tainted)
+    if len(valid_ids) <= max_length:
+        raise InputError(
+            f"'{train.name}' has {len(valid_ids)} tokens to validate on, too few for one window "
+            f"of {max_length}; use a smaller max_length or more text"
+        )
+    return StreamData(
+        train.name,
+        spec,
+        tok,
+        dl,
+        valid_ids,
+        [*taint_note(tainted), *train.notes, *notes, *filter(None, [tokenizer_note(tok)])],
+        tainted,
+    )

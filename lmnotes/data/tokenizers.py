@@ -27,7 +27,9 @@ def _wrap(
     note='',        # what a reader of a report should know about its training
     **kwargs        # more special tokens
 )->PreTrainedTokenizerFast:
-    fast = PreTrainedTokenizerFast(tokenizer_object=tok, eos_token=EOS, pad_token=PAD, clean_up_tokenization_spaces=False, **kwargs)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tok, eos_token=EOS, pad_token=PAD, clean_up_tokenization_spaces=False, **kwargs
+    )
     fast.training_note = note
     return fast
 
@@ -81,7 +83,8 @@ def word_tokenizer(
     return _wrap(tok, note, unk_token=UNK)
 
 # %% ../../nbs/01_data/03_tokenizers.ipynb #a6108ec4
-def _filled(have, want)->str: return '' if have >= want else f'the training text gives {have:,} tokens, not the usual {want:,}'
+def _filled(have, want)->str:
+    return '' if have >= want else f'the training text gives {have:,} tokens, not the usual {want:,}'
 
 def bpe_tokenizer(
     texts,                # training documents
@@ -89,30 +92,68 @@ def bpe_tokenizer(
 )->PreTrainedTokenizerFast:
     "Byte-level BPE learned on the training text"
     want = vocab_size or 4096
-    if want < 258: raise InputError(f'a BPE vocabulary of {want} is too small: 256 bytes and 2 special tokens need 258')
+    if want < 258:
+        raise InputError(f'a BPE vocabulary of {want} is too small: 256 bytes and 2 special tokens need 258')
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer, tok.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=want, special_tokens=[EOS, PAD], initial_alphabet=sorted(byte_names()), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=want, special_tokens=[EOS, PAD], initial_alphabet=sorted(byte_names()), show_progress=False
+    )
     tok.train_from_iterator(texts, trainer)
     have = tok.get_vocab_size()
-    if vocab_size and have < vocab_size: raise InputError(f'the training text has pairs for {have} tokens only, not {vocab_size}; use a smaller vocab_size or more text')
+    if vocab_size and have < vocab_size:
+        raise InputError(
+            f'the training text has pairs for {have} tokens only, not {vocab_size}; use a smaller '
+            'vocab_size or more text'
+        )
     return _wrap(tok, _filled(have, want))
 
 # %% ../../nbs/01_data/03_tokenizers.ipynb #aaa582a1
-def _utf8(text): return text if text.isascii() else text.encode('utf-8', 'replace').decode() # half a surrogate pair becomes '?'
+def _utf8(text):
+    return text if text.isascii() else text.encode('utf-8', 'replace').decode() # half a surrogate pair becomes '?'
 _pieces = r' ?\S+|\s+(?!\S)|\s' # a word with its space; runs of white space
 
 def _train_pieces(texts, size, pieces)->list: # (piece, log probability)
-    try: import sentencepiece as spm
-    except ImportError: raise InputError("the tokenizer 'sentencepiece' is trained by its package: `pip install sentencepiece`, or use 'bpe'") from None
-    lines = (l for t in texts for l in re.findall(r'[^\n\x00]+', _utf8(t).replace('▁', ''))) # U+2581 stands for the space in training
+    try:
+        import sentencepiece as spm
+    except ImportError:
+        raise InputError(
+            "the tokenizer 'sentencepiece' is trained by its package: `pip install sentencepiece`, or use 'bpe'"
+        ) from None
+    # U+2581 stands for the space in training
+    lines = (l for t in texts for l in re.findall(r'[^\n\x00]+', _utf8(t).replace('▁', '')))
     model,always = io.BytesIO(),'\n\t' + ''.join(map(chr, range(33, 127)))
-    try: spm.SentencePieceTrainer.train(sentence_iterator=lines, model_writer=model, vocab_size=size, model_type=pieces, byte_fallback=True,
-             normalization_rule_name='identity', add_dummy_prefix=False, remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
-             required_chars=always, hard_vocab_limit=False, max_sentence_length=2**20, num_threads=1, unk_id=0, bos_id=-1, eos_id=-1, pad_id=-1, minloglevel=2)
-    except RuntimeError as e: raise InputError(f'SentencePiece cannot train {size + 1} tokens on this text ({str(e).splitlines()[0][-120:]}); use another vocab_size or more text') from None
+    try:
+        spm.SentencePieceTrainer.train(
+            sentence_iterator=lines,
+            model_writer=model,
+            vocab_size=size,
+            model_type=pieces,
+            byte_fallback=True,
+            normalization_rule_name='identity',
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            required_chars=always,
+            hard_vocab_limit=False,
+            max_sentence_length=2**20,
+            num_threads=1,
+            unk_id=0,
+            bos_id=-1,
+            eos_id=-1,
+            pad_id=-1,
+            minloglevel=2,
+        )
+    except RuntimeError as e:
+        raise InputError(
+            f'SentencePiece cannot train {size + 1} tokens on this text '
+            f'({str(e).splitlines()[0][-120:]}); use another vocab_size or more text'
+        ) from None
     sp = spm.SentencePieceProcessor(model_proto=model.getvalue())
-    return [(sp.id_to_piece(i).replace('▁', ' '), -1000. if sp.is_byte(i) else sp.get_score(i)) for i in range(1, sp.get_piece_size())]
+    return [
+        (sp.id_to_piece(i).replace('▁', ' '), -1000.0 if sp.is_byte(i) else sp.get_score(i))
+        for i in range(1, sp.get_piece_size())
+    ]
 
 def sentencepiece_tokenizer(
     texts,                # training documents
@@ -121,11 +162,19 @@ def sentencepiece_tokenizer(
     "A unigram model of pieces learned on the training text, with bytes for what it does not know"
     want = vocab_size or 32_000
     vocab = _train_pieces(texts, want - 1, 'unigram')
-    tok = Tokenizer(models.Unigram(vocab, unk_id=0, byte_fallback=True)) # 0 is a byte: what is unknown becomes bytes, never `<unk>`
-    tok.pre_tokenizer, tok.decoder = pre_tokenizers.Split(Regex(_pieces), 'isolated'), decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    # 0 is a byte: what is unknown becomes bytes, never `<unk>`
+    tok = Tokenizer(models.Unigram(vocab, unk_id=0, byte_fallback=True))
+    tok.pre_tokenizer, tok.decoder = (
+        pre_tokenizers.Split(Regex(_pieces), 'isolated'),
+        decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()]),
+    )
     tok.add_special_tokens([EOS, PAD])
     have = tok.get_vocab_size()
-    if vocab_size and have < vocab_size: raise InputError(f'the training text has pieces for {have} tokens only, not {vocab_size}; use a smaller vocab_size or more text')
+    if vocab_size and have < vocab_size:
+        raise InputError(
+            f'the training text has pieces for {have} tokens only, not {vocab_size}; use a '
+            'smaller vocab_size or more text'
+        )
     return _wrap(tok, _filled(have, want))
 
 # %% ../../nbs/01_data/03_tokenizers.ipynb #58d07882
@@ -139,14 +188,27 @@ def hub_tokenizer(
             tok = AutoTokenizer.from_pretrained(name, use_fast=True, clean_up_tokenization_spaces=False)
     except Exception as e:
         said = f'{type(e).__name__}: {e}'.split('\n')[0][:160]
-        raise InputError(f"no tokenizer '{name}' ({said}); {did_you_mean(name, own_tokenizers)} Or give a folder with tokenizer.json") from e
-    if not tok.is_fast: raise InputError(f"the tokenizer of '{name}' has no fast version; use one with a tokenizer.json")
+        raise InputError(
+            f"no tokenizer '{name}' ({said}); {did_you_mean(name, own_tokenizers)} Or give a "
+            "folder with tokenizer.json"
+        ) from e
+    if not tok.is_fast:
+        raise InputError(f"the tokenizer of '{name}' has no fast version; use one with a tokenizer.json")
     if tok.eos_token_id is None: tok.eos_token = tok.sep_token
-    if tok.eos_token_id is None: raise InputError(f"the tokenizer of '{name}' has no end-of-text token; set eos_token in its tokenizer_config.json")
+    if tok.eos_token_id is None:
+        raise InputError(
+            f"the tokenizer of '{name}' has no end-of-text token; set eos_token in its tokenizer_config.json"
+        )
     if tok.pad_token_id == tok.eos_token_id: tok.pad_token = None
     return tok
 
-own_tokenizers = dict(bytes=lambda texts, n: byte_tokenizer(), chars=lambda texts, n: char_tokenizer(texts), words=word_tokenizer, bpe=bpe_tokenizer, sentencepiece=sentencepiece_tokenizer)
+own_tokenizers = dict(
+    bytes=lambda texts, n: byte_tokenizer(),
+    chars=lambda texts, n: char_tokenizer(texts),
+    words=word_tokenizer,
+    bpe=bpe_tokenizer,
+    sentencepiece=sentencepiece_tokenizer,
+)
 sized_tokenizers = 'bpe', 'words', 'sentencepiece' # those that take a vocab_size
 
 # %% ../../nbs/01_data/03_tokenizers.ipynb #77072d5a
@@ -157,7 +219,11 @@ def get_tokenizer(
 )->PreTrainedTokenizerFast:
     "The tokenizer of that name, trained if it is of the kind that is"
     name = str(name)
-    if vocab_size and name not in sized_tokenizers: raise InputError(f"vocab_size belongs to the tokenizer 'bpe', 'words' or 'sentencepiece', and '{name}' has its own; leave it out")
+    if vocab_size and name not in sized_tokenizers:
+        raise InputError(
+            f"vocab_size belongs to the tokenizer 'bpe', 'words' or 'sentencepiece', and '{name}' "
+            "has its own; leave it out"
+        )
     if name not in own_tokenizers: return hub_tokenizer(name)
     return own_tokenizers[name](texts() if name != 'bytes' else (), vocab_size)
 
@@ -183,7 +249,8 @@ def _encode_any(tok, texts, size=1024)->list:
     try:
         return [np.array([*e.ids, tok.eos_token_id], np.int32) for i in range(0, len(texts), size)
                 for e in rust.encode_batch_fast([_utf8(t) for t in texts[i:i+size]], add_special_tokens=False)]
-    finally: rust.encode_special_tokens = old
+    finally:
+        rust.encode_special_tokens = old
 
 def tokenizer_kind(tok)->str: # 'bytes', 'chars', 'words', 'sentencepiece' or 'other'
     "Which of our own tokenizers this is, told by its model and vocabulary, so that it holds after a save and a load"
@@ -231,6 +298,7 @@ def token_bytes(
     kinds, vocab = _decoder_types(tokenizer), tokenizer.get_vocab()
     n = torch.zeros(max(vocab.values()) + 1, dtype=torch.int64)
     added = {i: t for i,t in tokenizer.added_tokens_decoder.items()}
-    for name,i in vocab.items(): n[i] = len(added[i].content.encode()) if i in added else _name_bytes(name, kinds)
+    for name,i in vocab.items():
+        n[i] = len(added[i].content.encode()) if i in added else _name_bytes(name, kinds)
     n[[i for i,t in added.items() if t.special] + tokenizer.all_special_ids] = 0
     return n

@@ -21,8 +21,13 @@ class PictureLoader(BlockLoader):
     task = processor = longest = None # the dataset, its processor, tokens that a row may have
     def batch(self, k):
         rows = [self.dataset[int(i)] for i in self.idxs(k)]
-        b = vision_batch(self.task, rows or self.dataset[:1], self.processor); n = b['input_ids'].shape[1]
-        if n > self.longest: raise InputError(f'a page with its question and answer takes {n} tokens, and max_length={self.longest}; give --max_length {n} or more')
+        b = vision_batch(self.task, rows or self.dataset[:1], self.processor)
+        n = b['input_ids'].shape[1]
+        if n > self.longest:
+            raise InputError(
+                f'a page with its question and answer takes {n} tokens, and '
+                f'max_length={self.longest}; give --max_length {n} or more'
+            )
         return {name: (t if rows else t[:0]).to(self.device) for name,t in b.items()},
     def new(self, dataset=None, **kwargs):
         "A loader like this one, but for what is named"
@@ -37,22 +42,44 @@ class PictureData(DataLoaders):
     "Training and validation batches of pictures, and everything a model must know about them"
     masked, mode, task = False, 'sft', None
     def __init__(self, ds, rows, spec, processor, notes=()):
-        self.dataset,self.rows,self.name,self.spec,self.processor,self.tokenizer = ds,rows,ds.name,spec,processor,processor.tokenizer # rows: split -> `Rows`
-        self.tainted = [ds.name] if ds.role == 'eval' else []; self.notes = [*taint_note(self.tainted), *notes]
+        self.dataset, self.rows, self.name, self.spec, self.processor, self.tokenizer = (
+            ds,
+            rows,
+            ds.name,
+            spec,
+            processor,
+            processor.tokenizer,
+        ) # rows: split -> `Rows`
+        self.tainted = [ds.name] if ds.role == 'eval' else []
+        self.notes = [*taint_note(self.tainted), *notes]
         self.max_length,self.bs = spec['max_length'],spec['bs']
-        self.token_bytes = token_bytes(self.tokenizer); self.vocab_size = len(self.token_bytes)
+        self.token_bytes = token_bytes(self.tokenizer)
+        self.vocab_size = len(self.token_bytes)
         self.train_blocks,self.valid_blocks = rows['train'],rows['validation']
         h = hashlib.blake2b(self.tokenizer.backend_tokenizer.to_str().encode(), digest_size=8)
         for s in ('train', 'validation'):
-            for r in rows[s]: h.update(repr((s, r['page'], ds.text(r))).encode('utf-8', 'replace'))
+            for r in rows[s]:
+                h.update(repr((s, r['page'], ds.text(r))).encode('utf-8', 'replace'))
         self.fingerprint = h.hexdigest()
         make = lambda rows, **kw: _seeing(BlockLoader(rows, self.bs, **kw), ds, processor, self.max_length)
-        super().__init__(make(rows['train'], seed=spec['seed']), make(rows['validation'], shuffle=False), device=pick_device(spec['device'] or 'auto'))
+        super().__init__(
+            make(rows['train'], seed=spec['seed']),
+            make(rows['validation'], shuffle=False),
+            device=pick_device(spec['device'] or 'auto'),
+        )
     @property
-    def n_tokens(self): return tuple(len(self.rows[s])*self.train.one_batch()[0]['input_ids'].shape[1] for s in ('train', 'validation')) # places, by the first batch
-    def texts(self, split:str='train'): return [self.dataset.text(r) for r in self.rows[split]] # questions with their answers
+    def n_tokens(self):
+        return tuple(
+            len(self.rows[s]) * self.train.one_batch()[0]['input_ids'].shape[1] for s in ('train', 'validation')
+        ) # places, by the first batch
+    def texts(self, split:str='train'):
+        return [self.dataset.text(r) for r in self.rows[split]] # questions with their answers
     def sample_prompt(self, n=None): return None # a question without its picture is not worth asking
-    def __repr__(self): return f"{self.name}: {len(self.rows['train'])} training and {len(self.rows['validation'])} validation questions about pictures, vocabulary {self.vocab_size}"
+    def __repr__(self):
+        return (
+            f"{self.name}: {len(self.rows['train'])} training and {len(self.rows['validation'])} "
+            f"validation questions about pictures, vocabulary {self.vocab_size}"
+        )
 
 # %% ../../nbs/01_data/22_vision_language.ipynb #a599f5cd
 def picture_data(
@@ -72,8 +99,19 @@ def picture_data(
     if ds.kind != 'vision': raise InputError(f"'{ds.name}' has no pictures; load it with `load_data`")
     check_role(ds, allow_eval_data)
     data_dir = data_dir or os.environ.get('LMNOTES_DATA_DIR')
-    spec = dict(dataset=dataset, config=config, processor=str(getattr(processor, 'name_or_path', processor)), max_length=max_length, bs=bs, seed=seed, data_dir=data_dir and str(data_dir), limit=limit,
-                allow_eval_data=allow_eval_data, device=device and str(device), mode='pictures')
+    spec = dict(
+        dataset=dataset,
+        config=config,
+        processor=str(getattr(processor, 'name_or_path', processor)),
+        max_length=max_length,
+        bs=bs,
+        seed=seed,
+        data_dir=data_dir and str(data_dir),
+        limit=limit,
+        allow_eval_data=allow_eval_data,
+        device=device and str(device),
+        mode='pictures',
+    )
     rows,notes = finish_rows(ds, {s: r for s,r in load_rows(ds, data_dir).items() if s != 'test'}, limit)
     return PictureData(ds, rows, spec, find_processor(processor), notes)
 
@@ -85,8 +123,18 @@ def find_processor(
     else:
         from transformers import AutoProcessor
         try:
-            with offline_if_silent(): found = AutoProcessor.from_pretrained(str(processor))
-        except Exception as e: raise InputError(f"no processor '{processor}' ({type(e).__name__}: {str(e).splitlines()[0][:120]}); give the hub id or the folder of a vision-language model") from None
-    if not hasattr(found, 'image_processor'): raise InputError(f"'{processor}' reads text only, and every row has a picture; take a vision-language model of the hub, such as HuggingFaceTB/SmolVLM-256M-Instruct")
-    if found.tokenizer.pad_token is None: found.tokenizer.pad_token = found.tokenizer.unk_token or found.tokenizer.eos_token # padding carries no loss
+            with offline_if_silent():
+                found = AutoProcessor.from_pretrained(str(processor))
+        except Exception as e:
+            raise InputError(
+                f"no processor '{processor}' ({type(e).__name__}: {str(e).splitlines()[0][:120]}); "
+                "give the hub id or the folder of a vision-language model"
+            ) from None
+    if not hasattr(found, 'image_processor'):
+        raise InputError(
+            f"'{processor}' reads text only, and every row has a picture; take a vision-language "
+            "model of the hub, such as HuggingFaceTB/SmolVLM-256M-Instruct"
+        )
+    if found.tokenizer.pad_token is None:
+        found.tokenizer.pad_token = found.tokenizer.unk_token or found.tokenizer.eos_token # padding carries no loss
     return found

@@ -27,9 +27,11 @@ _all_ = ['run_suite']
 # %% ../../nbs/05_evaluation/09_evaluate.ipynb #99752dfe
 def item_error(t:TaskScores)->float: # of the mean; nan with fewer than two items or clusters
     "Standard error over items, or over clusters of items"
-    v = np.asarray(t.values, float); n = len(v)
+    v = np.asarray(t.values, float)
+    n = len(v)
     if t.clusters is None: return float(v.std(ddof=1)/math.sqrt(n)) if n > 1 else math.nan
-    _,where = np.unique(t.clusters, return_inverse=True); k = where.max() + 1
+    _,where = np.unique(t.clusters, return_inverse=True)
+    k = where.max() + 1
     return float(math.sqrt(k/(k - 1)*np.square(np.bincount(where, v - v.mean())).sum())/n) if k > 1 else math.nan
 
 # %% ../../nbs/05_evaluation/09_evaluate.ipynb #7cc77170
@@ -46,16 +48,27 @@ def lm_data(
     ids = torch.from_numpy(encode_documents(tokenizer, docs))
     if len(ids) < 2: raise InputError(f"'{name}' has no held-out text")
     size = min(max_length, len(ids) - 1)
-    return LMData(name, dict(tokenizer=tokenizer_label(tokenizer, tokenizer_name), max_length=size, bs=8, seed=0, device='cpu'), tokenizer, ids[:size + 1], ids)
+    return LMData(
+        name,
+        dict(tokenizer=tokenizer_label(tokenizer, tokenizer_name), max_length=size, bs=8, seed=0, device='cpu'),
+        tokenizer,
+        ids[: size + 1],
+        ids,
+    )
 
-def tokenizer_label(tokenizer, name='')->str: kind = tokenizer_kind(tokenizer); return kind if kind in ('bytes', 'chars') else name or type(tokenizer).__name__ # what perplexity is said with
+def tokenizer_label(tokenizer, name='')->str:
+    kind = tokenizer_kind(tokenizer)
+    return kind if kind in ('bytes', 'chars') else name or type(tokenizer).__name__ # what perplexity is said with
 
-def characters_per_byte(docs)->float: return sum(map(len, docs))/max(sum(len(d.encode('utf-8', 'replace')) for d in docs), 1)
+def characters_per_byte(docs)->float:
+    return sum(map(len, docs))/max(sum(len(d.encode('utf-8', 'replace')) for d in docs), 1)
 
 def lm_scores(s:Subject, docs, name, limit=None, tokenizer_name='')->dict:
     "Loss, perplexity, token accuracy, bits per byte and per character of held-out documents"
-    s.needs('text'); data = lm_data(s.tokenizer, docs, name, min(s.room or 128, 512), tokenizer_name)
-    m = metrics_of(evaluate_lm(s.model, data, limit=limit)); return dict(name=name, **m, bits_per_character=m['bits_per_byte']/characters_per_byte(docs))
+    s.needs('text')
+    data = lm_data(s.tokenizer, docs, name, min(s.room or 128, 512), tokenizer_name)
+    m = metrics_of(evaluate_lm(s.model, data, limit=limit))
+    return dict(name=name, **m, bits_per_character=m['bits_per_byte']/characters_per_byte(docs))
 
 # %% ../../nbs/05_evaluation/09_evaluate.ipynb #948c7032
 @measurements('lm')
@@ -63,14 +76,19 @@ def measure_lm(s:Subject, ask)->tuple: # rows; what could not be measured
     "Language modelling on held-out documents of each corpus"
     rows,missing = [],[]
     for name,load in ask.corpora():
-        try: rows.append(lm_scores(s, load(), name, ask.limit, ask.tokenizer_name))
-        except InputError as e: missing.append(dict(task='lm', name=name, reason=str(e)))
-    return rows,missing or ([] if rows else [dict(task='lm', name='lm', reason='none of the datasets given is running text')])
+        try:
+            rows.append(lm_scores(s, load(), name, ask.limit, ask.tokenizer_name))
+        except InputError as e:
+            missing.append(dict(task='lm', name=name, reason=str(e)))
+    return rows, missing or (
+        [] if rows else [dict(task='lm', name='lm', reason='none of the datasets given is running text')]
+    )
 
 @measurements('memory')
 def measure_memory(s:Subject, ask)->tuple:
     "Saved and peak bytes of a training step against length, batch and depth"
-    top = s.room or 256; lengths = tuple(n for n in (64, 128, 256) if n <= top) or (top,)
+    top = s.room or 256
+    lengths = tuple(n for n in (64, 128, 256) if n <= top) or (top,)
     return memory_course(s.model, lengths),[]
 
 @measurements('speed')
@@ -78,32 +96,70 @@ def measure_speed(s:Subject, ask)->tuple:
     "Training and decoding tokens per second, time to the first token, FLOPs, and the share of this machine's peak"
     from lmnotes.evaluation.speed import decoding_speed, matmul_peak, time_to_first_token, training_speed
     from lmnotes.models.flops_and_memory import model_flops
-    s.needs('text'); V,T,device = s.model.config.get_text_config().vocab_size,min(s.room or 128, 128),next(s.model.parameters()).device
-    b = random_tokens(V, 8, T, device); b = b if hasattr(s.model, 'hidden') else dict(input_ids=b['input_ids'], labels=b['input_ids']); peak = matmul_peak(device); rows,missing = [],[]
-    if any(p.requires_grad for p in s.model.parameters()): rows.append(dict(what='training', unit='tokens/s', **training_speed(s.model, (b,), repeats=5, peak=peak), flops_per_token=model_flops(s.model, 1, T)))
-    else: missing.append(dict(task='speed', name='training', reason='no parameter of this model learns'))
+    s.needs('text')
+    V,T,device = s.model.config.get_text_config().vocab_size,min(s.room or 128, 128),next(s.model.parameters()).device
+    b = random_tokens(V, 8, T, device)
+    b = b if hasattr(s.model, 'hidden') else dict(input_ids=b['input_ids'], labels=b['input_ids'])
+    peak = matmul_peak(device)
+    rows,missing = [],[]
+    if any(p.requires_grad for p in s.model.parameters()):
+        rows.append(
+            dict(
+                what='training',
+                unit='tokens/s',
+                **training_speed(s.model, (b,), repeats=5, peak=peak),
+                flops_per_token=model_flops(s.model, 1, T),
+            )
+        )
+    else:
+        missing.append(dict(task='speed', name='training', reason='no parameter of this model learns'))
     rows.append(dict(what='decoding', unit='tokens/s', **decoding_speed(s.model, V, T//2, max(T//4, 1), repeats=3)))
-    rows.append(dict(what='first token', unit='seconds', **time_to_first_token(s.model, V, T//2, repeats=5).as_dict()))
+    rows.append(
+        dict(what='first token', unit='seconds', **time_to_first_token(s.model, V, T // 2, repeats=5).as_dict())
+    )
     return [*rows, dict(what='matrix product', unit='FLOP/s', median=peak)],missing
 
 # %% ../../nbs/05_evaluation/09_evaluate.ipynb #a62c7337
 class Wanted:
     "What an evaluation is about"
     def __init__(self, datasets=None, data_dir=None, data_path=None, limit=64, seed=0, tokenizer_name=''):
-        self.datasets,self.data_dir,self.data_path,self.limit,self.seed,self.tokenizer_name = datasets,data_dir,data_path,limit,seed,tokenizer_name
+        self.datasets, self.data_dir, self.data_path, self.limit, self.seed, self.tokenizer_name = (
+            datasets,
+            data_dir,
+            data_path,
+            limit,
+            seed,
+            tokenizer_name,
+        )
         self.pairs = self.texts = None
-        if data_path and is_shards(data_path): raise InputError(f'{data_path} holds shards, which have tokens and no text; evaluate on a file or folder of text or of two columns')
+        if data_path and is_shards(data_path):
+            raise InputError(
+                f'{data_path} holds shards, which have tokens and no text; evaluate on a file or '
+                'folder of text or of two columns'
+            )
         if data_path:
             task,splits = own_pairs(data_path)
             held = next((splits[k] for k in ('test', 'validation') if splits.get(k)), None)
-            if task is not None: self.pairs = (task, (held or splits['train']).take(range(min(limit or 10**9, len(held or splits['train'])))))
-            else: t = own_texts(data_path); self.texts = next(t[k] for k in ('test', 'validation', 'train') if t.get(k))
+            if task is not None:
+                self.pairs = (
+                    task,
+                    (held or splits['train']).take(range(min(limit or 10**9, len(held or splits['train'])))),
+                )
+            else:
+                t = own_texts(data_path)
+                self.texts = next(t[k] for k in ('test', 'validation', 'train') if t.get(k))
         for d in datasets or (): find_dataset(d)
     def corpora(self)->list: # pairs: name, function that gives documents
         if self.data_path: return [(Path(self.data_path).name, lambda: self.texts)] if self.texts else []
         real = self.data_dir or os.environ.get('LMNOTES_DATA_DIR')
-        names = self.datasets if self.datasets is not None else ['wikitext', 'enwik8'] if real else ['prose', 'python']
-        return [(n, lambda n=n: held_documents(find_dataset(n), self.data_dir)) for n in names if find_dataset(n).kind in ('corpus', 'code') and not hasattr(find_dataset(n), 'instruction')]
+        names = (
+            self.datasets if self.datasets is not None else ['wikitext', 'enwik8'] if real else ['prose', 'python']
+        )
+        return [
+            (n, lambda n=n: held_documents(find_dataset(n), self.data_dir))
+            for n in names
+            if find_dataset(n).kind in ('corpus', 'code') and not hasattr(find_dataset(n), 'instruction')
+        ]
     def sources(self): return self.datasets if not self.data_path else [self.pairs] if self.pairs else []
 
 # %% ../../nbs/05_evaluation/09_evaluate.ipynb #33be85be
@@ -118,11 +174,20 @@ def read_model(
     from lmnotes.models.hf_load import find_model
     from lmnotes.files import model_folder
     base,plus,rest = str(name).partition('+')
-    if base in models: raise InputError(f"'{base}' is a recipe with random weights; train it first, and give the folder of the run")
+    if base in models:
+        raise InputError(f"'{base}' is a recipe with random weights; train it first, and give the folder of the run")
     where = base
     if not base.startswith('tiny:') and (Path(base).is_dir() or base.startswith(('.', '/', '~'))):
-        where = str(Path(base).expanduser()) if any((Path(base).expanduser()/p/'adapter_config.json').is_file() for p in ('', 'final')) else str(model_folder(Path(base).expanduser()))
-    kind,found = find_model(where); model = build_model(where + plus + rest, **(dict(how, device=str(pick_device(device))) if kind in ('hub', 'folder', 'adapter') else {}))
+        where = (
+            str(Path(base).expanduser())
+            if any((Path(base).expanduser() / p / 'adapter_config.json').is_file() for p in ('', 'final'))
+            else str(model_folder(Path(base).expanduser()))
+        )
+    kind,found = find_model(where)
+    model = build_model(
+        where + plus + rest,
+        **(dict(how, device=str(pick_device(device))) if kind in ('hub', 'folder', 'adapter') else {}),
+    )
     if not getattr(model, 'is_quantized', False): model.to(pick_device(device))
     return model.eval(),get_tokenizer('bytes' if kind == 'tiny' else str(found))
 
@@ -130,7 +195,8 @@ def read_model(
 def suite_names()->list: return [*sorted(measurements), *task_groups('all')]
 
 def _split(tasks)->tuple: # measurements; groups of tasks
-    tasks = [t for t in (tasks.split(',') if isinstance(tasks, str) else tasks) if t]; known = suite_names()
+    tasks = [t for t in (tasks.split(',') if isinstance(tasks, str) else tasks) if t]
+    known = suite_names()
     for t in tasks:
         if t not in (*known, 'all'): raise InputError(f"unknown task '{t}': {did_you_mean(t, known)}")
     tasks = known if 'all' in tasks else list(dict.fromkeys(tasks))
@@ -138,7 +204,18 @@ def _split(tasks)->tuple: # measurements; groups of tasks
 
 def task_row(t:TaskScores)->dict: # what a file keeps
     "Task scores as a line of a table"
-    return dict(task=t.task, name=t.name, metric=t.metric, mean=t.mean, error=item_error(t), n=t.n, chance=t.chance, higher=t.higher, metrics=t.metrics, samples=t.samples)
+    return dict(
+        task=t.task,
+        name=t.name,
+        metric=t.metric,
+        mean=t.mean,
+        error=item_error(t),
+        n=t.n,
+        chance=t.chance,
+        higher=t.higher,
+        metrics=t.metrics,
+        samples=t.samples,
+    )
 
 def evaluate_model(
     model,               # a folder, a hub id, or a model
@@ -156,36 +233,138 @@ def evaluate_model(
     device='auto', say=None, **how, # see `read_model`
 )->dict: # model, tasks, the measurements, not_measured, and how it was asked
     "Ask a model what it can be asked, and write it down"
-    whole,groups = _split(tasks); folder = Path(str(model)).expanduser() if isinstance(model, (str, Path)) else None; name = str(model) if folder else type(model).__name__
+    whole,groups = _split(tasks)
+    folder = Path(str(model)).expanduser() if isinstance(model, (str, Path)) else None
+    name = str(model) if folder else type(model).__name__
     want = Wanted(datasets, data_dir, data_path, limit, seed, name if folder else '')
-    if output and Path(output).is_dir(): raise InputError(f"'{output}' is a folder; name a file, such as {Path(output)/'evaluation.json'}")
+    if output and Path(output).is_dir():
+        raise InputError(f"'{output}' is a folder; name a file, such as {Path(output)/'evaluation.json'}")
     if folder: model,tokenizer = read_model(str(model), device, **how)
-    s = Subject(model, tokenizer, max_length, bs, seed, draws, allow_execution); out = dict(model=name, n_parameters=sum(p.numel() for p in model.parameters()))
-    found,missing = run_suite(model, tokenizer, groups, datasets=want.sources(), data_dir=data_dir, limit=limit, seed=seed, max_length=max_length, say=say, bs=bs, draws=draws, allow_execution=allow_execution) if groups else ([], [])
+    s = Subject(model, tokenizer, max_length, bs, seed, draws, allow_execution)
+    out = dict(model=name, n_parameters=sum(p.numel() for p in model.parameters()))
+    found, missing = (
+        run_suite(
+            model,
+            tokenizer,
+            groups,
+            datasets=want.sources(),
+            data_dir=data_dir,
+            limit=limit,
+            seed=seed,
+            max_length=max_length,
+            say=say,
+            bs=bs,
+            draws=draws,
+            allow_execution=allow_execution,
+        )
+        if groups
+        else ([], [])
+    )
     for m in whole:
         if say: say(m)
-        try: out[m],lost = measurements[m](s, want); missing += lost
-        except InputError as e: missing.append(dict(task=m, name=m, reason=str(e)))
-    out.update(tasks=[task_row(t) for t in found], not_measured=missing, asked=dict(tasks=[*whole, *groups], datasets=datasets, data_dir=data_dir and str(data_dir), data_path=data_path and str(data_path), limit=limit, seed=seed, max_length=max_length, draws=draws), env=env_info())
+        try:
+            out[m],lost = measurements[m](s, want)
+            missing += lost
+        except InputError as e:
+            missing.append(dict(task=m, name=m, reason=str(e)))
+    out.update(
+        tasks=[task_row(t) for t in found],
+        not_measured=missing,
+        asked=dict(
+            tasks=[*whole, *groups],
+            datasets=datasets,
+            data_dir=data_dir and str(data_dir),
+            data_path=data_path and str(data_path),
+            limit=limit,
+            seed=seed,
+            max_length=max_length,
+            draws=draws,
+        ),
+        env=env_info(),
+    )
     path = Path(output) if output else folder/'evaluation.json' if folder and folder.is_dir() else None
-    if path: write_json(path, out); out['path'] = str(path)
+    if path:
+        write_json(path, out)
+        out['path'] = str(path)
     return out
 
 # %% ../../nbs/05_evaluation/09_evaluate.ipynb #4f87dee4
 def evaluation_tables(r:dict)->list: # rich tables
     "What was measured, as tables; what was not, with its reason"
     from rich.table import Table
-    num = lambda v: '–' if v is None or v != v else f'{v:.3f}' if abs(v) < 100 else f'{v:.0f}'; out = []
+    num = lambda v: '–' if v is None or v != v else f'{v:.3f}' if abs(v) < 100 else f'{v:.0f}'
+    out = []
     def table(title, heads, rows):
         if not rows: return
         t = Table(*heads, title=title)
         for row in rows: t.add_row(*map(str, row))
         out.append(t)
-    table('tasks', ('task', 'data', 'metric', 'score', '± error', 'chance', 'n', 'further'), [(t['task'], t['name'], t['metric'], num(t['mean']), num(t['error']), num(t['chance']), t['n'],
-          ', '.join(f'{k} {num(v)}' for k,v in t['metrics'].items() if k != t['metric'])) for t in r['tasks']])
-    table('language modelling', ('corpus', 'bits/byte', 'bits/character', 'loss', 'perplexity', 'of the tokenizer', 'token accuracy', 'windows'), [(l['name'], num(l['bits_per_byte']), num(l['bits_per_character']), num(l['loss']),
-          num(l['perplexity']), l['tokenizer'], num(l['token_accuracy']), l['windows']) for l in r.get('lm', [])])
-    table('memory of a training step', ('against', 'value', 'saved MB', 'peak MB'), [(m['axis'], m['value'], f'{m["saved"]/2**20:.2f}', f'{m["peak"]/2**20:.2f}') for m in r.get('memory', [])])
-    table('speed', ('what', 'median', 'quartiles', 'unit', 'MFU'), [(m['what'], f'{m["median"]:.4g}', f'{m["low"]:.4g} to {m["high"]:.4g}' if 'low' in m else '–', m['unit'], num(m.get('mfu'))) for m in r.get('speed', [])])
-    table('not measured', ('task', 'data', 'reason'), [(m['task'], m['name'], m['reason']) for m in r['not_measured']])
+    table(
+        'tasks',
+        ('task', 'data', 'metric', 'score', '± error', 'chance', 'n', 'further'),
+        [
+            (
+                t['task'],
+                t['name'],
+                t['metric'],
+                num(t['mean']),
+                num(t['error']),
+                num(t['chance']),
+                t['n'],
+                ', '.join(f'{k} {num(v)}' for k, v in t['metrics'].items() if k != t['metric']),
+            )
+            for t in r['tasks']
+        ],
+    )
+    table(
+        'language modelling',
+        (
+            'corpus',
+            'bits/byte',
+            'bits/character',
+            'loss',
+            'perplexity',
+            'of the tokenizer',
+            'token accuracy',
+            'windows',
+        ),
+        [
+            (
+                l['name'],
+                num(l['bits_per_byte']),
+                num(l['bits_per_character']),
+                num(l['loss']),
+                num(l['perplexity']),
+                l['tokenizer'],
+                num(l['token_accuracy']),
+                l['windows'],
+            )
+            for l in r.get('lm', [])
+        ],
+    )
+    table(
+        'memory of a training step',
+        ('against', 'value', 'saved MB', 'peak MB'),
+        [
+            (m['axis'], m['value'], f'{m["saved"] / 2**20:.2f}', f'{m["peak"] / 2**20:.2f}')
+            for m in r.get('memory', [])
+        ],
+    )
+    table(
+        'speed',
+        ('what', 'median', 'quartiles', 'unit', 'MFU'),
+        [
+            (
+                m['what'],
+                f'{m["median"]:.4g}',
+                f'{m["low"]:.4g} to {m["high"]:.4g}' if 'low' in m else '–',
+                m['unit'],
+                num(m.get('mfu')),
+            )
+            for m in r.get('speed', [])
+        ],
+    )
+    table(
+        'not measured', ('task', 'data', 'reason'), [(m['task'], m['name'], m['reason']) for m in r['not_measured']]
+    )
     return out

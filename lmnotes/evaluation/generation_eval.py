@@ -31,7 +31,17 @@ class Asked:
     room:int = None # tokens that prompt and answer may take together; None: as many as the model takes
 
 def _asked(task, rows, examples, room): # a prompt that is empty must not borrow the first token of its answer
-    return [Asked(task, r, e['ids'][:e['start']].tolist() if task.prompt(r) else [], task.target(r), len(e['ids']) - e['start'], room) for r,e in zip(rows, examples)]
+    return [
+        Asked(
+            task,
+            r,
+            e['ids'][: e['start']].tolist() if task.prompt(r) else [],
+            task.target(r),
+            len(e['ids']) - e['start'],
+            room,
+        )
+        for r, e in zip(rows, examples)
+    ]
 
 def fixed_items(
     data,       # `TaskData`, or a mixture of which some parts are
@@ -40,26 +50,48 @@ def fixed_items(
 )->list: # of `Asked`; empty where nothing asks for an answer
     "The same validation rows every time"
     if parts := getattr(data, 'parts', None): return [a for d in parts.values() for a in fixed_items(d, n, seed)]
-    if data.mode != 'sft' or getattr(data, 'task', None) is None or getattr(data, 'head', None): return [] # a head writes nothing
+    if data.mode != 'sft' or getattr(data, 'task', None) is None or getattr(data, 'head', None):
+        return [] # a head writes nothing
     rows,examples = data.rows['validation'],data.examples['validation']
     pick = sorted(random.Random(seed_for('asked', seed, len(rows))).sample(range(len(rows)), min(n, len(rows))))
     return _asked(data.task, [rows[i] for i in pick], [examples[i] for i in pick], data.max_length)
 
 # %% ../../nbs/05_evaluation/04_generation_eval.ipynb #5f26c657
-metric_names = dict(classification='accuracy', choice='accuracy', similarity='closeness', questions='f1', math='exact_match', code='signature', tagging='f1',
-                    translation='chrf', instructions='f1', vision='f1') # kind of dataset -> what the mean of its scores is called
+metric_names = dict(
+    classification='accuracy',
+    choice='accuracy',
+    similarity='closeness',
+    questions='f1',
+    math='exact_match',
+    code='signature',
+    tagging='f1',
+    translation='chrf',
+    instructions='f1',
+    vision='f1',
+) # kind of dataset -> what the mean of its scores is called
 
 def metric_of(task:Dataset)->str:
     "The usual name of a dataset's score"
     if getattr(task, 'metric', None): return task.metric
     if type(task).score is Dataset.score: return 'exact_match'
-    if task.kind == 'tagging' and not any(str(n).startswith('B-') for n in task.names or task.published or ()): return 'accuracy'
+    if task.kind == 'tagging' and not any(str(n).startswith('B-') for n in task.names or task.published or ()):
+        return 'accuracy'
     return metric_names.get(task.kind, 'score')
 
 def score_name(task:Dataset)->str: # such as 'imdb_accuracy'
     "Whose score, and which"
-    short = sorted((c is None, i) for i,(s,(id,c)) in enumerate(short_names.items()) if id == task.id and c in (None, task.config))
-    name = Path(task.name).stem if task.id == 'own' else list(short_names)[short[0][1]] if short else task.id.split('/')[-1]
+    short = sorted(
+        (c is None, i)
+        for i, (s, (id, c)) in enumerate(short_names.items())
+        if id == task.id and c in (None, task.config)
+    )
+    name = (
+        Path(task.name).stem
+        if task.id == 'own'
+        else list(short_names)[short[0][1]]
+        if short
+        else task.id.split('/')[-1]
+    )
     if task.config not in (None, type(task).config) and name != task.config: name += f'_{task.config}'
     return re.sub(r'\W+', '_', f'{name}_{metric_of(task)}')
 
@@ -74,16 +106,26 @@ def answers(
     longest = getattr(model.config.get_text_config(), 'max_position_embeddings', None)
     room = min([n for n in (longest, *(a.room for a in asked)) if n], default=10**9)
     new = max(min(max_new_tokens or max(a.n_target for a in asked) + 8, room//2), 1)
-    left = room if getattr(model.config, 'is_encoder_decoder', False) else room - new # the answer of an encoder-decoder has its own places
+    # the answer of an encoder-decoder has its own places
+    left = room if getattr(model.config, 'is_encoder_decoder', False) else room - new
     short = lambda ids: ids if len(ids) <= left else ids[:left//2] + ids[len(ids) - (left - left//2):]
     stop = None if any('\n' in a.target.strip() for a in asked) else '\n'
     return generate_batch(model, tokenizer, [short(a.ids) for a in asked], new, temperature=0, stop=stop, bs=bs)
 
 # %% ../../nbs/05_evaluation/04_generation_eval.ipynb #de7639b5
 def _marked(model, tokenizer, asked, **how)->dict:
-    items = [dict(prompt=tokenizer.decode(a.ids, skip_special_tokens=True), output=t, target=a.target, score=float(a.task.score(a.row, t)))
-             for a,t in zip(asked, answers(model, tokenizer, asked, **how))]
-    return dict(metric=metric_of(asked[0].task), score=sum(i['score'] for i in items)/len(items), n=len(items), items=items)
+    items = [
+        dict(
+            prompt=tokenizer.decode(a.ids, skip_special_tokens=True),
+            output=t,
+            target=a.target,
+            score=float(a.task.score(a.row, t)),
+        )
+        for a, t in zip(asked, answers(model, tokenizer, asked, **how))
+    ]
+    return dict(
+        metric=metric_of(asked[0].task), score=sum(i['score'] for i in items) / len(items), n=len(items), items=items
+    )
 
 def task_score(
     model, tokenizer,
@@ -96,7 +138,13 @@ def task_score(
 )->dict: # metric, score, n, items: dicts prompt, output, target, score
     "Let a model answer, and score what it wrote"
     if not len(rows): raise InputError(f"'{task.name}' has no row to ask; a score needs at least one")
-    return _marked(model, tokenizer, _asked(task, rows, examples_of(task, rows, tokenizer, template, chat), max_length), max_new_tokens=max_new_tokens, bs=bs)
+    return _marked(
+        model,
+        tokenizer,
+        _asked(task, rows, examples_of(task, rows, tokenizer, template, chat), max_length),
+        max_new_tokens=max_new_tokens,
+        bs=bs,
+    )
 
 # %% ../../nbs/05_evaluation/04_generation_eval.ipynb #82ef9e15
 def generated_scores(
@@ -108,14 +156,21 @@ def generated_scores(
     if not asked: return {}
     of = {}
     for a in asked: of.setdefault(score_name(a.task), []).append(a)
-    with learn.forward_context(): found = {k: _marked(learn.model, learn.dls.tokenizer, v, bs=bs)['score'] for k,v in of.items()}
+    with learn.forward_context():
+        found = {k: _marked(learn.model, learn.dls.tokenizer, v, bs=bs)['score'] for k,v in of.items()}
     return dict(task_score=sum(found.values())/len(found), task_score_n=len(asked), **found)
 
 # %% ../../nbs/05_evaluation/04_generation_eval.ipynb #f64c1d70
 def _documents(data): # arrays of tokens, without the end
     whole = getattr(data, 'valid_ids', None) # shards have rows
-    rows = [whole] if whole is not None else [r.cpu() for k in range(min(len(data.valid), 8)) for r in data.valid.batch(k)[0]['input_ids']]
-    parts = [d for r in map(np.asarray, rows) for d in np.split(r, np.flatnonzero(r == data.tokenizer.eos_token_id) + 1)]
+    rows = (
+        [whole]
+        if whole is not None
+        else [r.cpu() for k in range(min(len(data.valid), 8)) for r in data.valid.batch(k)[0]['input_ids']]
+    )
+    parts = [
+        d for r in map(np.asarray, rows) for d in np.split(r, np.flatnonzero(r == data.tokenizer.eos_token_id) + 1)
+    ]
     return [d[d != data.tokenizer.eos_token_id] for d in parts]
 
 def beginnings(
@@ -126,29 +181,50 @@ def beginnings(
     seed:int=0,    # which documents
 )->list: # of pairs: tokens that begin a document, tokens that follow
     "Beginnings of validation documents, the same every time"
-    docs = [d for d in _documents(data) if len(d) > 1]; docs = [d for d in docs if len(d) > prompt] or docs # long enough to go on
+    docs = [d for d in _documents(data) if len(d) > 1]
+    docs = [d for d in docs if len(d) > prompt] or docs # long enough to go on
     pick = random.Random(seed_for('beginnings', seed, len(docs))).sample(docs, min(n, len(docs)))
     cuts = [min(prompt, len(d)//2) if len(d) <= prompt else prompt for d in pick]
     return [(d[:c].tolist(), d[c:c+new].tolist()) for d,c in zip(pick, cuts)]
 
 # %% ../../nbs/05_evaluation/04_generation_eval.ipynb #74b91706
 def _text_rows(data, found, new, seed, model)->list:
-    tok,texts = data.tokenizer,generate_batch(model, data.tokenizer, [b for b,_ in found], new, temperature=0.8, top_p=0.95, seed=seed)
+    tok, texts = (
+        data.tokenizer,
+        generate_batch(model, data.tokenizer, [b for b, _ in found], new, temperature=0.8, top_p=0.95, seed=seed),
+    )
     said = [tok(t, add_special_tokens=False)['input_ids'] for t in texts]
-    return [dict(input=tok.decode(b), output=t, accuracy=sum(x == y for x,y in zip(s, rest))/len(rest)) for (b,rest),t,s in zip(found, texts, said)]
+    return [
+        dict(input=tok.decode(b), output=t, accuracy=sum(x == y for x, y in zip(s, rest)) / len(rest))
+        for (b, rest), t, s in zip(found, texts, said)
+    ]
 
 def _answer_rows(data, asked, model)->list:
-    return [dict(input=i['prompt'], output=i['output'], accuracy=i['score']) for i in _marked(model, data.tokenizer, asked)['items']]
+    return [
+        dict(input=i['prompt'], output=i['output'], accuracy=i['score'])
+        for i in _marked(model, data.tokenizer, asked)['items']
+    ]
 
 def _gap_rows(data, found, model)->list:
     rows = []
     for ids,labels in found:
-        r = fill(model, data.tokenizer, ids); right = [data.tokenizer.decode([t]) for t in labels[ids == data.tokenizer.mask_token_id].tolist()]
-        rows.append(dict(input=r['input'], output=r['output'], accuracy=sum(x == y for x,y in zip(r['filled'], right))/len(right)))
+        r = fill(model, data.tokenizer, ids)
+        right = [data.tokenizer.decode([t]) for t in labels[ids == data.tokenizer.mask_token_id].tolist()]
+        rows.append(
+            dict(
+                input=r['input'],
+                output=r['output'],
+                accuracy=sum(x == y for x, y in zip(r['filled'], right)) / len(right),
+            )
+        )
     return rows
 
 def _gaps(data, n): # rows of validation that have a gap
-    rows = (r for k in range(len(data.valid)) for r in zip(*(data.valid.batch(k)[0][c] for c in ('input_ids', 'shift_labels'))))
+    rows = (
+        r
+        for k in range(len(data.valid))
+        for r in zip(*(data.valid.batch(k)[0][c] for c in ('input_ids', 'shift_labels')))
+    )
     return list(itertools.islice((r for r in rows if (r[0] == data.tokenizer.mask_token_id).any()), n))
 
 # %% ../../nbs/05_evaluation/04_generation_eval.ipynb #18aec791
@@ -160,12 +236,15 @@ def samplers(
 )->list: # functions from a model to rows: input, output, accuracy
     "What there is to sample"
     if data.tokenizer is None: return [] # numbers, not text
-    if parts := getattr(data, 'parts', None): return [f for d in parts.values() for f in samplers(d, max(n//len(parts), 1), max_new_tokens, seed)]
+    if parts := getattr(data, 'parts', None):
+        return [f for d in parts.values() for f in samplers(d, max(n//len(parts), 1), max_new_tokens, seed)]
     if data.masked: return [partial(_gap_rows, data, _gaps(data, n))]
     if asked := fixed_items(data, n, seed): return [partial(_answer_rows, data, asked)]
     if data.mode != 'pretrain' or data.max_length < 2: return []
     new = min(max_new_tokens, data.max_length//2)
-    return [partial(_text_rows, data, beginnings(data, n, max(min(256, data.max_length//4), 1), new, seed), new, seed)]
+    return [
+        partial(_text_rows, data, beginnings(data, n, max(min(256, data.max_length // 4), 1), new, seed), new, seed)
+    ]
 
 # %% ../../nbs/05_evaluation/04_generation_eval.ipynb #4ed5bde9
 class TextSamples(Callback):
@@ -178,15 +257,30 @@ class TextSamples(Callback):
         max_new_tokens:int=64, # of running text
         seed:int=0,            # which prompts, and of the draws
         writes:bool=True,      # False: take part, and leave the writing to another rank
-    ): self.path,self.every,self.n,self.max_new_tokens,self.seed,self.writes,self.found = Path(path),every,n,max_new_tokens,seed,writes,None
+    ):
+        self.path, self.every, self.n, self.max_new_tokens, self.seed, self.writes, self.found = (
+            Path(path),
+            every,
+            n,
+            max_new_tokens,
+            seed,
+            writes,
+            None,
+        )
     def after_step(self):
         if self.learn.step % self.every == 0: self.write()
     def write(self):
         "Sample now, unless this step has been"
         l = self.learn
-        if self.found is None: self.found = samplers(l.dls, self.n, self.max_new_tokens, self.seed) if l.dls.masked or l.model.can_generate() else []
+        if self.found is None:
+            self.found = (
+                samplers(l.dls, self.n, self.max_new_tokens, self.seed)
+                if l.dls.masked or l.model.can_generate()
+                else []
+            )
         if not self.found or any(r['step'] == l.step for r in read_jsonl(self.path)): return
-        with l.forward_context(): rows = [r for f in self.found for r in f(l.model)]
+        with l.forward_context():
+            rows = [r for f in self.found for r in f(l.model)]
         if self.writes: append_jsonl(self.path, *(dict(step=l.step, **r) for r in rows))
 
 # %% ../../nbs/05_evaluation/04_generation_eval.ipynb #251bdc6d
@@ -195,8 +289,14 @@ def eval_metrics(
     asked:list=(), # from `fixed_items`
 )->list: # names
     "The metrics an evaluation of this data will have"
-    own = dict.fromkeys(score_name(a.task) for a in asked); head = getattr(data, 'head', None)
-    return ['loss', 'accuracy'] + (label_metric_names(head, data.names) if head else []) + (['bits_per_byte'] if hasattr(data, 'token_bytes') and not data.masked else []) + (['task_score', *own] if asked else [])
+    own = dict.fromkeys(score_name(a.task) for a in asked)
+    head = getattr(data, 'head', None)
+    return (
+        ['loss', 'accuracy']
+        + (label_metric_names(head, data.names) if head else [])
+        + (['bits_per_byte'] if hasattr(data, 'token_bytes') and not data.masked else [])
+        + (['task_score', *own] if asked else [])
+    )
 
 def find_metric(
     name:str, # with or without `eval_`
@@ -217,21 +317,27 @@ def rises(
     if greater_is_better is not None: return greater_is_better
     for ends,up in ((_lower, False), (_higher, True)):
         if metric.endswith(ends): return up
-    raise InputError(f"whether more '{metric}' is better cannot be told from its name; say --greater_is_better true or false")
+    raise InputError(
+        f"whether more '{metric}' is better cannot be told from its name; say --greater_is_better true or false"
+    )
 
 # %% ../../nbs/05_evaluation/04_generation_eval.ipynb #3ee1be17
 def _numbers(rows, metric): # (row, number) where there is one
     return [(r, v) for r in rows if isinstance(v := r.get(metric), (int, float)) and math.isfinite(v)]
 
 def best_eval(
-    rows:list,                   # of `evals.jsonl`
+    rows:list, # of `evals.jsonl`
     metric:str='eval_loss',
     greater_is_better:bool=None, # None: as everybody knows
 )->dict: # a row; of several that are equally good the one with the lowest loss, then the first; None where no row has the metric yet
     "The best evaluation so far"
     if not rows: return None
-    metric = find_metric(metric, {k for r in rows for k,v in r.items() if v is None or isinstance(v, (int, float))} - {'step', 'trained'})
-    found = _numbers(rows, metric); sign = 1 if rises(metric, greater_is_better) else -1
+    metric = find_metric(
+        metric,
+        {k for r in rows for k, v in r.items() if v is None or isinstance(v, (int, float))} - {'step', 'trained'},
+    )
+    found = _numbers(rows, metric)
+    sign = 1 if rises(metric, greater_is_better) else -1
     loss = lambda r: v if isinstance(v := r.get('loss'), (int, float)) and math.isfinite(v) else math.inf
     return max(found, key=lambda rv: (sign*rv[1], -loss(rv[0])))[0] if found else None
 
@@ -258,13 +364,18 @@ class EvalLog:
         self.seen,self._rows,self._spent = now,[r for r in read_jsonl(self.path) if r['step'] > 0],{}
         self._best = best_eval(self._rows, self.metric, self.greater_is_better)
     @property
-    def rows(self)->list: self._read(); return self._rows
+    def rows(self)->list:
+        self._read()
+        return self._rows
     @property
-    def best(self)->dict: self._read(); return self._best
+    def best(self)->dict:
+        self._read()
+        return self._best
     def best_step(self)->int: return self.best['step'] if self.best else None # None: no evaluation yet
     def spent(self, patience:int)->bool:
         self._read()
-        if patience not in self._spent: self._spent[patience] = patience_spent(self._rows, self.metric, patience, self.greater_is_better)
+        if patience not in self._spent:
+            self._spent[patience] = patience_spent(self._rows, self.metric, patience, self.greater_is_better)
         return self._spent[patience]
 
 # %% ../../nbs/05_evaluation/04_generation_eval.ipynb #dbc32911
@@ -281,5 +392,7 @@ class EarlyStopping(Callback):
     def _look(self)->bool:
         if not self.evals.spent(self.patience): return False
         l,many = self.learn,'an evaluation' if self.patience == 1 else f'{self.patience} evaluations'
-        l.stop_asked = l.stopping = f'early stopping: {many} without a better {self.evals.metric} than that of step {self.evals.best_step()}'
+        l.stop_asked = l.stopping = (
+            f'early stopping: {many} without a better {self.evals.metric} than that of step {self.evals.best_step()}'
+        )
         return True

@@ -30,26 +30,48 @@ def tag_report(
     gold:list, # the right ones
 )->dict: # token_accuracy, sentence_accuracy, majority; entity_f1 where tags mark entities
     "How well tags agree"
-    same = sum(a == b for s,g in zip(said, gold) for a,b in zip(s, g)); n = sum(max(len(s), len(g)) for s,g in zip(said, gold))
+    same = sum(a == b for s,g in zip(said, gold) for a,b in zip(s, g))
+    n = sum(max(len(s), len(g)) for s,g in zip(said, gold))
     common = Counter(t for g in gold for t in g)
-    out = dict(token_accuracy=same/max(n, 1), sentence_accuracy=float(np.mean([s == g for s,g in zip(said, gold)])), majority=max(common.values())/sum(common.values()))
+    out = dict(
+        token_accuracy=same / max(n, 1),
+        sentence_accuracy=float(np.mean([s == g for s, g in zip(said, gold)])),
+        majority=max(common.values()) / sum(common.values()),
+    )
     return out | (dict(entity_f1=entity_f1(said, gold)) if any(t.startswith('B-') for t in common) else {})
 
 def _head_tags(s, ds, rows)->list:
-    own = head_names(s, sorted({t for r in rows for t in ds.tags(r)})); out = []
+    own = head_names(s, sorted({t for r in rows for t in ds.tags(r)}))
+    out = []
     words = [label_text(ds, r).split(' ') for r in rows]
     for w,((ids,starts,ends),o) in zip(words, head_outputs(s, [' '.join(w) for w in words])):
-        places = places_of(starts, ends, word_spans(w)); z = o.logits[0].argmax(-1)
-        out.append([own[int(z[a])] if 0 <= a < len(z) else '' for a,_ in places]) # a word beyond the context has no tag
+        places = places_of(starts, ends, word_spans(w))
+        z = o.logits[0].argmax(-1)
+        # a word beyond the context has no tag
+        out.append([own[int(z[a])] if 0 <= a < len(z) else '' for a,_ in places])
     return out
 
 @task_bench('tagging', ('tagging',), ['entities'], ['conll', 'ud'])
 def score_tagging(s:Subject, ds, rows)->list:
     "A tag for each word, by generation or by head"
-    s.needs('text', 'seq2seq', 'tag'); gold = [ds.tags(r) for r in rows]
-    texts = [' '.join(t) for t in _head_tags(s, ds, rows)] if s.way == 'tag' else answers(s.model, s.tokenizer, asked_of(s, ds, rows), bs=s.bs)
+    s.needs('text', 'seq2seq', 'tag')
+    gold = [ds.tags(r) for r in rows]
+    texts = (
+        [' '.join(t) for t in _head_tags(s, ds, rows)]
+        if s.way == 'tag'
+        else answers(s.model, s.tokenizer, asked_of(s, ds, rows), bs=s.bs)
+    )
     said,values = [tags_of(t) for t in texts],np.array([float(ds.score(r, t)) for r,t in zip(rows, texts)])
-    return [TaskScores('tagging', task_name(ds), metric_of(ds), values, metrics=tag_report(said, gold) | dict(distinct=distinct_share(texts)), samples=_samples(ds, rows, texts, values))]
+    return [
+        TaskScores(
+            'tagging',
+            task_name(ds),
+            metric_of(ds),
+            values,
+            metrics=tag_report(said, gold) | dict(distinct=distinct_share(texts)),
+            samples=_samples(ds, rows, texts, values),
+        )
+    ]
 
 # %% ../../nbs/05_evaluation/06_generative_tasks.ipynb #8772596e
 def _spans_said(s, ds, rows)->list: # what a head with two outputs points at
@@ -60,17 +82,38 @@ def _spans_said(s, ds, rows)->list: # what a head with two outputs points at
     return out
 
 def _exact(ds, row, text)->float:
-    if row.get('answers') and not row['answers']['text']: return float(normalize_answer(text) in ('', getattr(ds, 'none', '')))
+    if row.get('answers') and not row['answers']['text']:
+        return float(normalize_answer(text) in ('', getattr(ds, 'none', '')))
     return exact_match(text, ds.references(row))
 
 @task_bench('qa', ('questions',), ['reading', 'recall'], ['squad', 'squad2'])
 def score_qa(s:Subject, ds, rows)->list:
     "Answers by generation, or by a head that points"
-    s.needs('text', 'seq2seq', 'span'); said = _spans_said(s, ds, rows) if s.way == 'span' else answers(s.model, s.tokenizer, asked_of(s, ds, rows), bs=s.bs)
-    values,exact = np.array([float(ds.score(r, t)) for r,t in zip(rows, said)]),[_exact(ds, r, t) for r,t in zip(rows, said)]
-    f1 = dict(f1=float(values.mean())) if metric_of(ds) == 'f1' else dict(f1=float(np.mean([token_f1(t, ds.references(r)) for r,t in zip(rows, said)])))
-    return [TaskScores('qa', task_name(ds), metric_of(ds), values, clusters=clusters_of(ds, rows), metrics=dict(exact_match=float(np.mean(exact)), **f1, distinct=distinct_share(said)),
-                       chance=.1 if ds.id == 'embedded/recall' else None, samples=_samples(ds, rows, said, values))]
+    s.needs('text', 'seq2seq', 'span')
+    said = (
+        _spans_said(s, ds, rows) if s.way == 'span' else answers(s.model, s.tokenizer, asked_of(s, ds, rows), bs=s.bs)
+    )
+    values, exact = (
+        np.array([float(ds.score(r, t)) for r, t in zip(rows, said)]),
+        [_exact(ds, r, t) for r, t in zip(rows, said)],
+    )
+    f1 = (
+        dict(f1=float(values.mean()))
+        if metric_of(ds) == 'f1'
+        else dict(f1=float(np.mean([token_f1(t, ds.references(r)) for r, t in zip(rows, said)])))
+    )
+    return [
+        TaskScores(
+            'qa',
+            task_name(ds),
+            metric_of(ds),
+            values,
+            clusters=clusters_of(ds, rows),
+            metrics=dict(exact_match=float(np.mean(exact)), **f1, distinct=distinct_share(said)),
+            chance=0.1 if ds.id == 'embedded/recall' else None,
+            samples=_samples(ds, rows, said, values),
+        )
+    ]
 
 # %% ../../nbs/05_evaluation/06_generative_tasks.ipynb #a77dd688
 def text_report(
@@ -80,14 +123,22 @@ def text_report(
     "How close texts are"
     import sacrebleu
     from rouge_score.rouge_scorer import RougeScorer
-    kinds = 'rouge1', 'rouge2', 'rougeL'; marks = [RougeScorer(kinds).score(g, t) for g,t in zip(gold, said)]
-    return dict(bleu=sacrebleu.corpus_bleu(said, [gold]).score, chrf=sacrebleu.corpus_chrf(said, [gold]).score, **{k: float(np.mean([m[k].fmeasure for m in marks])) for k in kinds}, distinct=distinct_share(said))
+    kinds = 'rouge1', 'rouge2', 'rougeL'
+    marks = [RougeScorer(kinds).score(g, t) for g,t in zip(gold, said)]
+    return dict(
+        bleu=sacrebleu.corpus_bleu(said, [gold]).score,
+        chrf=sacrebleu.corpus_chrf(said, [gold]).score,
+        **{k: float(np.mean([m[k].fmeasure for m in marks])) for k in kinds},
+        distinct=distinct_share(said),
+    )
 
 # %% ../../nbs/05_evaluation/06_generative_tasks.ipynb #eeb85e00
 class HeldPart(Dataset):
     "A question that is cut from held-out documents of another dataset"
     modes = ('pretrain',)
-    def __init__(self, base): super().__init__(); self.base,self.id = base,base.id
+    def __init__(self, base):
+        super().__init__()
+        self.base,self.id = base,base.id
     @property
     def name(self): return self.base.name
     def prompt(self, row): return row['prompt']
@@ -110,8 +161,12 @@ def passages(
     size=(192, 96),  # characters of the beginning and of what follows
 )->Rows: # prompt, target, document (a number)
     "Beginnings of passages, and how they go on"
-    a,b = size; found = [(i, k) for i,d in enumerate(docs) for k in range(0, len(d) - a - b + 1, a + b)]
-    rows = (dict(prompt=docs[i][k:k+a], target=docs[i][k+a:k+a+b], document=i) for i,k in (found[j] for j in _draw(len(found), limit and 2*limit, 'passages', seed)))
+    a,b = size
+    found = [(i, k) for i,d in enumerate(docs) for k in range(0, len(d) - a - b + 1, a + b)]
+    rows = (
+        dict(prompt=docs[i][k : k + a], target=docs[i][k + a : k + a + b], document=i)
+        for i, k in (found[j] for j in _draw(len(found), limit and 2 * limit, 'passages', seed))
+    )
     return Rows(r for r in rows if r['target'].strip() and r['prompt'].strip())[:limit]
 
 # %% ../../nbs/05_evaluation/06_generative_tasks.ipynb #b792d0bf
@@ -125,10 +180,23 @@ def _load_text(name, data_dir, limit, seed)->tuple:
 @task_bench('generation', ('corpus', 'translation', 'instructions', 'generation'), ['prose'], ['iwslt2017', 'wikitext'], _load_text)
 def score_generation(s:Subject, ds, rows)->list:
     "What the model writes against what should stand there"
-    s.needs('text', 'seq2seq'); said = answers(s.model, s.tokenizer, asked_of(s, ds, rows), bs=s.bs); gold = [ds.target(r).strip() for r in rows]
-    said = [t.strip() for t in said]; values = np.array([chrf(t, g) for t,g in zip(said, gold)])
+    s.needs('text', 'seq2seq')
+    said = answers(s.model, s.tokenizer, asked_of(s, ds, rows), bs=s.bs)
+    gold = [ds.target(r).strip() for r in rows]
+    said = [t.strip() for t in said]
+    values = np.array([chrf(t, g) for t,g in zip(said, gold)])
     name = task_name(ds.base) if isinstance(ds, Continuation) else task_name(ds)
-    return [TaskScores('generation', name, 'chrf', values, clusters=clusters_of(ds, rows), metrics=text_report(said, gold), samples=_samples(ds, rows, said, values))]
+    return [
+        TaskScores(
+            'generation',
+            name,
+            'chrf',
+            values,
+            clusters=clusters_of(ds, rows),
+            metrics=text_report(said, gold),
+            samples=_samples(ds, rows, said, values),
+        )
+    ]
 
 # %% ../../nbs/05_evaluation/06_generative_tasks.ipynb #f645c0b5
 def pass_at_k(
@@ -137,7 +205,8 @@ def pass_at_k(
     k:int, # tries
 )->float:
     "The chance that one of `k` tries is right, without bias"
-    if not 1 <= k <= n or not 0 <= c <= n: raise InputError(f'pass@{k} of {n} answers with {c} right: k lies between 1 and the number of answers')
+    if not 1 <= k <= n or not 0 <= c <= n:
+        raise InputError(f'pass@{k} of {n} answers with {c} right: k lies between 1 and the number of answers')
     return 1 - math.comb(n - c, k)/math.comb(n, k)
 
 # %% ../../nbs/05_evaluation/06_generative_tasks.ipynb #9baf9771
@@ -149,23 +218,49 @@ def draw_answers(
     top_p=0.95,
 )->list: # of each question a list of texts
     "Several answers to each question, each draw with a seed of its own"
-    new = max(min(max(a.n_target for a in asked) + 8, (s.room or 10**9)//2), 1); left = None if not s.room or s.way == 'seq2seq' else s.room - new
-    prompts,stop = [shorten(a.ids, left) for a in asked],None if any('\n' in a.target.strip() for a in asked) else '\n'
-    drawn = [generate_batch(s.model, s.tokenizer, prompts, new, temperature, top_p, seed_for('draw', s.seed, j) % 2**31, stop, bs=s.bs) for j in range(n)]
+    new = max(min(max(a.n_target for a in asked) + 8, (s.room or 10**9)//2), 1)
+    left = None if not s.room or s.way == 'seq2seq' else s.room - new
+    prompts, stop = (
+        [shorten(a.ids, left) for a in asked],
+        None if any('\n' in a.target.strip() for a in asked) else '\n',
+    )
+    drawn = [
+        generate_batch(
+            s.model, s.tokenizer, prompts, new, temperature, top_p, seed_for('draw', s.seed, j) % 2**31, stop, bs=s.bs
+        )
+        for j in range(n)
+    ]
     return [list(texts) for texts in zip(*drawn)]
 
 def pass_rates(right:list)->dict: # of each question a list of 0 and 1; pass@1, pass@2, pass@4, ...
     "pass@k over questions"
-    n = min(map(len, right), default=0); ks = [2**i for i in range(10) if 2**i <= n]
+    n = min(map(len, right), default=0)
+    ks = [2**i for i in range(10) if 2**i <= n]
     return {f'pass@{k}': float(np.mean([pass_at_k(len(r), int(sum(r)), k) for r in right])) for k in ks}
 
 @task_bench('math', ('math',), ['arithmetic'], ['gsm8k'])
 def score_math(s:Subject, ds, rows)->list:
     "The last number of a worked solution"
-    s.needs('text', 'seq2seq'); asked = asked_of(s, ds, rows); said = answers(s.model, s.tokenizer, asked, bs=s.bs)
-    values = np.array([float(ds.score(r, t)) for r,t in zip(rows, said)]); metrics = dict(answered=float(np.mean([last_number(t) is not None for t in said])), distinct=distinct_share(said))
-    if s.draws: metrics |= pass_rates([[float(ds.score(r, t) > 0) for t in texts] for r,texts in zip(rows, draw_answers(s, asked, s.draws))])
-    return [TaskScores('math', task_name(ds), 'exact_match', values, clusters=clusters_of(ds, rows), metrics=metrics, samples=_samples(ds, rows, said, values))]
+    s.needs('text', 'seq2seq')
+    asked = asked_of(s, ds, rows)
+    said = answers(s.model, s.tokenizer, asked, bs=s.bs)
+    values = np.array([float(ds.score(r, t)) for r,t in zip(rows, said)])
+    metrics = dict(answered=float(np.mean([last_number(t) is not None for t in said])), distinct=distinct_share(said))
+    if s.draws:
+        metrics |= pass_rates(
+            [[float(ds.score(r, t) > 0) for t in texts] for r, texts in zip(rows, draw_answers(s, asked, s.draws))]
+        )
+    return [
+        TaskScores(
+            'math',
+            task_name(ds),
+            'exact_match',
+            values,
+            clusters=clusters_of(ds, rows),
+            metrics=metrics,
+            samples=_samples(ds, rows, said, values),
+        )
+    ]
 
 # %% ../../nbs/05_evaluation/06_generative_tasks.ipynb #942140db
 def edit_similarity(text:str, reference:str)->float: # in [0,1]
@@ -176,7 +271,8 @@ def first_body(
     text:str, # what follows a signature and its docstring
 )->str:
     "The lines up to the first that is not indented"
-    lines = text.split('\n'); end = next((i for i,l in enumerate(lines) if i and l.strip() and not l[0].isspace()), len(lines))
+    lines = text.split('\n')
+    end = next((i for i,l in enumerate(lines) if i and l.strip() and not l[0].isspace()), len(lines))
     return '\n'.join(lines[:end]).rstrip()
 
 class Functions(HeldPart):
@@ -187,17 +283,27 @@ class Functions(HeldPart):
     def score(self, row, text): return edit_similarity(first_body(text), row['target'])
 
 # %% ../../nbs/05_evaluation/06_generative_tasks.ipynb #8b749994
-def functions_of(docs:list, limit:int=64, seed:int=0, size=(400, 300))->Rows: # prompt, target, name, document; characters of the two at most
+def functions_of(
+    docs:list,
+    limit:int=64,
+    seed:int=0,
+    size=(400, 300),
+)->Rows: # prompt, target, name, document; characters of the two at most
     "Documented functions at the top level of programs"
     found = []
     for i,d in enumerate(docs):
-        try: tree = ast.parse(d)
-        except (SyntaxError, ValueError): continue
+        try:
+            tree = ast.parse(d)
+        except (SyntaxError, ValueError):
+            continue
         for f in tree.body:
-            if not isinstance(f, ast.FunctionDef) or f.decorator_list or not ast.get_docstring(f) or len(f.body) < 2: continue
-            lines = d.split('\n'); cut = f.body[0].end_lineno
+            if not isinstance(f, ast.FunctionDef) or f.decorator_list or not ast.get_docstring(f) or len(f.body) < 2:
+                continue
+            lines = d.split('\n')
+            cut = f.body[0].end_lineno
             prompt,body = '\n'.join(lines[f.lineno-1:cut]) + '\n','\n'.join(lines[cut:f.end_lineno])
-            if len(prompt) <= size[0] and 20 <= len(body) <= size[1] and not body[:1].strip(): found.append(dict(prompt=prompt, target=body, name=f.name, document=i))
+            if len(prompt) <= size[0] and 20 <= len(body) <= size[1] and not body[:1].strip():
+                found.append(dict(prompt=prompt, target=body, name=f.name, document=i))
     return Rows(found[j] for j in _draw(len(found), limit, 'functions', seed))
 
 def _load_code(name, data_dir, limit, seed)->tuple:
@@ -210,26 +316,56 @@ def _load_code(name, data_dir, limit, seed)->tuple:
 # %% ../../nbs/05_evaluation/06_generative_tasks.ipynb #7c7f960e
 def program_report(text:str, wanted:str, name:str)->tuple: # parses, has the signature: 0. or 1.
     "What can be said of a program without running it"
-    try: ast.parse(text); parses = float(bool(text.strip()))
-    except (SyntaxError, ValueError, RecursionError, MemoryError): return 0., 0.
+    try:
+        ast.parse(text)
+        parses = float(bool(text.strip()))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return 0., 0.
     f,g = find_function(text, name),find_function(wanted, name)
     return parses,float(f is not None and g is not None and signature_of(f) == signature_of(g))
 
 def _runs(s, ds, rows, asked)->dict: # pass@k, by running the tests that a row has
-    try: from lmnotes.rl.sandbox import run_tests
-    except ImportError: raise InputError('programs can only be run in the sandbox of lmnotes.rl, which is not there; leave --allow_execution out') from None
+    try:
+        from lmnotes.rl.sandbox import run_tests
+    except ImportError:
+        raise InputError(
+            'programs can only be run in the sandbox of lmnotes.rl, which is not there; leave --allow_execution out'
+        ) from None
     drawn = draw_answers(s, asked, max(s.draws, 1))
     return pass_rates([[float(run_tests(code_of(t), r['test']).ok) for t in texts] for r,texts in zip(rows, drawn)])
 
 @task_bench('code', lambda ds: ds.kind == 'code' or ds.id == 'embedded/python', ['python'], ['bigcodebench'], _load_code)
 def score_code(s:Subject, ds, rows)->list:
     "Programs: parsing, signature, nearness; passing their tests only where running them is allowed"
-    s.needs('text', 'seq2seq'); asked = asked_of(s, ds, rows); said = answers(s.model, s.tokenizer, asked, bs=s.bs)
-    own = isinstance(ds, Functions); programs = [ds.program(r, t) if own else code_of(t) for r,t in zip(rows, said)]
+    s.needs('text', 'seq2seq')
+    asked = asked_of(s, ds, rows)
+    said = answers(s.model, s.tokenizer, asked, bs=s.bs)
+    own = isinstance(ds, Functions)
+    programs = [ds.program(r, t) if own else code_of(t) for r,t in zip(rows, said)]
     wanted = [ds.wanted(r) if own else (ds.references(r)[0], r['entry_point']) for r in rows]
-    near = np.array([edit_similarity(first_body(t), r['target']) if own else edit_similarity(p, w[0]) for r,t,p,w in zip(rows, said, programs, wanted)])
+    near = np.array(
+        [
+            edit_similarity(first_body(t), r['target']) if own else edit_similarity(p, w[0])
+            for r, t, p, w in zip(rows, said, programs, wanted)
+        ]
+    )
     parses,signature = np.mean([program_report(p, *w) for p,w in zip(programs, wanted)], 0)
-    metrics = dict(parses=float(parses), signature=float(signature), edit_similarity=float(near.mean()), distinct=distinct_share(said))
+    metrics = dict(
+        parses=float(parses),
+        signature=float(signature),
+        edit_similarity=float(near.mean()),
+        distinct=distinct_share(said),
+    )
     if s.allow_execution and rows and 'test' in rows[0]: metrics |= _runs(s, ds, rows, asked)
     name = task_name(ds.base) if own else task_name(ds)
-    return [TaskScores('code', f'{name}_functions' if own else name, 'edit_similarity', near, clusters=clusters_of(ds, rows), metrics=metrics, samples=_samples(ds, rows, said, near))]
+    return [
+        TaskScores(
+            'code',
+            f'{name}_functions' if own else name,
+            'edit_similarity',
+            near,
+            clusters=clusters_of(ds, rows),
+            metrics=metrics,
+            samples=_samples(ds, rows, said, near),
+        )
+    ]

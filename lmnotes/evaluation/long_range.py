@@ -29,12 +29,16 @@ def copy_item(rng, length)->list: # pieces (text, whether it is asked)
 @long_tasks('mqar')
 def mqar_item(rng, length, queries=8)->list:
     "Keys with a digit each, then eight of the keys again: which digit went with each?"
-    w = 1 if length < 100 else 2 if length < 2000 else 3; queries = min(queries, max(length//(2*(w + 2)), 1))
-    pairs = max((length - queries*(w + 2) - 1)//(w + 2), queries); keys = set()
-    while len(keys) < pairs: keys.add(''.join(rng.choices(_letters, k=w))) if len(keys) < 26**w else None
+    w = 1 if length < 100 else 2 if length < 2000 else 3
+    queries = min(queries, max(length//(2*(w + 2)), 1))
+    pairs = max((length - queries*(w + 2) - 1)//(w + 2), queries)
+    keys = set()
+    while len(keys) < pairs:
+        keys.add(''.join(rng.choices(_letters, k=w))) if len(keys) < 26**w else None
     table = {k: rng.choice(_digits) for k in rng.sample(sorted(keys), pairs)}
     out = [(' '.join(k + v for k,v in table.items()) + '?', False)]
-    for k in rng.sample(list(table), queries): out += [(f' {k}', False), (table[k], True)]
+    for k in rng.sample(list(table), queries):
+        out += [(f' {k}', False), (table[k], True)]
     return out
 
 _filler = 'The grass is green. The sky is blue. The sun is warm. Here we go. There and back again. '
@@ -43,20 +47,29 @@ _filler = 'The grass is green. The sky is blue. The sun is warm. Here we go. The
 def needle_item(rng, length)->list:
     "A number hidden in filler, and asked for at the end"
     number,hint = ''.join(rng.choices(_digits, k=4)),'The number is '
-    room = max(length - 2*len(hint) - 10, 0); hay = (_filler*(room//len(_filler) + 1))[:room]
-    stops = [0] + [i + 2 for i in range(len(hay)) if hay[i:i+2] == '. ']; at = rng.choice(stops)
+    room = max(length - 2*len(hint) - 10, 0)
+    hay = (_filler*(room//len(_filler) + 1))[:room]
+    stops = [0] + [i + 2 for i in range(len(hay)) if hay[i:i+2] == '. ']
+    at = rng.choice(stops)
     return [(f'{hay[:at]}{hint}{number}. {hay[at:]}'.rstrip() + f' {hint.strip()}', False), (f' {number}', True)]
 
 # %% ../../nbs/05_evaluation/07_long_range.ipynb #bbdabd12
 @long_tasks('binding')
 def binding_item(rng, length, hops=3)->list:
     "Chains of assignments, shuffled together; what is the last name of one of them worth?"
-    w = 1 if length < 100 else 2; n = max((length - w - 3)//(2*w + 2)//hops, 1); names = set()
-    while len(names) < n*hops and len(names) < 26**w: names.add(''.join(rng.choices(_letters, k=w)))
-    names = rng.sample(sorted(names), len(names)); chains = [names[i:i+hops] for i in range(0, len(names) - hops + 1, hops)]
-    values = [rng.choice(_digits) for _ in chains]; left = [[f'{a}={b}' for a,b in zip(c, [v, *c])] for c,v in zip(chains, values)]
-    asked = rng.randrange(len(chains)); lines = []
-    while any(left): lines.append(rng.choice([c for c in left if c]).pop(0)) # each chain in its order
+    w = 1 if length < 100 else 2
+    n = max((length - w - 3)//(2*w + 2)//hops, 1)
+    names = set()
+    while len(names) < n*hops and len(names) < 26**w:
+        names.add(''.join(rng.choices(_letters, k=w)))
+    names = rng.sample(sorted(names), len(names))
+    chains = [names[i:i+hops] for i in range(0, len(names) - hops + 1, hops)]
+    values = [rng.choice(_digits) for _ in chains]
+    left = [[f'{a}={b}' for a,b in zip(c, [v, *c])] for c,v in zip(chains, values)]
+    asked = rng.randrange(len(chains))
+    lines = []
+    while any(left):
+        lines.append(rng.choice([c for c in left if c]).pop(0)) # each chain in its order
     return [(' '.join(lines) + f'; {chains[asked][-1]}=', False), (values[asked], True)]
 
 _ops = dict(MAX=max, MIN=min, SM=lambda v: sum(v)%10, MED=lambda v: sorted(v)[len(v)//2])
@@ -65,9 +78,14 @@ def listops_tree(rng, length, depth=0)->tuple: # an expression of about that man
     "A nested expression and what it comes to"
     op,parts,values,left = rng.choice(list(_ops)),[],[],length - 7
     while left > 0 or len(parts) < 2:
-        if left > 24 and depth < 8 and rng.random() < .5: t,v = listops_tree(rng, rng.randint(12, left), depth + 1)
-        else: v = rng.randrange(10); t = str(v)
-        parts.append(t); values.append(v); left -= len(t) + 1
+        if left > 24 and depth < 8 and rng.random() < .5:
+            t,v = listops_tree(rng, rng.randint(12, left), depth + 1)
+        else:
+            v = rng.randrange(10)
+            t = str(v)
+        parts.append(t)
+        values.append(v)
+        left -= len(t) + 1
         if len(parts) == 10 and left <= 24: break
     return f'[{op} {" ".join(parts)} ]',_ops[op](values)
 
@@ -85,7 +103,11 @@ class LongTask:
     length:int # characters
     @property
     def chance(self): return 1e-4 if self.name == 'needle' else 1/26 if self.name == 'copy' else .1
-    def items(self, n, seed=0)->list: return [long_tasks[self.name](random.Random(seed_for('long', self.name, self.length, seed, i)), self.length) for i in range(n)]
+    def items(self, n, seed=0)->list:
+        return [
+            long_tasks[self.name](random.Random(seed_for('long', self.name, self.length, seed, i)), self.length)
+            for i in range(n)
+        ]
 
 def encode_pieces(tokenizer, pieces)->tuple: # tokens; of each asked piece its first place and the one after its last
     "An item as tokens"
@@ -97,29 +119,56 @@ def encode_pieces(tokenizer, pieces)->tuple: # tokens; of each asked piece its f
 
 def piece_accuracy(model, tokenizer, pieces)->float: # in [0,1]
     "The share of asked pieces that a model has right"
-    ids,spans = encode_pieces(tokenizer, pieces); y = torch.full((1, len(ids) - 1), -100)
+    ids,spans = encode_pieces(tokenizer, pieces)
+    y = torch.full((1, len(ids) - 1), -100)
     for a,b in spans: y[0,a-1:b-1] = torch.tensor(ids[a:b])
-    device = next(model.parameters()).device; right = token_scores(model, torch.tensor([ids[:-1]], device=device), y.to(device))[1][0]
+    device = next(model.parameters()).device
+    right = token_scores(model, torch.tensor([ids[:-1]], device=device), y.to(device))[1][0]
     return float(np.mean([bool(right[a-1:b-1].all()) for a,b in spans]))
 
 # %% ../../nbs/05_evaluation/07_long_range.ipynb #3c06ec3b
 _lengths = 64, 256, 1024
 
 def _load_long(name, data_dir, limit, seed)->tuple:
-    task,_,n = name.rpartition('_'); long_tasks[task]
-    if not n.isdigit() or int(n) < 32: raise InputError(f"'{name}': after the task comes a length of at least 32 characters, as in {task}_256")
-    t = LongTask(task, int(n)); return t,t.items(min(limit or 64, 64), seed)
+    task,_,n = name.rpartition('_')
+    long_tasks[task]
+    if not n.isdigit() or int(n) < 32:
+        raise InputError(f"'{name}': after the task comes a length of at least 32 characters, as in {task}_256")
+    t = LongTask(task, int(n))
+    return t,t.items(min(limit or 64, 64), seed)
 
 @task_bench('long_range', None, [f'{t}_{n}' for n in _lengths for t in ('copy', 'mqar', 'needle', 'binding', 'listops')], [], _load_long)
 def score_long_range(s:Subject, task, rows)->list:
     "What a model carries over a distance"
-    s.needs('text'); need = max(len(encode_pieces(s.tokenizer, p)[0]) for p in rows)
+    s.needs('text')
+    need = max(len(encode_pieces(s.tokenizer, p)[0]) for p in rows)
     if s.room and need > s.room: raise InputError(f'an item takes {need} tokens, and the model takes {s.room}')
-    was = s.model.training; s.model.eval()
-    try: values = np.array([piece_accuracy(s.model, s.tokenizer, p) for p in rows])
-    finally: s.model.train(was)
-    shown = [dict(prompt=''.join(t for t,_ in p[:next(i for i,(_,a) in enumerate(p) if a)]), output='', target=next(t for t,a in p if a), score=float(v)) for p,v in zip(rows[:2], values)]
-    return [TaskScores('long_range', f'{task.name}_{task.length}', 'accuracy', values, chance=task.chance, metrics=dict(length=task.length, tokens=need), samples=shown)]
+    was = s.model.training
+    s.model.eval()
+    try:
+        values = np.array([piece_accuracy(s.model, s.tokenizer, p) for p in rows])
+    finally:
+        s.model.train(was)
+    shown = [
+        dict(
+            prompt=''.join(t for t, _ in p[: next(i for i, (_, a) in enumerate(p) if a)]),
+            output='',
+            target=next(t for t, a in p if a),
+            score=float(v),
+        )
+        for p, v in zip(rows[:2], values)
+    ]
+    return [
+        TaskScores(
+            'long_range',
+            f'{task.name}_{task.length}',
+            'accuracy',
+            values,
+            chance=task.chance,
+            metrics=dict(length=task.length, tokens=need),
+            samples=shown,
+        )
+    ]
 
 # %% ../../nbs/05_evaluation/07_long_range.ipynb #3acd0142
 def by_length(

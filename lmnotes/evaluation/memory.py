@@ -16,24 +16,32 @@ from ..core import InputError
 
 # %% ../../nbs/05_evaluation/02_memory.ipynb #b57546aa
 def _storages(o): # the distinct storages of all tensors in a nest
-    return {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tree_leaves(o) if isinstance(t, torch.Tensor)}
+    return {
+        t.untyped_storage()._cdata: t.untyped_storage().nbytes()
+        for t in tree_leaves(o)
+        if isinstance(t, torch.Tensor)
+    }
 
 def saved_bytes(
-    loss_fn,     # runs a forward and returns its loss
-    without=(),  # tensors that were there before: parameters, inputs (leaves that require gradients are always left out)
+    loss_fn, # runs a forward and returns its loss
+    without=(), # tensors that were there before: parameters, inputs (leaves that require gradients are always left out)
 )->int:
     "Bytes that autograd's saved-tensor hooks see saved for the backward"
     skip,seen = set(_storages(list(without))),{}
     def pack(t):
         if not (t.is_leaf and t.requires_grad): seen.update(_storages(t))
         return t
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): loss = loss_fn()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        loss = loss_fn()
     return sum(n for k,n in seen.items() if k not in skip)
 
 # %% ../../nbs/05_evaluation/02_memory.ipynb #4a5e38a5
 class LiveTensors(TorchDispatchMode):
     "Counts the bytes of storages made inside the `with` block that are still alive: `live` now, `peak` at most"
-    def __init__(self): super().__init__(); self.live = self.peak = 0; self.sizes = {}
+    def __init__(self):
+        super().__init__()
+        self.live = self.peak = 0
+        self.sizes = {}
     def _died(self, key): self.live -= self.sizes.pop(key)
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         given = _storages((args, kwargs))
@@ -45,17 +53,23 @@ class LiveTensors(TorchDispatchMode):
     def _note(self, storage, given):
         key = storage._cdata
         if key in self.sizes or key in given: return
-        self.sizes[key] = storage.nbytes(); self.live += storage.nbytes()
+        self.sizes[key] = storage.nbytes()
+        self.live += storage.nbytes()
         weakref.finalize(storage, self._died, key)
 
 # %% ../../nbs/05_evaluation/02_memory.ipynb #af47c069
 @contextlib.contextmanager
 def frozen_gc():
     "Within this block garbage collections look at new objects alone; also a decorator"
-    if gc.get_freeze_count(): yield; return
-    gc.collect(); gc.freeze()
-    try: yield
-    finally: gc.unfreeze()
+    if gc.get_freeze_count():
+        yield
+        return
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 # %% ../../nbs/05_evaluation/02_memory.ipynb #391657c5
 def _trim():
@@ -64,13 +78,19 @@ def _trim():
 
 def release_memory(device='cpu'):
     "Give back to the system what nobody uses, so that the next reading is of memory in use"
-    gc.collect(); kind = torch.device(device).type
-    if kind == 'cuda': torch.cuda.synchronize(device); torch.cuda.empty_cache()
-    if kind == 'mps': torch.mps.synchronize(); torch.mps.empty_cache()
+    gc.collect()
+    kind = torch.device(device).type
+    if kind == 'cuda':
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+    if kind == 'mps':
+        torch.mps.synchronize()
+        torch.mps.empty_cache()
     _trim()
 
 def _proc(path, key): # bytes behind `key` in a file of /proc/self
-    with open(f'/proc/self/{path}', encoding='utf-8') as f: return next(int(l.split()[1])*1024 for l in f if l.startswith(key))
+    with open(f'/proc/self/{path}', encoding='utf-8') as f:
+        return next(int(l.split()[1])*1024 for l in f if l.startswith(key))
 
 def bytes_in_use(device='cpu')->int: # bytes; None where the system does not say
     "Memory of this process on `device`: allocated by tensors on a GPU, resident on a CPU"
@@ -78,24 +98,31 @@ def bytes_in_use(device='cpu')->int: # bytes; None where the system does not say
     if kind == 'cuda': return torch.cuda.memory_allocated(device)
     if kind == 'mps': return torch.mps.current_allocated_memory()
     if sys.platform != 'linux': return None
-    try: return _proc('smaps_rollup', 'Rss')
-    except OSError: return _proc('status', 'VmRSS')
+    try:
+        return _proc('smaps_rollup', 'Rss')
+    except OSError:
+        return _proc('status', 'VmRSS')
 
 # %% ../../nbs/05_evaluation/02_memory.ipynb #e364a65a
 def held_bytes(
-    loss_fn,      # runs a forward and returns its loss and nothing else
+    loss_fn, # runs a forward and returns its loss and nothing else
     device='cpu', # where it runs
-    without=(),   # parameters and inputs, for the hooks
-    warmup=1,     # runs before the measured ones
+    without=(), # parameters and inputs, for the hooks
+    warmup=1, # runs before the measured ones
 )->dict: # saved (hooks), live (tensors), real (process or GPU allocator; None where it cannot be read), held (the largest)
     "Bytes held between the forward and the backward, by three instruments"
     for _ in range(warmup): loss_fn()
     saved = saved_bytes(loss_fn, without)
-    with LiveTensors() as tensors: loss = loss_fn()
-    gc.collect(); live = tensors.live - loss.untyped_storage().nbytes()
-    del loss; release_memory(device); before = bytes_in_use(device)
+    with LiveTensors() as tensors:
+        loss = loss_fn()
+    gc.collect()
+    live = tensors.live - loss.untyped_storage().nbytes()
+    del loss
+    release_memory(device)
+    before = bytes_in_use(device)
     loss = loss_fn()
-    release_memory(device); real = None if before is None else bytes_in_use(device) - before
+    release_memory(device)
+    real = None if before is None else bytes_in_use(device) - before
     return dict(saved=saved, live=live, real=real, held=max(saved, live, real or 0))
 
 # %% ../../nbs/05_evaluation/02_memory.ipynb #7153c511
@@ -106,14 +133,20 @@ class _Tidy(TorchDispatchMode):
 
 def _reset_high_water()->bool: # False where the system has no such thing
     try:
-        with open('/proc/self/clear_refs', 'w', encoding='utf-8') as f: f.write('5')
+        with open('/proc/self/clear_refs', 'w', encoding='utf-8') as f:
+            f.write('5')
         return True
-    except OSError: return False
+    except OSError:
+        return False
 
 def _high_water(device): # (reset, read) for devices that keep a mark, else None
     kind = torch.device(device).type
-    if kind == 'cuda': return lambda: torch.cuda.reset_peak_memory_stats(device) or True, lambda: torch.cuda.max_memory_allocated(device)
-    if kind == 'cpu' and sys.platform == 'linux' and _reset_high_water(): return _reset_high_water, lambda: _proc('status', 'VmHWM')
+    if kind == 'cuda':
+        return lambda: torch.cuda.reset_peak_memory_stats(device) or True, lambda: torch.cuda.max_memory_allocated(
+            device
+        )
+    if kind == 'cpu' and sys.platform == 'linux' and _reset_high_water():
+        return _reset_high_water, lambda: _proc('status', 'VmHWM')
 
 def peak_memory(
     fn,           # what to measure, without arguments; its result is dropped
@@ -125,14 +158,22 @@ def peak_memory(
     mark = _high_water(device)
     if mark is None: return _peak_of_tensors(fn, device)
     reset,read = mark
-    release_memory(device); reset(); before = read()
-    with _Tidy() if torch.device(device).type == 'cpu' else contextlib.nullcontext(): fn()
+    release_memory(device)
+    reset()
+    before = read()
+    with _Tidy() if torch.device(device).type == 'cpu' else contextlib.nullcontext():
+        fn()
     return read() - before
 
 # %% ../../nbs/05_evaluation/02_memory.ipynb #dc15a4c2
 def _peak_of_tensors(fn, device):
-    warnings.warn(f'{sys.platform}/{torch.device(device).type} keeps no high-water mark that can be reset: counting tensors, not what kernels use inside', stacklevel=3)
-    with LiveTensors() as tensors: fn()
+    warnings.warn(
+        f'{sys.platform}/{torch.device(device).type} keeps no high-water mark that can be '
+        'reset: counting tensors, not what kernels use inside',
+        stacklevel=3,
+    )
+    with LiveTensors() as tensors:
+        fn()
     return tensors.peak
 
 # %% ../../nbs/05_evaluation/02_memory.ipynb #583e2fd8
@@ -142,7 +183,8 @@ def per_layer(
     depths=(2, 6), # shallow and deep, in layers
 ): # number or dict, per added layer
     "How much a measurement grows with each added layer"
-    a,b = map(measure, depths); n = depths[1] - depths[0]
+    a,b = map(measure, depths)
+    n = depths[1] - depths[0]
     if not isinstance(a, dict): return (b - a)/n
     return {k: None if a[k] is None or b[k] is None else (b[k] - a[k])/n for k in a}
 
@@ -168,4 +210,5 @@ def training_memory(model, batch, dtype=None)->dict: # saved, held and peak in b
         model.zero_grad(set_to_none=True)
         held = held_bytes(lambda: lm_loss(model, batch, dtype), device, own)
         return dict(saved=held['saved'], held=held['held'], peak=peak_memory(step, device))
-    finally: model.zero_grad(set_to_none=True)
+    finally:
+        model.zero_grad(set_to_none=True)

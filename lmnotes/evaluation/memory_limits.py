@@ -25,14 +25,29 @@ def step_memory(
     length:int=64,  # tokens of each
 )->dict: # saved: bytes kept for the backward; peak: over forward, backward and AdamW's step
     "Memory of a training step, whose learning rate is zero"
-    was,device,b = model.training,next(model.parameters()).device,random_tokens(model.config.get_text_config().vocab_size, batch, length, next(model.parameters()).device)
+    was, device, b = (
+        model.training,
+        next(model.parameters()).device,
+        random_tokens(model.config.get_text_config().vocab_size, batch, length, next(model.parameters()).device),
+    )
     learnt = [p for p in model.parameters() if p.requires_grad]
     if not learnt: raise InputError('no parameter of this model learns, so there is no training step to measure')
-    opt = torch.optim.AdamW(learnt, 0., weight_decay=0.); call = b if hasattr(model, 'hidden') else dict(input_ids=b['input_ids'], labels=b['input_ids'])
-    def step(): lm_loss(model, call).backward(); opt.step(); opt.zero_grad(set_to_none=True)
+    opt = torch.optim.AdamW(learnt, 0., weight_decay=0.)
+    call = b if hasattr(model, 'hidden') else dict(input_ids=b['input_ids'], labels=b['input_ids'])
+    def step():
+        lm_loss(model, call).backward()
+        opt.step()
+        opt.zero_grad(set_to_none=True)
     model.train()
-    try: step(); return dict(saved=saved_bytes(lambda: lm_loss(model, call), [*model.parameters(), *b.values()]), peak=peak_memory(step, device, warmup=0))
-    finally: model.train(was); opt.zero_grad(set_to_none=True)
+    try:
+        step()
+        return dict(
+            saved=saved_bytes(lambda: lm_loss(model, call), [*model.parameters(), *b.values()]),
+            peak=peak_memory(step, device, warmup=0),
+        )
+    finally:
+        model.train(was)
+        opt.zero_grad(set_to_none=True)
 
 # %% ../../nbs/05_evaluation/08_memory_limits.ipynb #8d629a8a
 def memory_course(
@@ -45,36 +60,65 @@ def memory_course(
     from copy import deepcopy
     rows = [dict(axis='length', value=n, **step_memory(model, batches[0], n)) for n in lengths]
     rows += [dict(axis='batch', value=b, **step_memory(model, b, lengths[0])) for b in batches]
-    if not hasattr(model.config, 'n_layer') or isinstance(model.config.mixer, (list, tuple)) or not hasattr(model, 'hidden'): return rows
+    if (
+        not hasattr(model.config, 'n_layer')
+        or isinstance(model.config.mixer, (list, tuple))
+        or not hasattr(model, 'hidden')
+    ):
+        return rows
     for d in depths:
-        config = deepcopy(model.config); config.n_layer = d
+        config = deepcopy(model.config)
+        config.n_layer = d
         rows.append(dict(axis='depth', value=d, **step_memory(type(model)(config), batches[0], lengths[0])))
     return rows
 
 # %% ../../nbs/05_evaluation/08_memory_limits.ipynb #a583dce0
-stress_kinds = dict(standard=dict(name='standard'), checkpointed=dict(name='standard', checkpointing=True), reversible=dict(name='reversible'))
+stress_kinds = dict(
+    standard=dict(name='standard'),
+    checkpointed=dict(name='standard', checkpointing=True),
+    reversible=dict(name='reversible'),
+)
 
 def _one_step(spec, batch, length): # the model, and a step of training
-    model = build_model(**{**spec, 'max_length': max(length, 16)}).train(); b = random_tokens(spec['vocab_size'], batch, length)
+    model = build_model(**{**spec, 'max_length': max(length, 16)}).train()
+    b = random_tokens(spec['vocab_size'], batch, length)
     opt = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
-    lm_loss(model, b).backward(); opt.step()
+    lm_loss(model, b).backward()
+    opt.step()
 
-def _no_memory(e)->bool: return isinstance(e, MemoryError) or isinstance(e, RuntimeError) and any(s in str(e) for s in ("can't allocate memory", 'bad_alloc', 'Cannot allocate memory', 'not enough memory'))
+def _no_memory(e)->bool:
+    return (
+        isinstance(e, MemoryError)
+        or isinstance(e, RuntimeError)
+        and any(
+            s in str(e) for s in ("can't allocate memory", 'bad_alloc', 'Cannot allocate memory', 'not enough memory')
+        )
+    )
 
 def _trial(spec, batch, length, limit)->dict: # in a fork: fits, peak above the base in bytes
     import resource
-    read,write = os.pipe(); sys.stdout.flush()
+    read,write = os.pipe()
+    sys.stdout.flush()
     if (pid := os.fork()) == 0:
         try:
-            size,data = _proc('status', 'VmSize'),_proc('status', 'VmData'); resource.setrlimit(resource.RLIMIT_DATA, (data + limit,)*2)
-            _one_step(spec, batch, length); out = dict(fits=True, peak=_proc('status', 'VmPeak') - size)
-        except Exception as e: out = dict(fits=False) if _no_memory(e) else dict(error=traceback.format_exc()[-600:])
-        os.write(write, json.dumps(out).encode()); os._exit(0)
-    os.close(write); said = b''.join(iter(lambda: os.read(read, 4096), b'')); os.close(read); _,status = os.waitpid(pid, 0)
-    return json.loads(said) if said else dict(fits=False, killed=os.waitstatus_to_exitcode(status)) # the C library gave up before Python could say so
+            size,data = _proc('status', 'VmSize'),_proc('status', 'VmData')
+            resource.setrlimit(resource.RLIMIT_DATA, (data + limit,)*2)
+            _one_step(spec, batch, length)
+            out = dict(fits=True, peak=_proc('status', 'VmPeak') - size)
+        except Exception as e:
+            out = dict(fits=False) if _no_memory(e) else dict(error=traceback.format_exc()[-600:])
+        os.write(write, json.dumps(out).encode())
+        os._exit(0)
+    os.close(write)
+    said = b''.join(iter(lambda: os.read(read, 4096), b''))
+    os.close(read)
+    _,status = os.waitpid(pid, 0)
+    # the C library gave up before Python could say so
+    return json.loads(said) if said else dict(fits=False, killed=os.waitstatus_to_exitcode(status))
 
 def _serve(): # what the child process runs: trials from standard input, a line each
-    for line in sys.stdin: print(json.dumps(_trial(**json.loads(line))), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(_trial(**json.loads(line))), flush=True)
 
 # %% ../../nbs/05_evaluation/08_memory_limits.ipynb #82779f48
 class Prober:
@@ -82,17 +126,42 @@ class Prober:
     def __init__(self,
         limit:int=2*2**30, # bytes above what the process holds before there is a model
     ):
-        if not sys.platform.startswith('linux'): raise InputError(f'a limit of memory that the system keeps to needs Linux; this is {sys.platform}')
+        if not sys.platform.startswith('linux'):
+            raise InputError(f'a limit of memory that the system keeps to needs Linux; this is {sys.platform}')
         self.limit,self.tried = int(limit),[]
-        self.p = subprocess.Popen([sys.executable, '-c', 'from lmnotes.evaluation.memory_limits import _serve; _serve()'], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(os.environ, MALLOC_MMAP_THRESHOLD_='131072'))
+        self.p = subprocess.Popen(
+            [sys.executable, '-c', 'from lmnotes.evaluation.memory_limits import _serve; _serve()'],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=dict(os.environ, MALLOC_MMAP_THRESHOLD_='131072'),
+        )
     def __enter__(self): return self
-    def __exit__(self, *_): self.p.stdin.close(); self.p.wait(); self.p.stdout.close()
-    def __call__(self, spec, batch, length)->dict: # `spec`: of the model, as for `build_model`; batch, length, fits; peak in bytes where it does
-        self.p.stdin.write(json.dumps(dict(spec=dict(dict(vocab_size=256, size='tiny'), **spec), batch=batch, length=length, limit=self.limit)) + '\n'); self.p.stdin.flush()
+    def __exit__(self, *_):
+        self.p.stdin.close()
+        self.p.wait()
+        self.p.stdout.close()
+    def __call__(
+        self,
+        spec,
+        batch,
+        length,
+    )->dict: # `spec`: of the model, as for `build_model`; batch, length, fits; peak in bytes where it does
+        self.p.stdin.write(
+            json.dumps(
+                dict(
+                    spec=dict(dict(vocab_size=256, size='tiny'), **spec), batch=batch, length=length, limit=self.limit
+                )
+            )
+            + '\n'
+        )
+        self.p.stdin.flush()
         line = self.p.stdout.readline()
         if not line: raise RunError(f'the process that tries training steps ended (exit code {self.p.wait()})')
-        r = dict(batch=batch, length=length, **json.loads(line)); self.tried.append(r)
-        if 'error' in r: raise RunError(f'the step of {batch} rows of {length} tokens failed, and not for memory: {r["error"]}')
+        r = dict(batch=batch, length=length, **json.loads(line))
+        self.tried.append(r)
+        if 'error' in r:
+            raise RunError(f'the step of {batch} rows of {length} tokens failed, and not for memory: {r["error"]}')
         return r
 
 # %% ../../nbs/05_evaluation/08_memory_limits.ipynb #c66f299c
@@ -108,8 +177,11 @@ def longest_that_fits(
     lo,hi,seen,n = 0,None,[],start
     for _ in range(trials):
         r = fits(n)
-        if r['fits']: lo = n; seen.append((n, r['peak']))
-        else: hi = n
+        if r['fits']:
+            lo = n
+            seen.append((n, r['peak']))
+        else:
+            hi = n
         if lo >= most or hi is not None and hi <= max(lo*apart, lo + 1): break
         n = min(_next(lo, hi, seen, limit, apart), most)
     return lo
@@ -117,7 +189,8 @@ def longest_that_fits(
 def _next(lo, hi, seen, limit, apart): # the next trial
     if not seen: return max(hi//4, 1)
     (n,p),m = seen[-1],None
-    if len(seen) > 1 and p > seen[-2][1]: m = n + (limit - p)*(n - seen[-2][0])/(p - seen[-2][1]) # where the line through the last two meets the limit
+    if len(seen) > 1 and p > seen[-2][1]:
+        m = n + (limit - p)*(n - seen[-2][0])/(p - seen[-2][1]) # where the line through the last two meets the limit
     if hi is None: return int(max(min(m*.97, 8*n) if m and p > limit/5 else 4*n, n*apart, n + 1))
     return min(max(int(m*.97) if m and lo*1.02 < m*.97 < hi*.98 else int(math.sqrt(lo*hi)), lo + 1), hi - 1)
 
@@ -132,11 +205,24 @@ def stress(
     **spec,               # of the models
 )->dict: # kind -> dict longest (or largest), tokens, trials
     "The longest text or the largest batch that each kind of model can be trained on"
-    if axis not in ('length', 'batch'): raise InputError(f"unknown axis '{axis}': {did_you_mean(axis, ['length', 'batch'])}")
+    if axis not in ('length', 'batch'):
+        raise InputError(f"unknown axis '{axis}': {did_you_mean(axis, ['length', 'batch'])}")
     out = {}
     with Prober(limit) as probe:
         for k in kinds:
-            progress(f'{k}: {axis}'); before,m = len(probe.tried),{**stress_kinds[k], **spec}
-            n = longest_that_fits(lambda n: probe(m, *((fixed, n) if axis == 'length' else (n, fixed))), probe.limit, 32 if axis == 'length' else 2, apart)
-            tried = probe.tried[before:]; out[k] = {axis: n, 'tokens': n*fixed, 'peak': max((r['peak'] for r in tried if r['fits']), default=None), 'trials': len(tried)}
+            progress(f'{k}: {axis}')
+            before,m = len(probe.tried),{**stress_kinds[k], **spec}
+            n = longest_that_fits(
+                lambda n: probe(m, *((fixed, n) if axis == 'length' else (n, fixed))),
+                probe.limit,
+                32 if axis == 'length' else 2,
+                apart,
+            )
+            tried = probe.tried[before:]
+            out[k] = {
+                axis: n,
+                'tokens': n * fixed,
+                'peak': max((r['peak'] for r in tried if r['fits']), default=None),
+                'trials': len(tried),
+            }
     return out

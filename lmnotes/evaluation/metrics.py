@@ -26,7 +26,8 @@ class LMScores:
     @property
     def loss(self): return self._total('nll')/self._total('tokens')
     @property
-    def bits_per_byte(self): return self._total('nll')/math.log(2)/self._total('bytes') if self.bytes.sum() else float('nan')
+    def bits_per_byte(self):
+        return self._total('nll')/math.log(2)/self._total('bytes') if self.bytes.sum() else float('nan')
     @property
     def perplexity(self): return math.exp(min(self.loss, 700.))
     @property
@@ -53,8 +54,14 @@ def valid_windows(
     limit=None, # only so many windows, spread evenly over the text
 ):
     "Input ids and labels of the validation windows, in order, in batches on the CPU"
-    blocks = data.valid_blocks; n = min(len(blocks), limit or len(blocks)); bs = bs or max(data.bs, 4096//data.max_length)
-    if n == 0: raise InputError(f'{data.name} has no validation window of {data.max_length} tokens; give more text or a smaller max_length')
+    blocks = data.valid_blocks
+    n = min(len(blocks), limit or len(blocks))
+    bs = bs or max(data.bs, 4096//data.max_length)
+    if n == 0:
+        raise InputError(
+            f'{data.name} has no validation window of {data.max_length} tokens; give more text or '
+            'a smaller max_length'
+        )
     pick = np.arange(n)*len(blocks)//n
     for i in range(0, n, bs):
         b = blocks[pick[i:i+bs].tolist()]
@@ -65,7 +72,8 @@ def _scores(batches, data, score):
     "Sum `score(x, y) -> (nll, correct)` over each window"
     rows = []
     for x,y in batches:
-        nll,correct = score(x, y); on = y != -100
+        nll,correct = score(x, y)
+        on = y != -100
         bytes_ = data.token_bytes.cpu()[y.clamp(min=0)]*on
         rows.append([t.double().sum(1).cpu() for t in (nll, on, bytes_, correct)])
     nll,n,b,c = (torch.cat(t).numpy() for t in zip(*rows))
@@ -89,9 +97,15 @@ def evaluate_lm(
     limit=None, # only so many windows, spread evenly over the text
 )->LMScores:
     "Score `model` on the pinned validation windows, once it has shown that it cannot see ahead"
-    was_training = model.training; model.eval()
+    was_training = model.training
+    model.eval()
     try:
         check_causal(model)
         device = next(model.parameters()).device
-        return _scores(valid_windows(data, bs, limit), data, lambda x,y: tuple(t.cpu() for t in token_scores(model, x.to(device), y.to(device))))
-    finally: model.train(was_training)
+        return _scores(
+            valid_windows(data, bs, limit),
+            data,
+            lambda x, y: tuple(t.cpu() for t in token_scores(model, x.to(device), y.to(device))),
+        )
+    finally:
+        model.train(was_training)

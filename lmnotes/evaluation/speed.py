@@ -25,8 +25,13 @@ class Timing:
     def median(self)->float: return self.quantile(.5)
     @property
     def quartiles(self)->tuple: return self.quantile(.25), self.quantile(.75)
-    def as_dict(self)->dict: return dict(median=self.median, low=self.quartiles[0], high=self.quartiles[1], n=len(self.times))
-    def __str__(self): return f'{self.median*1e3:.1f} ms ({self.quartiles[0]*1e3:.1f} to {self.quartiles[1]*1e3:.1f}, {len(self.times)} rounds)'
+    def as_dict(self)->dict:
+        return dict(median=self.median, low=self.quartiles[0], high=self.quartiles[1], n=len(self.times))
+    def __str__(self):
+        return (
+            f'{self.median * 1e3:.1f} ms ({self.quartiles[0] * 1e3:.1f} to '
+            f'{self.quartiles[1] * 1e3:.1f}, {len(self.times)} rounds)'
+        )
 
 # %% ../../nbs/05_evaluation/03_speed.ipynb #06632bf6
 def synchronize(device='cpu'):
@@ -46,13 +51,17 @@ def interleave(
     clock=time.perf_counter,
 )->dict: # name -> `Timing`
     "Time variants in turns: every round runs each once, and the order turns around from round to round"
-    if repeats < 1 or not fns: raise InputError(f'nothing to time: {len(fns)} functions, {repeats} repeats; give at least one of each')
+    if repeats < 1 or not fns:
+        raise InputError(f'nothing to time: {len(fns)} functions, {repeats} repeats; give at least one of each')
     times,start = {n: [] for n in fns},clock()
     for r in range(-warmup, repeats):
         for n in list(fns) if r % 2 else reversed(fns):
-            gc.collect(); synchronize(device); t = clock()
+            gc.collect()
+            synchronize(device)
+            t = clock()
             own = fns[n]()
-            synchronize(device); t = own if inside else clock() - t
+            synchronize(device)
+            t = own if inside else clock() - t
             if r >= 0: times[n].append(t)
         if seconds and r >= 2 and clock() - start > seconds: break
     return {n: Timing(t) for n,t in times.items()}
@@ -94,7 +103,8 @@ def train_step(
 ):
     "One step as a function without arguments, to be timed"
     def step():
-        loss = lm_loss(model, batch, dtype); loss.backward()
+        loss = lm_loss(model, batch, dtype)
+        loss.backward()
         if opt is not None: opt.step()
         model.zero_grad(set_to_none=True)
     return step
@@ -112,8 +122,13 @@ def training_speed(
     "Training tokens per second, the optimizer's step included when one is given"
     device,was = next(model.parameters()).device,model.training
     model.train()
-    try: r = _rate(interleave(dict(step=train_step(model, batch, opt, dtype)), repeats, warmup, device)['step'], n_tokens(batch))
-    finally: model.train(was)
+    try:
+        r = _rate(
+            interleave(dict(step=train_step(model, batch, opt, dtype)), repeats, warmup, device)['step'],
+            n_tokens(batch),
+        )
+    finally:
+        model.train(was)
     if peak is not None: r['mfu'] = mfu(r['median'], model_flops(model, 1, batch[0]['input_ids'].shape[-1]), peak)
     return r
 
@@ -145,8 +160,10 @@ def time_to_first_token(
     ids,was = _writing(model, vocab_size, prompt_length, batch_size),model.training
     model.eval()
     try:
-        with torch.inference_mode(): return interleave(dict(t=lambda: _prefill(model, ids)), repeats, warmup, ids.device)['t']
-    finally: model.train(was)
+        with torch.inference_mode():
+            return interleave(dict(t=lambda: _prefill(model, ids)), repeats, warmup, ids.device)['t']
+    finally:
+        model.train(was)
 
 def decoding_speed(
     model, vocab_size,
@@ -160,6 +177,12 @@ def decoding_speed(
     model.eval()
     try:
         with torch.inference_mode():
-            t = interleave(dict(read=lambda: _prefill(model, ids), all=lambda: _decode(model, ids, new_tokens + 1)), repeats, warmup, ids.device)
-    finally: model.train(was)
+            t = interleave(
+                dict(read=lambda: _prefill(model, ids), all=lambda: _decode(model, ids, new_tokens + 1)),
+                repeats,
+                warmup,
+                ids.device,
+            )
+    finally:
+        model.train(was)
     return _rate(Timing([max(a - r, 1e-9) for a,r in zip(t['all'].times, t['read'].times)]), new_tokens*batch_size)

@@ -62,9 +62,19 @@ class Subject:
         return min((n for n in (longest, self.max_length) if n), default=None)
     def needs(self, *ways):
         if self.way in ways: return
-        raise InputError(f'{type(self.model).__name__} {_ways[self.way]}, and this is asked of a model that {" or ".join(_ways[w] for w in ways)}')
+        raise InputError(
+            f'{type(self.model).__name__} {_ways[self.way]}, and this is asked of a model that '
+            f'{" or ".join(_ways[w] for w in ways)}'
+        )
 
-_ways = dict(text='writes text left to right', seq2seq='reads a text and writes another', gaps='fills gaps', classify='says one label for a text', tag='says a label for each token', span='points at a stretch of a text')
+_ways = dict(
+    text='writes text left to right',
+    seq2seq='reads a text and writes another',
+    gaps='fills gaps',
+    classify='says one label for a text',
+    tag='says a label for each token',
+    span='points at a stretch of a text',
+)
 
 # %% ../../nbs/05_evaluation/05_tasks.ipynb #3c439a05
 def way_of(model)->str: # text, seq2seq, gaps, classify, tag or span
@@ -84,7 +94,8 @@ def shorten(
     if n is None or len(ids) <= n: return list(ids)
     return [*ids[:n//2], *ids[len(ids) - (n - n//2):]]
 
-def _plain(tokenizer, texts)->list: return [list(map(int, i[:-1])) for i in encode_each(tokenizer, texts)] # without the end
+def _plain(tokenizer, texts)->list:
+    return [list(map(int, i[:-1])) for i in encode_each(tokenizer, texts)] # without the end
 
 def _start(tokenizer): return [next(i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id, 0) if i is not None)]
 
@@ -100,22 +111,29 @@ def choice_nll(
     "How surprising each choice is after its prompt"
     heads,rows = _plain(tokenizer, prompts),[]
     for i,(h,c) in enumerate(zip(heads, choices)):
-        tails = _plain(tokenizer, c); left = max_length and max(max_length - max(map(len, tails)), 1)
+        tails = _plain(tokenizer, c)
+        left = max_length and max(max_length - max(map(len, tails)), 1)
         rows += [(i, j, shorten(h, left) or _start(tokenizer), t) for j,t in enumerate(tails)]
-    out = [np.zeros(len(c)) for c in choices]; order = sorted(rows, key=lambda r: len(r[2]) + len(r[3]))
-    was = model.training; model.eval()
+    out = [np.zeros(len(c)) for c in choices]
+    order = sorted(rows, key=lambda r: len(r[2]) + len(r[3]))
+    was = model.training
+    model.eval()
     try:
         for k in range(0, len(order), bs):
-            for (i,j,*_),nll in zip(order[k:k+bs], _nlls(model, order[k:k+bs])): out[i][j] = nll
-    finally: model.train(was)
+            for (i,j,*_),nll in zip(order[k:k+bs], _nlls(model, order[k:k+bs])):
+                out[i][j] = nll
+    finally:
+        model.train(was)
     return out
 
 def _nlls(model, rows)->list: # of (prompt number, choice number, prompt, choice)
-    T = max(len(h) + len(t) for *_,h,t in rows) - 1; device = next(model.parameters()).device
+    T = max(len(h) + len(t) for *_,h,t in rows) - 1
+    device = next(model.parameters()).device
     x,y = torch.zeros(len(rows), T, dtype=torch.long),torch.full((len(rows), T), -100)
     for r,(*_,h,t) in enumerate(rows):
         n = len(h) + len(t) - 1
-        x[r,:n] = torch.tensor([*h, *t][:-1]); y[r,len(h)-1:n] = torch.tensor(t)
+        x[r,:n] = torch.tensor([*h, *t][:-1])
+        y[r,len(h)-1:n] = torch.tensor(t)
     return token_scores(model, x.to(device), y.to(device))[0].double().sum(1).tolist()
 
 # %% ../../nbs/05_evaluation/05_tasks.ipynb #a5f6fe7f
@@ -128,13 +146,18 @@ def eval_rows(
     seed:int=0,      # which
 )->tuple: # `Rows`; the split they are from
     "Rows with known answers that nobody trained on"
-    splits = load_rows(ds, data_dir); known = lambda s: [i for i,r in enumerate(splits.get(s, ())) if ds.scored(r)]
+    splits = load_rows(ds, data_dir)
+    known = lambda s: [i for i,r in enumerate(splits.get(s, ())) if ds.scored(r)]
     split = next((s for s in ('test', *(['validation'] if ds.role == 'eval' else [])) if known(s)), None)
     rows = splits[split].take(known(split)) if split else finish_rows(ds, splits)[0]['validation']
     return rows.take(_draw(len(rows), limit, ds.name, seed)),split or 'validation'
 
 def _draw(n, limit, *seed)->list:
-    return list(range(n)) if not limit or n <= limit else sorted(random.Random(seed_for('suite', *seed, n)).sample(range(n), limit))
+    return (
+        list(range(n))
+        if not limit or n <= limit
+        else sorted(random.Random(seed_for('suite', *seed, n)).sample(range(n), limit))
+    )
 
 # %% ../../nbs/05_evaluation/05_tasks.ipynb #5ba570e5
 task_benches = Registry('task')
@@ -148,25 +171,48 @@ def task_bench(
 ):
     "Register a function (subject, dataset, rows) -> list of `TaskScores` as a group of tasks"
     def add(f):
-        f.takes,f.embedded,f.real,f.load = (takes if takes is None or callable(takes) else lambda ds: ds.kind in takes),tuple(embedded),tuple(real),load or _load
+        f.takes, f.embedded, f.real, f.load = (
+            (takes if takes is None or callable(takes) else lambda ds: ds.kind in takes),
+            tuple(embedded),
+            tuple(real),
+            load or _load,
+        )
         return task_benches(name)(f)
     return add
 
-def _load(name, data_dir, limit, seed)->tuple: ds = find_dataset(name) if isinstance(name, str) else name; return ds,eval_rows(ds, data_dir, limit, seed)[0]
+def _load(name, data_dir, limit, seed)->tuple:
+    ds = find_dataset(name) if isinstance(name, str) else name
+    return ds,eval_rows(ds, data_dir, limit, seed)[0]
 
 # %% ../../nbs/05_evaluation/05_tasks.ipynb #b7750044
 def asked_of(s:Subject, ds, rows)->list: # of `Asked`
     "Rows as the model meets them"
-    return [Asked(ds, r, list(map(int, e['ids'][:e['start']])) if ds.prompt(r) else [], ds.target(r), len(e['ids']) - e['start'], s.room) for r,e in zip(rows, examples_of(ds, rows, s.tokenizer))]
+    return [
+        Asked(
+            ds,
+            r,
+            list(map(int, e['ids'][: e['start']])) if ds.prompt(r) else [],
+            ds.target(r),
+            len(e['ids']) - e['start'],
+            s.room,
+        )
+        for r, e in zip(rows, examples_of(ds, rows, s.tokenizer))
+    ]
 
-def _samples(ds, rows, said, values, n=3)->list: return [dict(prompt=ds.prompt(r), output=t, target=ds.target(r), score=float(v)) for r,t,v in zip(rows[:n], said, values)]
+def _samples(ds, rows, said, values, n=3)->list:
+    return [
+        dict(prompt=ds.prompt(r), output=t, target=ds.target(r), score=float(v))
+        for r, t, v in zip(rows[:n], said, values)
+    ]
 
 def clusters_of(ds, rows): # (rows,) numbers, or None where every row stands alone
     "Which rows belong together"
-    groups = [ds.group(r) for r in rows]; number = {g: i for i,g in enumerate(dict.fromkeys(groups))}
+    groups = [ds.group(r) for r in rows]
+    number = {g: i for i,g in enumerate(dict.fromkeys(groups))}
     return np.array([number[g] for g in groups]) if len(number) < len(groups) else None
 
-def distinct_share(said:list)->float: return len(set(said))/max(len(said), 1) # share of different outputs; a constant has 1/n
+def distinct_share(said:list)->float:
+    return len(set(said))/max(len(said), 1) # share of different outputs; a constant has 1/n
 
 # %% ../../nbs/05_evaluation/05_tasks.ipynb #b8b56dd6
 def label_report(
@@ -179,53 +225,114 @@ def label_report(
     said = ['(none)' if a is None else a for a in said]
     p,r,f,_ = precision_recall_fscore_support(gold, said, labels=labels, average='macro', zero_division=0)
     one = len(set(gold)) < 2 or len(set(said)) < 2 # a correlation with what never changes is none
-    return dict(accuracy=float(np.mean([a == b for a,b in zip(said, gold)])), precision=float(p), recall=float(r), f1=float(f),
-                mcc=0. if one else float(matthews_corrcoef(gold, said)), majority=max(Counter(gold).values())/len(gold))
+    return dict(
+        accuracy=float(np.mean([a == b for a, b in zip(said, gold)])),
+        precision=float(p),
+        recall=float(r),
+        f1=float(f),
+        mcc=0.0 if one else float(matthews_corrcoef(gold, said)),
+        majority=max(Counter(gold).values()) / len(gold),
+    )
 
 # %% ../../nbs/05_evaluation/05_tasks.ipynb #a5c8255a
-def _labels(ds, rows)->list: return list(dict.fromkeys(c.strip() for r in rows for c in ds.choices(r) or [])) if any(ds.choices(r) for r in rows[:1]) else label_list(ds, rows)
+def _labels(ds, rows)->list:
+    return (
+        list(dict.fromkeys(c.strip() for r in rows for c in ds.choices(r) or []))
+        if any(ds.choices(r) for r in rows[:1])
+        else label_list(ds, rows)
+    )
 
 def _by_likelihood(s, ds, rows, labels)->TaskScores:
-    choices = [[c.strip() for c in ds.choices(r) or [f' {l}' for l in labels]] for r in rows]; gold = [ds.target(r).strip() for r in rows]
-    nll = choice_nll(s.model, s.tokenizer, [ds.prompt(r) for r in rows], [[f' {c}' for c in cs] for cs in choices], s.room, s.bs)
-    said,short = ([cs[int(np.argmin(v))] for cs,v in zip(choices, f)] for f in (nll, [v/[len(c.encode()) for c in cs] for v,cs in zip(nll, choices)]))
-    right = np.array([float(a == b) for a,b in zip(said, gold)]); report = label_report(said, gold, labels)
-    report['accuracy_per_byte'] = label_report(short, gold, labels)['accuracy'] # the sum divided by the bytes of the label
-    return TaskScores('classification', task_name(ds), 'accuracy', right, metrics=report, chance=float(np.mean([1/len(c) for c in choices])), samples=_samples(ds, rows, said, right))
+    choices = [[c.strip() for c in ds.choices(r) or [f' {l}' for l in labels]] for r in rows]
+    gold = [ds.target(r).strip() for r in rows]
+    nll = choice_nll(
+        s.model, s.tokenizer, [ds.prompt(r) for r in rows], [[f' {c}' for c in cs] for cs in choices], s.room, s.bs
+    )
+    said, short = (
+        [cs[int(np.argmin(v))] for cs, v in zip(choices, f)]
+        for f in (nll, [v / [len(c.encode()) for c in cs] for v, cs in zip(nll, choices)])
+    )
+    right = np.array([float(a == b) for a,b in zip(said, gold)])
+    report = label_report(said, gold, labels)
+    # the sum divided by the bytes of the label
+    report['accuracy_per_byte'] = label_report(short, gold, labels)['accuracy']
+    return TaskScores(
+        'classification',
+        task_name(ds),
+        'accuracy',
+        right,
+        metrics=report,
+        chance=float(np.mean([1 / len(c) for c in choices])),
+        samples=_samples(ds, rows, said, right),
+    )
 
 def _by_generation(s, ds, rows, labels)->TaskScores:
-    said = answers(s.model, s.tokenizer, asked_of(s, ds, rows), bs=s.bs); right = np.array([float(ds.score(r, t)) for r,t in zip(rows, said)])
+    said = answers(s.model, s.tokenizer, asked_of(s, ds, rows), bs=s.bs)
+    right = np.array([float(ds.score(r, t)) for r,t in zip(rows, said)])
     report = label_report([label_of(t, labels) for t in said], [ds.target(r).strip() for r in rows], labels)
-    report.update(answered=float(np.mean([label_of(t, labels) is not None for t in said])), distinct=distinct_share(said))
-    return TaskScores('classification', f'{task_name(ds)}_generated', 'accuracy', right, metrics=report, chance=1/len(labels), samples=_samples(ds, rows, said, right))
+    report.update(
+        answered=float(np.mean([label_of(t, labels) is not None for t in said])), distinct=distinct_share(said)
+    )
+    return TaskScores(
+        'classification',
+        f'{task_name(ds)}_generated',
+        'accuracy',
+        right,
+        metrics=report,
+        chance=1 / len(labels),
+        samples=_samples(ds, rows, said, right),
+    )
 
 # %% ../../nbs/05_evaluation/05_tasks.ipynb #3bc32f61
 def head_names(s:Subject, wanted:list)->list: # of its labels, in the order of their ids
     "The labels of a head, which must be those of the data"
-    own = s.model.config.id2label; own = [str(own[k]) for k in sorted(own, key=int)]
-    if not set(wanted) <= set(own): raise InputError(f"the head knows {', '.join(own[:6])}, and the data has {', '.join(wanted[:6])}; take a dataset with the labels it was trained on")
+    own = s.model.config.id2label
+    own = [str(own[k]) for k in sorted(own, key=int)]
+    if not set(wanted) <= set(own):
+        raise InputError(
+            f"the head knows {', '.join(own[:6])}, and the data has {', '.join(wanted[:6])}; take "
+            "a dataset with the labels it was trained on"
+        )
     return own
 
 @torch.no_grad()
-def head_outputs(s:Subject, texts:list)->list: # of pairs: tokens as (ids, starts, ends), what the head says of this text alone
+def head_outputs(
+    s:Subject,
+    texts:list,
+)->list: # of pairs: tokens as (ids, starts, ends), what the head says of this text alone
     "What a head says of each text"
-    device,was,out = next(s.model.parameters()).device,s.model.training,[]; s.model.eval()
+    device,was,out = next(s.model.parameters()).device,s.model.training,[]
+    s.model.eval()
     try:
         for ids,starts,ends in encode_marked(s.tokenizer, texts):
-            if s.room: n = min(len(ids), s.room); ids,starts,ends = cut_closed(ids, n),starts[:n],ends[:n]
+            if s.room:
+                n = min(len(ids), s.room)
+                ids,starts,ends = cut_closed(ids, n),starts[:n],ends[:n]
             out.append(((ids, starts, ends), s.model(torch.as_tensor(np.asarray(ids)).long()[None].to(device))))
-    finally: s.model.train(was)
+    finally:
+        s.model.train(was)
     return out
 
 def _by_head(s, ds, rows, labels)->TaskScores:
-    own = head_names(s, labels); said = [own[int(o.logits[0].argmax())] for _,o in head_outputs(s, [label_text(ds, r) for r in rows])]
-    gold = [ds.target(r).strip() for r in rows]; right = np.array([float(a == b) for a,b in zip(said, gold)])
-    return TaskScores('classification', task_name(ds), 'accuracy', right, metrics=label_report(said, gold, labels), chance=1/len(labels), samples=_samples(ds, rows, said, right))
+    own = head_names(s, labels)
+    said = [own[int(o.logits[0].argmax())] for _,o in head_outputs(s, [label_text(ds, r) for r in rows])]
+    gold = [ds.target(r).strip() for r in rows]
+    right = np.array([float(a == b) for a,b in zip(said, gold)])
+    return TaskScores(
+        'classification',
+        task_name(ds),
+        'accuracy',
+        right,
+        metrics=label_report(said, gold, labels),
+        chance=1 / len(labels),
+        samples=_samples(ds, rows, said, right),
+    )
 
 @task_bench('classification', ('classification',), ['opinions'], ['sst2', 'imdb', 'mrpc', 'cola'])
 def score_classification(s:Subject, ds, rows)->list:
     "Labels by likelihood and by generation, or by head"
-    s.needs('text', 'seq2seq', 'classify'); labels = _labels(ds, rows)
+    s.needs('text', 'seq2seq', 'classify')
+    labels = _labels(ds, rows)
     if s.way == 'classify': return [_by_head(s, ds, rows, labels)]
     return [f(s, ds, rows, labels) for f in ((_by_likelihood,) if s.way == 'text' else ()) + (_by_generation,)]
 
@@ -235,10 +342,12 @@ class ReadingOptions(Choice):
     id = 'embedded/reading'
     def prepare(self, splits):
         self.words = {}
-        for r in (r for rows in splits.values() for r in rows): self.words.setdefault(_asks(r), set()).add(r['answers']['text'][0])
+        for r in (r for rows in splits.values() for r in rows):
+            self.words.setdefault(_asks(r), set()).add(r['answers']['text'][0])
         return splits
     def question(self, row): return f"{row['context']}\n{row['question']}"
-    def options(self, row): return [w for w in sorted(self.words[_asks(row)]) if re.search(rf'\b{w}\b', row['context'])]
+    def options(self, row):
+        return [w for w in sorted(self.words[_asks(row)]) if re.search(rf'\b{w}\b', row['context'])]
     def gold(self, row): return self.options(row).index(row['answers']['text'][0])
     def group(self, row): return row['context']
 
@@ -251,12 +360,25 @@ def _load_choice(name, data_dir, limit, seed):
 @task_bench('choice', lambda ds: ds.kind == 'choice' or ds.id == ReadingOptions.id, ['reading'], ['mmlu', 'mmlu_pro'], _load_choice)
 def score_choice(s:Subject, ds, rows)->list:
     "The letter of the right option, by likelihood"
-    s.needs('text'); letters = [ds.choices(r) for r in rows]; gold = [ds.target(r) for r in rows]
+    s.needs('text')
+    letters = [ds.choices(r) for r in rows]
+    gold = [ds.target(r) for r in rows]
     nll = choice_nll(s.model, s.tokenizer, [ds.prompt(r) for r in rows], letters, s.room, s.bs)
-    said = [c[int(np.argmin(v))] for c,v in zip(letters, nll)]; right = np.array([float(a == b) for a,b in zip(said, gold)])
+    said = [c[int(np.argmin(v))] for c,v in zip(letters, nll)]
+    right = np.array([float(a == b) for a,b in zip(said, gold)])
     name = task_name(ds) + ('_options' if isinstance(ds, ReadingOptions) else '')
-    return [TaskScores('choice', name, 'accuracy', right, clusters=clusters_of(ds, rows), metrics=dict(majority=max(Counter(gold).values())/len(gold), distinct=distinct_share(said)),
-                       chance=float(np.mean([1/len(c) for c in letters])), samples=_samples(ds, rows, said, right))]
+    return [
+        TaskScores(
+            'choice',
+            name,
+            'accuracy',
+            right,
+            clusters=clusters_of(ds, rows),
+            metrics=dict(majority=max(Counter(gold).values()) / len(gold), distinct=distinct_share(said)),
+            chance=float(np.mean([1 / len(c) for c in letters])),
+            samples=_samples(ds, rows, said, right),
+        )
+    ]
 
 # %% ../../nbs/05_evaluation/05_tasks.ipynb #378c0154
 def agreement(said, gold)->dict: # numbers; pearson and spearman, 0 where one of the two never changes
@@ -268,17 +390,32 @@ def agreement(said, gold)->dict: # numbers; pearson and spearman, 0 where one of
 _grades = [f' {g}.0' for g in range(6)]
 
 def _graded(s, ds, rows)->np.ndarray:
-    p = np.exp(-np.array(choice_nll(s.model, s.tokenizer, [ds.prompt(r) for r in rows], [_grades]*len(rows), s.room, s.bs)))
+    p = np.exp(
+        -np.array(choice_nll(s.model, s.tokenizer, [ds.prompt(r) for r in rows], [_grades] * len(rows), s.room, s.bs))
+    )
     return (p/np.maximum(p.sum(1, keepdims=True), 1e-300))@np.arange(6.)
 
 @task_bench('similarity', ('similarity',), [], ['stsb'])
 def score_similarity(s:Subject, ds, rows)->list:
     "Grades by likelihood, or by a head with one output"
-    s.needs('text', 'classify'); gold = np.array([float(r['label']) for r in rows])
-    if s.way == 'classify': head_names(s, ['similarity']); said = np.array([float(o.logits[0,0]) for _,o in head_outputs(s, [label_text(ds, r) for r in rows])])
-    else: said = _graded(s, ds, rows)
+    s.needs('text', 'classify')
+    gold = np.array([float(r['label']) for r in rows])
+    if s.way == 'classify':
+        head_names(s, ['similarity'])
+        said = np.array([float(o.logits[0,0]) for _,o in head_outputs(s, [label_text(ds, r) for r in rows])])
+    else:
+        said = _graded(s, ds, rows)
     near = np.clip(1 - np.abs(said - gold)/5, 0, 1)
-    return [TaskScores('similarity', task_name(ds), 'closeness', near, metrics=agreement(said, gold), samples=_samples(ds, rows, [f'{v:.2f}' for v in said], near))]
+    return [
+        TaskScores(
+            'similarity',
+            task_name(ds),
+            'closeness',
+            near,
+            metrics=agreement(said, gold),
+            samples=_samples(ds, rows, [f'{v:.2f}' for v in said], near),
+        )
+    ]
 
 # %% ../../nbs/05_evaluation/05_tasks.ipynb #d39223f4
 def import_tasks():
@@ -292,9 +429,11 @@ _groups = 'classification tagging qa generation math code similarity choice long
 
 def task_groups(tasks='all')->list: # names of groups, in the usual order; a list, a word, or words parted by commas
     "The groups that are asked for"
-    import_tasks(); tasks = [t for t in (tasks.split(',') if isinstance(tasks, str) else tasks)]
+    import_tasks()
+    tasks = [t for t in (tasks.split(',') if isinstance(tasks, str) else tasks)]
     for t in tasks:
-        if t not in task_benches and t != 'all': raise InputError(f"unknown task '{t}': {did_you_mean(t, task_benches)}")
+        if t not in task_benches and t != 'all':
+            raise InputError(f"unknown task '{t}': {did_you_mean(t, task_benches)}")
     every = sorted(task_benches, key=lambda g: (_groups + [g]).index(g))
     return every if 'all' in tasks else list(dict.fromkeys(tasks))
 
@@ -302,7 +441,9 @@ def _sources(bench, group, datasets, data_dir)->tuple: # names or pairs to ask a
     if bench.takes is None: return list(bench.embedded),None # a group that makes its own items
     if datasets is None:
         names = bench.real if data_dir or os.environ.get('LMNOTES_DATA_DIR') else bench.embedded
-        return list(names),None if names else f'no embedded dataset is for {group}; give --data_dir with {", ".join(bench.real)}'
+        return list(
+            names
+        ), None if names else f'no embedded dataset is for {group}; give --data_dir with {", ".join(bench.real)}'
     found = [d for d in datasets if bench.takes(find_dataset(d) if isinstance(d, str) else d[0])]
     return found,None if found else f'none of the datasets given is for {group}'
 
@@ -322,14 +463,18 @@ def run_suite(
     allow_execution:bool=False, # run programs that the model writes
 )->tuple: # list of `TaskScores`; list of dicts task, name, reason: what could not be measured
     "Ask a model everything that it can be asked"
-    s = Subject(model, tokenizer, max_length, bs, seed, draws, allow_execution); found,missing = [],[]
+    s = Subject(model, tokenizer, max_length, bs, seed, draws, allow_execution)
+    found,missing = [],[]
     if s.way == 'text': check_causal(model)
     for g in task_groups(tasks):
-        bench = task_benches[g]; sources,reason = _sources(bench, g, datasets, data_dir)
+        bench = task_benches[g]
+        sources,reason = _sources(bench, g, datasets, data_dir)
         if reason: missing.append(dict(task=g, name=g, reason=reason))
         for src in sources:
             name = src if isinstance(src, str) else src[0].name
             if say: say(f'{g}: {name}')
-            try: found += bench(s, *(bench.load(src, data_dir, limit, seed) if isinstance(src, str) else src))
-            except InputError as e: missing.append(dict(task=g, name=name, reason=str(e)))
+            try:
+                found += bench(s, *(bench.load(src, data_dir, limit, seed) if isinstance(src, str) else src))
+            except InputError as e:
+                missing.append(dict(task=g, name=name, reason=str(e)))
     return found,missing

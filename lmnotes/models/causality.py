@@ -13,7 +13,12 @@ from ..core import *
 # %% ../../nbs/02_models/09_causality.ipynb #b37fbd71
 def in_precision(model, dtype):
     "`model.to(dtype)`; experts of transformers' models by their plain code, for the fused one has no double precision"
-    if dtype == torch.float64 and hasattr(model, 'set_experts_implementation') and getattr(model.config, '_experts_implementation', None): model.set_experts_implementation('eager')
+    if (
+        dtype == torch.float64
+        and hasattr(model, 'set_experts_implementation')
+        and getattr(model.config, '_experts_implementation', None)
+    ):
+        model.set_experts_implementation('eager')
     return model.to(dtype)
 
 def _fixed(model): # too large to copy in double precision, or of packed integers
@@ -31,28 +36,37 @@ def _shaken(model, noise, seed, dtype):
     return twin
 
 def leak_probe(
-    model:nn.Module,     # gives `.logits` (B, T, V) from ids
+    model:nn.Module, # gives `.logits` (B, T, V) from ids
     vocab_size:int=None, # words; default those of the model's config
-    length=(33, 100),    # lengths to try, in tokens
-    positions=6,         # places to change in each, the last always among them
-    noise=0.02,          # how much to shake the parameters, absolute
+    length=(33, 100), # lengths to try, in tokens
+    positions=6, # places to change in each, the last always among them
+    noise=0.02, # how much to shake the parameters, absolute
     seed=0,
-    dtype='auto',        # precision of the copy: a `torch.dtype`, None for the model's, 'auto' for float64 where there is one
+    dtype='auto', # precision of the copy: a `torch.dtype`, None for the model's, 'auto' for float64 where there is one
 )->float: # largest change before the altered token, as a share of the largest logit
     "How much the future shows"
     device = next(model.parameters()).device
     if dtype == 'auto': dtype = torch.float32 if device.type == 'mps' else torch.float64
-    config = getattr(model, 'config', None); image = getattr(config, 'image_token_id', None)
+    config = getattr(model, 'config', None)
+    image = getattr(config, 'image_token_id', None)
     V = vocab_size or getattr(config, 'get_text_config', lambda: config)().vocab_size
-    was,twin,g,worst,alive = model.training,_shaken(model, noise, seed, dtype),torch.Generator().manual_seed(seed),0.,False
+    was, twin, g, worst, alive = (
+        model.training,
+        _shaken(model, noise, seed, dtype),
+        torch.Generator().manual_seed(seed),
+        0.0,
+        False,
+    )
     for T in [length] if isinstance(length, int) else length:
         ids = torch.randint(V, (1, T), generator=g)
         if image is not None: ids[ids == image] = 0 # a place for a picture, and there is none
         places = sorted({T-1, T//2, *torch.randperm(T-1, generator=g)[:max(0, positions-2)].add(1).tolist()})
         base = _logits(twin, ids.to(device))
         for t in places:
-            other = ids.clone(); other[0,t] = (other[0,t] + 1 + torch.randint(V-1, (1,), generator=g)) % V
-            if other[0,t] == image: other[0,t] = (ids[0,t] + 1) % V if (ids[0,t] + 1) % V != image else (ids[0,t] + 2) % V
+            other = ids.clone()
+            other[0,t] = (other[0,t] + 1 + torch.randint(V-1, (1,), generator=g)) % V
+            if other[0,t] == image:
+                other[0,t] = (ids[0,t] + 1) % V if (ids[0,t] + 1) % V != image else (ids[0,t] + 2) % V
             change = (_logits(twin, other.to(device)) - base).abs().amax((0,2))/base.abs().max()
             if not change.isfinite().all(): raise RunError('the model gives logits that are not finite')
             worst,alive = max(worst, change[:t].max().item()),alive or bool(change[t:].max() > 0)
@@ -64,7 +78,8 @@ def leak_probe(
 def _logits(model, ids):
     with torch.autocast(ids.device.type, enabled=False):
         if not getattr(getattr(model, 'config', None), 'is_encoder_decoder', False): return model(ids).logits
-        return model(input_ids=torch.arange(7, device=ids.device)[None], decoder_input_ids=ids).logits # the source is known; the answer must not be
+        # the source is known; the answer must not be
+        return model(input_ids=torch.arange(7, device=ids.device)[None], decoder_input_ids=ids).logits
 
 # %% ../../nbs/02_models/09_causality.ipynb #a6d8f73c
 def check_causal(
@@ -75,5 +90,9 @@ def check_causal(
 )->float: # what the probe measured
     "Stop with an error when the future shows"
     leak = leak_probe(model, **kwargs)
-    if leak > tolerance: raise RunError(f'{name} sees the future: changing a token moves logits before it by {leak:.1e} of the largest logit (allowed {tolerance:.0e})')
+    if leak > tolerance:
+        raise RunError(
+            f'{name} sees the future: changing a token moves logits before it by {leak:.1e} of '
+            f'the largest logit (allowed {tolerance:.0e})'
+        )
     return leak

@@ -16,7 +16,10 @@ from ..core import *
 def count_supervised(labels)->int:
     "How many labels are not -100; none at all is an error"
     n = int((labels != -100).sum())
-    if n == 0: raise InputError('no token of this batch carries a loss: all labels are -100; check the mask or raise max_length')
+    if n == 0:
+        raise InputError(
+            'no token of this batch carries a loss: all labels are -100; check the mask or raise max_length'
+        )
     return n
 
 # %% ../../nbs/02_models/02_chunked_loss.ipynb #87860baf
@@ -53,7 +56,9 @@ def _add_product(
     slice=8192, # words at a time when the dtypes differ
 ):
     "out += p.T @ h"
-    if out.dtype == p.dtype: out.addmm_(p.T, h); return
+    if out.dtype == p.dtype:
+        out.addmm_(p.T, h)
+        return
     for v in range(0, out.shape[0], slice): out[v:v+slice] += p[:,v:v+slice].T@h
 
 def _head_pass(
@@ -74,10 +79,12 @@ def _head_pass(
     dw = torch.zeros(weight.shape, dtype=wide, device=h.device) if need[1] else None
     db = torch.zeros(V, dtype=wide, device=h.device) if need[2] else None
     for i in range(0, N, rows):
-        x = h[i:i+rows].to(dtype); z = x@w.T
+        x = h[i:i+rows].to(dtype)
+        z = x@w.T
         for j in range(0, len(x), few):
             at = slice(i+j, min(i+j+few, i+len(x)))
-            part = z[j:j+few]; fine = part.to(wide)
+            part = z[j:j+few]
+            fine = part.to(wide)
             if bias is not None: fine = fine.add_(bias)
             nll[at],right[at] = _softmax_rows_(fine, labels[at], any(need))
             if any(need) and fine.dtype != part.dtype: part.copy_(fine)
@@ -101,7 +108,8 @@ class _HeadLoss(torch.autograd.Function):
             nll,right,ctx.grads = _head_pass(h, weight, bias, labels, dtype, need)
         ctx.dtype,ctx.need = dtype,need
         ctx.save_for_backward(h, weight, bias, labels)
-        right = right.sum(); ctx.mark_non_differentiable(right)
+        right = right.sum()
+        ctx.mark_non_differentiable(right)
         return nll.sum(),right
     @staticmethod
     @once_differentiable
@@ -123,7 +131,9 @@ def head_loss(
     "Cross-entropy of the head, in chunks"
     h,labels = h.flatten(0, -2),labels.flatten().to(h.device)
     n = count_supervised(labels)
-    if n < len(labels): keep = (labels != -100).nonzero()[:,0]; h,labels = h[keep],labels[keep]
+    if n < len(labels):
+        keep = (labels != -100).nonzero()[:,0]
+        h,labels = h[keep],labels[keep]
     parts = (h, weight, bias)
     if not torch.is_grad_enabled(): parts = [t if t is None else t.detach() for t in parts]
     loss,right = _HeadLoss.apply(*parts, labels)
@@ -132,13 +142,14 @@ def head_loss(
 # %% ../../nbs/02_models/02_chunked_loss.ipynb #6c2c97a0
 @torch.no_grad()
 def head_scores(
-    h:Tensor,      # (..., C)
+    h:Tensor, # (..., C)
     weight:Tensor, # (V, C)
     labels:Tensor, # (...) -100 for none
-    bias=None,     # (V,) or None
+    bias=None, # (V,) or None
 )->tuple[Tensor,Tensor]: # negative log likelihood (float32) and correctness, shaped as `labels`; 0 and False where there is no label
     "Negative log likelihood and correctness of every token"
-    nll = torch.zeros(labels.shape, device=h.device); right = torch.zeros(labels.shape, dtype=torch.bool, device=h.device)
+    nll = torch.zeros(labels.shape, device=h.device)
+    right = torch.zeros(labels.shape, dtype=torch.bool, device=h.device)
     keep = (labels != -100).to(h.device)
     if keep.any():
         dtype = _matmul_dtype(h)
@@ -155,10 +166,15 @@ def head_matrix(head:nn.Module): # (weight, bias), or None
     return (head.weight,head.bias) if type(head) is nn.Linear else None
 
 def _called(head, h, labels):
-    z = head(h); z = z.to(torch.promote_types(z.dtype, torch.float32))
+    z = head(h)
+    z = z.to(torch.promote_types(z.dtype, torch.float32))
     zy = z.gather(1, labels[:,None])[:,0]
     best = z.detach().topk(2).values if z.shape[1] > 1 else None
-    right = (zy.detach() == best[:,0]) & (best[:,0] > best[:,1]) if best is not None else torch.ones_like(labels, dtype=torch.bool)
+    right = (
+        (zy.detach() == best[:, 0]) & (best[:, 0] > best[:, 1])
+        if best is not None
+        else torch.ones_like(labels, dtype=torch.bool)
+    )
     return z.logsumexp(-1) - zy,right
 
 def module_loss(
@@ -189,10 +205,18 @@ def token_scores(
     head = getattr(model, 'head', None)
     m = head_matrix(head) if hasattr(model, 'hidden') and head is not None else None
     if m is not None: return head_scores(model.hidden(input_ids, **inputs), m[0], shift_labels, m[1])
-    out = [torch.zeros(shift_labels.shape, device=input_ids.device),torch.zeros(shift_labels.shape, dtype=torch.bool, device=input_ids.device)]
+    out = [
+        torch.zeros(shift_labels.shape, device=input_ids.device),
+        torch.zeros(shift_labels.shape, dtype=torch.bool, device=input_ids.device),
+    ]
     for b in range(len(input_ids)):
         z = model(input_ids[b:b+1], **{k: v[b:b+1] for k,v in inputs.items()}).logits[0]
         keep = (shift_labels[b] != -100).to(z.device)
-        z = z[keep]; nll,right = _softmax_rows_(z.to(torch.promote_types(z.dtype, torch.float32), copy=True), shift_labels[b].to(z.device)[keep], grad=False)
+        z = z[keep]
+        nll, right = _softmax_rows_(
+            z.to(torch.promote_types(z.dtype, torch.float32), copy=True),
+            shift_labels[b].to(z.device)[keep],
+            grad=False,
+        )
         out[0][b,keep],out[1][b,keep] = nll.float(),right
     return tuple(out)

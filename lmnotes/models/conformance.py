@@ -24,8 +24,15 @@ V = 31 # words, in these checks
 def contract_models()->dict: # name -> function that builds it with fresh weights
     "Everything that has to keep the contract"
     own = {n: lambda n=n: build_model(n, 'tiny', V) for n in models.names()}
-    mix = {f'standard, {m}': lambda m=m: build_model('standard', 'tiny', V, mixer=m) for m in mixers.names() if m != 'attention'}
-    hub = {f'tiny:{f}': lambda f=f: build_model(f'tiny:{f}', vocab_size=V, **(dict(task='mlm') if f == 'bert' else {})) for f in families.names()}
+    mix = {
+        f'standard, {m}': lambda m=m: build_model('standard', 'tiny', V, mixer=m)
+        for m in mixers.names()
+        if m != 'attention'
+    }
+    hub = {
+        f'tiny:{f}': lambda f=f: build_model(f'tiny:{f}', vocab_size=V, **(dict(task='mlm') if f == 'bert' else {}))
+        for f in families.names()
+    }
     return own | mix | hub
 
 # %% ../../nbs/02_models/16_conformance.ipynb #5236bc04
@@ -39,37 +46,56 @@ def _source(ids): return (torch.arange(7) % V).expand(len(ids), 7) # what an enc
 
 def example(model, ids)->dict: # (B, T) tokens -> arguments that give a loss
     "The arguments for a loss on `ids`"
-    if kind_of(model) == 'decoder': return _with_picture(model, ids) if hasattr(model.config, 'vision_config') else dict(input_ids=ids, labels=ids)
+    if kind_of(model) == 'decoder':
+        return (
+            _with_picture(model, ids) if hasattr(model.config, 'vision_config') else dict(input_ids=ids, labels=ids)
+        )
     if kind_of(model) == 'encoder-decoder': return dict(input_ids=_source(ids), labels=ids)
     gaps = torch.arange(ids.shape[1]) % 4 == 1
     y = ids.masked_fill(~gaps, -100)
-    return dict(input_ids=ids.masked_fill(gaps, 0), **({'shift_labels': y} if hasattr(model.config, 'causal') else {'labels': y}))
+    return dict(
+        input_ids=ids.masked_fill(gaps, 0),
+        **({'shift_labels': y} if hasattr(model.config, 'causal') else {'labels': y}),
+    )
 
 def _with_picture(model, ids): # in place of the first tokens
-    c = model.config; n,side = c.image_seq_length,c.vision_config.image_size
-    y = ids.clone(); y[:,:n] = -100; ids = ids.clone(); ids[:,:n] = c.image_token_id
+    c = model.config
+    n,side = c.image_seq_length,c.vision_config.image_size
+    y = ids.clone()
+    y[:,:n] = -100
+    ids = ids.clone()
+    ids[:,:n] = c.image_token_id
     return dict(input_ids=ids, labels=y, pixel_values=torch.ones(len(ids), 3, side, side))
 
 def logits_of(model, ids): # (B, T) -> (B, T, V)
     "Logits of every token; an encoder-decoder reads `ids` as its answer"
-    return model(input_ids=_source(ids), decoder_input_ids=ids).logits if kind_of(model) == 'encoder-decoder' else model(input_ids=ids).logits
+    return (
+        model(input_ids=_source(ids), decoder_input_ids=ids).logits
+        if kind_of(model) == 'encoder-decoder'
+        else model(input_ids=ids).logits
+    )
 
 # %% ../../nbs/02_models/16_conformance.ipynb #f15817c2
 clauses = Registry('clause')
 
 def clause(name:str, bound:float, causal:bool=False):
     "Register a promise: the number must be at most `bound`; `causal` ones bind models that look one way"
-    def add(f): f.bound,f.causal = bound,causal; return clauses(name)(f)
+    def add(f):
+        f.bound,f.causal = bound,causal
+        return clauses(name)(f)
     return add
 
 @clause('leak', 1e-6, causal=True)
-def leaks(make): "Largest change before an altered token, as a share of the largest logit"; return leak_probe(make(), V)
+def leaks(make):
+    "Largest change before an altered token, as a share of the largest logit"
+    return leak_probe(make(), V)
 
 @clause('append', 1e-6, causal=True)
 @torch.no_grad()
 def appending(make):
     "Largest change of earlier logits when tokens are appended (float64)"
-    m,ids = in_precision(make(), torch.float64).eval(),torch.randint(V, (2, 29)); whole = logits_of(m, ids)
+    m,ids = in_precision(make(), torch.float64).eval(),torch.randint(V, (2, 29))
+    whole = logits_of(m, ids)
     return max(((logits_of(m, ids[:,:T]) - whole[:,:T]).abs().max()/whole.abs().max()).item() for T in (1, 2, 13, 28))
 
 @clause('prefix', 1e-5, causal=True)
@@ -77,8 +103,12 @@ def appending(make):
 def prefix_alone(make):
     "Largest difference, in nats, between a token's loss in one pass and from its prefix alone"
     m,ids = make().eval(),torch.randint(V, (2, 17))
-    taught = F.cross_entropy(logits_of(m, ids)[:,:-1].flatten(0, 1), ids[:,1:].flatten(), reduction='none').view(2, 16)
-    alone = torch.stack([F.cross_entropy(logits_of(m, ids[:,:t])[:,-1], ids[:,t], reduction='none') for t in range(1, 17)], 1)
+    taught = F.cross_entropy(logits_of(m, ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction='none').view(
+        2, 16
+    )
+    alone = torch.stack(
+        [F.cross_entropy(logits_of(m, ids[:, :t])[:, -1], ids[:, t], reduction='none') for t in range(1, 17)], 1
+    )
     return (taught - alone).abs().max().item()
 
 # %% ../../nbs/02_models/16_conformance.ipynb #e3fc25ae
@@ -86,14 +116,17 @@ def trained_on_noise(m, steps=60, lr=3e-3): # the model after `steps` batches of
     opt = torch.optim.AdamW(m.parameters(), lr, weight_decay=0.)
     for _ in range(steps):
         loss = m.train()(**example(m, torch.randint(V, (16, 24)))).loss
-        opt.zero_grad(); loss.backward(); opt.step()
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
     return m.eval()
 
 @clause('noise', 0.02)
 def noise_floor(make):
     "How far below ln V a model gets on noise"
     m = trained_on_noise(make())
-    with torch.no_grad(): return math.log(V) - m(**example(m, torch.randint(V, (64, 24)))).loss.item()
+    with torch.no_grad():
+        return math.log(V) - m(**example(m, torch.randint(V, (64, 24)))).loss.item()
 
 @clause('untrained', 0.1)
 @torch.no_grad()
@@ -105,17 +138,26 @@ def untrained(make, draws=4):
 @clause('idle', 0)
 def idle_parameters(make):
     "Parameters that get no gradient, or none but zero"
-    m = make().train(); m(**example(m, torch.randint(V, (16, 32)))).loss.backward()
-    return sum(p.grad is None or not bool(p.grad.isfinite().all()) or not bool(p.grad.abs().max() > 0) for p in m.parameters() if p.requires_grad)
+    m = make().train()
+    m(**example(m, torch.randint(V, (16, 32)))).loss.backward()
+    return sum(
+        p.grad is None or not bool(p.grad.isfinite().all()) or not bool(p.grad.abs().max() > 0)
+        for p in m.parameters()
+        if p.requires_grad
+    )
 
 # %% ../../nbs/02_models/16_conformance.ipynb #2e316b7c
 @clause('reload', 0)
 @torch.no_grad()
 def reloading(make):
     "Largest difference of logits after save and load"
-    m,ids = make().eval(),torch.randint(V, (2, 9)); logging.disable_progress_bar()
+    m,ids = make().eval(),torch.randint(V, (2, 9))
+    logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as d:
-        m.save_pretrained(d); again = build_model(d, **(dict(task='mlm') if kind_of(m) == 'encoder' and not isinstance(m, LM) else {})).eval()
+        m.save_pretrained(d)
+        again = build_model(
+            d, **(dict(task='mlm') if kind_of(m) == 'encoder' and not isinstance(m, LM) else {})
+        ).eval()
         return (logits_of(again, ids) - logits_of(m, ids)).abs().max().item()
 
 @clause('cache', 0, causal=True)
@@ -123,18 +165,35 @@ def reloading(make):
 def caching(make):
     "Words that differ between generating with a cache and without, one prompt padded on the left"
     m,ids = in_precision(make(), torch.float64).eval(),torch.randint(1, V, (2, 6))
-    if kind_of(m) == 'encoder-decoder': real = torch.ones(2, 7, dtype=torch.long); ids = _source(ids)
-    else: real = torch.ones_like(ids)
+    if kind_of(m) == 'encoder-decoder':
+        real = torch.ones(2, 7, dtype=torch.long)
+        ids = _source(ids)
+    else:
+        real = torch.ones_like(ids)
     real[0,:2] = 0
-    a,b = (m.generate(ids, attention_mask=real, max_new_tokens=10, do_sample=False, use_cache=c, pad_token_id=0, eos_token_id=None) for c in (True, False))
+    a, b = (
+        m.generate(
+            ids,
+            attention_mask=real,
+            max_new_tokens=10,
+            do_sample=False,
+            use_cache=c,
+            pad_token_id=0,
+            eos_token_id=None,
+        )
+        for c in (True, False)
+    )
     return int((a != b).sum())
 
 @clause('bf16', 0.02)
 @torch.no_grad()
 def half_precision(make):
     "Relative difference of the loss under bfloat16 autocast"
-    m = make().eval(); batch = example(m, torch.randint(V, (8, 32))); exact = m(**batch).loss
-    with torch.autocast('cpu', torch.bfloat16): return abs(m(**batch).loss.float() - exact).item()/exact.item()
+    m = make().eval()
+    batch = example(m, torch.randint(V, (8, 32)))
+    exact = m(**batch).loss
+    with torch.autocast('cpu', torch.bfloat16):
+        return abs(m(**batch).loss.float() - exact).item()/exact.item()
 
 # %% ../../nbs/02_models/16_conformance.ipynb #f62b1f9e
 def check_clause(
@@ -143,9 +202,11 @@ def check_clause(
     seed=0,
 ): # a number, or None where the clause does not apply
     "The number of one clause for one model"
-    f = clauses[name]; set_seed(seed)
+    f = clauses[name]
+    set_seed(seed)
     if f.causal and kind_of(make()) == 'encoder': return None
-    set_seed(seed); return f(make)
+    set_seed(seed)
+    return f(make)
 
 # a promise that somebody else's architecture does not make: (model, clause) -> what it gives, and why
 excused = {('tiny:llava', 'idle'): (2, 'CLIP norms its last layer, and LLaVA reads the layer before that norm')}
@@ -167,7 +228,15 @@ def contract_table(results:dict): # model -> clause -> number, None (does not ap
     names = list(next(iter(results.values())))
     t = Table('', *(f'{n}\n≤ {clauses[n].bound:g}' for n in names), title='the contract')
     def cell(k, n, x):
-        text = '–' if x is None else type(x).__name__ if isinstance(x, Exception) else f'{x:.0e}' if x and abs(x) < 1e-3 else f'{x:.3g}'
+        text = (
+            '–'
+            if x is None
+            else type(x).__name__
+            if isinstance(x, Exception)
+            else f'{x:.0e}'
+            if x and abs(x) < 1e-3
+            else f'{x:.3g}'
+        )
         return (text if is_kept(k, n, x) else f'[red]{text}[/]') + ('*' if (k, n) in excused else '')
     for k,r in results.items(): t.add_row(k, *(cell(k, n, r[n]) for n in names))
     t.caption = '\n'.join(f'* {why}' for (k,_),(_,why) in excused.items() if k in results)

@@ -24,15 +24,24 @@ from .chunked_loss import *
 
 # %% ../../nbs/02_models/03_decoder.ipynb #d8e2241e
 residuals,models,rewrites = Registry('residual'),Registry('model'),Registry('rewrite')
-for package in 'lmnotes.quantizers', 'lmnotes.sharing': rewrites.discover(package)
+for package in 'lmnotes.quantizers', 'lmnotes.sharing':
+    rewrites.discover(package)
 
 # %% ../../nbs/02_models/03_decoder.ipynb #6303c810
 class LMConfig(PretrainedConfig):
     "Every choice that makes a model"
     model_type = 'lmnotes'
     keys_to_ignore_at_inference = ['past_key_values']
-    attribute_map = dict(hidden_size='dim', num_hidden_layers='n_layer', num_attention_heads='n_head', num_key_value_heads='n_kv_head',
-                         intermediate_size='ffn_dim', tie_word_embeddings='tie', rms_norm_eps='eps', max_position_embeddings='max_length')
+    attribute_map = dict(
+        hidden_size='dim',
+        num_hidden_layers='n_layer',
+        num_attention_heads='n_head',
+        num_key_value_heads='n_kv_head',
+        intermediate_size='ffn_dim',
+        tie_word_embeddings='tie',
+        rms_norm_eps='eps',
+        max_position_embeddings='max_length',
+    )
     vocab_size: int = 256        # words
     dim: int = 64                # width of the stream
     n_layer: int = 4             # blocks
@@ -72,7 +81,11 @@ class LMConfig(PretrainedConfig):
     def __post_init__(self, **kwargs):
         self.n_kv_head = self.n_kv_head or self.n_head
         if not self.head_dim:
-            if self.dim % self.n_head: raise InputError(f'n_head={self.n_head} does not divide dim={self.dim}; give head_dim, or choose among {_divisors(self.dim)}')
+            if self.dim % self.n_head:
+                raise InputError(
+                    f'n_head={self.n_head} does not divide dim={self.dim}; give head_dim, or choose among '
+                    f'{_divisors(self.dim)}'
+                )
             self.head_dim = self.dim//self.n_head
         self.ffn_dim = self.ffn_dim or -(-self.dim*8//96)*32
         self.rewrites = list(self.rewrites or [])
@@ -84,26 +97,57 @@ def _divisors(n): return ', '.join(str(d) for d in range(1, min(n, 64)+1) if n %
 # %% ../../nbs/02_models/03_decoder.ipynb #8b65b945
 def _check_parts(what, names, n_layer, registry):
     if isinstance(names, str): names = [names]*n_layer
-    if len(names) != n_layer: raise InputError(f'{what} lists {len(names)} names for n_layer={n_layer}; give one name, or one for each layer')
-    for name in names: registry[name] # an unknown name is an error with a suggestion
+    if len(names) != n_layer:
+        raise InputError(
+            f'{what} lists {len(names)} names for n_layer={n_layer}; give one name, or one for each layer'
+        )
+    for name in names:
+        registry[name] # an unknown name is an error with a suggestion
     return names
 
 @patch
 def check(self:LMConfig):
     "Refuse what cannot work"
-    for k in ('vocab_size', 'dim', 'n_layer', 'n_head', 'n_kv_head', 'head_dim', 'ffn_dim', 'max_length', 'num_frequencies', 'short_conv', 'n_experts', 'n_active'):
+    for k in (
+        'vocab_size',
+        'dim',
+        'n_layer',
+        'n_head',
+        'n_kv_head',
+        'head_dim',
+        'ffn_dim',
+        'max_length',
+        'num_frequencies',
+        'short_conv',
+        'n_experts',
+        'n_active',
+    ):
         v = getattr(self, k)
         if not isinstance(v, int) or v < 1: raise InputError(f'{k}={v!r} must be a whole number of at least 1')
-    if self.n_head % self.n_kv_head: raise InputError(f'n_kv_head={self.n_kv_head} does not divide n_head={self.n_head}; choose among {_divisors(self.n_head)}')
-    if self.pos not in ('rope', 'learned', 'none'): raise InputError(f"unknown pos '{self.pos}': {did_you_mean(self.pos, ['rope', 'learned', 'none'])}")
-    if self.pos == 'rope' and self.head_dim % 2: raise InputError(f'rotary positions turn pairs of channels, and head_dim={self.head_dim} is odd; choose another n_head or head_dim')
-    if self.n_active > self.n_experts: raise InputError(f'n_active={self.n_active} experts for a token are more than the n_experts={self.n_experts} there are')
+    if self.n_head % self.n_kv_head:
+        raise InputError(
+            f'n_kv_head={self.n_kv_head} does not divide n_head={self.n_head}; choose among {_divisors(self.n_head)}'
+        )
+    if self.pos not in ('rope', 'learned', 'none'):
+        raise InputError(f"unknown pos '{self.pos}': {did_you_mean(self.pos, ['rope', 'learned', 'none'])}")
+    if self.pos == 'rope' and self.head_dim % 2:
+        raise InputError(
+            f'rotary positions turn pairs of channels, and head_dim={self.head_dim} is odd; '
+            'choose another n_head or head_dim'
+        )
+    if self.n_active > self.n_experts:
+        raise InputError(
+            f'n_active={self.n_active} experts for a token are more than the n_experts={self.n_experts} there are'
+        )
     if not self.step > 0: raise InputError(f'step={self.step} of the midpoint rule must be above 0')
     if not 0 <= self.dropout < 1: raise InputError(f'dropout={self.dropout} must be at least 0 and below 1')
-    parts = _check_parts('mixer', self.mixer, self.n_layer, mixers); _check_parts('ffn', self.ffn, self.n_layer, ffns)
+    parts = _check_parts('mixer', self.mixer, self.n_layer, mixers)
+    _check_parts('ffn', self.ffn, self.n_layer, ffns)
     norms[self.norm]
     if not self.causal and (one := next((p for p in parts if not getattr(mixers[p], 'both_ways', False)), None)):
-        raise InputError(f"causal=False needs mixers that look both ways, and '{one}' runs along time; use mixer='attention'")
+        raise InputError(
+            f"causal=False needs mixers that look both ways, and '{one}' runs along time; use mixer='attention'"
+        )
 
 # %% ../../nbs/02_models/03_decoder.ipynb #e510038c
 class Branch(nn.Module):
@@ -158,16 +202,28 @@ class StandardBlock(Block):
 # %% ../../nbs/02_models/03_decoder.ipynb #a7345040
 class LMCache(DynamicCache):
     "Keys and values of attention layers, states of the others, and the number of tokens seen"
-    def __init__(self, *args, **kwargs): super().__init__(*args, **kwargs); self.states,self.seen = {},0 # layer -> tuple of tensors, batch first
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.states,self.seen = {},0 # layer -> tuple of tensors, batch first
     def get_seq_length(self, layer_idx=0): return self.seen
     def _pick(self, f): self.states = {k: tuple(map(f, s)) for k,s in self.states.items()}
-    def reorder_cache(self, beam_idx): super().reorder_cache(beam_idx); self._pick(lambda t: t.index_select(0, beam_idx.to(t.device)))
-    def batch_repeat_interleave(self, repeats): super().batch_repeat_interleave(repeats); self._pick(lambda t: t.repeat_interleave(repeats, 0))
-    def batch_select_indices(self, indices): super().batch_select_indices(indices); self._pick(lambda t: t[indices])
-    def reset(self): super().reset(); self.states,self.seen = {},0
+    def reorder_cache(self, beam_idx):
+        super().reorder_cache(beam_idx)
+        self._pick(lambda t: t.index_select(0, beam_idx.to(t.device)))
+    def batch_repeat_interleave(self, repeats):
+        super().batch_repeat_interleave(repeats)
+        self._pick(lambda t: t.repeat_interleave(repeats, 0))
+    def batch_select_indices(self, indices):
+        super().batch_select_indices(indices)
+        self._pick(lambda t: t[indices])
+    def reset(self):
+        super().reset()
+        self.states,self.seen = {},0
     def crop(self, max_length):
-        if self.states: raise InputError('a recurrent state cannot be taken back to an earlier token; decode without assistance')
-        super().crop(max_length); self.seen = super().get_seq_length()
+        if self.states:
+            raise InputError('a recurrent state cannot be taken back to an earlier token; decode without assistance')
+        super().crop(max_length)
+        self.seen = super().get_seq_length()
 
 # %% ../../nbs/02_models/03_decoder.ipynb #3b9ac42a
 @dataclass
@@ -188,7 +244,8 @@ class LM(PreTrainedModel, GenerationMixin):
     _supports_default_dynamic_cache = classmethod(lambda cls: False) # `generate` leaves the cache to us
     def __init__(self, config:LMConfig):
         super().__init__(config)
-        c = config; block = residuals[c.residual]
+        c = config
+        block = residuals[c.residual]
         self.embed = nn.Embedding(c.vocab_size, c.dim)
         self.pos_embed = nn.Embedding(c.max_length, c.dim) if c.pos == 'learned' else None
         self.drop = nn.Dropout(c.dropout)
@@ -196,29 +253,60 @@ class LM(PreTrainedModel, GenerationMixin):
         self.norm = norms[c.norm](c.dim, eps=c.eps)
         self.head = nn.Linear(c.dim, c.vocab_size, bias=False)
         self.gradient_checkpointing = c.checkpointing
-        self.carries_state = any(not getattr(b.mixer.part, 'both_ways', False) for b in self.blocks) # mixers that run along time
-        if c.rewrites: names,c.rewrites = c.rewrites,[]; apply_rewrites(self, names) # each notes itself again
+        # mixers that run along time
+        self.carries_state = any(not getattr(b.mixer.part, 'both_ways', False) for b in self.blocks)
+        if c.rewrites:
+            names,c.rewrites = c.rewrites,[]
+            apply_rewrites(self, names) # each notes itself again
         self.post_init()
         self.generation_config.max_length = None # ours says how long a sequence may be, theirs when `generate` stops
-    def forward(self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, use_cache=None, inputs_embeds=None,
-                labels=None, shift_labels=None, num_items_in_batch=None, logits_to_keep=0, output_hidden_states=None,
-                output_attentions=None, return_logits=None, return_dict=None, documents=None, **kwargs):
-        if labels is not None and shift_labels is None: shift_labels = nn.functional.pad(labels[:,1:], (0, 1), value=-100)
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        position_ids=None,
+        past_key_values=None,
+        use_cache=None,
+        inputs_embeds=None,
+        labels=None,
+        shift_labels=None,
+        num_items_in_batch=None,
+        logits_to_keep=0,
+        output_hidden_states=None,
+        output_attentions=None,
+        return_logits=None,
+        return_dict=None,
+        documents=None,
+        **kwargs,
+    ):
+        if labels is not None and shift_labels is None:
+            shift_labels = nn.functional.pad(labels[:,1:], (0, 1), value=-100)
         if shift_labels is not None: count_supervised(shift_labels)
         if output_hidden_states is None: output_hidden_states = self.config.output_hidden_states
         if use_cache and past_key_values is None: past_key_values = LMCache()
         seen,weights,losses = [] if output_hidden_states else None,[] if output_attentions else None,[]
-        h = self.hidden(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, seen, documents, losses, weights)
-        out = LMOutput(past_key_values=past_key_values, hidden_states=tuple(seen) if seen else None, attentions=tuple(weights) if weights else None)
+        h = self.hidden(
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, seen, documents, losses, weights
+        )
+        out = LMOutput(
+            past_key_values=past_key_values,
+            hidden_states=tuple(seen) if seen else None,
+            attentions=tuple(weights) if weights else None,
+        )
         if shift_labels is not None:
             out.loss,out.n_correct = module_loss(self.head, h, shift_labels, num_items_in_batch)
-            if losses and self.training: out.loss = out.loss + _added(losses, shift_labels, num_items_in_batch)/self.config.n_layer
+            if losses and self.training:
+                out.loss = out.loss + _added(losses, shift_labels, num_items_in_batch)/self.config.n_layer
         if shift_labels is None or (self.config.return_logits if return_logits is None else return_logits):
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             out.logits = self.head(h[:,keep])
         return out.to_tuple() if return_dict is False else out
 
-def _added(losses, labels, num_items): # what parts add is a mean over tokens; under accumulation this batch counts by its share
+def _added(
+    losses,
+    labels,
+    num_items,
+): # what parts add is a mean over tokens; under accumulation this batch counts by its share
     return sum(losses)*(1 if num_items is None else (labels != -100).sum()/num_items)
 
 # %% ../../nbs/02_models/03_decoder.ipynb #ad6fc5fe
@@ -239,12 +327,19 @@ def hidden(self:LM,
     x = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
     c,cache,T = self.config,past_key_values,x.shape[1]
     past = cache.get_seq_length() if cache is not None else 0
-    if cache is not None and not isinstance(cache, LMCache) and self.carries_state: raise InputError(f'this model carries states besides keys and values, which {type(cache).__name__} cannot hold; give an LMCache, or only use_cache=True')
-    if past and getattr(cache, 'states', None) and attention_mask is not None and attention_mask.dim() == 2: _begin_anew(cache, attention_mask[:,past-1])
-    if past and documents is not None: raise InputError('documents in one row cannot be continued from a cache; give each a row of its own')
+    if cache is not None and not isinstance(cache, LMCache) and self.carries_state:
+        raise InputError(
+            f'this model carries states besides keys and values, which {type(cache).__name__} '
+            'cannot hold; give an LMCache, or only use_cache=True'
+        )
+    if past and getattr(cache, 'states', None) and attention_mask is not None and attention_mask.dim() == 2:
+        _begin_anew(cache, attention_mask[:,past-1])
+    if past and documents is not None:
+        raise InputError('documents in one row cannot be continued from a cache; give each a row of its own')
     pos = past + document_positions(T, documents, x.device) if position_ids is None else position_ids
     if self.pos_embed is not None:
-        if past + T > c.max_length: raise InputError(f'{past + T} tokens do not fit the {c.max_length} learned positions of this model')
+        if past + T > c.max_length:
+            raise InputError(f'{past + T} tokens do not fit the {c.max_length} learned positions of this model')
         x = x + self.pos_embed(pos)
     x = self.drop(x.to(torch.promote_types(x.dtype, torch.float32)))
     rope = rope_tables(pos, c.head_dim, c.rope_theta) if c.pos == 'rope' else None
@@ -254,7 +349,11 @@ def hidden(self:LM,
     block = self.blocks[0]
     if seen is not None: seen.append(x)
     again = self.gradient_checkpointing and torch.is_grad_enabled() and cache is None
-    run = run_plain if c.plain or again or seen is not None or cache is not None or attentions is not None else block.run
+    run = (
+        run_plain
+        if c.plain or again or seen is not None or cache is not None or attentions is not None
+        else block.run
+    )
     h = self.norm(block.finish(*run(self.blocks, block.start(x), ctx, again, seen)))
     if seen is not None: seen[-1] = h # as transformers has it: the last is normed
     if isinstance(cache, LMCache): cache.seen += T
@@ -262,7 +361,8 @@ def hidden(self:LM,
 
 def _begin_anew(cache, last): # a row whose last token was padding has no past yet
     if not bool((last == 0).any()): return
-    for k,state in cache.states.items(): cache.states[k] = tuple(t*(last != 0).view(-1, *[1]*(t.dim() - 1)).to(t.dtype) for t in state)
+    for k,state in cache.states.items():
+        cache.states[k] = tuple(t*(last != 0).view(-1, *[1]*(t.dim() - 1)).to(t.dtype) for t in state)
 
 def document_positions(
     T:int,                 # tokens in a row
@@ -272,7 +372,8 @@ def document_positions(
     "Each token's place in its document"
     pos = torch.arange(T, device=device)[None]
     if documents is None: return pos
-    begins = torch.ones_like(documents, dtype=torch.bool); begins[:,1:] = documents[:,1:] != documents[:,:-1]
+    begins = torch.ones_like(documents, dtype=torch.bool)
+    begins[:,1:] = documents[:,1:] != documents[:,:-1]
     return pos - (pos*begins).cummax(1).values
 
 def _documents(keep, documents, T): # padding is a document too, for layers that carry a state
@@ -284,7 +385,11 @@ def _documents(keep, documents, T): # padding is a document too, for layers that
 @patch
 def generate(self:LM, *args, **kwargs):
     "Continue token ids, as `transformers` does"
-    if not self.config.causal: raise InputError('this model looks both ways (causal=False) and cannot continue a text; use a causal one, or give it masked tokens to fill')
+    if not self.config.causal:
+        raise InputError(
+            'this model looks both ways (causal=False) and cannot continue a text; use a causal '
+            'one, or give it masked tokens to fill'
+        )
     return GenerationMixin.generate(self, *args, **kwargs)
 
 # %% ../../nbs/02_models/03_decoder.ipynb #747f743b
@@ -300,26 +405,35 @@ def set_output_embeddings(self:LM, m): self.head = m
 # %% ../../nbs/02_models/03_decoder.ipynb #daeff8d3
 @patch
 def _init_weights(self:LM, m):
-    c = self.config; edge = 0.35*c.dim**-0.5
+    c = self.config
+    edge = 0.35*c.dim**-0.5
     if m is self.head or isinstance(m, nn.Embedding): init.normal_(m.weight, std=edge)
     elif isinstance(m, nn.Linear):
-        init.normal_(m.weight, std=0.5*m.in_features**-0.5*((2*c.n_layer)**-0.5 if getattr(m, 'ends_branch', False) else 1))
+        init.normal_(
+            m.weight,
+            std=0.5 * m.in_features**-0.5 * ((2 * c.n_layer) ** -0.5 if getattr(m, 'ends_branch', False) else 1),
+        )
         if m.bias is not None: init.zeros_(m.bias)
     elif hasattr(m, 'reset'): m.reset()
     elif isinstance(m, tuple({RMSNorm, *norms.values()})):
         init.ones_(m.weight)
         if getattr(m, 'bias', None) is not None: init.zeros_(m.bias)
         if m is self.norm and c.tie and not getattr(m.weight, '_is_hf_initialized', False):
-            with torch.no_grad(): m.weight.mul_(torch.randint(0, 2, m.weight.shape, device=m.weight.device)*2 - 1)
+            with torch.no_grad():
+                m.weight.mul_(torch.randint(0, 2, m.weight.shape, device=m.weight.device)*2 - 1)
 
 # %% ../../nbs/02_models/03_decoder.ipynb #77f77552
 @patch
-def gradient_checkpointing_enable(self:LM, gradient_checkpointing_kwargs=None, **kwargs): self.gradient_checkpointing = True
+def gradient_checkpointing_enable(self:LM, gradient_checkpointing_kwargs=None, **kwargs):
+    self.gradient_checkpointing = True
 @patch
 def gradient_checkpointing_disable(self:LM): self.gradient_checkpointing = False
 
 # %% ../../nbs/02_models/03_decoder.ipynb #055197af
-_shim = "# lets from_pretrained(folder, trust_remote_code=True) find the installed package\nfrom lmnotes.models import {name}, LMConfig\n"
+_shim = (
+    "# lets from_pretrained(folder, trust_remote_code=True) find the installed "
+    "package\nfrom lmnotes.models import {name}, LMConfig\n"
+)
 
 @patch
 def save_pretrained(self:LM,
@@ -327,7 +441,8 @@ def save_pretrained(self:LM,
     **kwargs,
 ):
     "Save weights, config, and where to find the code"
-    name = type(self).__name__; auto = self.auto_class if self.config.causal or self.head is None else 'AutoModelForMaskedLM'
+    name = type(self).__name__
+    auto = self.auto_class if self.config.causal or self.head is None else 'AutoModelForMaskedLM'
     self.config.auto_map = {'AutoConfig': 'modeling_lmnotes.LMConfig', auto: f'modeling_lmnotes.{name}'}
     PreTrainedModel.save_pretrained(self, path, **kwargs)
     atomic_write(Path(path)/'modeling_lmnotes.py', _shim.format(name=name))
@@ -344,26 +459,43 @@ sizes = dict(
     xlarge=dict(dim=2048, n_layer=24, n_head=32, n_kv_head=8))
 
 @models('standard')
-def standard_lm(**kw): "Qwen3-style decoder"; return LM(LMConfig(**kw))
+def standard_lm(**kw):
+    "Qwen3-style decoder"
+    return LM(LMConfig(**kw))
 
 @models('reversible')
-def reversible_lm(**kw): "Two streams that the backward pass rebuilds"; return LM(LMConfig(**{'residual': 'reversible', **kw}))
+def reversible_lm(**kw):
+    "Two streams that the backward pass rebuilds"
+    return LM(LMConfig(**{'residual': 'reversible', **kw}))
 
 @models('gpt')
-def gpt_lm(**kw): "GPT-2's shape: LayerNorm, GELU, learned positions, biases"; return LM(LMConfig(**{**_gpt, **kw}))
+def gpt_lm(**kw):
+    "GPT-2's shape: LayerNorm, GELU, learned positions, biases"
+    return LM(LMConfig(**{**_gpt, **kw}))
 
 @models('encoder')
-def encoder_lm(**kw): "`standard` that looks both ways: for masked tokens and task heads"; return LM(LMConfig(**{'causal': False, **kw}))
+def encoder_lm(**kw):
+    "`standard` that looks both ways: for masked tokens and task heads"
+    return LM(LMConfig(**{'causal': False, **kw}))
 
 _gpt = dict(norm='layernorm', ffn='gelu', pos='learned', bias=True, qk_norm=False, eps=1e-5, max_length=1024)
-gpt_lm.sizes = {k: dict(dim=s['dim'], n_layer=s['n_layer'], n_head=s['n_head'], ffn_dim=4*s['dim']) for k,s in sizes.items()}
+gpt_lm.sizes = {
+    k: dict(dim=s['dim'], n_layer=s['n_layer'], n_head=s['n_head'], ffn_dim=4 * s['dim']) for k, s in sizes.items()
+}
 
 # %% ../../nbs/02_models/03_decoder.ipynb #1e75cc30
 def count_parameters(model:nn.Module)->dict: # total, trainable, embedding (and head, once if tied)
     "Number of stored parameters, each counted once"
-    ends = [m.weight for f in ('get_input_embeddings', 'get_output_embeddings') if (m := getattr(model, f, lambda: None)()) is not None]
-    return dict(total=sum(p.numel() for p in model.parameters()), trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
-                embedding=sum(p.numel() for p in {id(p): p for p in ends}.values()))
+    ends = [
+        m.weight
+        for f in ('get_input_embeddings', 'get_output_embeddings')
+        if (m := getattr(model, f, lambda: None)()) is not None
+    ]
+    return dict(
+        total=sum(p.numel() for p in model.parameters()),
+        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        embedding=sum(p.numel() for p in {id(p): p for p in ends}.values()),
+    )
 
 # %% ../../nbs/02_models/03_decoder.ipynb #d8c8d2ee
 def find_rewrite(name:str): # a name in `rewrites`, perhaps with `:argument`
@@ -381,7 +513,8 @@ def apply_rewrites(model, names): # names for `find_rewrite`, in order
     "Rewrite a model in place; what a rewrite leaves no trace of in the config is noted under its name"
     trace = lambda: model.config.to_dict() if hasattr(model, 'config') else None
     for name in names:
-        before = trace(); find_rewrite(name)(model)
+        before = trace()
+        find_rewrite(name)(model)
         if trace() == before: note_rewrite(model, name)
     return model
 
@@ -390,15 +523,21 @@ def load_model(
     **overrides,  # choices that do not touch weights, such as `plain` or `dropout`
 )->LM:
     "A saved model of ours"
-    path = Path(path).expanduser(); kind = saved_kind(path)
+    path = Path(path).expanduser()
+    kind = saved_kind(path)
     if kind is None: raise InputError(f'{path} holds no model: config.json is missing')
-    if kind != LMConfig.model_type: raise InputError(f"{path} holds a '{kind}' model, not one of ours; `build_model` loads both")
+    if kind != LMConfig.model_type:
+        raise InputError(f"{path} holds a '{kind}' model, not one of ours; `build_model` loads both")
     path = path/'final' if (path/'final'/'config.json').is_file() else path
     config = LMConfig.from_pretrained(path, **_known(overrides))
     return _class_named((config.architectures or ['LM'])[0]).from_pretrained(path, config=config)
 
 def _class_named(name, cls=LM): # a model with a task head is a subclass
-    return cls if cls.__name__ == name else next((c for s in cls.__subclasses__() if (c := _class_named(name, s)) is not None), None)
+    return (
+        cls
+        if cls.__name__ == name
+        else next((c for s in cls.__subclasses__() if (c := _class_named(name, s)) is not None), None)
+    )
 
 def _known(overrides, more=()):
     names = {f.name for f in fields(LMConfig)} | set(LMConfig.attribute_map) | set(more) - {'kw'}
@@ -416,43 +555,78 @@ def build_model(
 ):
     "A model by name; recipes get random weights"
     base,*parts = str(name).split('+')
-    for p in parts: find_rewrite(p) # a wrong name fails before anything is built
+    for p in parts:
+        find_rewrite(p) # a wrong name fails before anything is built
     if base in models and init is None: return _recipe(base, size, vocab_size, dict(overrides, rewrites=parts))
-    if base in models: model = _poured(base, init, vocab_size, overrides)
-    elif init is not None: raise InputError(f"--init gives weights to a recipe, and '{base}' brings its own; choose a recipe ({', '.join(models.names())}) or leave it out")
-    elif saved_kind(base) == LMConfig.model_type: model = _same_words(load_model(base, **overrides), base, vocab_size)
+    if base in models:
+        model = _poured(base, init, vocab_size, overrides)
+    elif init is not None:
+        raise InputError(
+            f"--init gives weights to a recipe, and '{base}' brings its own; choose a recipe "
+            f"({', '.join(models.names())}) or leave it out"
+        )
+    elif saved_kind(base) == LMConfig.model_type:
+        model = _same_words(load_model(base, **overrides), base, vocab_size)
     else:
         from lmnotes.models.hf_load import hub_model
         model = hub_model(base, vocab_size=vocab_size, **overrides)
     return apply_rewrites(model, parts)
 
 def _recipe(name, size, vocab_size, overrides):
-    recipe = models[name]; known = getattr(recipe, 'sizes', sizes)
+    recipe = models[name]
+    known = getattr(recipe, 'sizes', sizes)
     if size not in known: raise InputError(f"unknown size '{size}' of {name}: {did_you_mean(size, known)}")
     own = set(inspect.signature(recipe).parameters) # a recipe may take choices of its own, such as `cell`
     overrides = {LMConfig.attribute_map.get(k, k): v for k,v in _known(overrides, own).items()}
     given = dict(known[size])
-    if 'dim' in overrides or 'n_head' in overrides: given = {k: v for k,v in given.items() if k not in ('n_head', 'n_kv_head', 'ffn_dim')}
+    if 'dim' in overrides or 'n_head' in overrides:
+        given = {k: v for k,v in given.items() if k not in ('n_head', 'n_kv_head', 'ffn_dim')}
     return recipe(**{**given, 'vocab_size': 256 if vocab_size is None else vocab_size, **overrides})
 
 def _same_words(model, name, vocab_size):
-    if vocab_size not in (None, model.config.vocab_size): raise InputError(f'{name} has {model.config.vocab_size} words, the data {vocab_size}; use the tokenizer it was trained with')
+    if vocab_size not in (None, model.config.vocab_size):
+        raise InputError(
+            f'{name} has {model.config.vocab_size} words, the data {vocab_size}; use the '
+            'tokenizer it was trained with'
+        )
     return model
 
 def saved_kind(path)->str|None: # 'lmnotes', 'gpt2', …; 'packed' where layers are packed; None where there is no config
     "The `model_type` of a saved model, or of the run that holds one"
     for p in (Path(path).expanduser()/'final', Path(path).expanduser()):
-        if (p/'config.json').is_file(): c = read_json(p/'config.json'); return 'packed' if c.get('packed') else c.get('model_type')
+        if (p/'config.json').is_file():
+            c = read_json(p/'config.json')
+            return 'packed' if c.get('packed') else c.get('model_type')
 
 # %% ../../nbs/02_models/03_decoder.ipynb #e8818261
 donors = Registry('family to start from')
-_qwen3 = {'model.embed_tokens.': 'embed.', 'model.layers.': 'blocks.', 'self_attn.': 'mixer.part.', 'mlp.': 'ffn.part.', 'model.norm.': 'norm.',
-          'lm_head.': 'head.', 'input_layernorm.': 'mixer.norm.', 'post_attention_layernorm.': 'ffn.norm.'}
-_gpt2 = {'transformer.wte.': 'embed.', 'transformer.wpe.': 'pos_embed.', 'transformer.h.': 'blocks.', 'ln_1.': 'mixer.norm.', 'ln_2.': 'ffn.norm.', 'attn.c_proj.': 'mixer.part.o_proj.',
-         'attn.c_attn.': 'mixer.part.qkv.', 'mlp.c_fc.': 'ffn.part.up_proj.', 'mlp.c_proj.': 'ffn.part.down_proj.', 'transformer.ln_f.': 'norm.', 'lm_head.': 'head.'}
+_qwen3 = {
+    'model.embed_tokens.': 'embed.',
+    'model.layers.': 'blocks.',
+    'self_attn.': 'mixer.part.',
+    'mlp.': 'ffn.part.',
+    'model.norm.': 'norm.',
+    'lm_head.': 'head.',
+    'input_layernorm.': 'mixer.norm.',
+    'post_attention_layernorm.': 'ffn.norm.',
+}
+_gpt2 = {
+    'transformer.wte.': 'embed.',
+    'transformer.wpe.': 'pos_embed.',
+    'transformer.h.': 'blocks.',
+    'ln_1.': 'mixer.norm.',
+    'ln_2.': 'ffn.norm.',
+    'attn.c_proj.': 'mixer.part.o_proj.',
+    'attn.c_attn.': 'mixer.part.qkv.',
+    'mlp.c_fc.': 'ffn.part.up_proj.',
+    'mlp.c_proj.': 'ffn.part.down_proj.',
+    'transformer.ln_f.': 'norm.',
+    'lm_head.': 'head.',
+}
 
 def _rename(key, names):
-    for a,b in names.items(): key = key.replace(a, b) if key.startswith(a) or f'.{a}' in key else key
+    for a,b in names.items():
+        key = key.replace(a, b) if key.startswith(a) or f'.{a}' in key else key
     return key
 
 @donors('qwen3')
@@ -461,9 +635,16 @@ def from_qwen3(
     **choices, # for the config, such as `residual='reversible'`
 )->LM:
     "Our decoder with the weights of a Qwen3 model"
-    c = model.config; rope = getattr(c, 'rope_parameters', None) or {}
-    if rope.get('rope_type', 'default') != 'default': raise InputError(f"rotary positions of type '{rope['rope_type']}' are not supported yet")
-    same = {LMConfig.attribute_map.get(k, k): getattr(c, k) for k in LMConfig.attribute_map} | dict(vocab_size=c.vocab_size, head_dim=c.head_dim, bias=c.attention_bias, rope_theta=rope.get('rope_theta', 10000.))
+    c = model.config
+    rope = getattr(c, 'rope_parameters', None) or {}
+    if rope.get('rope_type', 'default') != 'default':
+        raise InputError(f"rotary positions of type '{rope['rope_type']}' are not supported yet")
+    same = {LMConfig.attribute_map.get(k, k): getattr(c, k) for k in LMConfig.attribute_map} | dict(
+        vocab_size=c.vocab_size,
+        head_dim=c.head_dim,
+        bias=c.attention_bias,
+        rope_theta=rope.get('rope_theta', 10000.0),
+    )
     ours = LM(LMConfig(**{**same, **choices}))
     ours.load_state_dict({_rename(k, _qwen3): v for k,v in model.state_dict().items()})
     return ours.to(model.dtype)
@@ -475,27 +656,59 @@ def from_gpt2(
 )->LM:
     "Our decoder with the weights of a GPT-2"
     c = model.config
-    if c.activation_function not in ('gelu_new', 'gelu_pytorch_tanh'): raise InputError(f"our GPT-2 bends with gelu_new, this one with '{c.activation_function}'")
-    same = dict(_gpt, vocab_size=c.vocab_size, dim=c.n_embd, n_layer=c.n_layer, n_head=c.n_head, ffn_dim=c.n_inner or 4*c.n_embd, max_length=c.n_positions, eps=c.layer_norm_epsilon, tie=c.tie_word_embeddings)
+    if c.activation_function not in ('gelu_new', 'gelu_pytorch_tanh'):
+        raise InputError(f"our GPT-2 bends with gelu_new, this one with '{c.activation_function}'")
+    same = dict(
+        _gpt,
+        vocab_size=c.vocab_size,
+        dim=c.n_embd,
+        n_layer=c.n_layer,
+        n_head=c.n_head,
+        ffn_dim=c.n_inner or 4 * c.n_embd,
+        max_length=c.n_positions,
+        eps=c.layer_norm_epsilon,
+        tie=c.tie_word_embeddings,
+    )
     ours = LM(LMConfig(**{**same, **choices}))
     weights = {}
     for k,v in model.state_dict().items():
-        k = _rename(k, _gpt2); v = v.T if k.endswith('weight') and ('_proj.' in k or '.qkv.' in k) else v
+        k = _rename(k, _gpt2)
+        v = v.T if k.endswith('weight') and ('_proj.' in k or '.qkv.' in k) else v
         if '.qkv.' in k: weights.update({k.replace('qkv', f'{n}_proj'): part for n,part in zip('qkv', v.chunk(3))})
         elif not k.endswith(('.attn.bias', '.attn.masked_bias')): weights[k] = v
     ours.load_state_dict({k: v.contiguous() for k,v in weights.items()})
     return ours.to(model.dtype)
 
 # %% ../../nbs/02_models/03_decoder.ipynb #2c9c3252
-_sizes_only = ('vocab_size', 'dim', 'n_layer', 'n_head', 'n_kv_head', 'head_dim', 'ffn_dim', 'max_length', 'rope_theta', 'eps', 'tie', 'bias', 'qk_norm')
+_sizes_only = (
+    'vocab_size',
+    'dim',
+    'n_layer',
+    'n_head',
+    'n_kv_head',
+    'head_dim',
+    'ffn_dim',
+    'max_length',
+    'rope_theta',
+    'eps',
+    'tie',
+    'bias',
+    'qk_norm',
+)
 
 def _poured(name, init, vocab_size, overrides):
     "The recipe `name`, shaped like the model `init` and with its weights"
-    if wrong := [k for k in overrides if LMConfig.attribute_map.get(k, k) in _sizes_only]: raise InputError(f'{wrong[0]} comes with the weights of {init}; leave it out')
-    source = build_model(init); kind = source.config.model_type
+    if wrong := [k for k in overrides if LMConfig.attribute_map.get(k, k) in _sizes_only]:
+        raise InputError(f'{wrong[0]} comes with the weights of {init}; leave it out')
+    source = build_model(init)
+    kind = source.config.model_type
     donor = source if kind == LMConfig.model_type else donors[kind](source)
     model = models[name](**{k: getattr(donor.config, k) for k in _sizes_only} | _known(overrides))
     wrong = sorted({k for k,_ in model.named_parameters()} ^ {k for k,_ in donor.named_parameters()})
-    if wrong: raise InputError(f"the weights of {init} ({kind}) do not fit '{name}': {wrong[0]} is only in one of them; Qwen3 fits standard and reversible, GPT-2 fits gpt")
+    if wrong:
+        raise InputError(
+            f"the weights of {init} ({kind}) do not fit '{name}': {wrong[0]} is only in one of "
+            "them; Qwen3 fits standard and reversible, GPT-2 fits gpt"
+        )
     model.load_state_dict(donor.state_dict())
     return _same_words(model.to(donor.dtype), init, vocab_size)

@@ -25,7 +25,10 @@ class _Pretend(FakeTensorMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         aten = torch.ops.aten
         if func is aten.bincount.default: return _evenly(args[0].numel(), (kwargs or {}).get('minlength', 1))
-        if func in (aten.equal.default, aten._local_scalar_dense.default) and not any(isinstance(a, FakeTensor) for a in args): return func(*args)
+        if func in (aten.equal.default, aten._local_scalar_dense.default) and not any(
+            isinstance(a, FakeTensor) for a in args
+        ):
+            return func(*args)
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 def _evenly(n, parts): return torch.tensor([n//parts + (i < n % parts) for i in range(parts)]) # as many, or one more
@@ -33,7 +36,8 @@ def _evenly(n, parts): return torch.tensor([n//parts + (i < n % parts) for i in 
 @contextmanager
 def pretend():
     "Inside, tensors that are made have a shape and no contents, and operations take no time"
-    with _Pretend(): yield
+    with _Pretend():
+        yield
 
 # %% ../../nbs/02_models/14_flops_and_memory.ipynb #446cc58c
 def meta_model(
@@ -43,8 +47,10 @@ def meta_model(
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
     from transformers.initialization import no_init_weights
     auto = AutoModelForSeq2SeqLM if getattr(config, 'is_encoder_decoder', False) else AutoModelForCausalLM
-    if type(config) not in auto._model_mapping: raise InputError(f"'{config.model_type}' models do not generate text; choose a causal or seq2seq model")
-    with torch.device('meta'), no_init_weights(): model = auto._model_mapping[type(config)](config)
+    if type(config) not in auto._model_mapping:
+        raise InputError(f"'{config.model_type}' models do not generate text; choose a causal or seq2seq model")
+    with torch.device('meta'), no_init_weights():
+        model = auto._model_mapping[type(config)](config)
     model.tie_weights()
     return model
 
@@ -53,7 +59,9 @@ def _stored(model): # (path of the module, module, parameter), each parameter on
     seen = set()
     for path,m in model.named_modules():
         for p in m._parameters.values():
-            if p is not None and id(p) not in seen: seen.add(id(p)); yield path,m,p
+            if p is not None and id(p) not in seen:
+                seen.add(id(p))
+                yield path,m,p
 
 def _size(p): # numbers in it, of packed 4-bit weights those they stand for
     state = getattr(p, 'quant_state', None)
@@ -76,7 +84,9 @@ def parameter_kinds(
 )->dict: # kind -> parameters; kinds that do not occur are left out
     "Stored parameters by what they are for, each counted once"
     out,head = {},getattr(model, 'get_output_embeddings', lambda: None)()
-    for path,m,p in _stored(model): k = _kind(path, m, head); out[k] = out.get(k, 0) + _size(p)
+    for path,m,p in _stored(model):
+        k = _kind(path, m, head)
+        out[k] = out.get(k, 0) + _size(p)
     return out
 
 # %% ../../nbs/02_models/14_flops_and_memory.ipynb #08a52a54
@@ -89,7 +99,8 @@ def routing(config)->tuple[int,int]: # (experts a token visits, experts there ar
 
 def count_active(model)->int:
     "Parameters that take part for a token: all but the experts it does not visit"
-    k,E = routing(model.config); kinds = parameter_kinds(model)
+    k,E = routing(model.config)
+    kinds = parameter_kinds(model)
     return sum(kinds.values()) - kinds.get('experts', 0)*(E - k)//E
 
 # %% ../../nbs/02_models/14_flops_and_memory.ipynb #ceb8334b
@@ -110,12 +121,14 @@ def weight_bytes(
     precision:str, # fp32, bf16, 8bit or 4bit
 )->int:
     "Bytes of the weights alone, once stored in `precision`"
-    if precision not in precisions: raise InputError(f"unknown precision '{precision}': {did_you_mean(precision, precisions)}")
+    if precision not in precisions:
+        raise InputError(f"unknown precision '{precision}': {did_you_mean(precision, precisions)}")
     head = getattr(model, 'get_output_embeddings', lambda: None)()
     return sum(_bytes(p, _rewritten(path, m, p, _kind(path, m, head)), precision) for path,m,p in _stored(model))
 
 # %% ../../nbs/02_models/14_flops_and_memory.ipynb #d42acce5
-extra_flops = Registry('mixer') # class of a mixer -> (module, length, causal) -> operations of a token beyond its linear layers
+# class of a mixer -> (module, length, causal) -> operations of a token beyond its linear layers
+extra_flops = Registry('mixer')
 
 def _entry(m): return next((c.__name__ for c in type(m).__mro__ if c.__name__ in extra_flops), None)
 
@@ -151,13 +164,16 @@ def _own_extra(model, length, causal):
 
 # %% ../../nbs/02_models/14_flops_and_memory.ipynb #ba1e3dec
 def _hub_extra(model, length, causal):
-    c = model.config.get_text_config(); heads = _first(c, ('num_attention_heads', 'n_head', 'num_heads'), 0)
+    c = model.config.get_text_config()
+    heads = _first(c, ('num_attention_heads', 'n_head', 'num_heads'), 0)
     D = _first(c, ('head_dim', 'd_kv')) or _first(c, ('hidden_size', 'n_embd', 'd_model'), 0)//max(heads, 1)
     qk = (getattr(c, 'qk_nope_head_dim', 0) or 0) + (getattr(c, 'qk_rope_head_dim', 0) or 0) or D
     each = 2*heads*(qk + (_first(c, ('v_head_dim',)) or D))
     seen = min(length, getattr(c, 'sliding_window', None) or length)
-    if not getattr(c, 'is_encoder_decoder', False): return _first(c, ('num_hidden_layers', 'n_layer'), 0)*each*min(_keys(length, causal), seen)
-    enc = _first(c, ('encoder_layers', 'num_layers'), 0); dec = _first(c, ('decoder_layers', 'num_decoder_layers'), enc)
+    if not getattr(c, 'is_encoder_decoder', False):
+        return _first(c, ('num_hidden_layers', 'n_layer'), 0)*each*min(_keys(length, causal), seen)
+    enc = _first(c, ('encoder_layers', 'num_layers'), 0)
+    dec = _first(c, ('decoder_layers', 'num_decoder_layers'), enc)
     return each*(enc*length + dec*(_keys(length, causal) + length))
 
 # %% ../../nbs/02_models/14_flops_and_memory.ipynb #7cd18b76
@@ -185,10 +201,13 @@ def model_flops(
 # %% ../../nbs/02_models/14_flops_and_memory.ipynb #527b113c
 def _kept(config, batch, length): # bytes that one pass keeps
     sizes,key = {},lambda t: t.untyped_storage()._cdata
-    def pack(t): sizes[key(t)] = t.untyped_storage().nbytes(); return t
+    def pack(t):
+        sizes[key(t)] = t.untyped_storage().nbytes()
+        return t
     with pretend():
         model = LM(config).train()
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): h = model.hidden(torch.zeros(batch, length, dtype=torch.long))
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            h = model.hidden(torch.zeros(batch, length, dtype=torch.long))
         return sum(sizes.values()) - sum(sizes.get(key(p), 0) for p in model.parameters())
 
 # %% ../../nbs/02_models/14_flops_and_memory.ipynb #3e86d699
@@ -203,7 +222,10 @@ def activation_bytes(
 )->int: # below the head, in fp32, by the kernels of a CPU
     "Bytes that autograd keeps for the backward pass of one training step, weights not counted"
     config = LMConfig(**config) if isinstance(config, dict) else config
-    def layers(n): c = copy(config); c.n_layer = n; return c
+    def layers(n):
+        c = copy(config)
+        c.n_layer = n
+        return c
     alike = isinstance(config.mixer, str) and isinstance(config.ffn, str)
     long = lambda c, b: _line(lambda T: _kept(c, b, T), length, 256, 512)
     deep = lambda b: _line(lambda n: long(layers(n), b), config.n_layer, 2, 3) if alike else long(config, b)

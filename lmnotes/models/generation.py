@@ -34,7 +34,9 @@ class OwnDice(LogitsProcessor):
     ):
         self.dice = [torch.Generator(device) for _ in range(n)]
         for g in self.dice: g.seed() if seed is None else g.manual_seed(seed)
-        self.warpers = [TemperatureLogitsWarper(float(temperature))] + ([TopPLogitsWarper(float(top_p))] if top_p < 1 else [])
+        self.warpers = [TemperatureLogitsWarper(float(temperature))] + (
+            [TopPLogitsWarper(float(top_p))] if top_p < 1 else []
+        )
     def __call__(self, ids, scores): # (B, words so far), (B, V) -> scores that leave one word
         for w in self.warpers: scores = w(ids, scores)
         drawn = torch.stack([torch.multinomial(p, 1, generator=g) for p,g in zip(scores.softmax(-1), self.dice)])
@@ -42,12 +44,22 @@ class OwnDice(LogitsProcessor):
 
 # %% ../../nbs/02_models/10_generation.ipynb #f498dbe8
 def _check(model, n, new, temperature, top_p):
-    c = model.config.get_text_config(); longest = getattr(c, 'max_position_embeddings', None)
-    if getattr(c, 'causal', True) is False or not model.can_generate(): raise InputError(f"{type(model).__name__} looks both ways and cannot continue a text; use `fill` for gaps, or a causal model")
+    c = model.config.get_text_config()
+    longest = getattr(c, 'max_position_embeddings', None)
+    if getattr(c, 'causal', True) is False or not model.can_generate():
+        raise InputError(
+            f"{type(model).__name__} looks both ways and cannot continue a text; use `fill` for "
+            "gaps, or a causal model"
+        )
     if getattr(c, 'is_encoder_decoder', False): n = 0 # the answer has its own positions
     if new < 1: raise InputError(f'max_new_tokens={new} must be at least 1')
-    if longest and n >= longest: raise InputError(f'the prompt has {n} tokens and the model takes {longest}; shorten it')
-    if longest and n + new > longest: raise InputError(f'the prompt has {n} tokens and the model takes {longest}: max_new_tokens={new} is too many, at most {longest-n} fit')
+    if longest and n >= longest:
+        raise InputError(f'the prompt has {n} tokens and the model takes {longest}; shorten it')
+    if longest and n + new > longest:
+        raise InputError(
+            f'the prompt has {n} tokens and the model takes {longest}: max_new_tokens={new} is '
+            f'too many, at most {longest - n} fit'
+        )
     if temperature < 0: raise InputError(f'temperature={temperature} must be at least 0 (0 takes the likeliest word)')
     if not 0 < top_p <= 1: raise InputError(f'top_p={top_p} must be above 0 and at most 1')
 
@@ -56,19 +68,42 @@ def _encode(tokenizer, prompt):
     else: ids = tokenizer(prompt, add_special_tokens=False)['input_ids'] if prompt else []
     if not ids:
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        if start is None: raise InputError('the prompt is empty and the tokenizer has no token to begin with; give a prompt')
+        if start is None:
+            raise InputError('the prompt is empty and the tokenizer has no token to begin with; give a prompt')
         ids = [start]
     return ids
 
-def _continue(model, tokenizer, rows, new, temperature, top_p, seed, stop, use_cache)->list: # rows: lists of tokens; texts that follow them
+def _continue(
+    model,
+    tokenizer,
+    rows,
+    new,
+    temperature,
+    top_p,
+    seed,
+    stop,
+    use_cache,
+)->list: # rows: lists of tokens; texts that follow them
     device,width = next(model.parameters()).device,max(map(len, rows))
     eos,pad = tokenizer.eos_token_id,tokenizer.pad_token_id
     fill = next(i for i in (pad, eos, 0) if i is not None)
     ids = torch.tensor([[fill]*(width - len(r)) + r for r in rows], device=device)
     real = torch.tensor([[0]*(width - len(r)) + [1]*len(r) for r in rows], device=device)
     begin = 0 if getattr(model.config, 'is_encoder_decoder', False) else width
-    out = model.generate(ids, attention_mask=real, max_new_tokens=new, use_cache=use_cache, eos_token_id=eos, pad_token_id=fill, do_sample=False, temperature=None, top_p=None, top_k=None,
-                         stopping_criteria=[StopAt(tokenizer, stop, begin)] if stop else None, logits_processor=[OwnDice(len(rows), temperature, top_p, seed, device)] if temperature else None)
+    out = model.generate(
+        ids,
+        attention_mask=real,
+        max_new_tokens=new,
+        use_cache=use_cache,
+        eos_token_id=eos,
+        pad_token_id=fill,
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        stopping_criteria=[StopAt(tokenizer, stop, begin)] if stop else None,
+        logits_processor=[OwnDice(len(rows), temperature, top_p, seed, device)] if temperature else None,
+    )
     texts = [tokenizer.decode(r[begin:], skip_special_tokens=True) for r in out]
     return [t[:min([len(t), *(i for s in stop if (i := t.find(s)) >= 0)])] for t in texts]
 
@@ -90,12 +125,21 @@ def generate_batch(
     _check(model, max(map(len, rows), default=0), max_new_tokens, temperature, top_p)
     stop = [stop] if isinstance(stop, str) else list(stop or [])
     if '' in stop: raise InputError('a stop string is empty')
-    order,out = sorted(range(len(rows)), key=lambda i: len(rows[i])),[None]*len(rows) # neighbours in length, so that little is padding
-    was = model.training; model.eval()
+    # neighbours in length, so that little is padding
+    order,out = sorted(range(len(rows)), key=lambda i: len(rows[i])),[None]*len(rows)
+    was = model.training
+    model.eval()
     try:
         for at in (order[i:i+bs] for i in range(0, len(order), bs)):
-            for i,t in zip(at, _continue(model, tokenizer, [rows[i] for i in at], max_new_tokens, temperature, top_p, seed, stop, use_cache)): out[i] = t
-    finally: model.train(was)
+            for i, t in zip(
+                at,
+                _continue(
+                    model, tokenizer, [rows[i] for i in at], max_new_tokens, temperature, top_p, seed, stop, use_cache
+                ),
+            ):
+                out[i] = t
+    finally:
+        model.train(was)
     return out
 
 # %% ../../nbs/02_models/10_generation.ipynb #979d9db3
@@ -122,12 +166,27 @@ def fill(
     text,      # a string in which the mask token stands for gaps, or (T,) tokens
 )->dict: # input, with the gaps shown as '_'; output; filled: the words put in
     "Fill the gaps of a text"
-    if tokenizer.mask_token_id is None: raise InputError('this tokenizer has no mask token to mark gaps with; use the one the model was trained with')
-    if getattr(model.config, 'causal', not hasattr(model.config, 'causal')) and model.can_generate(): raise InputError(f'{type(model).__name__} sees only the past and cannot fill gaps; use `generate`')
+    if tokenizer.mask_token_id is None:
+        raise InputError('this tokenizer has no mask token to mark gaps with; use the one the model was trained with')
+    if getattr(model.config, 'causal', not hasattr(model.config, 'causal')) and model.can_generate():
+        raise InputError(f'{type(model).__name__} sees only the past and cannot fill gaps; use `generate`')
     device = next(model.parameters()).device
-    ids = torch.as_tensor(tokenizer(text, add_special_tokens=False)['input_ids'] if isinstance(text, str) else text, device=device)
+    ids = torch.as_tensor(
+        tokenizer(text, add_special_tokens=False)['input_ids'] if isinstance(text, str) else text, device=device
+    )
     gaps = ids == tokenizer.mask_token_id
     if not gaps.any(): raise InputError(f"there is no gap to fill; mark gaps with '{tokenizer.mask_token}'")
-    was = model.training; model.eval(); best = model(ids[None]).logits[0].argmax(-1); model.train(was)
-    shown = lambda i: ''.join('_' if g else tokenizer.decode([t]) for t,g in zip(i.tolist(), gaps.tolist())) if i is ids else tokenizer.decode(i)
-    return dict(input=shown(ids), output=shown(torch.where(gaps, best, ids)), filled=[tokenizer.decode([t]) for t in best[gaps].tolist()])
+    was = model.training
+    model.eval()
+    best = model(ids[None]).logits[0].argmax(-1)
+    model.train(was)
+    shown = lambda i: (
+        ''.join('_' if g else tokenizer.decode([t]) for t, g in zip(i.tolist(), gaps.tolist()))
+        if i is ids
+        else tokenizer.decode(i)
+    )
+    return dict(
+        input=shown(ids),
+        output=shown(torch.where(gaps, best, ids)),
+        filled=[tokenizer.decode([t]) for t in best[gaps].tolist()],
+    )

@@ -23,24 +23,86 @@ from .task_heads import adopt_head
 # %% ../../nbs/02_models/12_hf_load.ipynb #a7621482
 families = Registry('tiny family')
 
-_llama = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, intermediate_size=64, head_dim=32, max_position_embeddings=512)
-_bert = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_position_embeddings=512)
-_t5 = dict(d_model=64, d_kv=32, d_ff=64, num_layers=2, num_decoder_layers=2, num_heads=2, initializer_factor=0.3) # at 1 its loss starts above ln V
-_bart = dict(d_model=64, max_position_embeddings=512, forced_eos_token_id=None, **{f'{side}_{k}': v for side in ('encoder', 'decoder') for k,v in dict(layers=2, attention_heads=2, ffn_dim=64).items()})
-_eye = dict(model_type='clip_vision_model', hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8, projection_dim=16)
+_llama = dict(
+    hidden_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    intermediate_size=64,
+    head_dim=32,
+    max_position_embeddings=512,
+)
+_bert = dict(
+    hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_position_embeddings=512
+)
+# at 1 its loss starts above ln V
+_t5 = dict(d_model=64, d_kv=32, d_ff=64, num_layers=2, num_decoder_layers=2, num_heads=2, initializer_factor=0.3)
+_bart = dict(
+    d_model=64,
+    max_position_embeddings=512,
+    forced_eos_token_id=None,
+    **{
+        f'{side}_{k}': v
+        for side in ('encoder', 'decoder')
+        for k, v in dict(layers=2, attention_heads=2, ffn_dim=64).items()
+    },
+)
+_eye = dict(
+    model_type='clip_vision_model',
+    hidden_size=16,
+    intermediate_size=32,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    image_size=16,
+    patch_size=8,
+    projection_dim=16,
+)
 families.update(
     gpt2=dict(model_type='gpt2', n_embd=64, n_inner=64, n_layer=2, n_head=2, n_positions=512),
     qwen3=dict(model_type='qwen3', tie_word_embeddings=True, **_llama),
     llama=dict(model_type='llama', **_llama),
     mixtral=dict(model_type='mixtral', num_local_experts=4, num_experts_per_tok=2, **_llama),
-    qwen3_moe=dict(model_type='qwen3_moe', num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64, tie_word_embeddings=True, **_llama),
-    deepseek=dict(model_type='deepseek_v2', n_routed_experts=4, n_shared_experts=1, num_experts_per_tok=2, moe_intermediate_size=64, first_k_dense_replace=1,
-                  kv_lora_rank=64, q_lora_rank=None, qk_rope_head_dim=16, qk_nope_head_dim=16, v_head_dim=32, num_key_value_heads=2, **_bert),
+    qwen3_moe=dict(
+        model_type='qwen3_moe',
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=64,
+        tie_word_embeddings=True,
+        **_llama,
+    ),
+    deepseek=dict(
+        model_type='deepseek_v2',
+        n_routed_experts=4,
+        n_shared_experts=1,
+        num_experts_per_tok=2,
+        moe_intermediate_size=64,
+        first_k_dense_replace=1,
+        kv_lora_rank=64,
+        q_lora_rank=None,
+        qk_rope_head_dim=16,
+        qk_nope_head_dim=16,
+        v_head_dim=32,
+        num_key_value_heads=2,
+        **_bert,
+    ),
     t5=dict(model_type='t5', **_t5),
-    switch=dict(model_type='switch_transformers', num_experts=4, num_sparse_encoder_layers=1, num_sparse_decoder_layers=1, **_t5),
+    switch=dict(
+        model_type='switch_transformers',
+        num_experts=4,
+        num_sparse_encoder_layers=1,
+        num_sparse_decoder_layers=1,
+        **_t5,
+    ),
     bart=dict(model_type='bart', **_bart),
     bert=dict(model_type='bert', **_bert),
-    llava=dict(model_type='llava', vision_config=_eye, vision_feature_layer=-1, image_seq_length=4, text_config=dict(model_type='llama', **_llama)))
+    llava=dict(
+        model_type='llava',
+        vision_config=_eye,
+        vision_feature_layer=-1,
+        image_seq_length=4,
+        text_config=dict(model_type='llama', **_llama),
+    ),
+)
 
 # %% ../../nbs/02_models/12_hf_load.ipynb #8b17c879
 def tiny_config(
@@ -68,11 +130,16 @@ def field_names(
 )->dict: # under the family's own names
     "Rename options to what this config calls them; an unknown one is an error"
     ours = {v: k for k,v in LMConfig.attribute_map.items()}
-    text = config.get_text_config(); names = {}
+    text = config.get_text_config()
+    names = {}
     known = set(text.to_dict()) | set(config.to_dict()) | {*text.attribute_map, 'num_labels'}
     for k,v in options.items():
         usual = ours.get(k, k) if k not in known else k
-        if usual not in known: raise InputError(f"unknown option '{k}' for a {config.model_type} model: {_near(k, known | set(ours)) or 'see its config class'}")
+        if usual not in known:
+            raise InputError(
+                f"unknown option '{k}' for a {config.model_type} model: "
+                f"{_near(k, known | set(ours)) or 'see its config class'}"
+            )
         names[text.attribute_map.get(usual, usual)] = v
     return names
 
@@ -85,15 +152,24 @@ def find_model(
     name, # `tiny:family`, a folder, or a hub id
 )->tuple: # kind (`tiny`, `ours`, `packed`, `adapter`, `folder` or `hub`), and the family, folder or id
     "What a name stands for"
-    name = str(name); path = Path(name).expanduser()
-    if name.startswith('tiny:'): families[name[5:]]; return 'tiny',name[5:]
+    name = str(name)
+    path = Path(name).expanduser()
+    if name.startswith('tiny:'):
+        families[name[5:]]
+        return 'tiny',name[5:]
     if not (path.exists() or name.startswith(('.', '~', '/'))):
         if re.fullmatch(r'[\w.-]+(/[\w.-]+)?', name): return 'hub',name
         raise InputError(f"'{name}' is neither a folder nor a hub id, which looks like gpt2 or Qwen/Qwen3-0.6B")
-    if not path.is_dir(): raise InputError(f"{path} is not a folder; give the folder that holds config.json" if path.exists() else f'there is no folder {path}')
+    if not path.is_dir():
+        raise InputError(
+            f"{path} is not a folder; give the folder that holds config.json"
+            if path.exists()
+            else f'there is no folder {path}'
+        )
     for p in (path/'final', path):
         if (p/'adapter_config.json').exists(): return 'adapter',p
-        if (p/'config.json').exists(): return {LMConfig.model_type: 'ours', 'packed': 'packed'}.get(saved_kind(p), 'folder'),p
+        if (p/'config.json').exists():
+            return {LMConfig.model_type: 'ours', 'packed': 'packed'}.get(saved_kind(p), 'folder'),p
     raise InputError(f'{path} holds no model: neither config.json nor adapter_config.json is there')
 
 def describe_model(
@@ -104,15 +180,26 @@ def describe_model(
     if name in models: return f'{name}: a recipe of lmnotes, random weights'
     kind,where = find_model(name)
     if kind == 'tiny': return f'{name}: a tiny random model of the {where} family'
-    what = dict(ours='a saved model of lmnotes', packed='a packed model', adapter='a LoRA adapter and its base', folder='a local model', hub='a model of the hub')[kind]
+    what = dict(
+        ours='a saved model of lmnotes',
+        packed='a packed model',
+        adapter='a LoRA adapter and its base',
+        folder='a local model',
+        hub='a model of the hub',
+    )[kind]
     return f"{name}: {what}, {'random weights (only its config is taken)' if from_scratch else 'with its weights'}"
 
 # %% ../../nbs/02_models/12_hf_load.ipynb #6e9ec9f6
-def _remote(where): return f"{where} brings its own Python code, which is not run; if you trust it, add --trust_remote_code"
+def _remote(where):
+    return f"{where} brings its own Python code, which is not run; if you trust it, add --trust_remote_code"
 
 def _known():
     "The notebook of known ids, when it is there"
-    return importlib.import_module('lmnotes.models.model_zoo') if importlib.util.find_spec('lmnotes.models.model_zoo') else None
+    return (
+        importlib.import_module('lmnotes.models.model_zoo')
+        if importlib.util.find_spec('lmnotes.models.model_zoo')
+        else None
+    )
 
 def full_id(name:str)->str: # such as `Qwen/Qwen3-0.6B` for `qwen3-0.6b`
     "The hub id that a name means; unknown ones stand for themselves"
@@ -129,7 +216,11 @@ def _names_known():
 
 def _unreachable(name, why):
     known,near = _names_known(),_near(name, _names_known())
-    what = f"the weights of '{name}' are on the hub, which {why}." if name in known else f"'{name}' is no recipe and the hub {why}{'; ' + near if near else '.'}"
+    what = (
+        f"the weights of '{name}' are on the hub, which {why}."
+        if name in known
+        else f"'{name}' is no recipe and the hub {why}{'; ' + near if near else '.'}"
+    )
     return InputError(f'{what} Two ways on: a local folder (--model PATH), or a random model such as tiny:gpt2')
 
 class _Silent(InputError): "The hub does not answer"
@@ -139,13 +230,16 @@ def _hub_errors(name):
     "Turn what the hub's client raises into one line"
     from lmnotes.data import sources
     try:
-        with sources.offline_if_silent(): yield
+        with sources.offline_if_silent():
+            yield
     except (OSError, ValueError) as e:
         if isinstance(e, InputError): raise
         said = str(e).split('\n')[0]
         if 'trust_remote_code' in str(e) or 'custom code' in str(e): raise InputError(_remote(name)) from None
-        if 'gated' in str(e).lower(): raise InputError(f"'{name}' is gated: accept its terms on the hub, then `hf auth login`") from None
-        if 'connect' in str(e) or 'offline' in str(e).lower() or not sources.hub_answers(): raise _Silent(*_unreachable(name, 'cannot be reached').args) from None
+        if 'gated' in str(e).lower():
+            raise InputError(f"'{name}' is gated: accept its terms on the hub, then `hf auth login`") from None
+        if 'connect' in str(e) or 'offline' in str(e).lower() or not sources.hub_answers():
+            raise _Silent(*_unreachable(name, 'cannot be reached').args) from None
         if 'valid model identifier' in str(e) or '404' in str(e): raise _unreachable(name, 'has no such id') from None
         if 'safetensors' in str(e): raise InputError(_pickled(name)) from None
         raise InputError(f"'{name}' cannot be read: {said[:200]}") from e
@@ -156,14 +250,20 @@ def with_fields(
     options:dict, # see `field_names`
 ):
     "A config with fields set, and what followed from the old ones left to follow from the new"
-    new,text = field_names(config, options),config.get_text_config(); top = {k: v for k,v in new.items() if not hasattr(text, k)}
+    new,text = field_names(config, options),config.get_text_config()
+    top = {k: v for k,v in new.items() if not hasattr(text, k)}
     for k,v in top.items(): setattr(config, k, v)
     if new.keys() <= top.keys(): return config
-    old = text.to_dict(); wide = lambda k: getattr(text, k, None); now = lambda k: new.get(text.attribute_map.get(k, k), wide(k))
+    old = text.to_dict()
+    wide = lambda k: getattr(text, k, None)
+    now = lambda k: new.get(text.attribute_map.get(k, k), wide(k))
     if now('num_hidden_layers') != wide('num_hidden_layers'): old.pop('layer_types', None)
-    if wide('head_dim') and wide('head_dim')*wide('num_attention_heads') == wide('hidden_size'): old['head_dim'] = now('hidden_size')//now('num_attention_heads')
-    if wide('num_key_value_heads') == wide('num_attention_heads'): old['num_key_value_heads'] = now('num_attention_heads')
-    made = type(text).from_dict({**old, **new}); made._name_or_path = text._name_or_path
+    if wide('head_dim') and wide('head_dim')*wide('num_attention_heads') == wide('hidden_size'):
+        old['head_dim'] = now('hidden_size')//now('num_attention_heads')
+    if wide('num_key_value_heads') == wide('num_attention_heads'):
+        old['num_key_value_heads'] = now('num_attention_heads')
+    made = type(text).from_dict({**old, **new})
+    made._name_or_path = text._name_or_path
     if text is config: return made
     config.text_config = made
     return config
@@ -178,13 +278,22 @@ def hub_config(
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     kind,where = find_model(name)
-    if kind == 'tiny': return tiny_config(where, **({} if vocab_size is None else dict(vocab_size=vocab_size)), **options)
+    if kind == 'tiny':
+        return tiny_config(where, **({} if vocab_size is None else dict(vocab_size=vocab_size)), **options)
     if kind == 'folder':
-        raw = read_json(where/'config.json'); known = raw.get('model_type') in CONFIG_MAPPING
+        raw = read_json(where/'config.json')
+        known = raw.get('model_type') in CONFIG_MAPPING
         if not known and 'auto_map' in raw and not trust_remote_code: raise InputError(_remote(where))
-        if not known and 'auto_map' not in raw: raise InputError(f"{where} holds a model of type '{raw.get('model_type')}', which this transformers does not know; a newer one may")
+        if not known and 'auto_map' not in raw:
+            raise InputError(
+                f"{where} holds a model of type '{raw.get('model_type')}', which this transformers "
+                "does not know; a newer one may"
+            )
     try:
-        with _hub_errors(name): config = AutoConfig.from_pretrained(where if kind in ('folder', 'packed') else full_id(where), trust_remote_code=trust_remote_code)
+        with _hub_errors(name):
+            config = AutoConfig.from_pretrained(
+                where if kind in ('folder', 'packed') else full_id(where), trust_remote_code=trust_remote_code
+            )
     except _Silent:
         if (config := _published(where)) is None: raise
     return with_fields(config, options if vocab_size is None else dict(options, vocab_size=vocab_size))
@@ -196,12 +305,19 @@ def saved_head(config)->str|None: # classify, tag or span
     "The task head of a saved model, told by its architecture; None for a language model"
     return next((t for t,end in _ends.items() if (config.architectures or [''])[0].endswith(end)), None)
 
-_heads = dict(mlm='AutoModelForMaskedLM', classify='AutoModelForSequenceClassification', tag='AutoModelForTokenClassification', span='AutoModelForQuestionAnswering')
+_heads = dict(
+    mlm='AutoModelForMaskedLM',
+    classify='AutoModelForSequenceClassification',
+    tag='AutoModelForTokenClassification',
+    span='AutoModelForQuestionAnswering',
+)
 
 def is_encoder_only(config)->bool:
     "Whether a model of this config looks at both sides of a token"
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as masked
-    return config.model_type in masked and not (config.is_encoder_decoder or getattr(config, 'is_decoder', False) or getattr(config, 'causal', False))
+    return config.model_type in masked and not (
+        config.is_encoder_decoder or getattr(config, 'is_decoder', False) or getattr(config, 'causal', False)
+    )
 
 def auto_class(
     config,      # of transformers
@@ -210,16 +326,24 @@ def auto_class(
     "The Auto class that builds and reads models of this config"
     import transformers as hf
     from transformers.models.auto import modeling_auto as names
-    if task not in ('auto', 'generate', *_heads): raise InputError(f"unknown task '{task}': {did_you_mean(task, ['auto', 'generate', *_heads])}")
+    if task not in ('auto', 'generate', *_heads):
+        raise InputError(f"unknown task '{task}': {did_you_mean(task, ['auto', 'generate', *_heads])}")
     kind = config.model_type
     if task in _heads:
         auto = getattr(hf, _heads[task])
-        if type(config) not in auto._model_mapping: raise InputError(f"transformers has no head for task '{task}' on a {kind} model; leave --task out")
+        if type(config) not in auto._model_mapping:
+            raise InputError(f"transformers has no head for task '{task}' on a {kind} model; leave --task out")
         return auto
-    if is_encoder_only(config): raise InputError(f'{kind} is an encoder: it sees both sides of a word and cannot generate or pretrain from left to right; use --task mlm, classify, tag or span, or a decoder such as gpt2')
+    if is_encoder_only(config):
+        raise InputError(
+            f'{kind} is an encoder: it sees both sides of a word and cannot generate or pretrain '
+            'from left to right; use --task mlm, classify, tag or span, or a decoder such as gpt2'
+        )
     remote = getattr(config, 'auto_map', None) or {}
-    if config.is_encoder_decoder and kind in names.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES: return hf.AutoModelForSeq2SeqLM
-    if kind in names.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or 'AutoModelForCausalLM' in remote: return hf.AutoModelForCausalLM
+    if config.is_encoder_decoder and kind in names.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
+        return hf.AutoModelForSeq2SeqLM
+    if kind in names.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or 'AutoModelForCausalLM' in remote:
+        return hf.AutoModelForCausalLM
     if kind in names.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES: return hf.AutoModelForImageTextToText
     raise InputError(f"a '{kind}' model writes no text; choose a causal or an encoder-decoder model")
 
@@ -235,7 +359,9 @@ def expert_counts(config)->tuple: # experts of a layer, and how many a token use
     first = lambda *names: next((v for n in names if isinstance(v := getattr(c, n, None), int) and v > 0), 0)
     n = first('num_local_experts', 'num_experts', 'n_routed_experts', 'moe_num_experts', 'n_experts')
     if n < 2 or (isinstance(c, LMConfig) and 'moe' not in c.ffn): return 0,0
-    return n,first('num_experts_per_tok', 'moe_top_k', 'top_k_experts', 'moe_k', 'n_active', 'num_selected_experts') or 1
+    return n, first(
+        'num_experts_per_tok', 'moe_top_k', 'top_k_experts', 'moe_k', 'n_active', 'num_selected_experts'
+    ) or 1
 
 def is_moe(config)->bool:
     "Whether a config has routed experts"
@@ -245,31 +371,50 @@ def is_moe(config)->bool:
 def check_context(config, max_length, name='the model'):
     "Refuse texts longer than the model can read"
     longest = getattr(config.get_text_config(), 'max_position_embeddings', None)
-    if max_length and longest and max_length > longest: raise InputError(f'max_length={max_length}, and {name} reads at most {longest} tokens; lower max_length')
+    if max_length and longest and max_length > longest:
+        raise InputError(f'max_length={max_length}, and {name} reads at most {longest} tokens; lower max_length')
 
 def check_vocabulary(config, vocab_size, name='the model'):
     "Refuse a tokenizer with words the model does not know"
     n = config.get_text_config().vocab_size
-    if vocab_size and vocab_size > n: raise InputError(f'the tokenizer has {vocab_size} words, and {name} knows {n}; use its own tokenizer, or --from_scratch')
+    if vocab_size and vocab_size > n:
+        raise InputError(
+            f'the tokenizer has {vocab_size} words, and {name} knows {n}; use its own tokenizer, or --from_scratch'
+        )
 
-def _quantizable(model, bits=8): # (name, parameter) of projections and experts that so many bits can hold: not the head, nor routers, nor embeddings
+def _quantizable(
+    model,
+    bits=8,
+): # (name, parameter) of projections and experts that so many bits can hold: not the head, nor routers, nor embeddings
     from transformers.pytorch_utils import Conv1D
-    head = model.get_output_embeddings(); fits = lambda n: bits == 8 or n % 64 == 0
+    head = model.get_output_embeddings()
+    fits = lambda n: bits == 8 or n % 64 == 0
     for name,m in model.named_modules():
-        plain = isinstance(m, (nn.Linear, Conv1D)) and m is not head and name.split('.')[-1] not in ('gate', 'router', 'classifier')
+        plain = (
+            isinstance(m, (nn.Linear, Conv1D))
+            and m is not head
+            and name.split('.')[-1] not in ('gate', 'router', 'classifier')
+        )
         if plain and fits(m.weight.shape[0 if isinstance(m, Conv1D) else 1]): yield f'{name}.weight',m.weight
-        yield from ((f'{name}.{k}', p) for k,p in m.named_parameters(recurse=False) if p.dim() == 3 and p.is_floating_point() and fits(p.numel()))
+        yield from (
+            (f'{name}.{k}', p)
+            for k, p in m.named_parameters(recurse=False)
+            if p.dim() == 3 and p.is_floating_point() and fits(p.numel())
+        )
 
 def _is_expert(name): return '.experts.' in f'.{name}'
 
 def _random(auto, config, **how): # a model with random weights
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore'); return auto.from_config(config, **{k: v for k,v in how.items() if v})
-    except ValueError as e: raise InputError(f"no {config.model_type} model has these sizes: {' '.join(str(e).split())[:200]}") from None
+            warnings.simplefilter('ignore')
+            return auto.from_config(config, **{k: v for k,v in how.items() if v})
+    except ValueError as e:
+        raise InputError(f"no {config.model_type} model has these sizes: {' '.join(str(e).split())[:200]}") from None
 
 def _rewritten_random(auto, config, **how): # with what its config notes
-    names = list(getattr(config, 'rewrites', None) or []); model = _random(auto, config, **how)
+    names = list(getattr(config, 'rewrites', None) or [])
+    model = _random(auto, config, **how)
     if names: model.config.rewrites = []
     return apply_rewrites(model, names)
 
@@ -282,11 +427,15 @@ def bytes_needed(
     trust_remote_code=False,
 )->int:
     "Bytes of a model's weights, from its config"
-    with torch.device('meta'): model = _random(auto, config, trust_remote_code=trust_remote_code)
-    size = torch.empty(0, dtype=dtype).element_size(); total = sum(p.numel() for p in model.parameters())*size
+    with torch.device('meta'):
+        model = _random(auto, config, trust_remote_code=trust_remote_code)
+    size = torch.empty(0, dtype=dtype).element_size()
+    total = sum(p.numel() for p in model.parameters())*size
     for name,p in _quantizable(model, min(bits or 8, expert_bits or 8)):
         b = (expert_bits or bits) if _is_expert(name) else bits
-        if b: total -= p.numel()*(size - b/8 - (4/64 if b == 4 else 0)) # 4 bits keep a float32 scale for every 64 weights
+        if b:
+            # 4 bits keep a float32 scale for every 64 weights
+            total -= p.numel()*(size - b/8 - (4/64 if b == 4 else 0))
     return int(total)
 
 def free_memory(device='cpu')->int:
@@ -299,19 +448,39 @@ def free_memory(device='cpu')->int:
 def check_memory(need, device='cpu', name='the model', also=''): # bytes; a device; its name; what would help
     "Refuse a model larger than what is free"
     free = min(free_memory(d) for d in {'cpu', str(device)} if not d.startswith('mps'))
-    if need > free: raise InputError(f"{name}'s weights take {need/1e9:.1f} GB and {free/1e9:.1f} GB are free; choose a smaller model{also}")
+    if need > free:
+        raise InputError(
+            f"{name}'s weights take {need / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; choose a "
+            f"smaller model{also}"
+        )
 
 # %% ../../nbs/02_models/12_hf_load.ipynb #681f250a
-_flags = dict(sdpa='_supports_sdpa', flash_attention_2='_supports_flash_attn', flash_attention_3='_supports_flash_attn', flex_attention='_supports_flex_attn')
-_install = dict(flash_attention_2='`pip install flash-attn --no-build-isolation`',
-                flash_attention_3='`python setup.py install` in the folder hopper of https://github.com/Dao-AILab/flash-attention')
+_flags = dict(
+    sdpa='_supports_sdpa',
+    flash_attention_2='_supports_flash_attn',
+    flash_attention_3='_supports_flash_attn',
+    flex_attention='_supports_flex_attn',
+)
+_install = dict(
+    flash_attention_2='`pip install flash-attn --no-build-isolation`',
+    flash_attention_3='`python setup.py install` in the folder hopper of '
+    'https://github.com/Dao-AILab/flash-attention',
+)
 
 def _lacking(name, device, cls): # why this kernel cannot be used, or None
     from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available, is_torch_flex_attn_available
-    have = dict(flash_attention_2=is_flash_attn_2_available, flash_attention_3=is_flash_attn_3_available, flex_attention=is_torch_flex_attn_available)
-    if cls is not None and name in _flags and not getattr(cls, _flags[name], False): return f'{cls.__name__} has no {name}'
+    have = dict(
+        flash_attention_2=is_flash_attn_2_available,
+        flash_attention_3=is_flash_attn_3_available,
+        flex_attention=is_torch_flex_attn_available,
+    )
+    if cls is not None and name in _flags and not getattr(cls, _flags[name], False):
+        return f'{cls.__name__} has no {name}'
     if name in have and (device.type != 'cuda' or not have[name]()):
-        return f"{name} needs a CUDA GPU{' and ' + _install[name] if name in _install else ''}; this is {'a CUDA GPU without it' if device.type == 'cuda' else device.type}"
+        return (
+            f"{name} needs a CUDA GPU{' and ' + _install[name] if name in _install else ''}; this "
+            f"is {'a CUDA GPU without it' if device.type == 'cuda' else device.type}"
+        )
 
 def resolve_attention(
     wish:str='auto',           # auto, eager, sdpa, flash_attention_2, flash_attention_3 or flex_attention
@@ -321,7 +490,8 @@ def resolve_attention(
 )->str: # the kernel that will run
     "The attention that is used"
     device = torch.device(device)
-    if wish not in ('auto', 'eager', *_flags): raise InputError(f"unknown attn_implementation '{wish}': {did_you_mean(wish, ['auto', 'eager', *_flags])}")
+    if wish not in ('auto', 'eager', *_flags):
+        raise InputError(f"unknown attn_implementation '{wish}': {did_you_mean(wish, ['auto', 'eager', *_flags])}")
     if wish != 'auto':
         if why := _lacking(wish, device, model_class): raise InputError(f'{why}; use --attn_implementation auto')
         return wish
@@ -340,8 +510,10 @@ def attention_of(model)->str: # 'none' where there is no attention
 # %% ../../nbs/02_models/12_hf_load.ipynb #0655e4dd
 @contextmanager
 def _stand_in(head, f): # for the time of one call the head does `f`
-    was = head.__dict__.get('forward'); head.forward = f
-    try: yield
+    was = head.__dict__.get('forward')
+    head.forward = f
+    try:
+        yield
     finally:
         if was is None: del head.forward
         else: head.forward = was
@@ -351,12 +523,22 @@ def _bare_head(model, plain, vocab): # is the logits tensor what the head puts o
     head = model.get_output_embeddings()
     if head is None: return False
     seen,device = [],next(model.parameters()).device
-    two = torch.zeros(1, 2, dtype=torch.long, device=device); past = dict(decoder_input_ids=two) if model.config.is_encoder_decoder else {}
-    def ramp(h): seen.append(torch.linspace(-1000, 1000, h[...,:1].numel()*vocab, device=h.device, dtype=h.dtype).view(*h.shape[:-1], vocab)); return seen[-1]
-    was = model.training; model.eval()
+    two = torch.zeros(1, 2, dtype=torch.long, device=device)
+    past = dict(decoder_input_ids=two) if model.config.is_encoder_decoder else {}
+    def ramp(h):
+        seen.append(
+            torch.linspace(-1000, 1000, h[..., :1].numel() * vocab, device=h.device, dtype=h.dtype).view(
+                *h.shape[:-1], vocab
+            )
+        )
+        return seen[-1]
+    was = model.training
+    model.eval()
     try:
-        with _stand_in(head, ramp): z = plain(model, two, use_cache=False, **past).logits
-    finally: model.train(was)
+        with _stand_in(head, ramp):
+            z = plain(model, two, use_cache=False, **past).logits
+    finally:
+        model.train(was)
     return len(seen) == 1 and z.shape == seen[0].shape and torch.equal(z.float(), seen[0].float())
 
 # %% ../../nbs/02_models/12_hf_load.ipynb #5f8882e0
@@ -365,18 +547,29 @@ def _packed(model, documents): # (B, T) -> what keeps documents apart, in the wo
     pos = dict(position_ids=document_positions(T, documents, documents.device))
     if how.startswith('flash'): return pos # it finds the borders where positions begin again
     mask = who_sees(T, device=documents.device, documents=documents)
-    return dict(pos, attention_mask=mask if how == 'sdpa' else torch.zeros(mask.shape, dtype=model.dtype, device=mask.device).masked_fill(~mask, torch.finfo(model.dtype).min))
+    return dict(
+        pos,
+        attention_mask=mask
+        if how == 'sdpa'
+        else torch.zeros(mask.shape, dtype=model.dtype, device=mask.device).masked_fill(
+            ~mask, torch.finfo(model.dtype).min
+        ),
+    )
 
 @torch.no_grad()
 def _keeps_apart(model): # do two documents in a row give what two rows give?
-    device,was = next(model.parameters()).device,model.training; model.eval()
-    ids = torch.arange(8, device=device)[None]; docs = (ids >= 4).long()
+    device,was = next(model.parameters()).device,model.training
+    model.eval()
+    ids = torch.arange(8, device=device)[None]
+    docs = (ids >= 4).long()
     try:
         packed = model._original.forward(model, ids, use_cache=False, **_packed(model, docs)).logits.view(2, 4, -1)
         alone = model._original.forward(model, ids.view(2, 4), use_cache=False).logits
         return bool((packed - alone).abs().max() <= 2e-2*alone.abs().max())
-    except (TypeError, ValueError, RuntimeError): return False
-    finally: model.train(was)
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    finally:
+        model.train(was)
 
 class _Adopted:
     "What an adopted model can do beyond its own class"
@@ -388,29 +581,58 @@ class _Adopted:
     def _capture(self, args, inputs):
         self._check_pair(inputs)
         seen,inputs = [],self._apart({'use_cache': False, **inputs})
-        words = self.config.get_text_config().vocab_size # in the head's place an empty answer: what is added to it (a bias, in BART) costs nothing
-        with _stand_in(self.get_output_embeddings(), lambda h: seen.append(h) or h.new_empty(len(h), 0, words)): out = self._original.forward(self, *args, **inputs)
+        # in the head's place an empty answer: what is added to it (a bias, in BART) costs nothing
+        words = self.config.get_text_config().vocab_size
+        with _stand_in(self.get_output_embeddings(), lambda h: seen.append(h) or h.new_empty(len(h), 0, words)):
+            out = self._original.forward(self, *args, **inputs)
         return seen[0],out
     def _check_pair(self, inputs):
-        if self.config.is_encoder_decoder and inputs.get('decoder_input_ids') is None: raise InputError('an encoder-decoder trains on pairs: give input_ids, which its encoder reads, decoder_input_ids, and shift_labels of the same shape as these')
+        if self.config.is_encoder_decoder and inputs.get('decoder_input_ids') is None:
+            raise InputError(
+                'an encoder-decoder trains on pairs: give input_ids, which its encoder reads, '
+                'decoder_input_ids, and shift_labels of the same shape as these'
+            )
     def _apart(self, inputs): # `documents`, numbers of the documents in a row, as positions and a mask
         documents = inputs.pop('documents', None)
         if documents is None: return inputs
-        if self.__dict__.get('_keeps_apart') is None: self._keeps_apart = None; self._keeps_apart = _keeps_apart(self)
-        if not self._keeps_apart: raise InputError(f'{type(self).__name__} cannot keep documents in one row apart; train it without packing')
+        if self.__dict__.get('_keeps_apart') is None:
+            self._keeps_apart = None
+            self._keeps_apart = _keeps_apart(self)
+        if not self._keeps_apart:
+            raise InputError(
+                f'{type(self).__name__} cannot keep documents in one row apart; train it without packing'
+            )
         return dict(inputs, **_packed(self, documents))
     def _supervised(self, args, inputs, labels, num_items, return_logits):
-        self._check_pair(inputs); inputs.pop('labels', None); inputs.pop('return_dict', None); count_supervised(labels)
-        if self._bare: h,out = self._capture(args, inputs)
-        else: out = self._original.forward(self, *args, **self._apart({'use_cache': False, **inputs})); h = out.logits
+        self._check_pair(inputs)
+        inputs.pop('labels', None)
+        inputs.pop('return_dict', None)
+        count_supervised(labels)
+        if self._bare:
+            h,out = self._capture(args, inputs)
+        else:
+            out = self._original.forward(self, *args, **self._apart({'use_cache': False, **inputs}))
+            h = out.logits
         loss,right = module_loss(self.head if self._bare else nn.Identity(), h, labels, num_items)
         aux = getattr(out, 'aux_loss', None)
-        if self.training and torch.is_tensor(aux): loss = loss + self.config.get_text_config().router_aux_loss_coef*aux.to(loss.device)
+        if self.training and torch.is_tensor(aux):
+            loss = loss + self.config.get_text_config().router_aux_loss_coef*aux.to(loss.device)
         logits = None if not return_logits else self.head(h) if self._bare else h
         get = lambda k: getattr(out, k, None)
-        return LMOutput(loss=loss, logits=logits, past_key_values=get('past_key_values'), hidden_states=get('hidden_states'), attentions=get('attentions'), n_correct=right)
+        return LMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=get('past_key_values'),
+            hidden_states=get('hidden_states'),
+            attentions=get('attentions'),
+            n_correct=right,
+        )
     def save_pretrained(self, *args, **kwargs):
-        if any(isinstance(m, nn.utils.parametrize.ParametrizationList) for m in self.modules()): raise InputError('experts kept in 4 or 8 bits cannot be saved; save its adapter, or merge it with `merge_lora`, which brings them back to full width')
+        if any(isinstance(m, nn.utils.parametrize.ParametrizationList) for m in self.modules()):
+            raise InputError(
+                'experts kept in 4 or 8 bits cannot be saved; save its adapter, or merge it with '
+                '`merge_lora`, which brings them back to full width'
+            )
         return super().save_pretrained(*args, **kwargs)
     def __reduce_ex__(self, protocol): return _revive,(self._original,),self.__getstate__()
 
@@ -418,20 +640,35 @@ class _Adopted:
 def _adopted(cls): # a child of `cls` that nobody can tell from it
     @functools.wraps(cls.forward)
     def forward(self, *args, shift_labels=None, num_items_in_batch=None, return_logits=None, **inputs):
-        if shift_labels is not None: return self._supervised(args, inputs, shift_labels, num_items_in_batch, return_logits)
+        if shift_labels is not None:
+            return self._supervised(args, inputs, shift_labels, num_items_in_batch, return_logits)
         if num_items_in_batch is not None: inputs['num_items_in_batch'] = num_items_in_batch
         return cls.forward(self, *args, **self._apart(inputs))
-    return type(cls.__name__, (_Adopted, cls), dict(forward=forward, _original=cls, __module__=cls.__module__, __qualname__=cls.__qualname__, __doc__=cls.__doc__))
+    return type(
+        cls.__name__,
+        (_Adopted, cls),
+        dict(
+            forward=forward,
+            _original=cls,
+            __module__=cls.__module__,
+            __qualname__=cls.__qualname__,
+            __doc__=cls.__doc__,
+        ),
+    )
 
-def _revive(cls): new = _adopted(cls); return new.__new__(new)
+def _revive(cls):
+    new = _adopted(cls)
+    return new.__new__(new)
 
 def adopt(
     model, # a causal, encoder-decoder or vision-language model of transformers
 ):
     "Teach a hub model our forward: `shift_labels` in, `loss` and `n_correct` out, no logits on the way"
     if isinstance(model, (_Adopted, LM)): return model
-    cls = type(model); bare = _bare_head(model, cls.forward, model.config.get_text_config().vocab_size)
-    model.__class__ = _adopted(cls); model._bare = bare
+    cls = type(model)
+    bare = _bare_head(model, cls.forward, model.config.get_text_config().vocab_size)
+    model.__class__ = _adopted(cls)
+    model._bare = bare
     return model
 
 # %% ../../nbs/02_models/12_hf_load.ipynb #141a537f
@@ -443,7 +680,9 @@ def decoder_logits(
     "Logits of the decoder alone, under a fixed source"
     g = torch.Generator().manual_seed(0)
     if source is None: source = torch.randint(model.config.get_text_config().vocab_size, (1, 16), generator=g)
-    return model(input_ids=source.to(input_ids.device).expand(len(input_ids), -1), decoder_input_ids=input_ids, use_cache=False).logits
+    return model(
+        input_ids=source.to(input_ids.device).expand(len(input_ids), -1), decoder_input_ids=input_ids, use_cache=False
+    ).logits
 
 # %% ../../nbs/02_models/12_hf_load.ipynb #9c2a83b1
 def _bits(load4, load8, moe4, moe8): # bits of projections, bits of experts
@@ -453,15 +692,21 @@ def _bits(load4, load8, moe4, moe8): # bits of projections, bits of experts
     return bits,(4 if moe4 else 8 if moe8 else bits)
 
 def _bnb():
-    if importlib.util.find_spec('bitsandbytes') is None: raise InputError("4 and 8 bit weights need bitsandbytes: `pip install 'lmnotes[quant]'`")
-    for part in ('autograd._functions', 'backends.cpu.ops'): logging.getLogger(f'bitsandbytes.{part}').setLevel(logging.ERROR) # a line for each layer of each step
+    if importlib.util.find_spec('bitsandbytes') is None:
+        raise InputError("4 and 8 bit weights need bitsandbytes: `pip install 'lmnotes[quant]'`")
+    for part in ('autograd._functions', 'backends.cpu.ops'):
+        logging.getLogger(f'bitsandbytes.{part}').setLevel(logging.ERROR) # a line for each layer of each step
     import bitsandbytes as bnb
     return bnb
 
-def _settle(model): # bitsandbytes repacks 4-bit weights at the first evaluation on some CPUs: other rounding, and no way back to training
+def _settle(
+    model,
+): # bitsandbytes repacks 4-bit weights at the first evaluation on some CPUs: other rounding, and no way back to training
     for m in model.modules():
         if hasattr(m, 'support_avx512bf16_for_cpu'): m.support_avx512bf16_for_cpu = False
-        if type(m).__name__ == 'Linear8bitLt': m.register_forward_pre_hook(_flat); m.register_forward_hook(_unflat)
+        if type(m).__name__ == 'Linear8bitLt':
+            m.register_forward_pre_hook(_flat)
+            m.register_forward_hook(_unflat)
 
 def _flat(m, args): # its 8-bit product takes three dimensions at most
     m._lead = args[0].shape[:-2]
@@ -470,13 +715,20 @@ def _unflat(m, args, out): return out.view(*m._lead, *out.shape[-2:]) if len(m._
 
 class _Int8(nn.Module):
     "A parameter kept as int8 and one scale a row"
-    def __init__(self, scale, dtype): super().__init__(); self.register_buffer('scale', scale); self.dtype = dtype
+    def __init__(self, scale, dtype):
+        super().__init__()
+        self.register_buffer('scale', scale)
+        self.dtype = dtype
     def forward(self, q): return (q*self.scale).to(self.dtype)
 
 class _NF4(nn.Module):
     "A parameter kept as 4-bit codes, two a byte, and one scale for 64 weights"
-    def __init__(self, state, shape): super().__init__(); self.state,self.shape = state,shape
-    def _apply(self, f, *args): self.state.to(f(self.state.absmax).device); return super()._apply(f, *args)
+    def __init__(self, state, shape):
+        super().__init__()
+        self.state,self.shape = state,shape
+    def _apply(self, f, *args):
+        self.state.to(f(self.state.absmax).device)
+        return super()._apply(f, *args)
     def forward(self, q): return _bnb().functional.dequantize_4bit(q, self.state).view(self.shape)
 
 def _shrink_parameter(module, name, bits):
@@ -485,23 +737,35 @@ def _shrink_parameter(module, name, bits):
         scale = p.abs().amax(-1, keepdim=True).clamp(min=1e-12)/127
         q,back = p.div(scale).round_().to(torch.int8),_Int8(scale, p.dtype)
     else:
-        q,state = _bnb().functional.quantize_4bit(p.reshape(-1, 64), blocksize=64, quant_type='nf4'); back = _NF4(state, p.shape)
+        q,state = _bnb().functional.quantize_4bit(p.reshape(-1, 64), blocksize=64, quant_type='nf4')
+        back = _NF4(state, p.shape)
     setattr(module, name, nn.Parameter(q, requires_grad=False))
     if not nn.utils.parametrize.is_parametrized(module):
-        module.register_forward_pre_hook(_open_cache); module.register_forward_hook(_close_cache, always_call=True)
+        module.register_forward_pre_hook(_open_cache)
+        module.register_forward_hook(_close_cache, always_call=True)
     nn.utils.parametrize.register_parametrization(module, name, back, unsafe=True)
 
-def _open_cache(*args): nn.utils.parametrize._cache_enabled += 1 # full width once for a layer's run, not once for each expert
+def _open_cache(*args):
+    nn.utils.parametrize._cache_enabled += 1 # full width once for a layer's run, not once for each expert
 def _close_cache(*args):
-    P = nn.utils.parametrize; P._cache_enabled = max(0, P._cache_enabled - 1)
+    P = nn.utils.parametrize
+    P._cache_enabled = max(0, P._cache_enabled - 1)
     if not P._cache_enabled: P._cache = {}
 
 def _shrink_linear(linear, bits, dtype):
-    bnb = _bnb(); n = (linear.in_features, linear.out_features, linear.bias is not None)
-    new = bnb.nn.Linear4bit(*n, compute_dtype=dtype, quant_type='nf4') if bits == 4 else bnb.nn.Linear8bitLt(*n, has_fp16_weights=False)
-    new.load_state_dict(linear.state_dict()); device = linear.weight.device
-    if bits == 4: new.weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, quant_type='nf4', module=new)
-    else: new.weight = bnb.nn.Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
+    bnb = _bnb()
+    n = (linear.in_features, linear.out_features, linear.bias is not None)
+    new = (
+        bnb.nn.Linear4bit(*n, compute_dtype=dtype, quant_type='nf4')
+        if bits == 4
+        else bnb.nn.Linear8bitLt(*n, has_fp16_weights=False)
+    )
+    new.load_state_dict(linear.state_dict())
+    device = linear.weight.device
+    if bits == 4:
+        new.weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, quant_type='nf4', module=new)
+    else:
+        new.weight = bnb.nn.Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
     return new.requires_grad_(False).to(device)
 
 def quantize_experts(
@@ -512,7 +776,9 @@ def quantize_experts(
     done = 0
     for name,p in list(_quantizable(model, bits)):
         if not _is_expert(name) or not p.is_floating_point(): continue
-        parent,_,leaf = name.rpartition('.'); m = model.get_submodule(parent); done += p.numel()
+        parent,_,leaf = name.rpartition('.')
+        m = model.get_submodule(parent)
+        done += p.numel()
         if p.dim() == 3: _shrink_parameter(m, leaf, bits)
         else: model.set_submodule(parent, _shrink_linear(m, bits, p.dtype))
     return done
@@ -531,51 +797,87 @@ def quantized_share(model)->float:
     return sum(k for k,few in n if few)/sum(k for k,_ in n)
 
 # %% ../../nbs/02_models/12_hf_load.ipynb #d0de51d4
-def _pickled(where): return f'{where} holds its weights only as a pickle (pytorch_model.bin), which can run code when opened; convert them to model.safetensors'
+def _pickled(where):
+    return (
+        f'{where} holds its weights only as a pickle (pytorch_model.bin), which can run code '
+        'when opened; convert them to model.safetensors'
+    )
 
 def _check_files(path):
     if list(path.glob('*.safetensors')): return
     if list(path.glob('*.bin')) or list(path.glob('*.pt')): raise InputError(_pickled(path))
-    raise InputError(f'{path} holds a config and no weights (model.safetensors); add --from_scratch to start from random ones')
+    raise InputError(
+        f'{path} holds a config and no weights (model.safetensors); add --from_scratch to start from random ones'
+    )
 
 @contextmanager
 def _no_bars():
     from transformers.utils import logging as bars
-    was = bars.is_progress_bar_enabled(); bars.disable_progress_bar()
-    try: yield
-    finally: was and bars.enable_progress_bar()
+    was = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        was and bars.enable_progress_bar()
 
 def _skip(config, auto, bits, expert_bits, trust): # names of linear layers that stay as they are
     from transformers.pytorch_utils import Conv1D
-    with torch.device('meta'): model = _random(auto, config, **trust)
+    with torch.device('meta'):
+        model = _random(auto, config, **trust)
     keep = {n.rpartition('.')[0] for n,p in _quantizable(model, bits) if not _is_expert(n) or expert_bits == bits}
     return [n for n,m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and n not in keep]
 
 def _quantization(config, auto, bits, expert_bits, dtype, trust, device):
     if not bits: return {}
     from transformers import BitsAndBytesConfig
-    _bnb(); how = dict(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_compute_dtype=dtype) if bits == 4 else dict(load_in_8bit=True)
-    return dict(device_map={'': str(device)}, quantization_config=BitsAndBytesConfig(**how, llm_int8_skip_modules=_skip(config, auto, bits, expert_bits, trust)))
+    _bnb()
+    how = (
+        dict(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_compute_dtype=dtype)
+        if bits == 4
+        else dict(load_in_8bit=True)
+    )
+    return dict(
+        device_map={'': str(device)},
+        quantization_config=BitsAndBytesConfig(
+            **how, llm_int8_skip_modules=_skip(config, auto, bits, expert_bits, trust)
+        ),
+    )
 
-def _rewriting(config, auto): # a child of the config's class that repeats the rewrites its config notes before weights come in; None where there are none
+def _rewriting(
+    config,
+    auto,
+): # a child of the config's class that repeats the rewrites its config notes before weights come in; None where there are none
     names,cls = list(getattr(config, 'rewrites', None) or []),model_class(config, auto)
     if not names or cls is None: return None
     def __init__(self, config, *args, **kwargs):
         cls.__init__(self, config, *args, **kwargs)
-        self.config.rewrites = []; apply_rewrites(self, names)
-    return type(cls.__name__, (cls,), dict(__init__=__init__, _plain_class=cls, __module__=cls.__module__, __qualname__=cls.__qualname__))
+        self.config.rewrites = []
+        apply_rewrites(self, names)
+    return type(
+        cls.__name__,
+        (cls,),
+        dict(__init__=__init__, _plain_class=cls, __module__=cls.__module__, __qualname__=cls.__qualname__),
+    )
 
 def _read(auto, where, config, task, **how):
     "Weights from a folder or the hub, all of them and no others"
     try:
         with _no_bars(), _hub_errors(str(where)) if not Path(where).is_dir() else nullcontext():
-            model,info = (_rewriting(config, auto) or auto).from_pretrained(where, config=config, use_safetensors=True, output_loading_info=True, **how)
+            model, info = (_rewriting(config, auto) or auto).from_pretrained(
+                where, config=config, use_safetensors=True, output_loading_info=True, **how
+            )
     except RuntimeError as e:
         if 'mismatch' not in str(e): raise
-        raise InputError(f"the weights in {where} have other shapes than its config says; they are not of one model") from None
+        raise InputError(
+            f"the weights in {where} have other shapes than its config says; they are not of one model"
+        ) from None
     if hasattr(model, '_plain_class'): model.__class__ = model._plain_class
     missing = sorted(info['missing_keys'])
-    if missing and task not in _heads: raise InputError(f"the weights in {where} are not those of a {type(model).__name__}: {len(missing)} tensors are missing, such as {missing[0]}")
+    if missing and task not in _heads:
+        raise InputError(
+            f"the weights in {where} are not those of a {type(model).__name__}: {len(missing)} "
+            f"tensors are missing, such as {missing[0]}"
+        )
     return model
 
 _dtypes = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
@@ -583,7 +885,8 @@ _dtypes = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 def _dtype(dtype):
     if dtype is None: return torch.float32
     found = _dtypes.get(dtype, getattr(torch, str(dtype).removeprefix('torch.'), None))
-    if not isinstance(found, torch.dtype): raise InputError(f"unknown dtype '{dtype}': {did_you_mean(dtype, _dtypes)}")
+    if not isinstance(found, torch.dtype):
+        raise InputError(f"unknown dtype '{dtype}': {did_you_mean(dtype, _dtypes)}")
     return found
 
 # %% ../../nbs/02_models/12_hf_load.ipynb #fbae48ff
@@ -610,30 +913,99 @@ def hub_model(
     device = pick_device(device) if isinstance(device, str) else device
     kind,where = find_model(name)
     if kind == 'hub': where = full_id(where)
-    if kind == 'ours': return _ours(where, vocab_size, attn_implementation, use_flash_attention, device, load_in_4bit or load_in_8bit or moe_load_in_4bit or moe_load_in_8bit, options)
+    if kind == 'ours':
+        return _ours(
+            where,
+            vocab_size,
+            attn_implementation,
+            use_flash_attention,
+            device,
+            load_in_4bit or load_in_8bit or moe_load_in_4bit or moe_load_in_8bit,
+            options,
+        )
     if kind == 'packed':
         from lmnotes.quantizers.packed_model import load_packed
-        return load_packed(where, vocab_size, device, attn_implementation, use_flash_attention, max_length=max_length, task=task, **options, **{k: True for k,v in dict(from_scratch=from_scratch, load_in_4bit=load_in_4bit,
-            load_in_8bit=load_in_8bit, moe_load_in_4bit=moe_load_in_4bit, moe_load_in_8bit=moe_load_in_8bit, dtype=dtype).items() if v})
+        return load_packed(
+            where,
+            vocab_size,
+            device,
+            attn_implementation,
+            use_flash_attention,
+            max_length=max_length,
+            task=task,
+            **options,
+            **{
+                k: True
+                for k, v in dict(
+                    from_scratch=from_scratch,
+                    load_in_4bit=load_in_4bit,
+                    load_in_8bit=load_in_8bit,
+                    moe_load_in_4bit=moe_load_in_4bit,
+                    moe_load_in_8bit=moe_load_in_8bit,
+                    dtype=dtype,
+                ).items()
+                if v
+            },
+        )
     if kind == 'adapter':
-        if from_scratch: raise InputError(f'{name} is an adapter and its base; --from_scratch would leave nothing of either')
-        return _with_adapter(where, dict(vocab_size=vocab_size, attn_implementation=attn_implementation, use_flash_attention=use_flash_attention, load_in_4bit=load_in_4bit, load_in_8bit=load_in_8bit,
-            moe_load_in_4bit=moe_load_in_4bit, moe_load_in_8bit=moe_load_in_8bit, trust_remote_code=trust_remote_code, dtype=dtype, max_length=max_length, task=task, device=device, **options))
+        if from_scratch:
+            raise InputError(f'{name} is an adapter and its base; --from_scratch would leave nothing of either')
+        return _with_adapter(
+            where,
+            dict(
+                vocab_size=vocab_size,
+                attn_implementation=attn_implementation,
+                use_flash_attention=use_flash_attention,
+                load_in_4bit=load_in_4bit,
+                load_in_8bit=load_in_8bit,
+                moe_load_in_4bit=moe_load_in_4bit,
+                moe_load_in_8bit=moe_load_in_8bit,
+                trust_remote_code=trust_remote_code,
+                dtype=dtype,
+                max_length=max_length,
+                task=task,
+                device=device,
+                **options,
+            ),
+        )
     bits,expert_bits = _bits(load_in_4bit, load_in_8bit, moe_load_in_4bit, moe_load_in_8bit)
-    random,dtype,trust = from_scratch or kind == 'tiny',_dtype(dtype),dict(trust_remote_code=True) if trust_remote_code else {}
+    random, dtype, trust = (
+        from_scratch or kind == 'tiny',
+        _dtype(dtype),
+        dict(trust_remote_code=True) if trust_remote_code else {},
+    )
     fixed = set() if random else _fixed & set(options)
-    config = hub_config(name, vocab_size if random else None, trust_remote_code, **{k: v for k,v in options.items() if k not in fixed})
-    if fixed: raise InputError(f"{name} comes with its weights, so {min(fixed)} cannot be chosen; leave it out, or add --from_scratch")
+    config = hub_config(
+        name,
+        vocab_size if random else None,
+        trust_remote_code,
+        **{k: v for k, v in options.items() if k not in fixed},
+    )
+    if fixed:
+        raise InputError(
+            f"{name} comes with its weights, so {min(fixed)} cannot be chosen; leave it out, or add --from_scratch"
+        )
     if kind == 'folder' and task == 'auto' and not random: task = saved_head(config) or task
     auto = auto_class(config, task)
     cls = model_class(config, auto)
     if cls is None and not trust_remote_code: raise InputError(_remote(name))
-    if (moe_load_in_4bit or moe_load_in_8bit) and not is_moe(config): raise InputError(f'{name} has no experts to load in {expert_bits} bits; use load_in_{expert_bits}bit')
-    check_context(config, max_length, name); check_vocabulary(config, vocab_size, name)
+    if (moe_load_in_4bit or moe_load_in_8bit) and not is_moe(config):
+        raise InputError(f'{name} has no experts to load in {expert_bits} bits; use load_in_{expert_bits}bit')
+    check_context(config, max_length, name)
+    check_vocabulary(config, vocab_size, name)
     if kind == 'folder' and not random: _check_files(where)
-    check_memory(bytes_needed(config, auto, dtype, bits, expert_bits, trust_remote_code), device, name, '' if bits else ', or load_in_8bit or load_in_4bit')
+    check_memory(
+        bytes_needed(config, auto, dtype, bits, expert_bits, trust_remote_code),
+        device,
+        name,
+        '' if bits else ', or load_in_8bit or load_in_4bit',
+    )
     attn = dict(attn_implementation=resolve_attention(attn_implementation, device, cls, use_flash_attention))
-    if (bits or expert_bits) and getattr(config, 'rewrites', None): raise InputError(f"{name} was rewritten ({', '.join(config.rewrites)}), which 4 and 8 bit loading does not keep; load it without")
+    if (bits or expert_bits) and getattr(config, 'rewrites', None):
+        raise InputError(
+            f"{name} was rewritten ({', '.join(config.rewrites)}), which 4 and 8 bit loading does "
+            "not keep; load it without"
+        )
     if random and not (bits or expert_bits): model = _rewritten_random(auto, config, dtype=dtype, **attn, **trust)
     else: model = _few_bits(auto, config, where, random, bits, expert_bits, dtype, attn, trust, task, device)
     if random: model.train()
@@ -641,8 +1013,13 @@ def hub_model(
     return adopt(model) if task not in _heads or task == 'mlm' else adopt_head(model)
 
 def _ours(path, vocab_size, attention, flash, device, few, options):
-    if few: raise InputError(f'{path} is a model of lmnotes; 4 and 8 bit loading is for those of transformers. Ours take a rewrite such as +ternary')
-    model = load_model(path, **options); check_vocabulary(model.config, vocab_size, path)
+    if few:
+        raise InputError(
+            f'{path} is a model of lmnotes; 4 and 8 bit loading is for those of transformers. '
+            'Ours take a rewrite such as +ternary'
+        )
+    model = load_model(path, **options)
+    check_vocabulary(model.config, vocab_size, path)
     model.config._attn_implementation = resolve_attention(attention, device, type(model), flash)
     return model
 
@@ -650,7 +1027,16 @@ def _few_bits(auto, config, where, random, bits, expert_bits, dtype, attn, trust
     "Weights from a folder or the hub (random ones by way of a folder), in few bits if asked"
     with tempfile.TemporaryDirectory() if random else nullcontext(where) as folder, _no_bars():
         if random: _random(auto, config, dtype=dtype, **attn, **trust).save_pretrained(folder)
-        model = _read(auto, folder, config, task, dtype=dtype, **attn, **trust, **_quantization(config, auto, bits, expert_bits, dtype, trust, device))
+        model = _read(
+            auto,
+            folder,
+            config,
+            task,
+            dtype=dtype,
+            **attn,
+            **trust,
+            **_quantization(config, auto, bits, expert_bits, dtype, trust, device),
+        )
     if random: model.name_or_path = model.config._name_or_path = '' # the folder is gone
     if expert_bits: quantize_experts(model, expert_bits)
     _settle(model)
@@ -660,8 +1046,16 @@ def _few_bits(auto, config, where, random, bits, expert_bits, dtype, attn, trust
 def _with_adapter(path, how):
     from lmnotes.models.lora import load_lora
     base = read_json(path/'adapter_config.json').get('base_model_name_or_path')
-    if not base: raise InputError(f'{path} is an adapter that does not say which model it belongs to; build that model and use load_lora(model, path)')
-    if base in models: raise InputError(f'{path} is an adapter of the recipe {base}, whose weights are not saved with it; build that model and use load_lora(model, path)')
+    if not base:
+        raise InputError(
+            f'{path} is an adapter that does not say which model it belongs to; build that model '
+            'and use load_lora(model, path)'
+        )
+    if base in models:
+        raise InputError(
+            f'{path} is an adapter of the recipe {base}, whose weights are not saved with it; '
+            'build that model and use load_lora(model, path)'
+        )
     return load_lora(hub_model(base, **how), path)
 
 # %% ../../nbs/02_models/12_hf_load.ipynb #5e083632
@@ -671,5 +1065,6 @@ def create_model(
 )->LM:
     "A model of ours by the usual configuration names"
     recipes = dict(transformer='standard', rnn='rnn')
-    if model_type not in recipes: raise InputError(f"unknown model_type '{model_type}': {did_you_mean(model_type, recipes)}")
+    if model_type not in recipes:
+        raise InputError(f"unknown model_type '{model_type}': {did_you_mean(model_type, recipes)}")
     return build_model(recipes[model_type], **config)

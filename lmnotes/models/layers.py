@@ -30,7 +30,9 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx, g):
         x,w,r = ctx.saved_tensors
         need = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], False]
-        dx,dw,_ = torch.ops.aten.native_layer_norm_backward(g.contiguous(), x.contiguous(), w.shape, torch.zeros_like(r), r, w, None, need)
+        dx, dw, _ = torch.ops.aten.native_layer_norm_backward(
+            g.contiguous(), x.contiguous(), w.shape, torch.zeros_like(r), r, w, None, need
+        )
         if need[0]: dx.addcmul_((g@w).unsqueeze(-1), r, value=1/len(w))
         return dx, dw, None
 
@@ -42,9 +44,11 @@ class RMSNorm(nn.Module):
         dim:int,        # width of the vectors
         eps:float=1e-6, # added to the mean square
     ):
-        super().__init__(); self.weight,self.eps = nn.Parameter(torch.ones(dim)),eps
+        super().__init__()
+        self.weight,self.eps = nn.Parameter(torch.ones(dim)),eps
     def forward(self, x): # (..., dim) of any precision -> the dtype of the gain
-        w = self.weight; wide = torch.promote_types(torch.promote_types(x.dtype, w.dtype), torch.float32)
+        w = self.weight
+        wide = torch.promote_types(torch.promote_types(x.dtype, w.dtype), torch.float32)
         with torch.autocast(x.device.type, enabled=False):
             x,v = x.to(wide),w.to(wide)
             y = _RMSNorm.apply(x, v, self.eps) if x.device.type == 'cpu' else F.rms_norm(x, v.shape, v, self.eps)
@@ -54,7 +58,8 @@ class RMSNorm(nn.Module):
 class LayerNorm(nn.LayerNorm):
     "Subtract the mean, then as `RMSNorm`; the same rule for precision"
     def forward(self, x): # (..., dim) of any precision -> the dtype of the gain
-        w = self.weight; wide = torch.promote_types(torch.promote_types(x.dtype, w.dtype), torch.float32)
+        w = self.weight
+        wide = torch.promote_types(torch.promote_types(x.dtype, w.dtype), torch.float32)
         with torch.autocast(x.device.type, enabled=False):
             return F.layer_norm(x.to(wide), w.shape, w.to(wide), self.bias.to(wide), self.eps).to(w.dtype)
 
@@ -73,12 +78,15 @@ def rope_tables(
 def _turn(x, cos, sin, sign):
     y = x*torch.cat((cos, cos), -1)
     (x1,x2),(y1,y2) = x.chunk(2, -1),y.chunk(2, -1)
-    y1.addcmul_(x2, sin, value=-sign); y2.addcmul_(x1, sin, value=sign)
+    y1.addcmul_(x2, sin, value=-sign)
+    y2.addcmul_(x1, sin, value=sign)
     return y
 
 class _Rotate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, cos, sin): ctx.save_for_backward(cos, sin); return _turn(x, cos, sin, 1)
+    def forward(ctx, x, cos, sin):
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin, 1)
     @staticmethod
     def backward(ctx, g): return _turn(g, *ctx.saved_tensors, -1), None, None
 
@@ -124,7 +132,9 @@ def who_sees(
 # %% ../../nbs/02_models/01_layers.ipynb #578c1534
 class PutBack:
     "Documents, one to a row, back to where they stood"
-    def __init__(self, which, place, lengths): self.which,self.place,self.lengths = which,place,lengths # each token's document and place in it, (B, T); each document's tokens, (N,)
+    def __init__(self, which, place, lengths):
+        # each token's document and place in it, (B, T); each document's tokens, (N,)
+        self.which,self.place,self.lengths = which,place,lengths
     def __call__(self, y): return y[self.which, self.place] # (N, L, C) -> (B, T, C)
     @property
     def first(self): return self.which[:,0]  # (B,) the document each row begins with
@@ -136,7 +146,8 @@ def apart(
     documents:Tensor, # (B, T) a new document begins where the number changes
 )->tuple[Tensor,PutBack]: # (N, L, C), filled up with zeros on the right; the way back
     "Each document in a row of its own"
-    begins = torch.ones_like(documents, dtype=torch.bool); begins[:,1:] = documents[:,1:] != documents[:,:-1]
+    begins = torch.ones_like(documents, dtype=torch.bool)
+    begins[:,1:] = documents[:,1:] != documents[:,:-1]
     which = begins.flatten().cumsum(0) - 1
     at = begins.flatten().nonzero()[:,0]
     lengths = torch.diff(at, append=at.new_tensor([begins.numel()]))
@@ -159,7 +170,9 @@ def eager_attention(q, k, v, mask, causal): # (B,H,T,D), (B,G,S,D), (B,G,S,D) ->
 @attentions('sdpa')
 def sdpa_attention(q, k, v, mask, causal):
     "PyTorch's fused kernel"
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]),None
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
+    ), None
 
 # %% ../../nbs/02_models/01_layers.ipynb #4ff305ca
 _compiled = {}
@@ -170,22 +183,36 @@ def flex_attention(q, k, v, mask, causal):
     from torch.nn.attention import flex_attention as flex
     T,S = q.shape[2],k.shape[2]
     see = (lambda b,h,i,j: i >= j) if causal else (lambda b,h,i,j: mask[b % len(mask), 0, i, j])
-    block = flex.create_block_mask(see, None if causal else len(mask), None, T, S, device=q.device) if causal or mask is not None else None
-    if q.device.type == 'cpu': return flex.flex_attention(q, k, v, block_mask=block, enable_gqa=q.shape[1] != k.shape[1]),None
+    block = (
+        flex.create_block_mask(see, None if causal else len(mask), None, T, S, device=q.device)
+        if causal or mask is not None
+        else None
+    )
+    if q.device.type == 'cpu':
+        return flex.flex_attention(q, k, v, block_mask=block, enable_gqa=q.shape[1] != k.shape[1]),None
     f = _compiled.setdefault('flex', torch.compile(flex.flex_attention))
     return f(q, k, v, block_mask=block, enable_gqa=q.shape[1] != k.shape[1]),None
 
 def _flash(package, q, k, v, mask, causal):
     import importlib
-    if mask is not None: raise InputError('flash attention takes no mask, and this batch is padded, packed or continued; use --attn_implementation sdpa or flex_attention')
-    y = importlib.import_module(package).flash_attn_func(*(t.transpose(1, 2) for t in (q, k, v)), causal=causal) # (B,T,H,D) inside
+    if mask is not None:
+        raise InputError(
+            'flash attention takes no mask, and this batch is padded, packed or continued; use '
+            '--attn_implementation sdpa or flex_attention'
+        )
+    # (B,T,H,D) inside
+    y = importlib.import_module(package).flash_attn_func(*(t.transpose(1, 2) for t in (q, k, v)), causal=causal)
     return (y[0] if isinstance(y, tuple) else y).transpose(1, 2),None
 
 @attentions('flash_attention_2')
-def flash_attention_2(q, k, v, mask, causal): "The package flash-attn"; return _flash('flash_attn', q, k, v, mask, causal)
+def flash_attention_2(q, k, v, mask, causal):
+    "The package flash-attn"
+    return _flash('flash_attn', q, k, v, mask, causal)
 
 @attentions('flash_attention_3')
-def flash_attention_3(q, k, v, mask, causal): "Its successor for Hopper GPUs"; return _flash('flash_attn_interface', q, k, v, mask, causal)
+def flash_attention_3(q, k, v, mask, causal):
+    "Its successor for Hopper GPUs"
+    return _flash('flash_attn_interface', q, k, v, mask, causal)
 
 # %% ../../nbs/02_models/01_layers.ipynb #88323168
 @mixers('attention')
@@ -207,7 +234,8 @@ class Attention(nn.Module):
         D = self.head_dim = head_dim or dim//n_head
         self.layer = layer
         self.q_proj,self.k_proj,self.v_proj = (nn.Linear(dim, n*D, bias=bias) for n in (n_head, n_kv_head, n_kv_head))
-        self.o_proj = nn.Linear(n_head*D, dim, bias=bias); self.o_proj.ends_branch = True
+        self.o_proj = nn.Linear(n_head*D, dim, bias=bias)
+        self.o_proj.ends_branch = True
         self.q_norm,self.k_norm = (RMSNorm(D, eps) if qk_norm else nn.Identity() for _ in 'qk')
     @classmethod
     def from_config(cls, cfg, layer):
@@ -232,7 +260,8 @@ class FeedForward(nn.Module):
         bias:bool=False, # biases in the projections
     ):
         super().__init__()
-        self.up_proj,self.down_proj = nn.Linear(dim, hidden, bias=bias),nn.Linear(hidden, dim, bias=bias); self.down_proj.ends_branch = True
+        self.up_proj,self.down_proj = nn.Linear(dim, hidden, bias=bias),nn.Linear(hidden, dim, bias=bias)
+        self.down_proj.ends_branch = True
     @classmethod
     def from_config(cls, cfg, layer): return cls(cfg.dim, cfg.ffn_dim, cfg.bias)
     def forward(self, x, ctx=None): return self.down_proj(self.bend(self.up_proj(x)))
@@ -251,5 +280,6 @@ class ReLU2(FeedForward):
 class SwiGLU(FeedForward):
     "Gated feed-forward: silu(gate) times up"
     def __init__(self, dim:int, hidden:int, bias:bool=False):
-        super().__init__(dim, hidden, bias); self.gate_proj = nn.Linear(dim, hidden, bias=bias)
+        super().__init__(dim, hidden, bias)
+        self.gate_proj = nn.Linear(dim, hidden, bias=bias)
     def forward(self, x, ctx=None): return self.down_proj(F.silu(self.gate_proj(x))*self.up_proj(x))

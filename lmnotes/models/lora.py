@@ -24,10 +24,13 @@ def projections(
     model, # ours or of transformers
 )->dict: # last part of the name -> full names
     "The linear layers inside the blocks of a model, by name"
-    head = model.get_output_embeddings() if hasattr(model, 'get_output_embeddings') else None; found = {}
+    head = model.get_output_embeddings() if hasattr(model, 'get_output_embeddings') else None
+    found = {}
     for name,m in model.named_modules():
         last = name.rpartition('.')[2]
-        inside = re.search(r'\.\d+\.', name) and m is not head and last not in ('router', 'gate', 'classifier', 'score')
+        inside = (
+            re.search(r'\.\d+\.', name) and m is not head and last not in ('router', 'gate', 'classifier', 'score')
+        )
         if inside and _adaptable(m): found.setdefault(last, []).append(name)
     return found
 
@@ -36,7 +39,12 @@ _of_experts = {'gate_proj', 'up_proj', 'down_proj', 'w1', 'w2', 'w3'}
 
 def has_fused_experts(model)->bool:
     "Whether a model of transformers keeps a layer's experts as one parameter"
-    return not isinstance(model, LM) and any('Experts' in type(m).__name__ and any(p.dim() > 1 for p in m.parameters(recurse=False)) or 'parametrizations' in m._modules for m in model.modules())
+    return not isinstance(model, LM) and any(
+        'Experts' in type(m).__name__
+        and any(p.dim() > 1 for p in m.parameters(recurse=False))
+        or 'parametrizations' in m._modules
+        for m in model.modules()
+    )
 
 # %% ../../nbs/02_models/13_lora.ipynb #3cdae46d
 def find_targets(
@@ -52,8 +60,13 @@ def find_targets(
     targets = [t.strip() for t in targets.split(',')] if isinstance(targets, str) else list(targets)
     everything = {n for n,m in model.named_modules() if _adaptable(m)}
     for t in targets:
-        if fused and t.rpartition('.')[2] in _of_experts: raise InputError(f"'{t}' cannot get an adapter in a model that keeps its experts as one parameter; choose among {', '.join(sorted(have))}")
-        if not any(n == t or n.endswith(f'.{t}') for n in everything): raise InputError(f"no linear layer is called '{t}': {did_you_mean(t, have)}")
+        if fused and t.rpartition('.')[2] in _of_experts:
+            raise InputError(
+                f"'{t}' cannot get an adapter in a model that keeps its experts as one parameter; "
+                f"choose among {', '.join(sorted(have))}"
+            )
+        if not any(n == t or n.endswith(f'.{t}') for n in everything):
+            raise InputError(f"no linear layer is called '{t}': {did_you_mean(t, have)}")
     return targets
 
 # %% ../../nbs/02_models/13_lora.ipynb #a8bc5515
@@ -75,7 +88,8 @@ def _peft():
     if importlib.util.find_spec('peft') is None: raise InputError("LoRA needs peft: `pip install 'peft>=0.19'`")
     logging.getLogger('bitsandbytes.backends.cpu.ops').setLevel(logging.ERROR) # peft imports it where it is installed
     import peft
-    warnings.filterwarnings('ignore', message='.*is_gradient_checkpointing.* is deprecated') # peft 0.21 asks transformers 5.23 by the old name
+    # peft 0.21 asks transformers 5.23 by the old name
+    warnings.filterwarnings('ignore', message='.*is_gradient_checkpointing.* is deprecated')
     return peft
 
 def _ready(model):
@@ -105,7 +119,14 @@ def add_lora(
     if not 0 <= dropout < 1: raise InputError(f'lora_dropout={dropout} must be at least 0 and below 1')
     peft,targets = _peft(),find_targets(model, targets)
     turned = [isinstance(m, Conv1D) for n,m in model.named_modules() if n.rpartition('.')[2] in targets]
-    config = peft.LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, fan_in_fan_out=any(turned), task_type=_task_type(model))
+    config = peft.LoraConfig(
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=targets,
+        fan_in_fan_out=any(turned),
+        task_type=_task_type(model),
+    )
     model = peft.get_peft_model(_ready(model), config)
     if verbose: print(describe_lora(model))
     return model
@@ -113,7 +134,11 @@ def add_lora(
 def describe_lora(model)->str: # a model with adapters
     "One line: rank, places, what learns"
     s,c = trainable_share(model),model.active_peft_config
-    return f"LoRA of rank {c.r} on {', '.join(sorted(c.target_modules))}: {format_count(s['trainable'])} of {format_count(s['total'])} weights learn ({s['share']:.1%})"
+    return (
+        f"LoRA of rank {c.r} on {', '.join(sorted(c.target_modules))}: "
+        f"{format_count(s['trainable'])} of {format_count(s['total'])} weights learn "
+        f"({s['share']:.1%})"
+    )
 
 # %% ../../nbs/02_models/13_lora.ipynb #f929ef92
 def save_lora(model, path): # with adapters; a folder
@@ -127,10 +152,15 @@ def load_lora(
 ):
     "A model with the adapter that was saved in `path`"
     path,peft = Path(path),_peft()
-    if not (path/'adapter_config.json').exists(): raise InputError(f'{path} holds no adapter: adapter_config.json is missing')
-    if not (path/'adapter_model.safetensors').exists(): raise InputError(f'{path} holds no adapter_model.safetensors; weights in another form, such as a pickle, are not read')
+    if not (path/'adapter_config.json').exists():
+        raise InputError(f'{path} holds no adapter: adapter_config.json is missing')
+    if not (path/'adapter_model.safetensors').exists():
+        raise InputError(
+            f'{path} holds no adapter_model.safetensors; weights in another form, such as a pickle, are not read'
+        )
     find_targets(base, read_json(path/'adapter_config.json').get('target_modules'))
-    try: return peft.PeftModel.from_pretrained(_ready(base), path, is_trainable=trainable)
+    try:
+        return peft.PeftModel.from_pretrained(_ready(base), path, is_trainable=trainable)
     except RuntimeError as e:
         if 'size mismatch' not in str(e): raise
         raise InputError(f'the adapter in {path} was made for a model of other sizes') from None
@@ -139,23 +169,36 @@ def load_lora(
 def _full_width(m, delta=0.): # an ordinary layer with the weights of one in 4 or 8 bits
     from peft.utils.integrations import dequantize_module_weight
     from transformers.pytorch_utils import Conv1D
-    w = dequantize_module_weight(m).detach().float() + delta; w = w.to(m.weight.device)
-    if getattr(m, 'source_cls', None) is Conv1D: new = Conv1D(*w.shape); new.weight = nn.Parameter(w.T.contiguous())
-    else: new = nn.Linear(w.shape[1], w.shape[0], bias=m.bias is not None); new.weight = nn.Parameter(w)
+    w = dequantize_module_weight(m).detach().float() + delta
+    w = w.to(m.weight.device)
+    if getattr(m, 'source_cls', None) is Conv1D:
+        new = Conv1D(*w.shape)
+        new.weight = nn.Parameter(w.T.contiguous())
+    else:
+        new = nn.Linear(w.shape[1], w.shape[0], bias=m.bias is not None)
+        new.weight = nn.Parameter(w)
     if m.bias is not None: new.bias = nn.Parameter(m.bias.detach().float())
     return new
 
 def _widen_experts(m):
     for name in list(getattr(m, 'parametrizations', {})):
-        w = getattr(m, name).detach().clone(); nn.utils.parametrize.remove_parametrizations(m, name, leave_parametrized=False); setattr(m, name, nn.Parameter(w))
+        w = getattr(m, name).detach().clone()
+        nn.utils.parametrize.remove_parametrizations(m, name, leave_parametrized=False)
+        setattr(m, name, nn.Parameter(w))
 
 def _widen(model):
     "Bring a quantized model to full width, adapters added in"
     for name,m in list(model.named_modules()):
-        lora = hasattr(m, 'lora_A') and hasattr(m, 'get_base_layer'); core = m.get_base_layer() if lora else m
-        if _is_few_bits(core) and (lora or not name.endswith('.base_layer')): model.set_submodule(name, _full_width(core, sum(m.get_delta_weight(a) for a in m.active_adapters).float() if lora else 0.))
+        lora = hasattr(m, 'lora_A') and hasattr(m, 'get_base_layer')
+        core = m.get_base_layer() if lora else m
+        if _is_few_bits(core) and (lora or not name.endswith('.base_layer')):
+            model.set_submodule(
+                name,
+                _full_width(core, sum(m.get_delta_weight(a) for a in m.active_adapters).float() if lora else 0.0),
+            )
     for m in list(model.modules()): _widen_experts(m)
-    for k in ('hf_quantizer', 'quantization_method', 'is_quantized', 'is_loaded_in_4bit', 'is_loaded_in_8bit'): model.__dict__.pop(k, None)
+    for k in ('hf_quantizer', 'quantization_method', 'is_quantized', 'is_loaded_in_4bit', 'is_loaded_in_8bit'):
+        model.__dict__.pop(k, None)
     if hasattr(model.config, 'quantization_config'): del model.config.quantization_config
     return model
 
@@ -164,9 +207,17 @@ def merge_lora(
 ):
     "The model itself with the corrections added into its weights"
     from transformers.pytorch_utils import Conv1D
-    if not hasattr(model, 'merge_and_unload'): raise InputError('this model has no adapters to merge; add_lora puts them in')
+    if not hasattr(model, 'merge_and_unload'):
+        raise InputError('this model has no adapters to merge; add_lora puts them in')
     layers = [m.get_base_layer() for m in model.modules() if hasattr(m, 'lora_A') and hasattr(m, 'get_base_layer')]
     odd = [m for m in layers if type(m) not in (nn.Linear, Conv1D) and not _is_few_bits(m)]
-    if odd: raise InputError(f'a {type(odd[0]).__name__} rounds its weights, and with them the correction; keep the adapter beside it instead of merging')
-    few = is_quantized(model); base = _widen(model.get_base_model()) if few else None
-    return (base if few and not any(hasattr(m, 'lora_A') for m in base.modules()) else model.merge_and_unload()).requires_grad_(True)
+    if odd:
+        raise InputError(
+            f'a {type(odd[0]).__name__} rounds its weights, and with them the correction; keep '
+            'the adapter beside it instead of merging'
+        )
+    few = is_quantized(model)
+    base = _widen(model.get_base_model()) if few else None
+    return (
+        base if few and not any(hasattr(m, 'lora_A') for m in base.modules()) else model.merge_and_unload()
+    ).requires_grad_(True)

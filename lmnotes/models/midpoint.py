@@ -20,7 +20,8 @@ class Stride(Branch):
         branch:Branch,
         scale:float, # times what the branch gives
     ):
-        super().__init__(branch.norm, branch.part, branch.drop.p); self.scale = scale
+        super().__init__(branch.norm, branch.part, branch.drop.p)
+        self.scale = scale
     def forward(self, x, ctx): return self.scale*super().forward(x, ctx) # (B, T, dim)
 
 @residuals('midpoint')

@@ -15,51 +15,199 @@ from .flops_and_memory import *
 
 # %% ../../nbs/02_models/15_model_zoo.ipynb #cb8f481a
 _families = dict(
-    gpt2    = ('GPT2Config', {}),
-    qwen2   = ('Qwen2Config', dict(vocab_size=151936, rms_norm_eps=1e-6, rope_theta=1e6, tie_word_embeddings=True)),
-    qwen3   = ('Qwen3Config', dict(vocab_size=151936, head_dim=128, num_key_value_heads=8, num_attention_heads=16, num_hidden_layers=28,
-                                   max_position_embeddings=40960, rope_theta=1e6, tie_word_embeddings=True)),
-    qwen3_moe=('Qwen3MoeConfig', dict(vocab_size=151936, head_dim=128, num_key_value_heads=4, num_experts=128, num_experts_per_tok=8, norm_topk_prob=True,
-                                   max_position_embeddings=40960, rope_theta=1e6, tie_word_embeddings=False)),
-    llama   = ('LlamaConfig', dict(vocab_size=128256, num_key_value_heads=8, intermediate_size=8192, max_position_embeddings=131072, rope_theta=5e5,
-                                   rms_norm_eps=1e-5, tie_word_embeddings=True)),
-    t5      = ('T5Config', {}),
-    bart    = ('BartConfig', {}),
-    mixtral = ('MixtralConfig', dict(rope_theta=1e6)),
-    switch  = ('SwitchTransformersConfig', dict(d_ff=3072, num_sparse_encoder_layers=6, num_sparse_decoder_layers=6)),
-    deepseek= ('Glm4MoeConfig', dict(use_qk_norm=False, attention_bias=False, rope_theta=1e4)),
-    arctic  = ('Qwen2MoeConfig', dict(qkv_bias=False, rope_theta=1e4, tie_word_embeddings=False)))
+    gpt2=('GPT2Config', {}),
+    qwen2=('Qwen2Config', dict(vocab_size=151936, rms_norm_eps=1e-6, rope_theta=1e6, tie_word_embeddings=True)),
+    qwen3=(
+        'Qwen3Config',
+        dict(
+            vocab_size=151936,
+            head_dim=128,
+            num_key_value_heads=8,
+            num_attention_heads=16,
+            num_hidden_layers=28,
+            max_position_embeddings=40960,
+            rope_theta=1e6,
+            tie_word_embeddings=True,
+        ),
+    ),
+    qwen3_moe=(
+        'Qwen3MoeConfig',
+        dict(
+            vocab_size=151936,
+            head_dim=128,
+            num_key_value_heads=4,
+            num_experts=128,
+            num_experts_per_tok=8,
+            norm_topk_prob=True,
+            max_position_embeddings=40960,
+            rope_theta=1e6,
+            tie_word_embeddings=False,
+        ),
+    ),
+    llama=(
+        'LlamaConfig',
+        dict(
+            vocab_size=128256,
+            num_key_value_heads=8,
+            intermediate_size=8192,
+            max_position_embeddings=131072,
+            rope_theta=5e5,
+            rms_norm_eps=1e-5,
+            tie_word_embeddings=True,
+        ),
+    ),
+    t5=('T5Config', {}),
+    bart=('BartConfig', {}),
+    mixtral=('MixtralConfig', dict(rope_theta=1e6)),
+    switch=('SwitchTransformersConfig', dict(d_ff=3072, num_sparse_encoder_layers=6, num_sparse_decoder_layers=6)),
+    deepseek=('Glm4MoeConfig', dict(use_qk_norm=False, attention_bias=False, rope_theta=1e4)),
+    arctic=('Qwen2MoeConfig', dict(qkv_bias=False, rope_theta=1e4, tie_word_embeddings=False)),
+)
 
 # %% ../../nbs/02_models/15_model_zoo.ipynb #7117dc22
 def _gpt(dim, layers, heads): return dict(n_embd=dim, n_layer=layers, n_head=heads)
-def _qwen(dim, ffn, layers, heads, kv, **kw): return dict(hidden_size=dim, intermediate_size=ffn, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv, **kw)
-def _t5(dim, ffn, layers, heads, d_kv=64): return dict(d_model=dim, d_ff=ffn, num_layers=layers, num_heads=heads, d_kv=d_kv)
-def _bart(dim, ffn, layers, heads): return dict(d_model=dim, encoder_ffn_dim=ffn, decoder_ffn_dim=ffn, encoder_layers=layers, decoder_layers=layers, encoder_attention_heads=heads, decoder_attention_heads=heads)
+def _qwen(dim, ffn, layers, heads, kv, **kw):
+    return dict(
+        hidden_size=dim,
+        intermediate_size=ffn,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv,
+        **kw,
+    )
+def _t5(dim, ffn, layers, heads, d_kv=64):
+    return dict(d_model=dim, d_ff=ffn, num_layers=layers, num_heads=heads, d_kv=d_kv)
+def _bart(dim, ffn, layers, heads):
+    return dict(
+        d_model=dim,
+        encoder_ffn_dim=ffn,
+        decoder_ffn_dim=ffn,
+        encoder_layers=layers,
+        decoder_layers=layers,
+        encoder_attention_heads=heads,
+        decoder_attention_heads=heads,
+    )
 
 _small,_medium,_large,_xl = _gpt(768, 12, 12),_gpt(1024, 24, 16),_gpt(1280, 36, 20),_gpt(1600, 48, 25)
-_q05,_q15,_q3,_q7 = _qwen(896, 4864, 24, 14, 2),_qwen(1536, 8960, 28, 12, 2),_qwen(2048, 11008, 36, 16, 2),_qwen(3584, 18944, 28, 28, 4, vocab_size=152064, tie_word_embeddings=False)
-_q3s,_q3m,_q3l = dict(hidden_size=1024, intermediate_size=3072),dict(hidden_size=2048, intermediate_size=6144),_qwen(2560, 9728, 36, 32, 8)
+_q05, _q15, _q3, _q7 = (
+    _qwen(896, 4864, 24, 14, 2),
+    _qwen(1536, 8960, 28, 12, 2),
+    _qwen(2048, 11008, 36, 16, 2),
+    _qwen(3584, 18944, 28, 28, 4, vocab_size=152064, tie_word_embeddings=False),
+)
+_q3s, _q3m, _q3l = (
+    dict(hidden_size=1024, intermediate_size=3072),
+    dict(hidden_size=2048, intermediate_size=6144),
+    _qwen(2560, 9728, 36, 32, 8),
+)
 
-known_models = {f'{org}/{name}': (family, own) for org,family,members in [
-    ('openai-community', 'gpt2', {'gpt2': _small, 'gpt2-medium': _medium, 'gpt2-large': _large, 'gpt2-xl': _xl}),
-    ('microsoft', 'gpt2', {'DialoGPT-small': _small, 'DialoGPT-medium': _medium, 'DialoGPT-large': _large}),
-    ('Qwen', 'qwen2', {'Qwen2-0.5B': _q05, 'Qwen2-1.5B': _q15, 'Qwen2-7B': _q7, **{f'Qwen2.5-{n}{kind}': own for n,own in
-                       [('0.5B', _q05), ('1.5B', _q15), ('3B', _q3)] for kind in ('', '-Instruct')}}),
-    ('Qwen', 'qwen3', {**{f'Qwen3-{n}{kind}': own for n,own in [('0.6B', _q3s), ('1.7B', _q3m), ('4B', _q3l)] for kind in ('', '-Base')},
-                       'Qwen3-4B-Instruct-2507': dict(_q3l, max_position_embeddings=262144, rope_theta=5e6)}),
-    ('Qwen', 'qwen3_moe', {'Qwen3-30B-A3B': dict(hidden_size=2048, moe_intermediate_size=768, num_hidden_layers=48, num_attention_heads=32),
-                           'Qwen3-235B-A22B': dict(hidden_size=4096, moe_intermediate_size=1536, num_hidden_layers=94, num_attention_heads=64)}),
-    ('meta-llama', 'llama', {'Llama-3.2-1B': dict(hidden_size=2048, num_hidden_layers=16, num_attention_heads=32, head_dim=64),
-                             'Llama-3.2-3B': dict(hidden_size=3072, num_hidden_layers=28, num_attention_heads=24, head_dim=128)}),
-    ('google-t5', 't5', {'t5-small': _t5(512, 2048, 6, 8), 't5-base': _t5(768, 3072, 12, 12), 't5-large': _t5(1024, 4096, 24, 16), 't5-3b': _t5(1024, 16384, 24, 32, 128)}),
-    ('facebook', 'bart', {'bart-base': _bart(768, 3072, 6, 12), 'bart-large': _bart(1024, 4096, 12, 16)}),
-    ('mistralai', 'mixtral', {'Mixtral-8x7B-v0.1': {}, 'Mixtral-8x22B-v0.1': _qwen(6144, 16384, 56, 48, 8)}),
-    ('google', 'switch', {f'switch-base-{E}': dict(num_experts=E) for E in (8, 16, 32, 128)}),
-    ('deepseek-ai', 'deepseek', {'deepseek-moe-16b-base': _qwen(2048, 10944, 28, 16, 16, vocab_size=102400, moe_intermediate_size=1408, n_routed_experts=64,
-                                 n_shared_experts=2, num_experts_per_tok=6, first_k_dense_replace=1, head_dim=128, max_position_embeddings=4096)}),
-    ('Snowflake', 'arctic', {'snowflake-arctic-base': _qwen(7168, 4864, 35, 56, 8, vocab_size=32000, moe_intermediate_size=4864, shared_expert_intermediate_size=7168,
-                             num_experts=128, num_experts_per_tok=2, max_position_embeddings=4096)}),
-] for name,own in members.items()}
+known_models = {
+    f'{org}/{name}': (family, own)
+    for org, family, members in [
+        ('openai-community', 'gpt2', {'gpt2': _small, 'gpt2-medium': _medium, 'gpt2-large': _large, 'gpt2-xl': _xl}),
+        ('microsoft', 'gpt2', {'DialoGPT-small': _small, 'DialoGPT-medium': _medium, 'DialoGPT-large': _large}),
+        (
+            'Qwen',
+            'qwen2',
+            {
+                'Qwen2-0.5B': _q05,
+                'Qwen2-1.5B': _q15,
+                'Qwen2-7B': _q7,
+                **{
+                    f'Qwen2.5-{n}{kind}': own
+                    for n, own in [('0.5B', _q05), ('1.5B', _q15), ('3B', _q3)]
+                    for kind in ('', '-Instruct')
+                },
+            },
+        ),
+        (
+            'Qwen',
+            'qwen3',
+            {
+                **{
+                    f'Qwen3-{n}{kind}': own
+                    for n, own in [('0.6B', _q3s), ('1.7B', _q3m), ('4B', _q3l)]
+                    for kind in ('', '-Base')
+                },
+                'Qwen3-4B-Instruct-2507': dict(_q3l, max_position_embeddings=262144, rope_theta=5e6),
+            },
+        ),
+        (
+            'Qwen',
+            'qwen3_moe',
+            {
+                'Qwen3-30B-A3B': dict(
+                    hidden_size=2048, moe_intermediate_size=768, num_hidden_layers=48, num_attention_heads=32
+                ),
+                'Qwen3-235B-A22B': dict(
+                    hidden_size=4096, moe_intermediate_size=1536, num_hidden_layers=94, num_attention_heads=64
+                ),
+            },
+        ),
+        (
+            'meta-llama',
+            'llama',
+            {
+                'Llama-3.2-1B': dict(hidden_size=2048, num_hidden_layers=16, num_attention_heads=32, head_dim=64),
+                'Llama-3.2-3B': dict(hidden_size=3072, num_hidden_layers=28, num_attention_heads=24, head_dim=128),
+            },
+        ),
+        (
+            'google-t5',
+            't5',
+            {
+                't5-small': _t5(512, 2048, 6, 8),
+                't5-base': _t5(768, 3072, 12, 12),
+                't5-large': _t5(1024, 4096, 24, 16),
+                't5-3b': _t5(1024, 16384, 24, 32, 128),
+            },
+        ),
+        ('facebook', 'bart', {'bart-base': _bart(768, 3072, 6, 12), 'bart-large': _bart(1024, 4096, 12, 16)}),
+        ('mistralai', 'mixtral', {'Mixtral-8x7B-v0.1': {}, 'Mixtral-8x22B-v0.1': _qwen(6144, 16384, 56, 48, 8)}),
+        ('google', 'switch', {f'switch-base-{E}': dict(num_experts=E) for E in (8, 16, 32, 128)}),
+        (
+            'deepseek-ai',
+            'deepseek',
+            {
+                'deepseek-moe-16b-base': _qwen(
+                    2048,
+                    10944,
+                    28,
+                    16,
+                    16,
+                    vocab_size=102400,
+                    moe_intermediate_size=1408,
+                    n_routed_experts=64,
+                    n_shared_experts=2,
+                    num_experts_per_tok=6,
+                    first_k_dense_replace=1,
+                    head_dim=128,
+                    max_position_embeddings=4096,
+                )
+            },
+        ),
+        (
+            'Snowflake',
+            'arctic',
+            {
+                'snowflake-arctic-base': _qwen(
+                    7168,
+                    4864,
+                    35,
+                    56,
+                    8,
+                    vocab_size=32000,
+                    moe_intermediate_size=4864,
+                    shared_expert_intermediate_size=7168,
+                    num_experts=128,
+                    num_experts_per_tok=2,
+                    max_position_embeddings=4096,
+                )
+            },
+        ),
+    ]
+    for name, own in members.items()
+}
 
 # %% ../../nbs/02_models/15_model_zoo.ipynb #b2154360
 def known_id(
@@ -67,7 +215,9 @@ def known_id(
 )->str|None: # the full id, or None when it is not one we know
     "The hub id that `name` means"
     short = {}
-    for i in known_models: last = i.split('/')[1].lower(); short |= {i.lower(): i, last: i, re.sub(r'-v0\.1$', '', last): i}
+    for i in known_models:
+        last = i.split('/')[1].lower()
+        short |= {i.lower(): i, last: i, re.sub(r'-v0\.1$', '', last): i}
     return short.get(str(name).lower())
 
 def known_config(
@@ -77,8 +227,13 @@ def known_config(
     "The published configuration of a known model, without the hub"
     import transformers
     i = known_id(name)
-    if i is None: raise InputError(f"'{name}' is not a model known by name: {did_you_mean(name, [*known_models, *(k.split('/')[1] for k in known_models)])}")
-    family,own = known_models[i]; cls,base = _families[family]
+    if i is None:
+        raise InputError(
+            f"'{name}' is not a model known by name: "
+            f"{did_you_mean(name, [*known_models, *(k.split('/')[1] for k in known_models)])}"
+        )
+    family,own = known_models[i]
+    cls,base = _families[family]
     c = getattr(transformers, cls)(**{**base, **own, **changes})
     c._name_or_path,c.stands_in = i,family in ('deepseek', 'arctic')
     return c
@@ -90,18 +245,31 @@ def kv_cache_bytes(
     bytes_each=2,    # of a number
 )->int:
     "Bytes of keys and values of one sequence, in all layers of attention (twice for an encoder-decoder: its own, and the encoder's)"
-    c = config.get_text_config(); first = lambda *names: next((v for n in names if (v := getattr(c, n, None)) is not None), 0)
-    heads = first('num_attention_heads', 'n_head', 'num_heads'); D = first('head_dim', 'd_kv') or first('hidden_size', 'n_embd', 'd_model')//max(heads, 1)
-    layers = first('decoder_layers', 'num_decoder_layers', 'num_hidden_layers', 'n_layer')*(2 if c.is_encoder_decoder else 1)
-    if isinstance(c, LMConfig): layers = ([c.mixer]*c.n_layer if isinstance(c.mixer, str) else c.mixer).count('attention')
+    c = config.get_text_config()
+    first = lambda *names: next((v for n in names if (v := getattr(c, n, None)) is not None), 0)
+    heads = first('num_attention_heads', 'n_head', 'num_heads')
+    D = first('head_dim', 'd_kv') or first('hidden_size', 'n_embd', 'd_model')//max(heads, 1)
+    layers = first('decoder_layers', 'num_decoder_layers', 'num_hidden_layers', 'n_layer') * (
+        2 if c.is_encoder_decoder else 1
+    )
+    if isinstance(c, LMConfig):
+        layers = ([c.mixer]*c.n_layer if isinstance(c.mixer, str) else c.mixer).count('attention')
     return 2*layers*(first('num_key_value_heads') or heads)*D*length*bytes_each
 
 @lru_cache(maxsize=512)
 def _counted(cls, json):
     import json as j
-    config = cls.from_dict(j.loads(json)); model = meta_model(config); kinds = parameter_kinds(model)
-    return dict(total=sum(kinds.values()), active=count_active(model), embedding=kinds.get('embedding', 0), kinds=kinds,
-                bytes={p: weight_bytes(model, p) for p in precisions}, cache=kv_cache_bytes(config))
+    config = cls.from_dict(j.loads(json))
+    model = meta_model(config)
+    kinds = parameter_kinds(model)
+    return dict(
+        total=sum(kinds.values()),
+        active=count_active(model),
+        embedding=kinds.get('embedding', 0),
+        kinds=kinds,
+        bytes={p: weight_bytes(model, p) for p in precisions},
+        cache=kv_cache_bytes(config),
+    )
 
 def count_config(
     config, # of a model that generates text
@@ -120,7 +288,8 @@ def parse_memory(s)->int: # bytes
 def machine_memory()->tuple[int,str]: # bytes, and of what
     "What models have to fit into here"
     import torch, psutil
-    if torch.cuda.is_available(): return torch.cuda.get_device_properties(0).total_memory, torch.cuda.get_device_name(0)
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties(0).total_memory, torch.cuda.get_device_name(0)
     if torch.backends.mps.is_available(): return torch.mps.recommended_max_memory(), 'Apple GPU'
     return psutil.virtual_memory().available, 'free here'
 
@@ -130,22 +299,35 @@ def memory_needed(
     precision:str, # fp32, bf16, 8bit or 4bit
 )->int:
     "Bytes to generate from one sequence of 2,048 tokens: weights and a tenth, and the cache"
-    if precision not in counts['bytes']: raise InputError(f"unknown precision '{precision}': {did_you_mean(precision, counts['bytes'])}")
+    if precision not in counts['bytes']:
+        raise InputError(f"unknown precision '{precision}': {did_you_mean(precision, counts['bytes'])}")
     return round(1.1*counts['bytes'][precision]) + counts['cache']*(2 if precision == 'fp32' else 1)
 
 def model_rows(
     memory:int, # bytes there are
 )->list[dict]: # name, total, active, bytes and fits {precision: ...}
     "What `lmnotes models` knows about the hub's models"
-    row = lambda name, c: dict(name=name, total=c['total'], active=c['active'], bytes=c['bytes'], fits={p: memory_needed(c, p) <= memory for p in precisions})
+    row = lambda name, c: dict(
+        name=name,
+        total=c['total'],
+        active=c['active'],
+        bytes=c['bytes'],
+        fits={p: memory_needed(c, p) <= memory for p in precisions},
+    )
     return [row(i, count_config(known_config(i))) for i in known_models]
 
 # %% ../../nbs/02_models/15_model_zoo.ipynb #a92a47f6
 @lru_cache(maxsize=64)
 def _own_row(name, size):
-    with pretend(): model = build_model(name, size, vocab_size=258)
-    return dict(name=f'{name} {size}', total=sum(parameter_kinds(model).values()), active=count_active(model), bytes={p: weight_bytes(model, p) for p in precisions},
-                cache=kv_cache_bytes(model.config))
+    with pretend():
+        model = build_model(name, size, vocab_size=258)
+    return dict(
+        name=f'{name} {size}',
+        total=sum(parameter_kinds(model).values()),
+        active=count_active(model),
+        bytes={p: weight_bytes(model, p) for p in precisions},
+        cache=kv_cache_bytes(model.config),
+    )
 
 def own_rows(memory:int)->list[dict]: # as `model_rows`
     "What `lmnotes models` knows about our recipes"
@@ -156,8 +338,16 @@ def own_rows(memory:int)->list[dict]: # as `model_rows`
 # %% ../../nbs/02_models/15_model_zoo.ipynb #e4fee892
 def _size(n): return format_count(n).replace('B', 'G')
 
-def _line(r): return [r['name'], format_count(r['total']), '' if r['active'] == r['total'] else format_count(r['active']),
-                      *(f"[green]{_size(r['bytes'][p])} ✓[/]" if r['fits'][p] else f"[dim]{_size(r['bytes'][p])}  [/]" for p in precisions)]
+def _line(r):
+    return [
+        r['name'],
+        format_count(r['total']),
+        '' if r['active'] == r['total'] else format_count(r['active']),
+        *(
+            f"[green]{_size(r['bytes'][p])} ✓[/]" if r['fits'][p] else f"[dim]{_size(r['bytes'][p])}  [/]"
+            for p in precisions
+        ),
+    ]
 
 def models_table(
     memory=None, # such as '24GB'; default: this machine's
@@ -165,9 +355,15 @@ def models_table(
     "Known models and ours: parameters, bytes of weights in four precisions, and a tick where it fits"
     from rich.table import Table
     n,what = machine_memory() if memory is None else (parse_memory(memory), 'as asked')
-    t = Table(box=None, pad_edge=False, title_justify='left', title=f'✓ fits {_size(n)}B ({what}): weights, a tenth more, a cache of 2,048 tokens')
+    t = Table(
+        box=None,
+        pad_edge=False,
+        title_justify='left',
+        title=f'✓ fits {_size(n)}B ({what}): weights, a tenth more, a cache of 2,048 tokens',
+    )
     t.add_column('model', no_wrap=True)
-    for c in ('params', 'active', *precisions): t.add_column(c, justify='right', no_wrap=True)
+    for c in ('params', 'active', *precisions):
+        t.add_column(c, justify='right', no_wrap=True)
     for title,rows in [('from the hub', model_rows(n)), ('ours, for 258 tokens', own_rows(n))]:
         t.add_row(f'[bold]{title}[/]')
         for r in rows: t.add_row(*_line(r))
@@ -179,7 +375,8 @@ def show_models(
     "Print the table, and the small random models for tests"
     from rich.console import Console
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 90)
-    console.print(models_table(memory)); tiny = tiny_families()
+    console.print(models_table(memory))
+    tiny = tiny_families()
     if tiny: console.print('\nsmall random models with a byte tokenizer, no hub: ' + ', '.join(tiny), soft_wrap=True)
 
 # %% ../../nbs/02_models/15_model_zoo.ipynb #7ad378ff

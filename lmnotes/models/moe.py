@@ -64,20 +64,28 @@ class MoE(nn.Module):
         bias:bool=False,     # biases in the experts
     ):
         super().__init__()
-        if n_active > n_experts: raise InputError(f'n_active={n_active} experts a token, and n_experts={n_experts} there are; lower n_active')
+        if n_active > n_experts:
+            raise InputError(
+                f'n_active={n_active} experts a token, and n_experts={n_experts} there are; lower n_active'
+            )
         self.n_active,self.aux_coef,self.z_coef,self.counts = n_active,aux_coef,z_coef,None
         self.router = nn.Linear(dim, n_experts, bias=False)
         self.experts = nn.ModuleList(SwiGLU(dim, hidden, bias) for _ in range(n_experts))
     @classmethod
-    def from_config(cls, cfg, layer): return cls(cfg.dim, cfg.ffn_dim, cfg.n_experts, cfg.n_active, cfg.aux_coef, cfg.z_coef, cfg.bias)
+    def from_config(cls, cfg, layer):
+        return cls(cfg.dim, cfg.ffn_dim, cfg.n_experts, cfg.n_active, cfg.aux_coef, cfg.z_coef, cfg.bias)
     def logits(self, x): # (N, dim) -> (N, E), in at least float32
-        with torch.autocast(x.device.type, enabled=False): z = self.router(x.to(self.router.weight.dtype))
+        with torch.autocast(x.device.type, enabled=False):
+            z = self.router(x.to(self.router.weight.dtype))
         return z.to(torch.promote_types(z.dtype, torch.float32))
     def forward(self, x, ctx=None): # (B, T, dim) -> (B, T, dim)
-        flat = x.flatten(0, -2); z = self.logits(flat)
+        flat = x.flatten(0, -2)
+        z = self.logits(flat)
         w,chosen,p = route(z, self.n_active)
-        y,counts = dispatch(self.experts, flat, w, chosen); self.counts = counts.detach()
-        if ctx is not None and ctx.losses is not None: ctx.losses.append(self.aux_coef*balance_loss(p, chosen) + self.z_coef*z_loss(z))
+        y,counts = dispatch(self.experts, flat, w, chosen)
+        self.counts = counts.detach()
+        if ctx is not None and ctx.losses is not None:
+            ctx.losses.append(self.aux_coef*balance_loss(p, chosen) + self.z_coef*z_loss(z))
         return y.view_as(x)
 
 # %% ../../nbs/02_models/08_moe.ipynb #42e1f8f8
@@ -90,7 +98,8 @@ def moe_lm(**kw)->LM: # fields of `LMConfig`
         known['ffn_dim'] = -(-dim*8//(96*max(k, 1)))*32
     return LM(LMConfig(**{'ffn': 'moe', **known}))
 
-moe_lm.sizes = {**sizes, 'tiny': dict(sizes['tiny'], n_experts=4)} # few enough that a handful of tokens reaches them all
+# few enough that a handful of tokens reaches them all
+moe_lm.sizes = {**sizes, 'tiny': dict(sizes['tiny'], n_experts=4)}
 
 # %% ../../nbs/02_models/08_moe.ipynb #d0a90444
 def expert_load(model:nn.Module)->Tensor: # (layers, experts) whole numbers; rows sum to tokens times `n_active`

@@ -14,7 +14,8 @@ from .layers import *
 from .decoder import *
 
 # %% ../../nbs/02_models/06_recurrent.ipynb #41a8cdc3
-def _pack(state): return None if state is None else tuple(t[None] for t in state) if len(state) > 1 else state[0][None]
+def _pack(state):
+    return None if state is None else tuple(t[None] for t in state) if len(state) > 1 else state[0][None]
 
 class Recurrent(nn.Module):
     "A recurrent cell along time, then a projection"
@@ -25,22 +26,30 @@ class Recurrent(nn.Module):
     ):
         super().__init__()
         self.layer,self.cell,self.o_proj = layer,self.kind(dim, dim, batch_first=True),nn.Linear(dim, dim, bias=bias)
-        self.o_proj.ends_branch = True; self.reset()
+        self.o_proj.ends_branch = True
+        self.reset()
     @classmethod
     def from_config(cls, cfg, layer): return cls(cfg.dim, layer, cfg.bias)
-    def train(self, mode=True): super().train(mode); self.cell.train(); return self # without dropout it means one thing only: cuDNN keeps what a backward pass needs
+    def train(self, mode=True):
+        super().train(mode)
+        self.cell.train()
+        return self # without dropout it means one thing only: cuDNN keeps what a backward pass needs
     @torch.no_grad()
     def reset(self):
         "Weights of variance 1/dim; the gate that keeps (forget, update) starts at bias 1"
-        for k,p in self.cell.named_parameters(): p.zero_() if 'bias' in k else p.normal_(std=p.shape[1]**-0.5)
+        for k,p in self.cell.named_parameters():
+            p.zero_() if 'bias' in k else p.normal_(std=p.shape[1]**-0.5)
         self.cell.bias_ih_l0.view(-1, self.cell.hidden_size)[1] = 1
     def run(self, x, state=None, lengths=None):
         "(N, T, dim) -> outputs, and the state after each row's last token, a tuple of (N, dim)"
-        w = self.cell.weight_hh_l0; state = state and _pack([t.to(w.dtype) for t in state])
+        w = self.cell.weight_hh_l0
+        state = state and _pack([t.to(w.dtype) for t in state])
         with torch.autocast(x.device.type, enabled=False):
             if lengths is None: y,s = self.cell(x.to(w.dtype), state)
             else:
-                y,s = self.cell(pack_padded_sequence(x.to(w.dtype), lengths.cpu(), batch_first=True, enforce_sorted=False), state)
+                y, s = self.cell(
+                    pack_padded_sequence(x.to(w.dtype), lengths.cpu(), batch_first=True, enforce_sorted=False), state
+                )
                 y = pad_packed_sequence(y, batch_first=True, total_length=x.shape[1])[0]
         return y,tuple(t[0] for t in (s if isinstance(s, tuple) else (s,)))
     def forward(self, x, ctx): # (B, T, dim) -> (B, T, dim)
@@ -49,17 +58,22 @@ class Recurrent(nn.Module):
         if ctx.documents is None: y,end = self.run(x, begin)
         else:
             rows,back = apart(x, ctx.documents)
-            if begin is not None: begin = [t.new_zeros(len(rows), t.shape[1]).index_copy(0, back.first, t) for t in begin]
+            if begin is not None:
+                begin = [t.new_zeros(len(rows), t.shape[1]).index_copy(0, back.first, t) for t in begin]
             y,end = self.run(rows, begin, None if ctx.cache is None else back.lengths)
             y,end = back(y),tuple(t[back.last] for t in end)
         if ctx.cache is not None: ctx.cache.states[self.layer] = end
         return self.o_proj(y)
 
 @mixers('lstm')
-class LSTM(Recurrent): "State: what it says and what it holds, (h, c)"; kind = nn.LSTM
+class LSTM(Recurrent):
+    "State: what it says and what it holds, (h, c)"
+    kind = nn.LSTM
 
 @mixers('gru')
-class GRU(Recurrent): "State: one vector"; kind = nn.GRU
+class GRU(Recurrent):
+    "State: one vector"
+    kind = nn.GRU
 
 # %% ../../nbs/02_models/06_recurrent.ipynb #2228de8d
 @models('rnn')

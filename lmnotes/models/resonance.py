@@ -31,7 +31,8 @@ def _ring(
     dtype=torch.float32, # of the product
 )->Tensor: # (M, T) Re sum_j c_j lambda_j^(start+t)
     "Let oscillators ring"
-    fine = min(max(1, T), 2**round(math.log2(max(1, len(re)*T))/2)); coarse = -(-T//fine)
+    fine = min(max(1, T), 2**round(math.log2(max(1, len(re)*T))/2))
+    coarse = -(-T//fine)
     t = torch.arange(max(fine, coarse), device=re.device, dtype=re.dtype)
     c,s = _powers(gamma, omega, t[:coarse]*fine + start)
     left = torch.cat((re[:,None]*c - im[:,None]*s, -re[:,None]*s - im[:,None]*c), -1) # (M, coarse, 2n)
@@ -47,10 +48,13 @@ def oscillator_kernel(
     dtype=torch.float32,
 )->Tensor: # (H, T)
     "Sums of damped oscillators, one a head"
-    home = magnitude.device; device,wide = _wide(home)
+    home = magnitude.device
+    device,wide = _wide(home)
     gamma,omega,magnitude,phase = (a.to(device, wide) for a in (gamma, omega, magnitude, phase))
     with torch.autocast(home.type, enabled=False):
-        return _ring(magnitude*phase.cos(), magnitude*phase.sin(), gamma, omega, T, 0, dtype if device == home else wide).to(home, dtype)
+        return _ring(
+            magnitude * phase.cos(), magnitude * phase.sin(), gamma, omega, T, 0, dtype if device == home else wide
+        ).to(home, dtype)
 
 # %% ../../nbs/02_models/07_resonance.ipynb #7c060790
 def fast_length(
@@ -70,7 +74,8 @@ def fft_conv(
     h:Tensor, # (..., T)
 )->Tensor: # (..., T)
     "Causal convolution of `z` with `h`"
-    T = z.shape[-1]; L = fast_length(2*T)
+    T = z.shape[-1]
+    L = fast_length(2*T)
     return torch.fft.irfft(torch.fft.rfft(z, L)*torch.fft.rfft(h, L), L)[...,:T]
 
 # %% ../../nbs/02_models/07_resonance.ipynb #3ea9a252
@@ -88,19 +93,23 @@ def _shift_add(x, w, out, sign=1): # (B, c, T), (c, K), where to write; sign -1 
 class _ShortConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, w):
-        ctx.save_for_backward(x, w); wide = torch.promote_types(x.dtype, torch.float32)
+        ctx.save_for_backward(x, w)
+        wide = torch.promote_types(x.dtype, torch.float32)
         y,w = torch.empty_like(x),w.to(wide)
-        for c in _pieces(x.shape[1], x[:,0].numel(), x.device): _shift_add(x[:,c].to(wide), w[c], y[:,c])
+        for c in _pieces(x.shape[1], x[:,0].numel(), x.device):
+            _shift_add(x[:,c].to(wide), w[c], y[:,c])
         return y
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
-        x,w = ctx.saved_tensors; T,wide = x.shape[-1],torch.promote_types(x.dtype, torch.float32)
+        x,w = ctx.saved_tensors
+        T,wide = x.shape[-1],torch.promote_types(x.dtype, torch.float32)
         dx,dw,v = torch.empty_like(x),torch.zeros_like(w, dtype=wide),w.to(wide)
         for c in _pieces(x.shape[1], x[:,0].numel(), x.device):
             a,b = x[:,c].to(wide),g[:,c].to(wide)
             _shift_add(b, v[c], dx[:,c], -1)
-            for i in range(min(w.shape[1], T)): dw[c,i] = (a[...,:T-i]*b[...,i:]).sum((0, 2))
+            for i in range(min(w.shape[1], T)):
+                dw[c,i] = (a[...,:T-i]*b[...,i:]).sum((0, 2))
         return dx,dw.to(w.dtype)
 
 def short_conv(
@@ -108,7 +117,8 @@ def short_conv(
     w:Tensor, # (C, K) weight of the token 0, 1, … K-1 back
 )->Tensor: # (B, C, T) in the dtype of `x`
     "Causal convolution of each channel with a few taps of its own"
-    with torch.autocast(x.device.type, enabled=False): return _ShortConv.apply(x, w)
+    with torch.autocast(x.device.type, enabled=False):
+        return _ShortConv.apply(x, w)
 
 # %% ../../nbs/02_models/07_resonance.ipynb #ecdd22f1
 def cut_streams(
@@ -117,34 +127,50 @@ def cut_streams(
     gates=None, # a head's, shared by its channels; None: a pair for each channel
 )->tuple: # q and k (B, H, R, D or 1, T), v (B, H, D, T), all views
     "The three streams of each head"
-    if gates is None: q,k,v = s.unflatten(1, (3, n_head, -1)).unbind(1); return q[:,:,None],k[:,:,None],v
-    n = n_head*gates; q,k,v = (a.unflatten(1, (n_head, -1)) for a in s.split((n, n, s.shape[1]-2*n), 1))
+    if gates is None:
+        q,k,v = s.unflatten(1, (3, n_head, -1)).unbind(1)
+        return q[:,:,None],k[:,:,None],v
+    n = n_head*gates
+    q,k,v = (a.unflatten(1, (n_head, -1)) for a in s.split((n, n, s.shape[1]-2*n), 1))
     return q[:,:,:,None],k[:,:,:,None],v
 
 # %% ../../nbs/02_models/07_resonance.ipynb #1c2defd6
 def _budget(device): return 2**20 if device.type == 'cpu' else 2**27 # numbers in a padded piece
 
-def _blocks(B, H, D, size, budget): # slices of rows, heads, channels with about `budget` numbers, one channel being `size`
-    nd = min(D, max(1, budget//size)); nh = min(H, max(1, budget//(size*D))); nb = min(B, max(1, budget//(size*D*H)))
+def _blocks(
+    B,
+    H,
+    D,
+    size,
+    budget,
+): # slices of rows, heads, channels with about `budget` numbers, one channel being `size`
+    nd = min(D, max(1, budget//size))
+    nh = min(H, max(1, budget//(size*D)))
+    nb = min(B, max(1, budget//(size*D*H)))
     parts = lambda n, step: [slice(i, i+step) for i in range(0, n, step)]
     return [(b, h, d) for b in parts(B, nb) for h in parts(H, nh) for d in parts(D, nd)]
 
 def _walk(q, v, h): # pieces: where, the spectra of their kernels, a buffer that is zero from T on, the way back
-    B,H,D,T = v.shape; R,L = q.shape[2],fast_length(2*T)
+    B,H,D,T = v.shape
+    R,L = q.shape[2],fast_length(2*T)
     spectrum,pad = torch.fft.rfft(h, L)[:,None,None],None
     for at in _blocks(B, H, D, R*L, _budget(v.device)):
         b,n,d = v[at].shape[:3]
         if pad is None or pad.shape[:4] != (b, n, R, d): pad = h.new_zeros(b, n, R, d, L)
         yield at,spectrum[at[1]],pad,lambda f: torch.fft.irfft(f, L)[...,:T]
 
-def _gate(a, at): b,h,d = at; return a[b,h,:,d if a.shape[3] > 1 else slice(None)]
+def _gate(a, at):
+    b,h,d = at
+    return a[b,h,:,d if a.shape[3] > 1 else slice(None)]
 def _sum(a): return a[:,:,0] if a.shape[2] == 1 else a.sum(2)
 
 class _Resonate(torch.autograd.Function):
     @staticmethod
     def forward(ctx, s, h, gates):
-        ctx.save_for_backward(s, h); ctx.gates = gates
-        q,k,v = cut_streams(s, len(h), gates); y = torch.empty_like(v, memory_format=torch.contiguous_format)
+        ctx.save_for_backward(s, h)
+        ctx.gates = gates
+        q,k,v = cut_streams(s, len(h), gates)
+        y = torch.empty_like(v, memory_format=torch.contiguous_format)
         for at,spectrum,pad,back in _walk(q, v, h):
             torch.mul(_gate(k, at).to(h.dtype), v[at][:,:,None].to(h.dtype), out=pad[...,:v.shape[-1]])
             y[at] = _sum(back(torch.fft.rfft(pad).mul_(spectrum)).mul_(_gate(q, at)))
@@ -152,21 +178,31 @@ class _Resonate(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
-        s,h = ctx.saved_tensors; ds,T = torch.empty_like(s),s.shape[-1]
+        s,h = ctx.saved_tensors
+        ds,T = torch.empty_like(s),s.shape[-1]
         (q,k,v),(dq,dk,dv) = (cut_streams(a, len(h), ctx.gates) for a in (s, ds))
-        eq,ek = (torch.zeros_like(a, dtype=h.dtype) for a in (q, k)) if ctx.gates else (dq, dk) # shared gates gather from all pieces
+        # shared gates gather from all pieces
+        eq,ek = (torch.zeros_like(a, dtype=h.dtype) for a in (q, k)) if ctx.gates else (dq, dk)
         put = Tensor.add_ if ctx.gates else Tensor.copy_
-        g,dH = g.view_as(v) if g.is_contiguous() else g.reshape(v.shape),torch.zeros(len(h), fast_length(2*T)//2 + 1, dtype=h.dtype.to_complex(), device=h.device)
+        g, dH = (
+            g.view_as(v) if g.is_contiguous() else g.reshape(v.shape),
+            torch.zeros(len(h), fast_length(2 * T) // 2 + 1, dtype=h.dtype.to_complex(), device=h.device),
+        )
         for at,spectrum,pad,back in _walk(q, v, h):
-            z = pad[...,:T]; qs,ks,vs,gs = (a.to(h.dtype) for a in (_gate(q, at), _gate(k, at), v[at][:,:,None], g[at][:,:,None]))
-            torch.mul(ks, vs, out=z); Z = torch.fft.rfft(pad)
-            torch.mul(qs, gs, out=z); G = torch.fft.rfft(pad)
+            z = pad[...,:T]
+            qs,ks,vs,gs = (a.to(h.dtype) for a in (_gate(q, at), _gate(k, at), v[at][:,:,None], g[at][:,:,None]))
+            torch.mul(ks, vs, out=z)
+            Z = torch.fft.rfft(pad)
+            torch.mul(qs, gs, out=z)
+            G = torch.fft.rfft(pad)
             put(_gate(eq, at), back(Z*spectrum).mul_(gs).sum_to_size(qs.shape))
             dH[at[1]] += Z.conj_physical_().mul_(G).sum((0, 2, 3))
             dz = back(G.mul_(spectrum.conj().resolve_conj()))
             dv[at] = _sum(dz*ks)
             put(_gate(ek, at), dz.mul_(vs).sum_to_size(ks.shape))
-        if ctx.gates: dq.copy_(eq); dk.copy_(ek)
+        if ctx.gates:
+            dq.copy_(eq)
+            dk.copy_(ek)
         return ds,torch.fft.irfft(dH, fast_length(2*T))[:,:T],None
 
 def resonate(
@@ -175,13 +211,23 @@ def resonate(
     gates=None, # a head's, shared by its channels
 )->Tensor: # (B, dim, T) in the dtype of `s`
     "Sum over i of q_i * (h convolved with k_i * v)"
-    with torch.autocast(s.device.type, enabled=False): return _Resonate.apply(s, h, gates)
+    with torch.autocast(s.device.type, enabled=False):
+        return _Resonate.apply(s, h, gates)
 
 # %% ../../nbs/02_models/07_resonance.ipynb #96d0db9e
-def _last_ring(z, gamma, omega, block=256): # z (..., T); gamma, omega (n,) in double -> (..., n) complex: sum_t lambda^(T-1-t) z_t
-    block = min(block, z.shape[-1]); z = F.pad(z.to(gamma), (-z.shape[-1] % block, 0)).unflatten(-1, (-1, block))
+def _last_ring(
+    z,
+    gamma,
+    omega,
+    block=256,
+): # z (..., T); gamma, omega (n,) in double -> (..., n) complex: sum_t lambda^(T-1-t) z_t
+    block = min(block, z.shape[-1])
+    z = F.pad(z.to(gamma), (-z.shape[-1] % block, 0)).unflatten(-1, (-1, block))
     t = torch.arange(max(block, z.shape[-2]), device=gamma.device, dtype=gamma.dtype)
-    fine,coarse = torch.complex(*_powers(gamma, omega, t[:block].flip(0))),torch.complex(*_powers(gamma, omega, t[:z.shape[-2]].flip(0)*block))
+    fine, coarse = (
+        torch.complex(*_powers(gamma, omega, t[:block].flip(0))),
+        torch.complex(*_powers(gamma, omega, t[: z.shape[-2]].flip(0) * block)),
+    )
     return (torch.complex(z@fine.real, z@fine.imag)*coarse).sum(-2)
 
 def final_state(
@@ -192,8 +238,10 @@ def final_state(
     "What rings after the last token"
     device,wide = _wide(z.device)
     gamma,omega = gamma.to(device, wide),omega.to(device, wide)
-    if z.shape[-1] == 1: return z.to(device, wide.to_complex()).expand(*z.shape[:-1], len(gamma)) # one step of the recurrence
-    with torch.autocast(device.type, enabled=False): return torch.stack([_last_ring(z[:,i].to(device), gamma, omega) for i in range(z.shape[1])], 1)
+    if z.shape[-1] == 1:
+        return z.to(device, wide.to_complex()).expand(*z.shape[:-1], len(gamma)) # one step of the recurrence
+    with torch.autocast(device.type, enabled=False):
+        return torch.stack([_last_ring(z[:,i].to(device), gamma, omega) for i in range(z.shape[1])], 1)
 
 def free_response(
     state:Tensor, # (B, H, ..., n) complex
@@ -204,7 +252,8 @@ def free_response(
 )->Tensor: # (B, H, ..., T)
     "How a state rings on with no input"
     a = state*c.view(c.shape[0], *[1]*(state.dim() - 3), -1)
-    with torch.autocast(state.device.type, enabled=False): return _ring(a.real.flatten(0, -2), a.imag.flatten(0, -2), gamma, omega, T, 1, dtype).view(*a.shape[:-1], T)
+    with torch.autocast(state.device.type, enabled=False):
+        return _ring(a.real.flatten(0, -2), a.imag.flatten(0, -2), gamma, omega, T, 1, dtype).view(*a.shape[:-1], T)
 
 # %% ../../nbs/02_models/07_resonance.ipynb #85700a6a
 @mixers('resonance')
@@ -224,20 +273,28 @@ class Resonance(nn.Module):
         if dim % n_head: raise InputError(f'n_head={n_head} kernels cannot share dim={dim} channels evenly')
         self.layer,self.H = layer,n_head
         self.widths = [n_head*self.gates if self.gates else dim]*2 + [dim]
-        self.in_proj,self.o_proj = nn.Linear(dim, sum(self.widths), bias=bias),nn.Linear(dim, dim, bias=bias); self.o_proj.ends_branch = True
+        self.in_proj,self.o_proj = nn.Linear(dim, sum(self.widths), bias=bias),nn.Linear(dim, dim, bias=bias)
+        self.o_proj.ends_branch = True
         self.taps = nn.Parameter(torch.empty(sum(self.widths), taps))
         self.damping,self.frequency = nn.Parameter(torch.empty(n_freq)),nn.Parameter(torch.empty(n_freq))
-        self.magnitude,self.phase = nn.Parameter(torch.empty(n_head, n_freq)),nn.Parameter(torch.empty(n_head, n_freq))
+        self.magnitude, self.phase = (
+            nn.Parameter(torch.empty(n_head, n_freq)),
+            nn.Parameter(torch.empty(n_head, n_freq)),
+        )
         self.reset()
     @classmethod
-    def from_config(cls, cfg, layer): return cls(cfg.dim, cfg.n_head, cfg.num_frequencies, cfg.short_conv, layer, cfg.bias)
+    def from_config(cls, cfg, layer):
+        return cls(cfg.dim, cfg.n_head, cfg.num_frequencies, cfg.short_conv, layer, cfg.bias)
     @torch.no_grad()
     def reset(self):
-        n = len(self.damping); j = torch.arange(n, device=self.damping.device) + .5
+        n = len(self.damping)
+        j = torch.arange(n, device=self.damping.device) + .5
         self.damping.copy_(-(2*2048**(j/n)).log())
         self.frequency.copy_((j*(5**.5 - 1)/2 % 1).pow(4).clamp(1e-3, 1 - 1e-3).logit())
-        self.magnitude.normal_(std=n**-.5); self.phase.zero_()
-        self.taps.normal_(std=.3); self.taps[:,0] += 1
+        self.magnitude.normal_(std=n**-.5)
+        self.phase.zero_()
+        self.taps.normal_(std=.3)
+        self.taps[:,0] += 1
     def forward(self, x, ctx): # (B, T, dim) -> (B, T, dim)
         state = ctx.cache.states.get(self.layer) if ctx.cache is not None else None
         if ctx.documents is not None: return self.apart(x, ctx, state)
@@ -288,7 +345,8 @@ def mix(self:Resonance,
     past = self.taps.shape[1] - 1
     p = torch.cat((state[0].to(p), p), -1) if state is not None else F.pad(p, (past, 0))
     s = self.streams(p)[...,past:]
-    q,k,v = cut_streams(s, self.H, self.gates); z = k.to(dtype)*v[:,:,None]
+    q,k,v = cut_streams(s, self.H, self.gates)
+    z = k.to(dtype)*v[:,:,None]
     new = self.advance(z, None if state is None else state[1])
     if T == 1: y = (q*self.listen(new).to(dtype)).sum(2).flatten(1, 2)
     else:
@@ -307,7 +365,9 @@ def advance(self:Resonance, z, ring=None, lengths=None): # z (B, H, R, D, T) -> 
     return new + decay[:,None,None,None]*torch.view_as_complex(ring.to(gamma))
 
 @patch
-def amplitudes(self:Resonance): _,_,m,phase = self.oscillators(); return torch.complex(m*phase.cos(), m*phase.sin()) # (H, n)
+def amplitudes(self:Resonance):
+    _,_,m,phase = self.oscillators()
+    return torch.complex(m*phase.cos(), m*phase.sin()) # (H, n)
 
 @patch
 def listen(self:Resonance, ring): # (B, H, R, D, n) complex -> (B, H, R, D, 1)
@@ -316,24 +376,33 @@ def listen(self:Resonance, ring): # (B, H, R, D, n) complex -> (B, H, R, D, 1)
 @patch
 def ring_on(self:Resonance, ring, T, dtype): # (B, H, R, D, n, 2) -> (B, H, R, D, T)
     gamma,omega,*_ = self.oscillators()
-    return free_response(torch.view_as_complex(ring.to(gamma)), self.amplitudes(), gamma, omega, T, dtype).to(self.damping.device)
+    return free_response(torch.view_as_complex(ring.to(gamma)), self.amplitudes(), gamma, omega, T, dtype).to(
+        self.damping.device
+    )
 
 # %% ../../nbs/02_models/07_resonance.ipynb #19aba881
 def _right(x, lengths): # (N, C, L) of which `lengths` are real -> the same at the right end, zeros before
-    L = x.shape[-1]; at = torch.arange(L, device=x.device) - (L - lengths[:,None])
+    L = x.shape[-1]
+    at = torch.arange(L, device=x.device) - (L - lengths[:,None])
     return x.gather(-1, at.clamp(min=0)[:,None].expand_as(x))*(at >= 0)[:,None]
 
 @patch
 def apart(self:Resonance, x, ctx, state): # (B, T, dim) -> (B, T, dim)
     rows,back = apart(x, ctx.documents)
-    if state is not None: state = tuple(s.new_zeros(len(rows), *s.shape[1:]).index_copy(0, back.first, s) for s in state)
-    groups = back.lengths.double().log2().ceil(); y = x.new_zeros(rows.shape)
+    if state is not None:
+        state = tuple(s.new_zeros(len(rows), *s.shape[1:]).index_copy(0, back.first, s) for s in state)
+    groups = back.lengths.double().log2().ceil()
+    y = x.new_zeros(rows.shape)
     for g in groups.unique():
-        at = (groups == g).nonzero()[:,0]; L = int(back.lengths[at].max())
+        at = (groups == g).nonzero()[:,0]
+        L = int(back.lengths[at].max())
         p = self.project(rows[at,:L])
         out = self.o_proj(self.mix(p, None if state is None else tuple(s[at] for s in state))[0].mT)
         y = y.to(out.dtype).index_put((at[:,None], torch.arange(L, device=x.device)), out)
-    if ctx.cache is not None: ctx.cache.states[self.layer] = self.ending(rows[back.last], back.lengths[back.last], state and tuple(s[back.last] for s in state))
+    if ctx.cache is not None:
+        ctx.cache.states[self.layer] = self.ending(
+            rows[back.last], back.lengths[back.last], state and tuple(s[back.last] for s in state)
+        )
     return back(y)
 
 @patch
@@ -344,7 +413,9 @@ def ending(self:Resonance, rows, lengths, state=None): # (B, L, dim), of which (
     _,k,v = cut_streams(self.streams(p)[...,past:], self.H, self.gates)
     real = torch.arange(rows.shape[1], device=p.device) >= rows.shape[1] - lengths[:,None]
     z = k.to(torch.promote_types(p.dtype, torch.float32))*v[:,:,None]*real[:,None,None,None]
-    return p[...,p.shape[-1]-past:].clone(),torch.view_as_real(self.advance(z, state and state[1], lengths)).to(p.device)
+    return p[..., p.shape[-1] - past :].clone(), torch.view_as_real(self.advance(z, state and state[1], lengths)).to(
+        p.device
+    )
 
 # %% ../../nbs/02_models/07_resonance.ipynb #3607e4fd
 @mixers('associative')
@@ -354,7 +425,9 @@ class AssociativeResonance(Resonance):
 
 # %% ../../nbs/02_models/07_resonance.ipynb #f02b1358
 @models('resonance')
-def resonance_lm(**kw): "Every layer rings: n log n in the context, constant state in decoding"; return LM(LMConfig(**{'mixer': 'resonance', 'pos': 'none', **kw}))
+def resonance_lm(**kw):
+    "Every layer rings: n log n in the context, constant state in decoding"
+    return LM(LMConfig(**{'mixer': 'resonance', 'pos': 'none', **kw}))
 
 @models('hybrid')
 def hybrid_lm(
@@ -363,7 +436,8 @@ def hybrid_lm(
 ):
     "Resonance layers with attention every few"
     n,k = kw.get('n_layer', LMConfig.n_layer),attention_every
-    if not isinstance(k, int) or k < 1: raise InputError(f'attention_every={k!r} must be a whole number of at least 1')
+    if not isinstance(k, int) or k < 1:
+        raise InputError(f'attention_every={k!r} must be a whole number of at least 1')
     mixer = ['attention' if i % k == k-1 or (n < k and i == n-1) else 'resonance' for i in range(n)]
     return LM(LMConfig(**{'mixer': mixer, **kw}))
 

@@ -18,7 +18,9 @@ from .decoder import *
 # %% ../../nbs/02_models/04_reversible.ipynb #8c1aaac8
 class _Snap(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, y): ctx.dtype = y.dtype; return y.float().mul(2.**18).round_().mul_(2.**-18)
+    def forward(ctx, y):
+        ctx.dtype = y.dtype
+        return y.float().mul(2.**18).round_().mul_(2.**-18)
     @staticmethod
     def backward(ctx, g): return g.to(ctx.dtype)
 
@@ -37,14 +39,18 @@ class ReversibleBlock(Block):
         y1 = x1 + snap(self.mixer(x2, ctx))
         return y1,x2 + snap(self.ffn(y1, ctx))
     @staticmethod
-    def start(x): x = snap(x); return x,x
+    def start(x):
+        x = snap(x)
+        return x,x
     @staticmethod
     def finish(y1, y2): return (y1 + y2)/2
     run = staticmethod(run_plain)
 
 # %% ../../nbs/02_models/04_reversible.ipynb #07728225
 def _rng(device): # states of every generator a module on `device` may draw from
-    return [torch.get_rng_state()] + ([getattr(torch, device.type).get_rng_state()] if device.type in ('cuda', 'mps', 'xpu') else [])
+    return [torch.get_rng_state()] + (
+        [getattr(torch, device.type).get_rng_state()] if device.type in ('cuda', 'mps', 'xpu') else []
+    )
 
 def _set_rng(device, states):
     torch.set_rng_state(states[0])
@@ -53,15 +59,25 @@ def _set_rng(device, states):
 @contextmanager
 def _replay(device, states): # states from `_rng`, or None for no randomness
     "Run the block as it ran then, and leave the generators as they are now"
-    if states is None: yield; return
-    now = _rng(device); _set_rng(device, states)
-    try: yield
-    finally: _set_rng(device, now)
+    if states is None:
+        yield
+        return
+    now = _rng(device)
+    _set_rng(device, states)
+    try:
+        yield
+    finally:
+        _set_rng(device, now)
 
 # %% ../../nbs/02_models/04_reversible.ipynb #9e514f16
 def _precision(device): # arguments for `torch.autocast`
     kind = device.type
-    return dict(device_type=kind, dtype=torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind), cache_enabled=False)
+    return dict(
+        device_type=kind,
+        dtype=torch.get_autocast_dtype(kind),
+        enabled=torch.is_autocast_enabled(kind),
+        cache_enabled=False,
+    )
 
 # %% ../../nbs/02_models/04_reversible.ipynb #28e16b79
 @contextmanager
@@ -69,34 +85,50 @@ def _unhooked(params):
     "Put gradient hooks of `params` aside"
     aside = [(p._backward_hooks, dict(p._backward_hooks)) for p in params if p._backward_hooks]
     for hooks,_ in aside: hooks.clear()
-    try: yield
+    try:
+        yield
     finally:
         for hooks,kept in aside: hooks.update(kept)
 
 # %% ../../nbs/02_models/04_reversible.ipynb #c3433d91
 class _Then:
     "How a branch ran: its parameters that learn, its precision, its randomness"
-    def __init__(self, branch, ctx): self.branch,self.ctx,self.params,self.rng = branch,ctx,[p for p in branch.parameters() if p.requires_grad],None
+    def __init__(self, branch, ctx):
+        self.branch, self.ctx, self.params, self.rng = (
+            branch,
+            ctx,
+            [p for p in branch.parameters() if p.requires_grad],
+            None,
+        )
     def call(self, x):
         "The branch's output, and the sum of the losses it adds on the way (None when it adds none)"
         kept,self.ctx.losses = self.ctx.losses,[]
-        try: return snap(self.branch(x, self.ctx)),sum(self.ctx.losses) if self.ctx.losses else None
-        finally: self.ctx.losses = kept
+        try:
+            return snap(self.branch(x, self.ctx)),sum(self.ctx.losses) if self.ctx.losses else None
+        finally:
+            self.ctx.losses = kept
     def run(self, x, precision):
         before = _rng(x.device)
-        with torch.autocast(**precision): y,self.added = self.call(x)
+        with torch.autocast(**precision):
+            y,self.added = self.call(x)
         if any(not torch.equal(a, b) for a,b in zip(before, _rng(x.device))): self.rng = before
         self.versions = [p._version for p in self.params]
         return y
     def again(self, x, dy, da, precision, need_x=True): # `da`: the gradient of what it added
         "The branch's output, the gradient of `x`, and those of its parameters"
-        if self.versions != [p._version for p in self.params]: raise RuntimeError('a parameter was changed in place between forward and backward')
+        if self.versions != [p._version for p in self.params]:
+            raise RuntimeError('a parameter was changed in place between forward and backward')
         x = x.detach().requires_grad_(need_x)
-        with torch.enable_grad(), torch.autocast(**precision), _replay(x.device, self.rng): y,added = self.call(x)
+        with torch.enable_grad(), torch.autocast(**precision), _replay(x.device, self.rng):
+            y,added = self.call(x)
         wrt = [x, *self.params] if need_x else self.params
         outs = [(o, d.to(o.dtype)) for o,d in ((y, dy), (added, da)) if o is not None and o.requires_grad]
         with _unhooked(self.params):
-            grads = torch.autograd.grad([o for o,_ in outs], wrt, [d for _,d in outs], allow_unused=True) if wrt and outs else [None]*len(wrt)
+            grads = (
+                torch.autograd.grad([o for o, _ in outs], wrt, [d for _, d in outs], allow_unused=True)
+                if wrt and outs
+                else [None] * len(wrt)
+            )
         return y.detach(),*((grads[0], grads[1:]) if need_x else (None, grads))
 
 # %% ../../nbs/02_models/04_reversible.ipynb #572e4ff7
@@ -118,7 +150,8 @@ class _Layer(torch.autograd.Function):
         tape,need = ctx.tape,any(ctx.needs_input_grad[5:7])
         (y1,y2),tape.streams = ctx.saved_tensors if ctx.last else tape.streams,None
         g,dy1,dG = ctx.G.again(y1, d2, da, ctx.precision)
-        x2 = y2 - g; del g,y2
+        x2 = y2 - g
+        del g,y2
         if dy1 is not None: d1 = d1 + dy1
         f,dx2,dF = ctx.F.again(x2, d1, da, ctx.precision, need)
         if dx2 is not None: d2 = d2 + dx2
@@ -127,7 +160,13 @@ class _Layer(torch.autograd.Function):
 
 # %% ../../nbs/02_models/04_reversible.ipynb #427f2776
 def _watched(b): # does something other than the block's own `forward` run when it is called?
-    return bool('forward' in b.__dict__ or b._forward_hooks or b._forward_pre_hooks or b._backward_hooks or b._backward_pre_hooks)
+    return bool(
+        'forward' in b.__dict__
+        or b._forward_hooks
+        or b._forward_pre_hooks
+        or b._backward_hooks
+        or b._backward_pre_hooks
+    )
 
 def run_reversible(
     blocks,              # the stack
@@ -137,13 +176,18 @@ def run_reversible(
     seen=None,           # a list that gets every block's output (and so keeps them all)
 )->tuple: # what comes out of the last
     "Walk the stack, keeping only what comes out of it"
-    if checkpointing or seen is not None or not torch.is_grad_enabled(): return run_plain(blocks, streams, ctx, checkpointing, seen)
+    if checkpointing or seen is not None or not torch.is_grad_enabled():
+        return run_plain(blocks, streams, ctx, checkpointing, seen)
     for plain,stretch in groupby(blocks, lambda b: b is blocks[-1] or _watched(b)):
         stretch,tape = list(stretch),_Tape()
-        if plain: streams = run_plain(stretch, streams, ctx); continue
+        if plain:
+            streams = run_plain(stretch, streams, ctx)
+            continue
         for b in stretch:
             F,G = _Then(b.mixer, ctx),_Then(b.ffn, ctx)
-            *streams,added = _Layer.apply(tape, F, G, b is stretch[0], b is stretch[-1], *streams, *F.params, *G.params)
+            *streams, added = _Layer.apply(
+                tape, F, G, b is stretch[0], b is stretch[-1], *streams, *F.params, *G.params
+            )
             if ctx.losses is not None and not (F.added is None and G.added is None): ctx.losses.append(added)
     return streams
 

@@ -38,9 +38,16 @@ def label_loss(
     num_items=None, # divide the summed loss by this; default: the labels there are
 )->tuple[Tensor,Tensor]: # mean loss, number of labels predicted right
     "Cross-entropy over labels"
-    y,z = y.flatten().to(z.device),z.flatten(0, -2).float(); n = _known(y)
-    if int(y.max()) >= z.shape[-1]: raise InputError(f'a label of {int(y.max())} came, and the head knows 0 to {z.shape[-1]-1}; give `labels` when the head is made')
-    return F.cross_entropy(z, y, ignore_index=-100, reduction='sum')/(n if num_items is None else num_items),(z.argmax(-1) == y).sum()
+    y,z = y.flatten().to(z.device),z.flatten(0, -2).float()
+    n = _known(y)
+    if int(y.max()) >= z.shape[-1]:
+        raise InputError(
+            f'a label of {int(y.max())} came, and the head knows 0 to {z.shape[-1] - 1}; give '
+            '`labels` when the head is made'
+        )
+    return F.cross_entropy(z, y, ignore_index=-100, reduction='sum') / (n if num_items is None else num_items), (
+        z.argmax(-1) == y
+    ).sum()
 
 def number_loss(
     z:Tensor,       # (B,)
@@ -48,11 +55,14 @@ def number_loss(
     num_items=None, # as for `label_loss`
 )->tuple[Tensor,Tensor]: # mean squared error, how many are off by less than a half
     "Squared error of numbers"
-    y,z = y.to(z.device).float(),z.float(); n = _known(y); off = torch.where(y == -100, 0., z - y)
+    y,z = y.to(z.device).float(),z.float()
+    n = _known(y)
+    off = torch.where(y == -100, 0., z - y)
     return off.square().sum()/(n if num_items is None else num_items),((off.abs() < 0.5) & (y != -100)).sum()
 
 def _known(y):
-    if not (n := int((y != -100).sum())): raise InputError('no label of this batch is known: all are -100; check the labels')
+    if not (n := int((y != -100).sum())):
+        raise InputError('no label of this batch is known: all are -100; check the labels')
     return n
 
 # %% ../../nbs/02_models/11_task_heads.ipynb #01c3c038
@@ -68,9 +78,12 @@ class HeadOutput(ModelOutput):
 
 def _scored(out, labels, num_items, number=False): # the output with its loss
     if labels is None: return out
-    if out.start_logits is not None: out.loss,out.n_correct = label_loss(torch.stack((out.start_logits, out.end_logits), 1), labels, num_items)
-    elif number: out.loss,out.n_correct = number_loss(out.logits[:,0], labels, num_items)
-    else: out.loss,out.n_correct = label_loss(out.logits, labels, num_items)
+    if out.start_logits is not None:
+        out.loss,out.n_correct = label_loss(torch.stack((out.start_logits, out.end_logits), 1), labels, num_items)
+    elif number:
+        out.loss,out.n_correct = number_loss(out.logits[:,0], labels, num_items)
+    else:
+        out.loss,out.n_correct = label_loss(out.logits, labels, num_items)
     return out
 
 def _spans(start, end, real): # (B, T) each, `real` may be None
@@ -89,17 +102,38 @@ class HeadedLM(LM):
         self.head = None
         self.score = nn.Linear(config.dim, self.width(config))
         self.post_init()
-    def generate(self, *args, **kwargs): raise InputError(f'{type(self).__name__} says labels and writes no text; generate with the model it was made from')
+    def generate(self, *args, **kwargs):
+        raise InputError(
+            f'{type(self).__name__} says labels and writes no text; generate with the model it was made from'
+        )
     def width(self, config): return config.num_labels
     def read(self, h, real): return dict(logits=self.score(h)) # (B, T, C) -> what is said of it
     def real(self, ids, mask): # (B, T): the mask, else what is not the pad token
         pad = self.config.pad_token_id
         return mask if mask is not None or pad is None or ids is None else (ids != pad).long()
-    def forward(self, input_ids=None, attention_mask=None, inputs_embeds=None, labels=None, num_items_in_batch=None, output_hidden_states=None, return_dict=None, **kwargs):
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        inputs_embeds=None,
+        labels=None,
+        num_items_in_batch=None,
+        output_hidden_states=None,
+        return_dict=None,
+        **kwargs,
+    ):
         real,seen,losses = self.real(input_ids, attention_mask),[] if output_hidden_states else None,[]
         h = self.hidden(input_ids, real, inputs_embeds=inputs_embeds, seen=seen, losses=losses)
-        out = _scored(HeadOutput(**self.read(h, real), hidden_states=tuple(seen) if seen else None), labels, num_items_in_batch, self.number)
-        if out.loss is not None and losses and self.training: out.loss = out.loss + sum(losses)/self.config.n_layer*(1 if num_items_in_batch is None else (labels != -100).sum()/num_items_in_batch)
+        out = _scored(
+            HeadOutput(**self.read(h, real), hidden_states=tuple(seen) if seen else None),
+            labels,
+            num_items_in_batch,
+            self.number,
+        )
+        if out.loss is not None and losses and self.training:
+            out.loss = out.loss + sum(losses) / self.config.n_layer * (
+                1 if num_items_in_batch is None else (labels != -100).sum() / num_items_in_batch
+            )
         return out.to_tuple() if return_dict is False else out
 
 class LMForSequenceClassification(HeadedLM):
@@ -117,8 +151,11 @@ class LMForQuestionAnswering(HeadedLM):
     "Where an answer starts and ends; `labels` are the two positions, (B, 2)"
     auto_class = 'AutoModelForQuestionAnswering'
     def width(self, config): return 2
-    def read(self, h, real): z = self.score(h); return _spans(z[...,0], z[...,1], real)
-    def forward(self, *args, labels=None, start_positions=None, end_positions=None, **kwargs): return super().forward(*args, labels=_ends(labels, start_positions, end_positions), **kwargs)
+    def read(self, h, real):
+        z = self.score(h)
+        return _spans(z[...,0], z[...,1], real)
+    def forward(self, *args, labels=None, start_positions=None, end_positions=None, **kwargs):
+        return super().forward(*args, labels=_ends(labels, start_positions, end_positions), **kwargs)
 
 # %% ../../nbs/02_models/11_task_heads.ipynb #fb7215f1
 def best_span(
@@ -127,7 +164,8 @@ def best_span(
     max_tokens=30,   # longest answer, in tokens
 )->Tensor: # (B, 2) first and last token
     "The pair of start and end with the highest sum"
-    T = start.shape[1]; i = torch.arange(T, device=start.device)
+    T = start.shape[1]
+    i = torch.arange(T, device=start.device)
     allowed = (i[:,None] <= i) & (i < i[:,None] + max_tokens)
     best = (start.float()[:,:,None] + end.float()[:,None]).masked_fill(~allowed, -torch.inf).flatten(1).argmax(1)
     return torch.stack((best//T, best % T), 1)
@@ -143,14 +181,24 @@ def with_head(
     "The same body with a head for `task`"
     import copy, transformers
     if task not in task_heads: raise InputError(f"unknown task '{task}' for a head: {did_you_mean(task, task_heads)}")
-    if (labels is None) != (task == 'span'): raise InputError(f'a head for {task} ' + ('takes no labels' if task == 'span' else 'needs labels: their names, or how many'))
+    if (labels is None) != (task == 'span'):
+        raise InputError(
+            f'a head for {task} '
+            + ('takes no labels' if task == 'span' else 'needs labels: their names, or how many')
+        )
     config = copy.deepcopy(model.config)
     if labels is not None: name_labels(config, labels)
     if isinstance(model, LM): headed = task_heads[task](config)
     else:
-        try: headed = getattr(transformers, task_heads[task].auto_class).from_config(config)
-        except ValueError as e: raise InputError(f"{type(model).__name__} has no head for {task} in transformers; use a recipe of ours or another family") from e
-    with torch.no_grad(): taken = _take(headed, model)
+        try:
+            headed = getattr(transformers, task_heads[task].auto_class).from_config(config)
+        except ValueError as e:
+            raise InputError(
+                f"{type(model).__name__} has no head for {task} in transformers; use a recipe of ours "
+                "or another family"
+            ) from e
+    with torch.no_grad():
+        taken = _take(headed, model)
     if not taken: raise InputError(f'nothing of {type(model).__name__} fits {type(headed).__name__}')
     if hasattr(model, 'random_weights'): headed.random_weights = model.random_weights
     there = next(model.parameters()).device
@@ -159,7 +207,8 @@ def with_head(
 def name_labels(config, labels): # names, or how many
     "Write labels into a config, in the order of their ids"
     names = [f'LABEL_{i}' for i in range(labels)] if isinstance(labels, int) else list(labels)
-    config.num_labels = len(names); config.id2label,config.label2id = dict(enumerate(names)),{n: i for i,n in enumerate(names)}
+    config.num_labels = len(names)
+    config.id2label,config.label2id = dict(enumerate(names)),{n: i for i,n in enumerate(names)}
 
 def _same_head(a, b): return type(a).__name__ == type(b).__name__ and a.config.id2label == b.config.id2label
 
@@ -167,7 +216,11 @@ def _take(headed, model):
     "Copy the weights that both have, by the names their bodies give them; the last layer too where it answers the same question"
     own = dict(headed.base_model.named_parameters()) | dict(headed.base_model.named_buffers())
     last = set() if _same_head(headed, model) else {'score.weight', 'score.bias'}
-    found = {k: v for k,v in model.base_model.state_dict().items() if k in own and k not in last and own[k].shape == v.shape}
+    found = {
+        k: v
+        for k, v in model.base_model.state_dict().items()
+        if k in own and k not in last and own[k].shape == v.shape
+    }
     for k,v in found.items(): own[k].copy_(v)
     return len(found)
 
@@ -176,21 +229,51 @@ class _AdoptedHead:
     "What an adopted head can do beyond its own class"
     def __reduce_ex__(self, protocol): return _revived,(self._original,),self.__getstate__()
     def _said(self, out, real): # a `HeadOutput` from theirs
-        found = _spans(out.start_logits, out.end_logits, real) if getattr(out, 'start_logits', None) is not None else dict(logits=out.logits)
+        found = (
+            _spans(out.start_logits, out.end_logits, real)
+            if getattr(out, 'start_logits', None) is not None
+            else dict(logits=out.logits)
+        )
         return HeadOutput(**found, hidden_states=out.hidden_states)
 
 @functools.cache
 def _adopted_head(cls): # a child of `cls` that nobody can tell from it
     @functools.wraps(cls.forward)
-    def forward(self, *args, labels=None, start_positions=None, end_positions=None, num_items_in_batch=None, **inputs):
+    def forward(
+        self,
+        *args,
+        labels=None,
+        start_positions=None,
+        end_positions=None,
+        num_items_in_batch=None,
+        **inputs,
+    ):
         labels = _ends(labels, start_positions, end_positions)
         if labels is None: return cls.forward(self, *args, **inputs)
-        inputs.pop('return_dict', None); out = cls.forward(self, *args, **inputs)
+        inputs.pop('return_dict', None)
+        out = cls.forward(self, *args, **inputs)
         real = inputs.get('attention_mask', args[1] if len(args) > 1 else None)
-        return _scored(self._said(out, real), labels, num_items_in_batch, out.get('logits') is not None and out.logits.dim() == 2 and self.config.num_labels == 1)
-    return type(cls.__name__, (_AdoptedHead, cls), dict(forward=forward, _original=cls, __module__=cls.__module__, __qualname__=cls.__qualname__, __doc__=cls.__doc__))
+        return _scored(
+            self._said(out, real),
+            labels,
+            num_items_in_batch,
+            out.get('logits') is not None and out.logits.dim() == 2 and self.config.num_labels == 1,
+        )
+    return type(
+        cls.__name__,
+        (_AdoptedHead, cls),
+        dict(
+            forward=forward,
+            _original=cls,
+            __module__=cls.__module__,
+            __qualname__=cls.__qualname__,
+            __doc__=cls.__doc__,
+        ),
+    )
 
-def _revived(cls): new = _adopted_head(cls); return new.__new__(new)
+def _revived(cls):
+    new = _adopted_head(cls)
+    return new.__new__(new)
 
 def adopt_head(
     model, # a model with a task head, ours or of transformers
@@ -208,10 +291,14 @@ def label_counts(
 )->np.ndarray: # sums
     "What the scores of a batch are made of"
     y = labels.cpu()
-    if task == 'span': return _span_counts(best_span(out.start_logits, out.end_logits, out.start_logits.shape[1]).cpu(), y)
+    if task == 'span':
+        return _span_counts(best_span(out.start_logits, out.end_logits, out.start_logits.shape[1]).cpu(), y)
     z = out.logits.detach().float().cpu()
-    if task == 'classify' and len(names) == 1: x,y = z[:,0].double(),y.double(); return np.array([len(x), x.sum(), y.sum(), x@x, y@y, x@y])
-    if task == 'classify': return np.bincount((y*len(names) + z.argmax(-1)).numpy(), minlength=len(names)**2).astype(float)
+    if task == 'classify' and len(names) == 1:
+        x,y = z[:,0].double(),y.double()
+        return np.array([len(x), x.sum(), y.sum(), x@x, y@y, x@y])
+    if task == 'classify':
+        return np.bincount((y*len(names) + z.argmax(-1)).numpy(), minlength=len(names)**2).astype(float)
     return _entity_counts(z.argmax(-1), y, names)
 
 def _span_counts(said, y): # texts, those found exactly, F1 of each added up
@@ -222,7 +309,8 @@ def _span_counts(said, y): # texts, those found exactly, F1 of each added up
 def _entity_counts(said, y, names): # entities found right, said and there are
     n = np.zeros(3)
     for s,g in zip(said, y):
-        keep = g != -100; a,b = (entity_spans([names[i] for i in t[keep].tolist()]) for t in (s, g))
+        keep = g != -100
+        a,b = (entity_spans([names[i] for i in t[keep].tolist()]) for t in (s, g))
         n += len(a & b),len(a),len(b)
     return n
 
@@ -232,16 +320,29 @@ def label_metrics(
     names=(),
 )->dict: # by name, each in [-1,1]
     "Scores from sums"
-    c = np.asarray(counts, float); as_floats = lambda d: {k: float(v) for k,v in d.items()} # json knows no NumPy
+    c = np.asarray(counts, float)
+    as_floats = lambda d: {k: float(v) for k,v in d.items()} # json knows no NumPy
     if task == 'span': return as_floats(dict(exact_match=c[1]/max(c[0], 1), span_f1=c[2]/max(c[0], 1)))
-    if task == 'tag': return as_floats(dict(entity_f1=2*c[0]/(c[1] + c[2]) if c[1] + c[2] else 1.)) if any(n.startswith('B-') for n in names) else {}
-    if len(names) == 1: n,x,y,xx,yy,xy = c; return dict(pearson=_ratio(n*xy - x*y, (n*xx - x*x)*(n*yy - y*y)))
-    m = c.reshape(len(names), len(names)); hit,gold,said,n = m.diagonal(),m.sum(1),m.sum(0),m.sum()
+    if task == 'tag':
+        return (
+            as_floats(dict(entity_f1=2 * c[0] / (c[1] + c[2]) if c[1] + c[2] else 1.0))
+            if any(n.startswith('B-') for n in names)
+            else {}
+        )
+    if len(names) == 1:
+        n,x,y,xx,yy,xy = c
+        return dict(pearson=_ratio(n*xy - x*y, (n*xx - x*x)*(n*yy - y*y)))
+    m = c.reshape(len(names), len(names))
+    hit,gold,said,n = m.diagonal(),m.sum(1),m.sum(0),m.sum()
     there = gold + said > 0 # a label that nobody has and nobody says has no F1
-    return dict(f1=float((2*hit[there]/(gold + said)[there]).mean()) if n else 0., mcc=_ratio(n*hit.sum() - gold@said, (n*n - said@said)*(n*n - gold@gold)))
+    return dict(
+        f1=float((2 * hit[there] / (gold + said)[there]).mean()) if n else 0.0,
+        mcc=_ratio(n * hit.sum() - gold @ said, (n * n - said @ said) * (n * n - gold @ gold)),
+    )
 
 def _ratio(a, b): return float(a/math.sqrt(b)) if b > 0 else 0. # a correlation with what never changes is none
 
 def label_metric_names(task:str, names=())->list: # as `label_metrics` gives them
     "The scores a head has beside loss and accuracy"
-    n = len(names); return list(label_metrics(task, np.ones(n*n if task == 'classify' and n > 1 else 6), names))
+    n = len(names)
+    return list(label_metrics(task, np.ones(n*n if task == 'classify' and n > 1 else 6), names))

@@ -39,9 +39,18 @@ class RowBands:
     words = IntWidth.words
     check = IntWidth.check
     def encode(self, w)->Coded:
-        parts = [code_as(band, width, self.group) for (width,_),band in zip(self.bands, w.split([n or len(w) for _,n in self.bands]))]
+        parts = [
+            code_as(band, width, self.group)
+            for (width, _), band in zip(self.bands, w.split([n or len(w) for _, n in self.bands]))
+        ]
         if len(parts) == 1: return parts[0]
-        return Coded('rows', torch.cat([p.codes for p in parts]), w.new_ones((), dtype=torch.float16), bits=max(p.bits for p in parts), parts=parts)
+        return Coded(
+            'rows',
+            torch.cat([p.codes for p in parts]),
+            w.new_ones((), dtype=torch.float16),
+            bits=max(p.bits for p in parts),
+            parts=parts,
+        )
 
 class RowBandsLinear(RowBands, FewBitsLinear): "A linear layer with bands of rows of different widths"
 class RowBandsConv1D(RowBands, FewBitsConv1D): "The same for the `Conv1D` of GPT-2"
@@ -71,20 +80,28 @@ def coded_as(
     "Inside, these layers compute in few bits"
     before = [(m.__class__, dict(m.__dict__)) for m in layers]
     try:
-        for m in layers: recode(m, RowBands, dict(bands=[(width, None)], group=group))
+        for m in layers:
+            recode(m, RowBands, dict(bands=[(width, None)], group=group))
         yield
     finally:
-        for m,(cls,d) in zip(layers, before): m.__class__ = cls; m.__dict__.clear(); m.__dict__.update(d)
+        for m,(cls,d) in zip(layers, before):
+            m.__class__ = cls
+            m.__dict__.clear()
+            m.__dict__.update(d)
 
 @torch.no_grad()
 def calibration_loss(model, ids): # tokens (B, T)
     "Mean loss over the tokens of `ids`"
-    was = model.training; model.eval()
-    try: return model(input_ids=ids, labels=ids).loss.item()
-    finally: model.train(was)
+    was = model.training
+    model.eval()
+    try:
+        return model(input_ids=ids, labels=ids).loss.item()
+    finally:
+        model.train(was)
 
 # %% ../../nbs/03_quantizers/04_bit_allocation.ipynb #f9866a2e
-_of_a_bell = dict(ternary=.265, int2=.194, int3=.045, int4=.0115, int8=4e-5) # energy lost by normal weights, see `widths`
+# energy lost by normal weights, see `widths`
+_of_a_bell = dict(ternary=.265, int2=.194, int3=.045, int4=.0115, int8=4e-5)
 
 def energy_lost(
     w:Tensor,      # (n_out, n_in)
@@ -105,13 +122,16 @@ def sensitivity(
     "What each width would cost in each layer"
     base = None if calibration is None else calibration_loss(model, calibration)
     def cost(names, width):
-        mods = [layers[k] for k in names]; w = mods[0].weight
+        mods = [layers[k] for k in names]
+        w = mods[0].weight
         if w.is_meta or isinstance(w, FakeTensor): return _of_a_bell.get(width, 2.**(-2*_bits_of(width)))
         if base is None: return energy_lost(w.T if isinstance(mods[0], Conv1D) else w, width, group)
-        with coded_as(mods, width, group): return calibration_loss(model, calibration) - base
+        with coded_as(mods, width, group):
+            return calibration_loss(model, calibration) - base
     return {names[0]: {width: cost(names, width) for width in widths} for names in by_weight(model, layers)}
 
-def _bits_of(width): return bit_widths[width] if width in bit_widths else math.log2(int(width.partition(':')[2])) # of codebook:8
+def _bits_of(width):
+    return bit_widths[width] if width in bit_widths else math.log2(int(width.partition(':')[2])) # of codebook:8
 
 # %% ../../nbs/03_quantizers/04_bit_allocation.ipynb #df1853b7
 def hull(
@@ -120,8 +140,11 @@ def hull(
     "The steps from the narrowest to the widest width that are worth taking"
     order,steps = sorted(costs, key=_bits_of),[]
     while order[1:]:
-        here = order[0]; gain = lambda w: (costs[here] - costs[w])/(_bits_of(w) - _bits_of(here))
-        to = max(order[1:], key=gain); steps.append((gain(to), here, to)); order = order[order.index(to):]
+        here = order[0]
+        gain = lambda w: (costs[here] - costs[w])/(_bits_of(w) - _bits_of(here))
+        to = max(order[1:], key=gain)
+        steps.append((gain(to), here, to))
+        order = order[order.index(to):]
     return steps
 
 def allocate_bits(
@@ -130,13 +153,16 @@ def allocate_bits(
     budget:float, # mean bits a weight
 )->dict: # name -> bands, a list of (width, rows)
     "Widths whose mean over all weights is `budget` and whose cost is least"
-    size = {k: a*b for k,(a,b) in shapes.items()}; N = sum(size.values())
+    size = {k: a*b for k,(a,b) in shapes.items()}
+    N = sum(size.values())
     bands = {k: [(min(c, key=_bits_of), shapes[k][0])] for k,c in costs.items()}
     left = budget*N - sum(size[k]*_bits_of(b[0][0]) for k,b in bands.items())
     for gain,here,to,k in sorted(((*step, k) for k,c in costs.items() for step in hull(c)), key=lambda s: -s[0]):
-        each = shapes[k][1]*(_bits_of(to) - _bits_of(here)); rows = min(shapes[k][0], round(left/each))
+        each = shapes[k][1]*(_bits_of(to) - _bits_of(here))
+        rows = min(shapes[k][0], round(left/each))
         if rows <= 0: break
-        bands[k] = [(w, n) for w,n in ((to, rows), (here, shapes[k][0] - rows)) if n]; left -= rows*each
+        bands[k] = [(w, n) for w,n in ((to, rows), (here, shapes[k][0] - rows)) if n]
+        left -= rows*each
         if rows < shapes[k][0]: break
     return bands
 
@@ -147,11 +173,14 @@ def uniform_bits(
     widths=tuple(bit_widths),
 )->dict: # name -> bands
     "The same mix of the two nearest widths in every layer"
-    order = sorted(widths, key=_bits_of); lo = max((w for w in order if _bits_of(w) <= budget), key=_bits_of, default=order[0]); hi = min((w for w in order if _bits_of(w) > budget), key=_bits_of, default=lo)
+    order = sorted(widths, key=_bits_of)
+    lo = max((w for w in order if _bits_of(w) <= budget), key=_bits_of, default=order[0])
+    hi = min((w for w in order if _bits_of(w) > budget), key=_bits_of, default=lo)
     share = (budget - _bits_of(lo))/(_bits_of(hi) - _bits_of(lo)) if hi != lo else 0.
     out,owed = {},0.
     for k,(rows,n_in) in shapes.items():
-        n = min(rows, max(0, round(share*rows + owed/n_in))); owed += (share*rows - n)*n_in # what rounding left goes to the next
+        n = min(rows, max(0, round(share*rows + owed/n_in)))
+        owed += (share*rows - n)*n_in # what rounding left goes to the next
         out[k] = [(w, c) for w,c in ((hi, n), (lo, rows - n)) if c]
     return out
 
@@ -162,14 +191,22 @@ def check_budget(
 ):
     "Refuse what no allocation of widths can meet"
     low,high = (f(map(_bits_of, widths)) for f in (min, max))
-    if not low - .01 <= budget <= high + .01: raise InputError(f'no allocation has {budget:g} bits a weight: the narrowest width holds {low:.2f}, the widest {high:g}; ask for a budget between')
+    if not low - .01 <= budget <= high + .01:
+        raise InputError(
+            f'no allocation has {budget:g} bits a weight: the narrowest width holds {low:.2f}, '
+            f'the widest {high:g}; ask for a budget between'
+        )
 
 def _plan(cls, model, found, options, name, calibration):
-    own = {k: v for k,v in options.items() if k not in ('budget', 'widths')}; config = getattr(model, 'config', None)
+    own = {k: v for k,v in options.items() if k not in ('budget', 'widths')}
+    config = getattr(model, 'config', None)
     kept = (getattr(config, 'bit_widths', None) or {}).get(name) if calibration is None else None
-    if kept is None or set(kept) != {n[0] for n in by_weight(model, found)}: kept = plan_bits(model, found, options['budget'], calibration, options.get('group'), name, options['widths'])
+    if kept is None or set(kept) != {n[0] for n in by_weight(model, found)}:
+        kept = plan_bits(model, found, options['budget'], calibration, options.get('group'), name, options['widths'])
     if config is not None: config.bit_widths = {**(getattr(config, 'bit_widths', None) or {}), name: kept}
-    return {k: dict(own, bands=[tuple(b) for b in kept[names[0]]]) for names in by_weight(model, found) for k in names}
+    return {
+        k: dict(own, bands=[tuple(b) for b in kept[names[0]]]) for names in by_weight(model, found) for k in names
+    }
 
 def shapes_of(model, layers:dict)->dict: # first name of those that share a weight -> (n_out, n_in)
     "The shapes of what is stored"
@@ -185,7 +222,11 @@ def plan_bits(
     shapes = shapes_of(model, found)
     bands = allocate_bits(shapes, sensitivity(model, found, calibration, widths, group), budget)
     mean = sum(_bits_of(w)*n*shapes[k][1] for k,b in bands.items() for w,n in b)/sum(a*b for a,b in shapes.values())
-    if abs(mean - budget) > .01: raise InputError(f'{name}: rows of this model are too long for its {len(shapes)} layers to have {budget:g} bits a weight; the nearest mean is {mean:.3f}')
+    if abs(mean - budget) > .01:
+        raise InputError(
+            f'{name}: rows of this model are too long for its {len(shapes)} layers to have '
+            f'{budget:g} bits a weight; the nearest mean is {mean:.3f}'
+        )
     return {k: [list(x) for x in b] for k,b in bands.items()}
 
 # %% ../../nbs/03_quantizers/04_bit_allocation.ipynb #dfe47b52
@@ -194,7 +235,8 @@ RowBands.plan = classmethod(_plan)
 @quantizers('bits')
 def bits_coder(value=None):
     if value is None: raise InputError('bits needs a budget: the mean number of bits a weight, such as bits:2.5')
-    check_budget(float(value)); return RowBands,dict(budget=float(value), widths=tuple(bit_widths))
+    check_budget(float(value))
+    return RowBands,dict(budget=float(value), widths=tuple(bit_widths))
 
 @rewrites('bits')
 def bits_rewrite(model, what=''): # a budget, then words, such as '2.5:head'
@@ -211,7 +253,10 @@ class QuantConfig:
     group:int|None=None       # weights that share a scale, for whole numbers; None: 64 where that divides a row
     def __post_init__(self): check_budget(self.target_bits)
     @property
-    def spelling(self): return ':'.join(['bits', f'{self.target_bits:g}', *self.where, *([f'group{self.group}'] if self.group else [])])
+    def spelling(self):
+        return ':'.join(
+            ['bits', f'{self.target_bits:g}', *self.where, *([f'group{self.group}'] if self.group else [])]
+        )
 
 class Quantized(nn.Module):
     "A model rewritten to a budget of bits, which knows what it stores"
@@ -219,11 +264,17 @@ class Quantized(nn.Module):
         super().__init__()
         self.full_bytes = 4*sum(p.numel() for p in model.parameters())
         if not config.adaptive_bits: _spread(model, config)
-        self.model,self.config = quantize(model, config.spelling, calibration=calibration if config.adaptive_bits else None, verbose=False),config
+        self.model, self.config = (
+            quantize(
+                model, config.spelling, calibration=calibration if config.adaptive_bits else None, verbose=False
+            ),
+            config,
+        )
     def forward(self, *args, **kwargs): return self.model(*args, **kwargs)
     def generate(self, *args, **kwargs): return self.model.generate(*args, **kwargs)
     def stored_bytes(self)->int: return stored_bytes(self.model)
-    def compression_ratio(self)->float: return self.full_bytes/self.stored_bytes() # float32 bytes before, over stored bytes now
+    def compression_ratio(self)->float:
+        return self.full_bytes/self.stored_bytes() # float32 bytes before, over stored bytes now
     def mean_bits(self)->float: return mean_bits(self.model)
 
 def _spread(model, config): # the plan that `quantize` will find

@@ -21,7 +21,8 @@ route_widths = tuple(f'codebook:{2**b}' for b in (1, 2, 3, 4, 5, 6, 8))
 @quantizers('route')
 def route_coder(value=None):
     if value is None: raise InputError('route needs a budget: the mean number of bits a weight, such as route:2.5')
-    check_budget(float(value), route_widths); return RowBands,dict(budget=float(value), widths=route_widths)
+    check_budget(float(value), route_widths)
+    return RowBands,dict(budget=float(value), widths=route_widths)
 
 @rewrites('route')
 def route_rewrite(model, what=''): # a budget, then words, such as '2.5:head'
@@ -35,24 +36,36 @@ def layer_facts(
     widths=route_widths,
 )->dict: # first name of those that share a weight -> (part, depth in [0,1], {width: energy lost})
     "What can be said of layers without any text"
-    names = [n[0] for n in by_weight(model, layers)]; numbers = {k: [int(w) for w in k.split('.') if w.isdigit()] for k in names}
-    deepest = max([n[0] for n in numbers.values() if n], default=0) or 1; lost = sensitivity(model, layers, None, widths)
+    names = [n[0] for n in by_weight(model, layers)]
+    numbers = {k: [int(w) for w in k.split('.') if w.isdigit()] for k in names}
+    deepest = max([n[0] for n in numbers.values() if n], default=0) or 1
+    lost = sensitivity(model, layers, None, widths)
     return {k: (k.rpartition('.')[2], numbers[k][0]/deepest if numbers[k] else 0., lost[k]) for k in names}
 
 # %% ../../nbs/03_quantizers/05_bit_router.ipynb #2f9b263f
 class Router:
     "Predicts what rounding costs each layer, from models in which it was measured"
-    def __init__(self, ridge:float=1e-2): self.ridge,self.parts,self.coef = ridge,[],None # pull of coefficients to zero
+    def __init__(self, ridge:float=1e-2):
+        self.ridge,self.parts,self.coef = ridge,[],None # pull of coefficients to zero
     def _row(self, part, depth, lost):
         return [float(part == p) for p in self.parts] + [math.log(max(lost, 1e-8)), depth, depth**2, 1.]
     def fit(self, measured): # list of (facts of `layer_facts`, costs of `sensitivity`)
         self.parts = sorted({f[0] for facts,_ in measured for f in facts.values()})
-        rows = [(self._row(part, depth, lost[w]), math.log(max(costs[k][w], 1e-5))) for facts,costs in measured for k,(part,depth,lost) in facts.items() for w in lost]
-        X,y = torch.tensor([r for r,_ in rows], dtype=torch.float64),torch.tensor([t for _,t in rows], dtype=torch.float64)
+        rows = [
+            (self._row(part, depth, lost[w]), math.log(max(costs[k][w], 1e-5)))
+            for facts, costs in measured
+            for k, (part, depth, lost) in facts.items()
+            for w in lost
+        ]
+        X, y = (
+            torch.tensor([r for r, _ in rows], dtype=torch.float64),
+            torch.tensor([t for _, t in rows], dtype=torch.float64),
+        )
         self.coef = torch.linalg.solve(X.T@X + self.ridge*torch.eye(X.shape[1], dtype=X.dtype), X.T@y)
         return self
     def costs(self, facts)->dict: # name -> {width: predicted cost}
-        if self.coef is None: raise InputError('this router has learned nothing yet; fit it on models that were measured')
+        if self.coef is None:
+            raise InputError('this router has learned nothing yet; fit it on models that were measured')
         said = lambda *r: math.exp(float(torch.tensor(self._row(*r), dtype=torch.float64)@self.coef))
         return {k: {w: said(part, depth, l) for w,l in lost.items()} for k,(part,depth,lost) in facts.items()}
 
@@ -64,7 +77,12 @@ def route_bits(
     where=(),      # 'head', 'embeddings'
 )->nn.Module: # the same model, rewritten; its config remembers
     "Give each layer the codebook that a router would, without calibration text"
-    name = ':'.join(['route', f'{budget:g}', *where]); found = find_layers(model, where); check_budget(budget, route_widths)
+    name = ':'.join(['route', f'{budget:g}', *where])
+    found = find_layers(model, where)
+    check_budget(budget, route_widths)
     bands = allocate_bits(shapes_of(model, found), router.costs(layer_facts(model, found)), budget)
-    model.config.bit_widths = {**(getattr(model.config, 'bit_widths', None) or {}), name: {k: [list(b) for b in v] for k,v in bands.items()}}
+    model.config.bit_widths = {
+        **(getattr(model.config, 'bit_widths', None) or {}),
+        name: {k: [list(b) for b in v] for k, v in bands.items()},
+    }
     return quantize(model, name, verbose=False)

@@ -17,7 +17,19 @@ from ..files import *
 
 # %% ../../nbs/03_quantizers/07_bitpacking.ipynb #8117311e
 layouts = Registry('layout')
-layouts.update({'base3': (3,), '1bit': (2,), '2bit': (4,), '3bit': (4, 2), '4bit': (16,), '5bit': (16, 2), '6bit': (16, 4), '7bit': (16, 4, 2), '8bit': (256,)}) # name -> levels of its planes
+layouts.update(
+    {
+        'base3': (3,),
+        '1bit': (2,),
+        '2bit': (4,),
+        '3bit': (4, 2),
+        '4bit': (16,),
+        '5bit': (16, 2),
+        '6bit': (16, 4),
+        '7bit': (16, 4, 2),
+        '8bit': (256,),
+    }
+) # name -> levels of its planes
 
 def per_byte(levels:int)->int: # codes in a byte
     "How many codes of so many levels share a byte"
@@ -31,7 +43,8 @@ def to_bytes(
     levels:int,
 )->Tensor: # (...) uint8
     "k digits into one byte"
-    k = len(digits); d = digits.int()
+    k = len(digits)
+    d = digits.int()
     if levels != 3: return sum(d[i] << (8//k*i) for i in range(k)).to(torch.uint8)
     v = sum(d[i]*3**(4-i) for i in range(5))
     return torch.div(v*256 + 242, 243, rounding_mode='floor').to(torch.uint8)
@@ -44,12 +57,16 @@ def from_bytes(
     k = per_byte(levels)
     if levels != 3: return torch.stack([(b >> (8//k*i)) & (levels - 1) for i in range(k)])
     out,q = [],b.int()
-    for _ in range(5): q = q*3; out.append((q >> 8).to(torch.uint8)); q = q & 255
+    for _ in range(5):
+        q = q*3
+        out.append((q >> 8).to(torch.uint8))
+        q = q & 255
     return torch.stack(out)
 
 # %% ../../nbs/03_quantizers/07_bitpacking.ipynb #6783517f
 def _cut(shape, k): # groups of k rows; bytes of the groups; bytes of all
-    n,m = shape; g = n//k
+    n,m = shape
+    g = n//k
     return g,g*m,g*m + -(-(n - g*k)*m//k)
 
 def n_bytes(layout:str, shape:tuple)->int:
@@ -57,9 +74,11 @@ def n_bytes(layout:str, shape:tuple)->int:
     return sum(_cut(shape, per_byte(n))[2] for n in layouts[layout])
 
 def _pack_plane(u, levels):
-    k = per_byte(levels); g,_,_ = _cut(u.shape, k)
+    k = per_byte(levels)
+    g,_,_ = _cut(u.shape, k)
     main = to_bytes(u[:g*k].view(g, k, u.shape[1]).transpose(0, 1), levels).flatten()
-    rest = u[g*k:].flatten(); rest = torch.nn.functional.pad(rest, (0, -len(rest) % k))
+    rest = u[g*k:].flatten()
+    rest = torch.nn.functional.pad(rest, (0, -len(rest) % k))
     return torch.cat((main, to_bytes(rest.view(k, -1), levels)))
 
 def pack_codes(
@@ -69,14 +88,21 @@ def pack_codes(
     "Codes as bytes"
     top = n_levels(layout)
     if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < top:
-        raise InputError(f'codes from {int(codes.min())} to {int(codes.max())} do not fit layout {layout}, which takes 0 to {top-1}')
+        raise InputError(
+            f'codes from {int(codes.min())} to {int(codes.max())} do not fit layout {layout}, '
+            f'which takes 0 to {top - 1}'
+        )
     parts,u = [],codes.int()
-    for n in layouts[layout]: parts.append(_pack_plane(u % n, n)); u = u//n
+    for n in layouts[layout]:
+        parts.append(_pack_plane(u % n, n))
+        u = u//n
     return torch.cat(parts)
 
 # %% ../../nbs/03_quantizers/07_bitpacking.ipynb #7826dafc
 def _unpack_plane(b, levels, shape, start, stop):
-    k = per_byte(levels); g,main,_ = _cut(shape, k); m = shape[1]
+    k = per_byte(levels)
+    g,main,_ = _cut(shape, k)
+    m = shape[1]
     first,last = min(start//k, g),min(-(-stop//k), g)
     parts = [from_bytes(b[first*m:last*m].view(-1, m), levels).transpose(0, 1).reshape(-1, m)]
     if stop > g*k: parts.append(from_bytes(b[main:], levels).flatten()[:(shape[0] - g*k)*m].view(-1, m))
@@ -102,7 +128,8 @@ def unpack_codes(
 
 # %% ../../nbs/03_quantizers/07_bitpacking.ipynb #757f5740
 def _some_rows(b, levels, shape, rows):
-    k,m = per_byte(levels),shape[1]; g,main,_ = _cut(shape, k)
+    k,m = per_byte(levels),shape[1]
+    g,main,_ = _cut(shape, k)
     at = torch.clamp(rows//k, max=max(g - 1, 0))
     digits = from_bytes(b[:main].view(g, m)[at], levels) if g else None # (k, rows, m)
     out = digits.gather(0, (rows % k).view(1, -1, 1).expand(1, -1, m))[0] if g else b.new_zeros(len(rows), m)
@@ -133,7 +160,8 @@ class PackedMatrix:
     @property
     def zero(self)->int: return {'ternary': 1, 'int': 2**(self.bits-1) - 1}.get(self.kind, 0) # the code that means 0
     @property
-    def nbytes(self)->int: return sum(t.numel()*t.element_size() for t in (self.data, self.scale, self.levels) if t is not None)
+    def nbytes(self)->int:
+        return sum(t.numel()*t.element_size() for t in (self.data, self.scale, self.levels) if t is not None)
     @property
     def bits_per_weight(self)->float: return 8*self.nbytes/math.prod(self.shape)
     def codes(self, start=0, stop=None)->Tensor: # (rows, n_in) int8, or uint8 of a codebook
@@ -167,7 +195,10 @@ def layout_of(
     n:int=None,         # levels there are
 )->str:
     "The layout that fits these codes"
-    if layout not in ('base3', '2bit'): raise InputError(f"ternary weights are packed as base3 or 2bit, not '{layout}'; {did_you_mean(layout, ['base3', '2bit'])}")
+    if layout not in ('base3', '2bit'):
+        raise InputError(
+            f"ternary weights are packed as base3 or 2bit, not '{layout}'; {did_you_mean(layout, ['base3', '2bit'])}"
+        )
     three = kind == 'ternary' or n == 3 or (kind == 'int' and bits == 2)
     return layout if three else f'{bits}bit'
 
@@ -193,12 +224,21 @@ def write_packed(
     "Write a packed file, whole or not at all, and each storage once"
     from safetensors.torch import save
     stored,first,shared,spec = {},{},{},{}
-    parts = {f'{n}.{k}': t for n,p in matrices.items() for k in ('data', 'scale', 'levels') if (t := getattr(p, k)) is not None}
+    parts = {
+        f'{n}.{k}': t
+        for n, p in matrices.items()
+        for k in ('data', 'scale', 'levels')
+        if (t := getattr(p, k)) is not None
+    }
     for name,t in {**parts, **tensors}.items():
         key = (t.data_ptr(), t.shape, t.stride(), t.dtype) if t.numel() else name
-        if key in first: shared[name] = first[key]
-        else: first[key] = name; stored[name] = t.detach().cpu().contiguous()
-    for n,p in matrices.items(): spec[n] = dict(kind=p.kind, layout=p.layout, shape=list(p.shape), bits=p.bits)
+        if key in first:
+            shared[name] = first[key]
+        else:
+            first[key] = name
+            stored[name] = t.detach().cpu().contiguous()
+    for n,p in matrices.items():
+        spec[n] = dict(kind=p.kind, layout=p.layout, shape=list(p.shape), bits=p.bits)
     header = dict(version=FORMAT, matrices=spec, shared=shared, **(notes or {}))
     atomic_write(path, save(stored, metadata={'format': 'pt', 'lmnotes': json.dumps(header)}))
     return shared
@@ -208,18 +248,27 @@ def digest(path)->str: # of the file's bytes
     "A checksum of a file, read a little at a time"
     h = hashlib.blake2b(digest_size=16)
     with open(path, 'rb') as f:
-        while part := f.read(2**20): h.update(part)
+        while part := f.read(2**20):
+            h.update(part)
     return h.hexdigest()
 
 def _header(path):
     size = os.path.getsize(path)
     with open(path, 'rb') as f:
         n = struct.unpack('<Q', f.read(8))[0] if size >= 8 else 0
-        if not 2 <= n <= size - 8: raise InputError(f'{path} is cut short or is no safetensors file ({size:,} bytes); pack the model again')
-        try: head = json.loads(f.read(n))
-        except ValueError: raise InputError(f'{path} is damaged: its header cannot be read; pack the model again') from None
+        if not 2 <= n <= size - 8:
+            raise InputError(f'{path} is cut short or is no safetensors file ({size:,} bytes); pack the model again')
+        try:
+            head = json.loads(f.read(n))
+        except ValueError:
+            raise InputError(f'{path} is damaged: its header cannot be read; pack the model again') from None
     end = 8 + n + max((v['data_offsets'][1] for k,v in head.items() if k != '__metadata__'), default=0)
-    if end != size: raise InputError(f'{path} is cut short: {size:,} bytes of {end:,} are there; pack the model again' if size < end else f'{path} is damaged: {size - end:,} bytes too many; pack the model again')
+    if end != size:
+        raise InputError(
+            f'{path} is cut short: {size:,} bytes of {end:,} are there; pack the model again'
+            if size < end
+            else f'{path} is damaged: {size - end:,} bytes too many; pack the model again'
+        )
     return head
 
 def stored_at(path)->dict: # name -> (first byte, last + 1) among the data
@@ -232,7 +281,8 @@ def packed_header(path)->dict: # version, matrices, shared
     text = _header(path).get('__metadata__', {}).get('lmnotes')
     if text is None: raise InputError(f'{path} is not a packed file; make one with lmnotes pack')
     head = json.loads(text)
-    if head['version'] > FORMAT: raise InputError(f"{path} has packing format {head['version']}, this lmnotes reads up to {FORMAT}; update it")
+    if head['version'] > FORMAT:
+        raise InputError(f"{path} has packing format {head['version']}, this lmnotes reads up to {FORMAT}; update it")
     return head
 
 # %% ../../nbs/03_quantizers/07_bitpacking.ipynb #2396e668
@@ -243,12 +293,21 @@ def read_packed(
     "A packed file: matrices still in bytes, shared ones shared again"
     from safetensors import safe_open
     head = packed_header(path)
-    if checksum is not None and digest(path) != checksum: raise InputError(f'{path} was altered after it was packed: its checksum differs; pack the model again')
-    with safe_open(path, 'pt') as f: stored = {k: f.get_tensor(k).clone() for k in f.keys()}
+    if checksum is not None and digest(path) != checksum:
+        raise InputError(f'{path} was altered after it was packed: its checksum differs; pack the model again')
+    with safe_open(path, 'pt') as f:
+        stored = {k: f.get_tensor(k).clone() for k in f.keys()}
     stored |= {name: stored[at] for name,at in head['shared'].items()}
     matrices = {}
     for n,s in head['matrices'].items():
-        p = PackedMatrix(s['kind'], s['layout'], tuple(s['shape']), s['bits'], *(stored.pop(f'{n}.{k}', None) for k in ('data', 'scale', 'levels')))
-        if p.data is None or p.scale is None or len(p.data) != n_bytes(p.layout, p.shape): raise InputError(f'{path} is damaged: {n} has other bytes than its shape says; pack the model again')
+        p = PackedMatrix(
+            s['kind'],
+            s['layout'],
+            tuple(s['shape']),
+            s['bits'],
+            *(stored.pop(f'{n}.{k}', None) for k in ('data', 'scale', 'levels')),
+        )
+        if p.data is None or p.scale is None or len(p.data) != n_bytes(p.layout, p.shape):
+            raise InputError(f'{path} is damaged: {n} has other bytes than its shape says; pack the model again')
         matrices[n] = p
     return matrices,stored,head

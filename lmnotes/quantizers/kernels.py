@@ -29,7 +29,11 @@ def tiled(
     y,step = x.new_empty(len(x), p.shape[0]),tile_rows(p.shape[1])
     for i in range(0, p.shape[0], step):
         rows = slice(i, min(i + step, p.shape[0]))
-        u = unpack_codes(p.data, p.layout, p.shape, rows.start, rows.stop) if unpack is None else unpack(p, rows.start, rows.stop)
+        u = (
+            unpack_codes(p.data, p.layout, p.shape, rows.start, rows.stop)
+            if unpack is None
+            else unpack(p, rows.start, rows.stop)
+        )
         y[:,rows] = x@f(p, u, rows).to(x.dtype).T
     return y
 
@@ -60,7 +64,9 @@ def _digits(e, b, v, levels, lanes):
     "The digit vectors of a vector of bytes, one after the other"
     k,all_ = per_byte(levels),lambda n: e.splat(e.i8, lanes, n)
     for i in range(k):
-        if levels != 3: yield b.and_(b.lshr(v, all_(8//k*i)), all_(levels-1)) if k > 1 else v; continue
+        if levels != 3:
+            yield b.and_(b.lshr(v, all_(8//k*i)), all_(levels-1)) if k > 1 else v
+            continue
         one,two = (b.icmp_unsigned('>=', v, all_(n)) for n in (86, 171))
         yield b.select(two, all_(2), b.select(one, all_(1), all_(0)))
         v = b.mul(v, all_(3))
@@ -68,17 +74,27 @@ def _digits(e, b, v, levels, lanes):
 # %% ../../nbs/03_quantizers/08_kernels.ipynb #54c7268a
 def _masked(e, b, what, T, args):
     "A load or store that touches only what the mask allows"
-    f = e.cgutils.get_or_insert_function(b.module, e.ir.FunctionType(T if what == 'load' else e.ir.VoidType(), [a.type for a in args]), f"llvm.masked.{what}.v{T.count}{'f32' if T.element is e.f32 else 'i8'}.p0")
+    f = e.cgutils.get_or_insert_function(
+        b.module,
+        e.ir.FunctionType(T if what == 'load' else e.ir.VoidType(), [a.type for a in args]),
+        f"llvm.masked.{what}.v{T.count}{'f32' if T.element is e.f32 else 'i8'}.p0",
+    )
     return b.call(f, args)
 
 def _along(e, b, n, lanes, step, store=False):
     "`step(offset, load)`, perhaps also `store`, over n columns; the last ones under a mask"
-    full = b.and_(n, e.i64(-lanes)); rest = b.sub(n, full); at = lambda a, t: b.bitcast(a, e.vec(t, lanes).as_pointer())
+    full = b.and_(n, e.i64(-lanes))
+    rest = b.sub(n, full)
+    at = lambda a, t: b.bitcast(a, e.vec(t, lanes).as_pointer())
     whole = [lambda a, t: b.load(at(a, t), align=1), lambda v, a: b.store(v, at(a, e.i8), align=1)]
-    with e.cgutils.for_range_slice(b, e.i64(0), full, e.i64(lanes)) as (i,_): step(i, *whole[:1+store])
+    with e.cgutils.for_range_slice(b, e.i64(0), full, e.i64(lanes)) as (i,_):
+        step(i, *whole[:1+store])
     with b.if_then(b.icmp_signed('>', rest, e.i64(0))):
-        none = e.ir.Constant(e.vec(e.i8, lanes), e.ir.Undefined); some = b.insert_element(none, b.trunc(rest, e.i8), e.i32(0))
-        mask = b.icmp_unsigned('<', e.ir.Constant(none.type, list(range(lanes))), b.shuffle_vector(some, none, e.splat(e.i32, lanes, 0)))
+        none = e.ir.Constant(e.vec(e.i8, lanes), e.ir.Undefined)
+        some = b.insert_element(none, b.trunc(rest, e.i8), e.i32(0))
+        mask = b.icmp_unsigned(
+            '<', e.ir.Constant(none.type, list(range(lanes))), b.shuffle_vector(some, none, e.splat(e.i32, lanes, 0))
+        )
         part = [lambda a, t: _masked(e, b, 'load', e.vec(t, lanes), [at(a, t), e.i32(1), mask, e.splat(t, lanes, 0)]),
                 lambda v, a: _masked(e, b, 'store', v.type, [v, at(a, e.i8), e.i32(1), mask])]
         step(full, *part[:1+store])
@@ -88,15 +104,23 @@ def _add_up(e, b, how): # the type of a row's sums, columns at a time, and how d
     ir = e.ir
     if how == 'float':
         V = e.vec(e.f32, 32)
-        return V,32,e.f32,lambda acc, d, x: b.fadd(acc, b.fmul(b.uitofp(d, V), x, flags=['contract']), flags=['contract'])
+        return (
+            V,
+            32,
+            e.f32,
+            lambda acc, d, x: b.fadd(acc, b.fmul(b.uitofp(d, V), x, flags=['contract']), flags=['contract']),
+        )
     if how == 'vnni':
-        V = e.vec(e.i32, 16); dp = e.cgutils.get_or_insert_function(b.module, ir.FunctionType(V, [V, V, V]), 'llvm.x86.avx512.vpdpbusd.512')
+        V = e.vec(e.i32, 16)
+        dp = e.cgutils.get_or_insert_function(b.module, ir.FunctionType(V, [V, V, V]), 'llvm.x86.avx512.vpdpbusd.512')
         return V,64,e.i8,lambda acc, d, x: b.call(dp, [acc, b.bitcast(d, V), b.bitcast(x, V)])
     V = e.vec(e.i32, 32)
     return V,32,e.i8,lambda acc, d, x: b.add(acc, b.mul(b.zext(d, V), b.sext(x, V)))
 
 def _reduce(e, b, V, v):
-    f = V.element is e.f32; n = V.count; name = f"llvm.vector.reduce.{'fadd' if f else 'add'}.v{n}{'f32' if f else 'i32'}"
+    f = V.element is e.f32
+    n = V.count
+    name = f"llvm.vector.reduce.{'fadd' if f else 'add'}.v{n}{'f32' if f else 'i32'}"
     g = e.cgutils.get_or_insert_function(b.module, e.ir.FunctionType(V.element, [e.f32, V] if f else [V]), name)
     return b.call(g, [e.f32(0), v] if f else [v], **(dict(fastmath=['reassoc']) if f else {}))
 
@@ -111,9 +135,11 @@ def _make_dot(e, levels, how):
         sums = [e.cgutils.alloca_once_value(b, e.splat(V.element, V.count, 0)) for _ in range(per_byte(levels))]
         def step(i, load):
             v,xs = load(b.gep(data, [i]), e.i8),load(b.gep(x, [i]), T)
-            for s,d in zip(sums, _digits(e, b, v, levels, lanes)): b.store(add(b.load(s), d, xs), s)
+            for s,d in zip(sums, _digits(e, b, v, levels, lanes)):
+                b.store(add(b.load(s), d, xs), s)
         _along(e, b, args[2], lanes, step)
-        for k,s in enumerate(sums): b.store(_reduce(e, b, V, b.load(s)), b.gep(out, [e.i64(k)]), align=4)
+        for k,s in enumerate(sums):
+            b.store(_reduce(e, b, V, b.load(s)), b.gep(out, [e.i64(k)]), align=4)
         return context.get_dummy_value()
     return intrinsic(lambda typingctx, data, x, n, out: (types.void(*[types.int64]*4), write))
 
@@ -125,28 +151,35 @@ def _make_spread(e, levels):
     def write(context, b, signature, args):
         data,out = (b.inttoptr(args[i], e.i8.as_pointer()) for i in (0, 2))
         def step(i, load, store):
-            for k,d in enumerate(_digits(e, b, load(b.gep(data, [i]), e.i8), levels, 64)): store(d, b.gep(out, [b.add(i, b.mul(args[3], e.i64(k)))]))
+            for k,d in enumerate(_digits(e, b, load(b.gep(data, [i]), e.i8), levels, 64)):
+                store(d, b.gep(out, [b.add(i, b.mul(args[3], e.i64(k)))]))
         _along(e, b, args[1], 64, step, store=True)
         return context.get_dummy_value()
     return intrinsic(lambda typingctx, data, n, out, stride: (types.void(*[types.int64]*4), write))
 
 # %% ../../nbs/03_quantizers/08_kernels.ipynb #c2c9786b
 def _float_loops(data, tail, levels, weight, x, scale, y, first, last, rest):
-    n_in,n_out,parts = x.shape[1],y.shape[1],scale.shape[1]; w = n_in//parts
+    n_in,n_out,parts = x.shape[1],y.shape[1],scale.shape[1]
+    w = n_in//parts
     k = 5 if levels == 3 else 8 if levels == 2 else 4 if levels == 4 else 2 if levels == 16 else 1
-    sums = np.empty(8, np.float32); out = sums.ctypes.data; many = 1 if len(scale) > 1 else 0
+    sums = np.empty(8, np.float32)
+    out = sums.ctypes.data
+    many = 1 if len(scale) > 1 else 0
     for g in range(first, last):
         for t in range(len(x)):
             for j in range(parts):
-                a = data.ctypes.data + g*n_in + j*w; b = x.ctypes.data + 4*(t*n_in + j*w)
+                a = data.ctypes.data + g*n_in + j*w
+                b = x.ctypes.data + 4*(t*n_in + j*w)
                 if levels == 3: _float3(a, b, w, out)
                 elif levels == 4: _float4(a, b, w, out)
                 elif levels == 16: _float16(a, b, w, out)
                 elif levels == 2: _float2(a, b, w, out)
                 else: _float256(a, b, w, out)
-                for i in range(k): y[t,g*k+i] += weight*sums[i]*scale[many*(g*k+i),j]
+                for i in range(k):
+                    y[t,g*k+i] += weight*sums[i]*scale[many*(g*k+i),j]
     if rest:
-        left = _left_over(data, tail, levels, k, n_in, n_out); base = tail//n_in*k
+        left = _left_over(data, tail, levels, k, n_in, n_out)
+        base = tail//n_in*k
         for r in range(base, n_out):
             for t in range(len(x)):
                 for j in range(parts):
@@ -155,16 +188,21 @@ def _float_loops(data, tail, levels, weight, x, scale, y, first, last, rest):
 
 # %% ../../nbs/03_quantizers/08_kernels.ipynb #8217d030
 def _whole_loops(data, tail, levels, x, less, factor, y, first, last, rest):
-    n_in,n_out = x.shape[1],y.shape[1]; k = 5 if levels == 3 else 4
-    sums = np.empty(8, np.int32); out = sums.ctypes.data
+    n_in,n_out = x.shape[1],y.shape[1]
+    k = 5 if levels == 3 else 4
+    sums = np.empty(8, np.int32)
+    out = sums.ctypes.data
     for g in range(first, last):
         for t in range(len(x)):
-            a = data.ctypes.data + g*n_in; b = x.ctypes.data + t*n_in
+            a = data.ctypes.data + g*n_in
+            b = x.ctypes.data + t*n_in
             if levels == 3: _whole3(a, b, n_in, out)
             else: _whole4(a, b, n_in, out)
-            for i in range(k): y[t,g*k+i] = np.float32(sums[i] - less[t])*factor[t]
+            for i in range(k):
+                y[t,g*k+i] = np.float32(sums[i] - less[t])*factor[t]
     if rest:
-        left = _left_over(data, tail, levels, k, n_in, n_out); base = tail//n_in*k
+        left = _left_over(data, tail, levels, k, n_in, n_out)
+        base = tail//n_in*k
         for r in range(base, n_out):
             for t in range(len(x)):
                 _whole256(left.ctypes.data + (r - base)*n_in, x.ctypes.data + t*n_in, n_in, out)
@@ -172,7 +210,8 @@ def _whole_loops(data, tail, levels, x, less, factor, y, first, last, rest):
 
 # %% ../../nbs/03_quantizers/08_kernels.ipynb #3600abfe
 def _left_over_loops(data, tail, levels, k, n_in, n_out):
-    size = (n_out - tail//n_in*k)*n_in; length = -(-size//k)
+    size = (n_out - tail//n_in*k)*n_in
+    length = -(-size//k)
     left = np.empty(k*length, np.uint8)
     _spread_any(data.ctypes.data + tail, length, levels, left.ctypes.data, length)
     return left
@@ -188,7 +227,8 @@ def _look_up_loops(codes, levels, out):
     for i in range(codes.size): out[i] = levels[codes[i]]
 
 def _spread_loops(data, levels, k, n_in, first, last, out): # groups of rows into their codes
-    for g in range(first, last): _spread_any(data.ctypes.data + g*n_in, n_in, levels, out.ctypes.data + (g - first)*k*n_in, n_in)
+    for g in range(first, last):
+        _spread_any(data.ctypes.data + g*n_in, n_in, levels, out.ctypes.data + (g - first)*k*n_in, n_in)
 
 # %% ../../nbs/03_quantizers/08_kernels.ipynb #2a8dc889
 def _has_vnni():
@@ -201,23 +241,36 @@ def _has_vnni():
 def _compiled(vnni):
     "The loops as machine code"
     import numba, numpy
-    g,e = globals(),_emitters(); g['np'] = numpy
-    for n in (2, 3, 4, 16, 256): g[f'_float{n}'],g[f'_spread{n}'] = _make_dot(e, n, 'float'),_make_spread(e, n)
-    for n in (3, 4, 256): g[f'_whole{n}'] = _make_dot(e, n, 'vnni' if vnni else 'whole')
+    g,e = globals(),_emitters()
+    g['np'] = numpy
+    for n in (2, 3, 4, 16, 256):
+        g[f'_float{n}'],g[f'_spread{n}'] = _make_dot(e, n, 'float'),_make_spread(e, n)
+    for n in (3, 4, 256):
+        g[f'_whole{n}'] = _make_dot(e, n, 'vnni' if vnni else 'whole')
     def fast(f):
-        try: return numba.njit(nogil=True, cache=True)(f)
-        except RuntimeError: return numba.njit(nogil=True)(f) # nowhere to keep it
-    g['_spread_any'] = fast(_spread_any_loops); g['_left_over'] = fast(_left_over_loops)
-    return SimpleNamespace(float=fast(_float_loops), whole=fast(_whole_loops), spread=fast(_spread_loops), look_up=fast(_look_up_loops))
+        try:
+            return numba.njit(nogil=True, cache=True)(f)
+        except RuntimeError:
+            return numba.njit(nogil=True)(f) # nowhere to keep it
+    g['_spread_any'] = fast(_spread_any_loops)
+    g['_left_over'] = fast(_left_over_loops)
+    return SimpleNamespace(
+        float=fast(_float_loops), whole=fast(_whole_loops), spread=fast(_spread_loops), look_up=fast(_look_up_loops)
+    )
 
 # %% ../../nbs/03_quantizers/08_kernels.ipynb #0867b332
 _ways = dict(vnni='numba with vpdpbusd', numba='numba', torch='torch, a tile at a time')
 
 @functools.cache
 def _best_way():
-    try: import numba
+    try:
+        import numba
     except ImportError:
-        warnings.warn("numba is not installed, so packed weights are multiplied by torch, several times slower; pip install 'lmnotes[quant]'", stacklevel=2)
+        warnings.warn(
+            "numba is not installed, so packed weights are multiplied by torch, several times "
+            "slower; pip install 'lmnotes[quant]'",
+            stacklevel=2,
+        )
         return 'torch'
     return 'vnni' if _has_vnni() else 'numba'
 
@@ -251,30 +304,45 @@ def in_parts(
 FEW = 8 # tokens that are multiplied one by one
 
 def _spread(loops, p, start, stop): # codes of some rows
-    n,*more = layouts[p.layout]; k = per_byte(n); groups = p.shape[0]//k
+    n,*more = layouts[p.layout]
+    k = per_byte(n)
+    groups = p.shape[0]//k
     if more or start % k or start//k >= groups: return unpack_codes(p.data, p.layout, p.shape, start, stop)
-    last = min(-(-stop//k), groups); out = torch.empty((last - start//k)*k, p.shape[1], dtype=torch.uint8)
+    last = min(-(-stop//k), groups)
+    out = torch.empty((last - start//k)*k, p.shape[1], dtype=torch.uint8)
     loops.spread(p.data.numpy(), n, k, p.shape[1], start//k, last, out.numpy())
     if stop > groups*k: out = torch.cat((out, unpack_codes(p.data, p.layout, p.shape, groups*k, stop)))
     return out[:stop - start]
 
 def _looked_up(loops, p, u, rows=None): # the levels that codes name, in float32
     if p.kind != 'codebook': return values(p, u, rows)
-    out = torch.empty(u.shape); loops.look_up(u.view(-1).numpy(), p.levels.float().numpy(), out.view(-1).numpy())
+    out = torch.empty(u.shape)
+    loops.look_up(u.view(-1).numpy(), p.levels.float().numpy(), out.view(-1).numpy())
     return out
 
 def _few_floats(loops, p, x):
     s = p.scale.float().reshape(-1, 1) if p.scale.dim() < 2 else p.scale.float()
     y = (x.unflatten(1, (s.shape[1], -1)).sum(-1)@(-p.zero*s).T).expand(len(x), p.shape[0]).contiguous()
     for n,weight,data in planes(p.data, p.layout, p.shape):
-        g = p.shape[0]//per_byte(n); args = (data.numpy(), g*p.shape[1], n, np.float32(weight), x.numpy(), s.numpy(), y.numpy())
+        g = p.shape[0]//per_byte(n)
+        args = (data.numpy(), g*p.shape[1], n, np.float32(weight), x.numpy(), s.numpy(), y.numpy())
         in_parts(lambda a, b, rest: loops.float(*args, a, b, rest), g, 4*len(data)*len(x))
     return y
 
 # %% ../../nbs/03_quantizers/08_kernels.ipynb #95d367a1
 def _few_whole(loops, p, q, s):
-    n, = layouts[p.layout]; g = p.shape[0]//per_byte(n); y = q.new_empty(len(q), p.shape[0])
-    args = (p.data.numpy(), g*p.shape[1], n, q.to(torch.int8).numpy(), q.sum(1).int().numpy(), (s*p.scale.float())[:,0].numpy(), y.numpy())
+    n, = layouts[p.layout]
+    g = p.shape[0]//per_byte(n)
+    y = q.new_empty(len(q), p.shape[0])
+    args = (
+        p.data.numpy(),
+        g * p.shape[1],
+        n,
+        q.to(torch.int8).numpy(),
+        q.sum(1).int().numpy(),
+        (s * p.scale.float())[:, 0].numpy(),
+        y.numpy(),
+    )
     in_parts(lambda a, b, rest: loops.whole(*args, a, b, rest), g, len(p.data)*len(q))
     return y
 
@@ -287,13 +355,24 @@ def packed_product(
 )->Tensor: # (..., n_out) with the dtype of `x`
     "`x` times the transposed matrix, without spreading it out"
     if x.shape[-1] != p.shape[1]: raise InputError(f'the matrix takes {p.shape[1]} inputs, {x.shape[-1]} came')
-    if way is not None and way not in ways(): raise InputError(f"'{way}' is no way to multiply here: {did_you_mean(way, ways())}")
-    flat = x.detach().reshape(-1, p.shape[1]).float().contiguous(); way = 'torch' if x.device.type != 'cpu' else way or _best_way()
-    loops = None if way == 'torch' else _compiled(way == 'vnni'); unpack = functools.partial(_spread, loops) if loops else None
+    if way is not None and way not in ways():
+        raise InputError(f"'{way}' is no way to multiply here: {did_you_mean(way, ways())}")
+    flat = x.detach().reshape(-1, p.shape[1]).float().contiguous()
+    way = 'torch' if x.device.type != 'cpu' else way or _best_way()
+    loops = None if way == 'torch' else _compiled(way == 'vnni')
+    unpack = functools.partial(_spread, loops) if loops else None
     few = loops is not None and len(flat) <= FEW
     if act_bits:
         q,s = token_codes(flat, act_bits)
-        if p.kind == 'ternary' and act_bits <= 8: y = _few_whole(loops, p, q, s) if few else whole_product(p, q, s, unpack)
-        else: y = None; flat = q*s
-    if not act_bits or y is None: y = _few_floats(loops, p, flat) if few and p.kind != 'codebook' else tiled(p, flat, functools.partial(_looked_up, loops) if loops else values, unpack)
+        if p.kind == 'ternary' and act_bits <= 8:
+            y = _few_whole(loops, p, q, s) if few else whole_product(p, q, s, unpack)
+        else:
+            y = None
+            flat = q*s
+    if not act_bits or y is None:
+        y = (
+            _few_floats(loops, p, flat)
+            if few and p.kind != 'codebook'
+            else tiled(p, flat, functools.partial(_looked_up, loops) if loops else values, unpack)
+        )
     return y.view(*x.shape[:-1], p.shape[0]).to(x.dtype)

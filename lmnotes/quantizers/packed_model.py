@@ -20,20 +20,26 @@ from .bitpacking import *
 from .kernels import *
 
 # %% ../../nbs/03_quantizers/09_packed_model.ipynb #453eacbf
-_no_training = 'a packed model has codes and no weights to learn with; train the quantized model it was packed from, and pack that again'
+_no_training = (
+    'a packed model has codes and no weights to learn with; train the quantized model it '
+    'was packed from, and pack that again'
+)
 
 class PackedLayer(nn.Module):
     "Codes in bytes where a layer had a weight"
     act_bits,sub_norm = None,False
     @property
     def parts(self)->list: # a `PackedMatrix` for each band of rows
-        b = self._buffers; return [PackedMatrix(*s, b[f'data{i}'], b[f'scale{i}'], b.get(f'levels{i}')) for i,s in enumerate(self.specs)]
+        b = self._buffers
+        return [PackedMatrix(*s, b[f'data{i}'], b[f'scale{i}'], b.get(f'levels{i}')) for i,s in enumerate(self.specs)]
     @property
     def weight(self): # shape and dtype, no numbers
-        if '_shape' not in self.__dict__: self._shape = torch.empty(self.out_features, self.in_features, device='meta')
+        if '_shape' not in self.__dict__:
+            self._shape = torch.empty(self.out_features, self.in_features, device='meta')
         return self._shape
     def hold(self, parts): # takes the place of what was here
-        self.specs = [(p.kind, p.layout, p.shape, p.bits) for p in parts]; self.out_features,self.in_features = sum(p.shape[0] for p in parts),parts[0].shape[1]
+        self.specs = [(p.kind, p.layout, p.shape, p.bits) for p in parts]
+        self.out_features,self.in_features = sum(p.shape[0] for p in parts),parts[0].shape[1]
         for i,p in enumerate(parts):
             for k in ('data', 'scale', 'levels'):
                 if getattr(p, k) is not None: self.register_buffer(f'{k}{i}', getattr(p, k))
@@ -42,23 +48,28 @@ class PackedLayer(nn.Module):
     def train(self, mode=True):
         if mode: raise InputError(_no_training)
         return super().train(mode)
-    def extra_repr(self): return f"{self.out_features} x {self.in_features}, {', '.join(dict.fromkeys(s[1] for s in self.specs))}"
+    def extra_repr(self):
+        return f"{self.out_features} x {self.in_features}, {', '.join(dict.fromkeys(s[1] for s in self.specs))}"
 
 # %% ../../nbs/03_quantizers/09_packed_model.ipynb #6849c67d
 class PackedLinear(PackedLayer):
     "A linear layer that multiplies by bytes"
     def forward(self, x): # (..., n_in) -> (..., n_out)
         if self.sub_norm: x = F.rms_norm(x, x.shape[-1:])
-        y = [packed_product(p, x, self.act_bits) for p in self.parts]; y = y[0] if len(y) == 1 else torch.cat(y, -1)
-        bias = self._parameters.get('bias'); return y if bias is None else y + bias
+        y = [packed_product(p, x, self.act_bits) for p in self.parts]
+        y = y[0] if len(y) == 1 else torch.cat(y, -1)
+        bias = self._parameters.get('bias')
+        return y if bias is None else y + bias
 
 class PackedEmbedding(PackedLayer):
     "An embedding that decodes the rows it is asked for"
     def forward(self, ids): # (...) -> (..., dim)
         rows,out,at = ids.reshape(-1),None,0
         for p in self.parts:
-            w = dense_rows(p, (rows - at).clamp(0, p.shape[0] - 1)); mine = (rows >= at)[:,None]
-            out = w if out is None else torch.where(mine, w, out); at += p.shape[0]
+            w = dense_rows(p, (rows - at).clamp(0, p.shape[0] - 1))
+            mine = (rows >= at)[:,None]
+            out = w if out is None else torch.where(mine, w, out)
+            at += p.shape[0]
         return out.view(*ids.shape, -1)
 
 # %% ../../nbs/03_quantizers/09_packed_model.ipynb #386e7e61
@@ -76,14 +87,18 @@ def become_packed(
 )->PackedLayer: # the same object
     "Turn a layer into a packed one"
     cls = PackedEmbedding if isinstance(m, nn.Embedding) else PackedLinear
-    m._parameters.pop('weight', None); m.__dict__.pop('sub_norm', None); m.__dict__.pop('act_bits', None); m.__class__ = cls
+    m._parameters.pop('weight', None)
+    m.__dict__.pop('sub_norm', None)
+    m.__dict__.pop('act_bits', None)
+    m.__class__ = cls
     for k,v in options.items(): setattr(m, k, v)
     return m.hold(parts)
 
 # %% ../../nbs/03_quantizers/09_packed_model.ipynb #7b758243
 def is_packed(model_or_path)->bool:
     "Whether a model, or a folder, is packed"
-    if isinstance(model_or_path, nn.Module): return bool(getattr(getattr(model_or_path, 'config', None), 'packed', None))
+    if isinstance(model_or_path, nn.Module):
+        return bool(getattr(getattr(model_or_path, 'config', None), 'packed', None))
     return packed_folder(model_or_path) is not None
 
 def packed_folder(path)->Path: # None where it is none
@@ -108,10 +123,15 @@ def packed_parts(
     return matrices,{k: t for k,t in model.state_dict().items() if k not in coded},layers
 
 def _seen_before(parts, others): # the same bytes, made of the same weight by another layer
-    same = lambda a, b: all((x is None and y is None) or torch.equal(x, y) for k in ('data', 'scale', 'levels') for x,y in [(getattr(a, k), getattr(b, k))])
+    same = lambda a, b: all(
+        (x is None and y is None) or torch.equal(x, y)
+        for k in ('data', 'scale', 'levels')
+        for x, y in [(getattr(a, k), getattr(b, k))]
+    )
     for o in others:
         if len(o) == len(parts) and all(map(same, o, parts)): return o
-    others.append(parts); return parts
+    others.append(parts)
+    return parts
 
 # %% ../../nbs/03_quantizers/09_packed_model.ipynb #13838d24
 @dataclass
@@ -125,7 +145,11 @@ class PackedFolder:
     @property
     def ratio(self)->float: return 4*self.numbers/self.file_bytes # against float32
     def load(self, **how): return load_packed(self.path, **how)
-    def __str__(self): return f'{self.path}: {self.file_bytes:,} bytes, {self.ratio:.1f} times less than {4*self.numbers:,} of float32; coded matrices {self.bits:.3f} bits a weight'
+    def __str__(self):
+        return (
+            f'{self.path}: {self.file_bytes:,} bytes, {self.ratio:.1f} times less than '
+            f'{4 * self.numbers:,} of float32; coded matrices {self.bits:.3f} bits a weight'
+        )
 
 def bits_per_weight(matrices:dict)->float: # of name -> `PackedMatrix`
     "Bits a weight of packed matrices, scales and levels included, each storage once"
@@ -143,10 +167,16 @@ def pack(
     source=None,      # what to call it in messages
 )->PackedFolder:
     "Write a quantized model as bytes"
-    layout_of('ternary', 2, layout); out = Path(output_path).expanduser()
+    layout_of('ternary', 2, layout)
+    out = Path(output_path).expanduser()
     if out.exists(): raise InputError(f'{out} is there already; choose another folder')
-    named = isinstance(model, (str, Path)); source = str(model) if named else source
-    if is_packed(model): raise InputError(f"{source or 'this model'} is packed already; pack the quantized model it came from, or `export_dense` it first")
+    named = isinstance(model, (str, Path))
+    source = str(model) if named else source
+    if is_packed(model):
+        raise InputError(
+            f"{source or 'this model'} is packed already; pack the quantized model it came from, "
+            "or `export_dense` it first"
+        )
     if named:
         model = build_model(source)
         if tokenizer is None: tokenizer = _tokenizer_of(source)
@@ -155,31 +185,49 @@ def pack(
     matrices,rest,layers = packed_parts(model.eval(), layout)
     numbers = sum(p.numel() for p in model.parameters())
     if not out.parent.is_dir(): out.parent.mkdir(parents=True)
-    with atomic_dir(out) as d: _write_folder(d, model, matrices, rest, layers, layout, tokenizer)
+    with atomic_dir(out) as d:
+        _write_folder(d, model, matrices, rest, layers, layout, tokenizer)
     made = PackedFolder(out, os.path.getsize(out/'model.safetensors'), numbers, bits_per_weight(matrices), layout)
     if verbose: print(made)
     return made
 
 # %% ../../nbs/03_quantizers/09_packed_model.ipynb #b85c05e3
-def _quantize(model, name): from lmnotes.quantizers.ste import quantize; quantize(model, name, verbose=False)
+def _quantize(model, name):
+    from lmnotes.quantizers.ste import quantize
+    quantize(model, name, verbose=False)
 
 def _tokenizer_of(source): # None where a folder has none
     from lmnotes.data.tokenizers import get_tokenizer
-    name = source.partition('+')[0]; path = Path(name).expanduser(); path = path/'final' if (path/'final').is_dir() else path
+    name = source.partition('+')[0]
+    path = Path(name).expanduser()
+    path = path/'final' if (path/'final').is_dir() else path
     if path.is_dir(): return get_tokenizer(str(path)) if list(path.glob('*token*')) else None
     return get_tokenizer('bytes' if name.startswith('tiny:') else name)
 
 def _can_pack(model, source):
-    if hasattr(model, 'peft_config') or any('lora_' in k for k,_ in model.named_modules()): raise InputError('this model carries a LoRA adapter; merge it (merge_lora), then pack')
-    if getattr(model, 'is_quantized', False): raise InputError('this model was loaded in 4 or 8 bits by bitsandbytes; load it in full, quantize it here, then pack')
-    if not coded_layers(model): raise InputError(f"{source or type(model).__name__} computes in full precision, so there is nothing to pack; add --quantize ternary (or int4, int8, codebook:16), or train it with +ternary")
+    if hasattr(model, 'peft_config') or any('lora_' in k for k,_ in model.named_modules()):
+        raise InputError('this model carries a LoRA adapter; merge it (merge_lora), then pack')
+    if getattr(model, 'is_quantized', False):
+        raise InputError(
+            'this model was loaded in 4 or 8 bits by bitsandbytes; load it in full, quantize it here, then pack'
+        )
+    if not coded_layers(model):
+        raise InputError(
+            f"{source or type(model).__name__} computes in full precision, so there is nothing to "
+            "pack; add --quantize ternary (or int4, int8, codebook:16), or train it with +ternary"
+        )
 
 def _write_folder(d, model, matrices, rest, layers, layout, tokenizer):
     if tokenizer is not None: tokenizer.save_pretrained(d)
     write_packed(d/'model.safetensors', matrices, rest, dict(layers=layers))
-    model.config.save_pretrained(d); config = read_json(d/'config.json'); config.pop('auto_map', None)
+    model.config.save_pretrained(d)
+    config = read_json(d/'config.json')
+    config.pop('auto_map', None)
     config['architectures'] = [getattr(type(model), '_original', type(model)).__name__]
-    write_json(d/'config.json', dict(config, packed=dict(version=FORMAT, layout=layout, checksum=digest(d/'model.safetensors'))))
+    write_json(
+        d / 'config.json',
+        dict(config, packed=dict(version=FORMAT, layout=layout, checksum=digest(d / 'model.safetensors'))),
+    )
     if getattr(model, 'generation_config', None) is not None: model.generation_config.save_pretrained(d)
 
 # %% ../../nbs/03_quantizers/09_packed_model.ipynb #6a9136c0
@@ -193,19 +241,37 @@ def file_sizes(
     for r in tensor_sizes(model): kinds.setdefault(r['name'], r['kind'])
     at = stored_at(path)
     for name,(a,b) in at.items():
-        layer = re.fullmatch(r'(.+)\.\d+\.(data|scale|levels)', name); of = layer[1] if layer else name.rpartition('.')[0]
-        kind = 'norms' if name.endswith('.bias') else kinds.get(of, 'other'); out[kind] = out.get(kind, 0) + b - a
+        layer = re.fullmatch(r'(.+)\.\d+\.(data|scale|levels)', name)
+        of = layer[1] if layer else name.rpartition('.')[0]
+        kind = 'norms' if name.endswith('.bias') else kinds.get(of, 'other')
+        out[kind] = out.get(kind, 0) + b - a
     return out | dict(header=os.path.getsize(path) - sum(out.values()))
 
 def file_table(model, folder)->str: # see `file_sizes`
     "Megabytes by kind of tensor: at four widths, and in the packed file"
     from lmnotes.quantizers.size_report import size_columns, waterfall
     rows,held,mb = waterfall(model),file_sizes(model, folder),lambda n: f'{n/1e6:10.3f}'
-    held['all'] = sum(held.values()); lines = [f"{'MB':13}{'numbers':>9}" + ''.join(f'{c:>10}' for c in (*size_columns, 'file'))]
+    held['all'] = sum(held.values())
+    lines = [f"{'MB':13}{'numbers':>9}" + ''.join(f'{c:>10}' for c in (*size_columns, 'file'))]
     for k in dict.fromkeys([*rows, *held]):
-        if k != 'all': r = rows.get(k); lines.append(f"{k:13}{format_count(r['numbers']) if r else '':>9}" + ''.join(mb(r[c]) if r else ' '*10 for c in size_columns) + mb(held.get(k, 0)))
-    r = rows['all']; lines.append(f"{'all':13}{format_count(r['numbers']):>9}" + ''.join(mb(r[c]) for c in size_columns) + mb(held['all']))
-    return '\n'.join([*lines, f"{'times smaller':22}" + ''.join(f"{r['fp32']/x:10.1f}" for x in (*(r[c] for c in size_columns), held['all']))])
+        if k != 'all':
+            r = rows.get(k)
+            lines.append(
+                f"{k:13}{format_count(r['numbers']) if r else '':>9}"
+                + ''.join(mb(r[c]) if r else ' ' * 10 for c in size_columns)
+                + mb(held.get(k, 0))
+            )
+    r = rows['all']
+    lines.append(
+        f"{'all':13}{format_count(r['numbers']):>9}" + ''.join(mb(r[c]) for c in size_columns) + mb(held['all'])
+    )
+    return '\n'.join(
+        [
+            *lines,
+            f"{'times smaller':22}"
+            + ''.join(f"{r['fp32'] / x:10.1f}" for x in (*(r[c] for c in size_columns), held['all'])),
+        ]
+    )
 
 # %% ../../nbs/03_quantizers/09_packed_model.ipynb #d453d8d2
 def _empty(config, name): # a model whose parameters have no storage
@@ -214,17 +280,27 @@ def _empty(config, name): # a model whose parameters have no storage
     from lmnotes.models import decoder
     noted,config.rewrites = list(getattr(config, 'rewrites', None) or []),[]
     with init_empty_weights(include_buffers=False), initialization.no_init_weights():
-        if config.model_type == LMConfig.model_type: model = decoder._class_named(name)(config)
-        else: import transformers; model = getattr(transformers, name)(config)
-    return apply_rewrites(model, [r for r in noted if r.partition(':')[0] not in quantizers]),noted # those that change what there is, not how it is coded
+        if config.model_type == LMConfig.model_type:
+            model = decoder._class_named(name)(config)
+        else:
+            import transformers
+            model = getattr(transformers, name)(config)
+    # those that change what there is, not how it is coded
+    return apply_rewrites(model, [r for r in noted if r.partition(':')[0] not in quantizers]),noted
 
 def _put(model, tensors): # into parameters and buffers, one for each storage
     made = {}
     for name,t in tensors.items():
-        path,_,leaf = name.rpartition('.'); m = model.get_submodule(path)
-        if leaf in m._parameters: m._parameters[leaf] = made.setdefault((t.data_ptr(), t.shape), nn.Parameter(t, requires_grad=False))
-        elif leaf in m._buffers: m._buffers[leaf] = t
-        else: raise InputError(f'{name} is in the packed file and not in the model its config describes; pack the model again')
+        path,_,leaf = name.rpartition('.')
+        m = model.get_submodule(path)
+        if leaf in m._parameters:
+            m._parameters[leaf] = made.setdefault((t.data_ptr(), t.shape), nn.Parameter(t, requires_grad=False))
+        elif leaf in m._buffers:
+            m._buffers[leaf] = t
+        else:
+            raise InputError(
+                f'{name} is in the packed file and not in the model its config describes; pack the model again'
+            )
 
 # %% ../../nbs/03_quantizers/09_packed_model.ipynb #a2197340
 def load_packed(
@@ -242,15 +318,28 @@ def load_packed(
     folder = packed_folder(path)
     if folder is None: raise InputError(f'{path} holds no packed model; make one with lmnotes pack')
     if task != 'generate': options['task'] = task
-    if chosen := sorted(k for k,v in options.items() if v not in (None, False, 'auto')): raise InputError(f'{path} is packed, so {chosen[0]} cannot be chosen; leave it out')
-    raw = read_json(folder/'config.json'); matrices,tensors,head = read_packed(_the_file(folder), raw['packed'].get('checksum'))
-    config = AutoConfig.from_pretrained(folder); config.packed = None
-    model,noted = _empty(config, raw['architectures'][0]); hf_load.check_vocabulary(config, vocab_size, str(path)); hf_load.check_context(config, max_length, str(path))
+    if chosen := sorted(k for k,v in options.items() if v not in (None, False, 'auto')):
+        raise InputError(f'{path} is packed, so {chosen[0]} cannot be chosen; leave it out')
+    raw = read_json(folder/'config.json')
+    matrices,tensors,head = read_packed(_the_file(folder), raw['packed'].get('checksum'))
+    config = AutoConfig.from_pretrained(folder)
+    config.packed = None
+    model,noted = _empty(config, raw['architectures'][0])
+    hf_load.check_vocabulary(config, vocab_size, str(path))
+    hf_load.check_context(config, max_length, str(path))
     for name,l in head['layers'].items():
-        become_packed(model.get_submodule(name), [matrices[f'{name}.{i}'] for i in range(l['parts'])], act_bits=l['act_bits'], sub_norm=l['sub_norm'])
-    _put(model, tensors); _all_there(model, folder)
+        become_packed(
+            model.get_submodule(name),
+            [matrices[f'{name}.{i}'] for i in range(l['parts'])],
+            act_bits=l['act_bits'],
+            sub_norm=l['sub_norm'],
+        )
+    _put(model, tensors)
+    _all_there(model, folder)
     model.config.rewrites,model.config.packed = noted,raw['packed']
-    model.config._attn_implementation = hf_load.resolve_attention(attn_implementation, torch.device(device), type(model), use_flash_attention)
+    model.config._attn_implementation = hf_load.resolve_attention(
+        attn_implementation, torch.device(device), type(model), use_flash_attention
+    )
     if (folder/'generation_config.json').is_file(): model.generation_config = GenerationConfig.from_pretrained(folder)
     model.save_pretrained,model.random_weights = _already_saved,False
     model.eval().requires_grad_(False).to(device)
@@ -263,9 +352,14 @@ def _the_file(folder):
 
 def _all_there(model, folder):
     lacking = [k for k,t in [*model.named_parameters(), *model.named_buffers()] if t.device.type == 'meta']
-    if lacking: raise InputError(f'{folder} lacks {len(lacking)} tensors that its config asks for, such as {lacking[0]}; pack the model again')
+    if lacking:
+        raise InputError(
+            f'{folder} lacks {len(lacking)} tensors that its config asks for, such as '
+            f'{lacking[0]}; pack the model again'
+        )
 
-def _already_saved(*args, **kwargs): raise InputError('a packed model is saved as the folder it was loaded from; copy that, or `export_dense` it')
+def _already_saved(*args, **kwargs):
+    raise InputError('a packed model is saved as the folder it was loaded from; copy that, or `export_dense` it')
 
 # %% ../../nbs/03_quantizers/09_packed_model.ipynb #3b197256
 def export_dense(
@@ -275,24 +369,35 @@ def export_dense(
     verbose=True,
 )->Path:
     "Write the weights a model computes with as a plain model"
-    out = Path(output_path).expanduser(); source = model if isinstance(model, (str, Path)) else None
+    out = Path(output_path).expanduser()
+    source = model if isinstance(model, (str, Path)) else None
     if out.exists(): raise InputError(f'{out} is there already; choose another folder')
     if source is not None:
         model = load_packed(source) if is_packed(source) else build_model(str(source))
         if tokenizer is None: tokenizer = _tokenizer_of(str(source))
     layers = {k: m for k,m in model.named_modules(remove_duplicate=False) if isinstance(m, (FewBits, PackedLayer))}
-    if any(m.sub_norm for m in layers.values()): raise InputError('layers with a norm of their own (ternary:norm) have no plain counterpart; leave the model packed')
-    plain = _plain_like(model); plain.load_state_dict(_plain_state(model, layers, plain))
+    if any(m.sub_norm for m in layers.values()):
+        raise InputError(
+            'layers with a norm of their own (ternary:norm) have no plain counterpart; leave the model packed'
+        )
+    plain = _plain_like(model)
+    plain.load_state_dict(_plain_state(model, layers, plain))
     with atomic_dir(out) as d:
         plain.save_pretrained(d)
         if tokenizer is not None: tokenizer.save_pretrained(d)
     rounded = any(m.act_bits for m in layers.values())
-    if verbose: print(f"{out}: {sum(f.stat().st_size for f in out.glob('*.safetensors')):,} bytes of plain weights" + ('; inputs are no longer rounded, so logits differ a little' if rounded else ''))
+    if verbose:
+        print(
+            f"{out}: {sum(f.stat().st_size for f in out.glob('*.safetensors')):,} bytes of plain weights"
+            + ('; inputs are no longer rounded, so logits differ a little' if rounded else '')
+        )
     return out
 
 # %% ../../nbs/03_quantizers/09_packed_model.ipynb #58b7c584
 def _plain_like(model): # the same architecture, nothing rewritten
-    config = copy.deepcopy(model.config); config.packed,config.rewrites = None,[]; vars(config).pop('packed')
+    config = copy.deepcopy(model.config)
+    config.packed,config.rewrites = None,[]
+    vars(config).pop('packed')
     cls = getattr(type(model), '_original', type(model))
     if not isinstance(model, LM): vars(config).pop('rewrites')
     return cls(config).eval()
@@ -300,9 +405,13 @@ def _plain_like(model): # the same architecture, nothing rewritten
 def _plain_state(model, layers, plain):
     state = {k: t for k,t in model.state_dict().items() if k.rpartition('.')[0] not in layers or k.endswith('.bias')}
     for name,m in layers.items():
-        w = m.dense() if isinstance(m, PackedLayer) else m.coded().dense(); like = plain.get_submodule(name).weight
-        state[f'{name}.weight'] = w if w.shape == like.shape and type(plain.get_submodule(name)).__name__ != 'Conv1D' else w.T
-    if foreign := sorted(set(state) - set(plain.state_dict())): raise InputError(f'{foreign[0]} has no place in a plain {type(plain).__name__}; leave the model packed')
+        w = m.dense() if isinstance(m, PackedLayer) else m.coded().dense()
+        like = plain.get_submodule(name).weight
+        state[f'{name}.weight'] = (
+            w if w.shape == like.shape and type(plain.get_submodule(name)).__name__ != 'Conv1D' else w.T
+        )
+    if foreign := sorted(set(state) - set(plain.state_dict())):
+        raise InputError(f'{foreign[0]} has no place in a plain {type(plain).__name__}; leave the model packed')
     return state
 
 # %% ../../nbs/03_quantizers/09_packed_model.ipynb #9a2d11f6
@@ -316,9 +425,14 @@ def pack_and_tell(
     "What `lmnotes pack` does: pack, and print what the bytes are spent on"
     from lmnotes.files import model_folder
     base,plus,more = str(name).partition('+')
-    if base in models: raise InputError(f"'{base}' is a recipe with random weights; train it first, and give the folder of the run")
-    if Path(base).expanduser().is_dir() or base.startswith(('.', '/', '~')): base = str(model_folder(Path(base).expanduser()))
-    if plain: export_dense(base + plus + more, output_path); return
+    if base in models:
+        raise InputError(f"'{base}' is a recipe with random weights; train it first, and give the folder of the run")
+    if Path(base).expanduser().is_dir() or base.startswith(('.', '/', '~')):
+        base = str(model_folder(Path(base).expanduser()))
+    if plain:
+        export_dense(base + plus + more, output_path)
+        return
     model = load_packed(base) if is_packed(base) else build_model(base + plus + more)
     made = pack(model, output_path, _tokenizer_of(base), layout, quantize, verbose=False, source=base)
-    print(file_table(model, made.path)); print(made)
+    print(file_table(model, made.path))
+    print(made)

@@ -27,27 +27,42 @@ def width_bytes(
     if width in ('fp32', 'bf16'): return n*dict(fp32=4, bf16=2)[width]
     if width not in size_columns: raise InputError(f"unknown width '{width}': {did_you_mean(width, size_columns)}")
     if len(shape) != 2: return 2*n
-    rows,n_in = shape; empty = lambda *s, **k: torch.empty(*s, device='meta', **k)
+    rows,n_in = shape
+    empty = lambda *s, **k: torch.empty(*s, device='meta', **k)
     return Coded('int', empty(rows, n_in), empty(rows, n_in//group_of(n_in)), bits=int(width[3:])).nbytes()
 
 # %% ../../nbs/03_quantizers/06_size_report.ipynb #171184cc
-_said_kinds = dict(embedding='embeddings', mixer='attention', ffn='feed-forward', norm='norms', head='head', experts='experts', other='other')
+_said_kinds = dict(
+    embedding='embeddings',
+    mixer='attention',
+    ffn='feed-forward',
+    norm='norms',
+    head='head',
+    experts='experts',
+    other='other',
+)
 
 def tensor_sizes(model:nn.Module)->list: # of dicts: kind, name, numbers, and bytes: fp32, bf16, int8, int4, now
     "The bytes of each stored parameter"
-    head = getattr(model, 'get_output_embeddings', lambda: None)(); coded = {id(m.weight): m for m in coded_layers(model).values()}; out = []
+    head = getattr(model, 'get_output_embeddings', lambda: None)()
+    coded = {id(m.weight): m for m in coded_layers(model).values()}
+    out = []
     for path,m,p in _stored(model):
         shape = tuple(p.T.shape if isinstance(m, Conv1D) and p.dim() == 2 else p.shape)
         now = coded[id(p)].coded().nbytes() if id(p) in coded else 2*p.numel()
         kind = 'norms' if p.dim() < 2 else _said_kinds[_kind(path, m, head)] # biases beside norms
-        out.append(dict(kind=kind, name=path, numbers=p.numel(), **{w: width_bytes(shape, w) for w in size_columns}, now=now))
+        out.append(
+            dict(kind=kind, name=path, numbers=p.numel(), **{w: width_bytes(shape, w) for w in size_columns}, now=now)
+        )
     return out
 
 def waterfall(model:nn.Module)->dict: # kind -> {numbers, fp32, bf16, int8, int4, now}, the total last
     "Bytes by kind of tensor"
     kinds = {}
     for r in tensor_sizes(model):
-        for k in (r['kind'], 'all'): t = kinds.setdefault(k, dict.fromkeys(('numbers', *size_columns, 'now'), 0)); t.update({c: t[c] + r[c] for c in t})
+        for k in (r['kind'], 'all'):
+            t = kinds.setdefault(k, dict.fromkeys(('numbers', *size_columns, 'now'), 0))
+            t.update({c: t[c] + r[c] for c in t})
     order = [k for k in _said_kinds.values() if k in kinds]
     return {k: kinds[k] for k in [*order, 'all']}
 
@@ -56,18 +71,31 @@ def size_table(
     model:nn.Module, # ours or of transformers, also on the meta device
 )->str:
     "Megabytes by kind of tensor, at four widths and as the model is"
-    rows = waterfall(model); cols = (*size_columns, 'now'); mb = lambda n: f'{n/1e6:9.2f}'
+    rows = waterfall(model)
+    cols = (*size_columns, 'now')
+    mb = lambda n: f'{n/1e6:9.2f}'
     lines = [f"{'MB':13}{'numbers':>9}" + ''.join(f'{c:>10}' for c in cols)]
-    lines += [f"{k:13}{format_count(v['numbers']):>9}" + ''.join(f' {mb(v[c])}' for c in cols) for k,v in rows.items()]
-    t = rows['all']; return '\n'.join([*lines, f"{'times smaller':22}" + ''.join(f" {t['fp32']/t[c]:9.1f}" for c in cols)])
+    lines += [
+        f"{k:13}{format_count(v['numbers']):>9}" + ''.join(f' {mb(v[c])}' for c in cols) for k, v in rows.items()
+    ]
+    t = rows['all']
+    return '\n'.join([*lines, f"{'times smaller':22}" + ''.join(f" {t['fp32']/t[c]:9.1f}" for c in cols)])
 
 def plot_waterfall(model:nn.Module, ax=None):
     "From float32 to the model as it is, kind by kind"
     import matplotlib.pyplot as plt
-    ax = ax or plt.subplots(figsize=(5, 2.4), dpi=72)[1]; rows = waterfall(model); all_ = rows.pop('all'); top = all_['fp32']/1e6
+    ax = ax or plt.subplots(figsize=(5, 2.4), dpi=72)[1]
+    rows = waterfall(model)
+    all_ = rows.pop('all')
+    top = all_['fp32']/1e6
     ax.bar(0, top, color='C0')
-    for i,(k,v) in enumerate(rows.items(), 1): cut = (v['fp32'] - v['now'])/1e6; ax.bar(i, cut, bottom=top - cut, color='C2'); top -= cut
-    ax.bar(len(rows) + 1, top, color='C1'); ax.set_xticks(range(len(rows) + 2), ['float32', *(f'less {k}' for k in rows), 'now'], rotation=30, fontsize=7); ax.set(ylabel='MB')
+    for i,(k,v) in enumerate(rows.items(), 1):
+        cut = (v['fp32'] - v['now'])/1e6
+        ax.bar(i, cut, bottom=top - cut, color='C2')
+        top -= cut
+    ax.bar(len(rows) + 1, top, color='C1')
+    ax.set_xticks(range(len(rows) + 2), ['float32', *(f'less {k}' for k in rows), 'now'], rotation=30, fontsize=7)
+    ax.set(ylabel='MB')
     return ax
 
 # %% ../../nbs/03_quantizers/06_size_report.ipynb #f872b274
@@ -78,8 +106,10 @@ def sizes_and_scores(
 )->list: # of dicts name, bytes, ratio, score, cost
     "What a trained model takes and loses under each rewrite"
     from copy import deepcopy
-    full,base = 4*sum(p.numel() for p in model.parameters()),score(model); out = [dict(name='float32', bytes=full, ratio=1., score=base, cost=0.)]
+    full,base = 4*sum(p.numel() for p in model.parameters()),score(model)
+    out = [dict(name='float32', bytes=full, ratio=1., score=base, cost=0.)]
     for name in names:
-        m = quantize(deepcopy(model), name, verbose=False); n,s = stored_bytes(m),score(m)
+        m = quantize(deepcopy(model), name, verbose=False)
+        n,s = stored_bytes(m),score(m)
         out.append(dict(name=name, bytes=n, ratio=full/n, score=s, cost=s - base))
     return out

@@ -30,7 +30,9 @@ def straight_through(
     w_hat:Tensor, # what is computed with, of the same shape
 )->Tensor: # the values of `w_hat`, the gradient of `w`
     "Compute with `w_hat`, learn `w`"
-    return _StraightThrough.apply(w, w_hat.detach()) if torch.is_grad_enabled() and w.requires_grad else w_hat.detach()
+    return (
+        _StraightThrough.apply(w, w_hat.detach()) if torch.is_grad_enabled() and w.requires_grad else w_hat.detach()
+    )
 
 # %% ../../nbs/03_quantizers/01_ste.ipynb #3c961e91
 @dataclass
@@ -93,9 +95,11 @@ class FewBits:
         return x
     def product(self, x): # (..., n_in) -> (..., n_out)
         whole = self.act_bits and self.lam == 1 and not torch.is_grad_enabled()
-        if not whole or (c := self.coded()).kind != 'ternary': return F.linear(self.taken(x), self.dense_weight(), self.bias)
+        if not whole or (c := self.coded()).kind != 'ternary':
+            return F.linear(self.taken(x), self.dense_weight(), self.bias)
         q,s = token_codes(F.rms_norm(x, x.shape[-1:]) if self.sub_norm else x, self.act_bits)
-        y = F.linear(q, c.codes.to(q.dtype))*(s*c.scale.to(q.dtype)) # a sum of whole numbers, exact in whatever order it is taken
+        # a sum of whole numbers, exact in whatever order it is taken
+        y = F.linear(q, c.codes.to(q.dtype))*(s*c.scale.to(q.dtype))
         return y if self.bias is None else y + self.bias
 
 # %% ../../nbs/03_quantizers/01_ste.ipynb #988b9a86
@@ -125,18 +129,23 @@ def token_codes(
 
 def round_tokens(x:Tensor, bits:int=8)->Tensor: # shaped as `x`
     "`x` on the grid of whole numbers times each token's largest entry"
-    q,scale = token_codes(x, bits); return q*scale
+    q,scale = token_codes(x, bits)
+    return q*scale
 
 # %% ../../nbs/03_quantizers/01_ste.ipynb #0932808f
-quantizers = Registry('quantizer') # name -> function of a value (the 16 of `codebook:16`, or None) that gives a coder and its options
+# name -> function of a value (the 16 of `codebook:16`, or None) that gives a coder and its options
+quantizers = Registry('quantizer')
 _places = dict(head=('head',), embeddings=('embeddings',), all=('head', 'embeddings'))
-_words = {'act8': (r'act(\d+)', lambda n: dict(act_bits=int(n))), 'norm': ('norm', lambda: dict(sub_norm=True))} # an example, the pattern, what it sets; coders have `words` of their own
+# an example, the pattern, what it sets; coders have `words` of their own
+_words = {'act8': (r'act(\d+)', lambda n: dict(act_bits=int(n))), 'norm': ('norm', lambda: dict(sub_norm=True))}
 
 def parse_quantizer(
     spelling:str, # such as 'ternary', 'int4:all:group32' or 'codebook:16'
 )->tuple: # coder, options of its layers, further places
     "What a spelling asks for"
-    name,*words = spelling.split(':'); make = quantizers[name]; where = set()
+    name,*words = spelling.split(':')
+    make = quantizers[name]
+    where = set()
     coder,options = make(words.pop(0) if words and re.fullmatch(r'[\d.]+', words[0]) else None)
     known = {**_words, **getattr(coder, 'words', {})}
     for w in words:
@@ -144,11 +153,15 @@ def parse_quantizer(
         if w in _places: where |= set(_places[w])
         elif hit: options = {**options, **hit[0](*hit[1].groups())}
         else: raise InputError(f"{name}:{w} is unknown: {did_you_mean(w, [*_places, *known])}")
-    if options.get('act_bits', 8) < 2: raise InputError(f"{name}:act{options['act_bits']} leaves activations no step above zero; take act8, at least act2")
+    if options.get('act_bits', 8) < 2:
+        raise InputError(
+            f"{name}:act{options['act_bits']} leaves activations no step above zero; take act8, at least act2"
+        )
     return coder,options,where
 
 # %% ../../nbs/03_quantizers/01_ste.ipynb #1e7c9ac4
-_kept_whole = ('router', 'gate', 'shared_expert_gate', 'classifier', 'score', 'qa_outputs') # by the last part of their name
+# by the last part of their name
+_kept_whole = ('router', 'gate', 'shared_expert_gate', 'classifier', 'score', 'qa_outputs')
 
 def by_weight(
     model:nn.Module,
@@ -156,15 +169,23 @@ def by_weight(
 )->list: # of lists of names
     "Names of layers, those that share a weight, or will once ties are made, together"
     ties = getattr(model, 'get_expanded_tied_weights_keys', dict)() or {}
-    of = dict(model.named_parameters(remove_duplicate=False)); same = {}
-    for k in layers: n = f'{k}.weight' if k else 'weight'; same.setdefault(id(of[ties.get(n, n)]), []).append(k)
+    of = dict(model.named_parameters(remove_duplicate=False))
+    same = {}
+    for k in layers:
+        n = f'{k}.weight' if k else 'weight'
+        same.setdefault(id(of[ties.get(n, n)]), []).append(k)
     return list(same.values())
 
 def _ends(model): # modules of the embedding and the head; whether they are one
     first,last = [getattr(model, f, lambda: None)() for f in ('get_input_embeddings', 'get_output_embeddings')]
     mods = {k: m for k,m in model.named_modules() if m is last or isinstance(m, nn.Embedding)}
-    group = next(([mods[k] for k in names] for names in by_weight(model, mods) if any(mods[k] is first for k in names)), [])
-    return {'embeddings': [m for m in group if isinstance(m, nn.Embedding)], 'head': [last] if last is not None else []},any(m is last for m in group)
+    group = next(
+        ([mods[k] for k in names] for names in by_weight(model, mods) if any(mods[k] is first for k in names)), []
+    )
+    return {
+        'embeddings': [m for m in group if isinstance(m, nn.Embedding)],
+        'head': [last] if last is not None else [],
+    }, any(m is last for m in group)
 
 def find_layers(
     model:nn.Module,
@@ -173,9 +194,16 @@ def find_layers(
     "The layers that a quantizer rewrites"
     ends,tied = _ends(model)
     if tied and where: where = ('head', 'embeddings')
-    wanted = {id(m) for k in where for m in ends[k]}; end = {id(m) for l in ends.values() for m in l}
-    body = lambda k, m: type(m) in (nn.Linear, Conv1D) and k.rpartition('.')[2] not in _kept_whole and 'lora_' not in k
-    return {k: m for k,m in model.named_modules() if id(m) in wanted and type(m) in (nn.Linear, nn.Embedding, Conv1D) or id(m) not in end and body(k, m)}
+    wanted = {id(m) for k in where for m in ends[k]}
+    end = {id(m) for l in ends.values() for m in l}
+    body = lambda k, m: (
+        type(m) in (nn.Linear, Conv1D) and k.rpartition('.')[2] not in _kept_whole and 'lora_' not in k
+    )
+    return {
+        k: m
+        for k, m in model.named_modules()
+        if id(m) in wanted and type(m) in (nn.Linear, nn.Embedding, Conv1D) or id(m) not in end and body(k, m)
+    }
 
 def coded_layers(model:nn.Module)->dict: # name -> layer
     "The layers in few bits, each once"
@@ -197,15 +225,21 @@ def quantize(
     found = {} if getattr(getattr(model, 'config', None), 'packed', None) else find_layers(model, where)
     if not found: raise InputError(_nothing_left(model, name))
     for k,m in found.items(): check_layer(coder, options, m, f'{name}: {k}')
-    plan = coder.plan(model, found, options, name, calibration) if hasattr(coder, 'plan') else dict.fromkeys(found, options)
+    plan = (
+        coder.plan(model, found, options, name, calibration)
+        if hasattr(coder, 'plan')
+        else dict.fromkeys(found, options)
+    )
     end = {id(m) for l in _ends(model)[0].values() for m in l}
-    for k,m in found.items(): recode(m, coder, {o: v for o,v in plan[k].items() if id(m) not in end or o not in ('act_bits', 'sub_norm')})
+    for k,m in found.items():
+        recode(m, coder, {o: v for o,v in plan[k].items() if id(m) not in end or o not in ('act_bits', 'sub_norm')})
     note_rewrite(model, name)
     if verbose: print(_said(model, name, found))
     return model
 
 def check_layer(coder, options, m, said): # raises where a layer cannot take the coder
-    if hasattr(coder, 'check'): coder.check(m.weight.T.shape if isinstance(m, Conv1D) else m.weight.shape, options, said)
+    if hasattr(coder, 'check'):
+        coder.check(m.weight.T.shape if isinstance(m, Conv1D) else m.weight.shape, options, said)
 
 def recode(
     m:nn.Module,  # of a type in `coder.layers`, or already in few bits
@@ -219,16 +253,34 @@ def recode(
 
 # %% ../../nbs/03_quantizers/01_ste.ipynb #e17d3198
 def _nothing_left(model, name):
-    have = sorted({re.sub('(Linear|Conv1D|Embedding)$', '', type(m).__name__) for m in model.modules() if isinstance(m, FewBits)})
+    have = sorted(
+        {
+            re.sub('(Linear|Conv1D|Embedding)$', '', type(m).__name__)
+            for m in model.modules()
+            if isinstance(m, FewBits)
+        }
+    )
     past = getattr(getattr(model, 'config', None), 'rewrites', None) or []
-    if getattr(getattr(model, 'config', None), 'packed', None): return f'{name} needs full-precision weights, and this model is packed; quantize the model it was packed from'
-    if getattr(model, 'is_quantized', False): return f'{name} needs full-precision weights, and this model was loaded in 4 or 8 bits; load it without'
-    if have: return f"{name} finds no linear layer left: they are {', '.join(have)} already (rewrites: {', '.join(past) or 'none noted'}); start from the model as it was before"
+    if getattr(getattr(model, 'config', None), 'packed', None):
+        return f'{name} needs full-precision weights, and this model is packed; quantize the model it was packed from'
+    if getattr(model, 'is_quantized', False):
+        return f'{name} needs full-precision weights, and this model was loaded in 4 or 8 bits; load it without'
+    if have:
+        return (
+            f"{name} finds no linear layer left: they are {', '.join(have)} already (rewrites: "
+            f"{', '.join(past) or 'none noted'}); start from the model as it was before"
+        )
     return f'{type(model).__name__} has no linear layer left that {name} could rewrite'
 
 def _said(model, name, found):
-    n,total = sum({id(m.weight): m.weight.numel() for m in found.values()}.values()),sum(p.numel() for p in model.parameters())
-    return f'{name}: {len(found)} layers, {format_count(n)} of {format_count(total)} weights ({n/total:.0%}); the rest stays as it was'
+    n, total = (
+        sum({id(m.weight): m.weight.numel() for m in found.values()}.values()),
+        sum(p.numel() for p in model.parameters()),
+    )
+    return (
+        f'{name}: {len(found)} layers, {format_count(n)} of {format_count(total)} weights '
+        f'({n / total:.0%}); the rest stays as it was'
+    )
 
 # %% ../../nbs/03_quantizers/01_ste.ipynb #1c6e9efe
 def stored_bytes(

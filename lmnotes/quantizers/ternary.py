@@ -37,7 +37,8 @@ class Ternary:
     words = {'warm': ('warm', lambda: dict(warm_in=.2)), 'warm200': (r'warm(\d+)', lambda n: dict(warm_in=int(n)))}
     def encode(self, w)->Coded: return _ternary_code(w)
 
-class TernaryLinear(Ternary, FewBitsLinear): "A linear layer that computes with ternary weights and learns full-precision ones"
+class TernaryLinear(Ternary, FewBitsLinear):
+    "A linear layer that computes with ternary weights and learns full-precision ones"
 class TernaryConv1D(Ternary, FewBitsConv1D): "The same for the `Conv1D` of GPT-2"
 class TernaryEmbedding(Ternary, FewBitsEmbedding): "An embedding whose rows are ternary"
 
@@ -45,7 +46,8 @@ Ternary.layers = {nn.Linear: TernaryLinear, nn.Embedding: TernaryEmbedding, Conv
 
 @quantizers('ternary')
 def ternary_coder(value=None):
-    if value is not None: raise InputError(f'ternary:{value} is unknown: ternary takes no number, three levels are three levels')
+    if value is not None:
+        raise InputError(f'ternary:{value} is unknown: ternary takes no number, three levels are three levels')
     return Ternary,{}
 
 # %% ../../nbs/03_quantizers/02_ternary.ipynb #c181346d
@@ -61,11 +63,14 @@ def ternary_rewrite(
 class WarmIn(Callback):
     "Let layers compute with codes little by little: from step 0 to `steps` their `lam` climbs from 0 to 1"
     order,run_valid = 7,False # before the first forward of a step
-    def __init__(self, steps:int, layers=None): self.steps,self.layers = steps,layers # steps of the climb; which layers, default all in few bits
+    def __init__(self, steps:int, layers=None):
+        self.steps,self.layers = steps,layers # steps of the climb; which layers, default all in few bits
     def set(self, lam):
-        for m in self.layers or coded_layers(self.learn.model).values(): m.lam = lam
+        for m in self.layers or coded_layers(self.learn.model).values():
+            m.lam = lam
     def before_fit(self): self.before_batch()
-    def before_batch(self): self.set(min(1., self.learn.step/max(self.steps, 1))) # of the step alone, so a resumed run agrees
+    def before_batch(self):
+        self.set(min(1., self.learn.step/max(self.steps, 1))) # of the step alone, so a resumed run agrees
     def after_fit(self): self.set(1.) # what is scored and saved computes with codes
 
 def warm_callbacks(

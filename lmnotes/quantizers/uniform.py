@@ -16,7 +16,8 @@ from .ste import *
 from .ternary import stored_scale, largest
 
 # %% ../../nbs/03_quantizers/03_uniform.ipynb #fc2aec0c
-_shrinks = {2: (1., .8, .65, .5, .4, .3), 3: (1., .85, .7, .55)} # scales to try, as shares of the one that reaches the largest entry
+# scales to try, as shares of the one that reaches the largest entry
+_shrinks = {2: (1., .8, .65, .5, .4, .3), 3: (1., .85, .7, .55)}
 
 def group_of(
     n_in:int,       # weights in a row
@@ -33,13 +34,17 @@ def round_groups(
 )->tuple[Tensor,Tensor]: # codes, shaped as `w`; scales (n_out, n_groups) in float16
     "Whole numbers of `bits` bits and the scales that make weights of them"
     if bits < 2: raise InputError(f'{bits} bit leaves no step above zero; take at least 2')
-    top = 2**(bits-1) - 1; g = w.unflatten(1, (-1, group_of(w.shape[1], group))); peak = g.abs().amax(-1)
+    top = 2**(bits-1) - 1
+    g = w.unflatten(1, (-1, group_of(w.shape[1], group)))
+    peak = g.abs().amax(-1)
     def tried(f):
-        s = stored_scale(peak*f/top); q = (g/s.float()[...,None]).round().clamp(-top, top)
+        s = stored_scale(peak*f/top)
+        q = (g/s.float()[...,None]).round().clamp(-top, top)
         return q,s,(g - q*s.float()[...,None]).square().sum(-1)
     q,s,err = tried(1.)
     for f in _shrinks.get(bits, (1.,))[1:]:
-        q2,s2,err2 = tried(f); better = err2 < err
+        q2,s2,err2 = tried(f)
+        better = err2 < err
         q,s,err = torch.where(better[...,None], q2, q),torch.where(better, s2, s),torch.where(better, err2, err)
     return q.flatten(1),s
 
@@ -54,7 +59,11 @@ class IntWidth:
     @staticmethod
     def check(shape, options, said): # (n_out, n_in)
         n,g = shape[1],group_of(shape[1], options.get('group'))
-        if n % g: raise InputError(f'{said} has rows of {n} weights, which do not fall into groups of {g}; take a group of {_near(n, g)}, or row')
+        if n % g:
+            raise InputError(
+                f'{said} has rows of {n} weights, which do not fall into groups of {g}; take a group '
+                f'of {_near(n, g)}, or row'
+            )
 
 def _near(n, g): return min((d for d in range(1, n+1) if n % d == 0), key=lambda d: abs(d - g))
 
@@ -67,7 +76,8 @@ IntWidth.layers = {nn.Linear: IntLinear, nn.Embedding: IntEmbedding, Conv1D: Int
 # %% ../../nbs/03_quantizers/03_uniform.ipynb #6762c14d
 def _int_coder(bits):
     def int_coder(value=None):
-        if value is not None: raise InputError(f'int{bits}:{value} is unknown: write int{bits}:group{value} for groups of {value}')
+        if value is not None:
+            raise InputError(f'int{bits}:{value} is unknown: write int{bits}:group{value} for groups of {value}')
         return IntWidth,dict(bits=bits)
     return int_coder
 
@@ -75,11 +85,15 @@ def _as_rewrite(name):
     def width_rewrite(model, what=''): return quantize(model, f'{name}:{what}' if what else name, verbose=False)
     return width_rewrite
 
-for _bits in (2, 3, 4, 8): quantizers(f'int{_bits}')(_int_coder(_bits)); rewrites(f'int{_bits}')(_as_rewrite(f'int{_bits}'))
+for _bits in (2, 3, 4, 8):
+    quantizers(f'int{_bits}')(_int_coder(_bits))
+    rewrites(f'int{_bits}')(_as_rewrite(f'int{_bits}'))
 
 # %% ../../nbs/03_quantizers/03_uniform.ipynb #c556920c
 def _first_levels(x, k, bins=512): # as dense as the cube root of the weights' own density
-    h = torch.histc(x, bins).pow(1/3); cdf = h.cumsum(0); at = cdf[-1]*(torch.arange(k, device=x.device, dtype=x.dtype) + .5)/k
+    h = torch.histc(x, bins).pow(1/3)
+    cdf = h.cumsum(0)
+    at = cdf[-1]*(torch.arange(k, device=x.device, dtype=x.dtype) + .5)/k
     i = torch.searchsorted(cdf, at).clamp(max=bins - 1)
     return x[0] + (x[-1] - x[0])*(i + 1 - (cdf[i] - at)/h[i].clamp(min=1e-12)).clamp(0, bins)/bins
 
@@ -90,12 +104,14 @@ def kmeans_levels(
     sample:int=16384, # of so many weights, evenly spaced; a function of `w` alone
 )->Tensor: # (k,) ascending, float16
     "Levels that are the means of the weights nearest to them"
-    x = w.detach().flatten()[::max(1, w.numel()//sample)].double().sort().values; n = len(x)
+    x = w.detach().flatten()[::max(1, w.numel()//sample)].double().sort().values
+    n = len(x)
     c = _first_levels(x, k)
     total = torch.cat((x.new_zeros(1), x.cumsum(0)))
     for _ in range(rounds):
         i = torch.searchsorted(x, (c[1:] + c[:-1])/2)
-        i = torch.cat((i.new_zeros(1), i, i.new_full((1,), n))); count = i.diff()
+        i = torch.cat((i.new_zeros(1), i, i.new_full((1,), n)))
+        count = i.diff()
         c = torch.where(count > 0, total[i].diff()/count.clamp(min=1), c).sort().values
     return c.clamp(-largest, largest).half()
 
@@ -104,7 +120,8 @@ def nearest_level(
     levels:Tensor, # (k,) ascending
 )->Tensor: # shaped as `w`, the number of the level
     "Which level is nearest to each weight"
-    l = levels.float(); return torch.bucketize(w.float(), (l[1:] + l[:-1])/2)
+    l = levels.float()
+    return torch.bucketize(w.float(), (l[1:] + l[:-1])/2)
 
 # %% ../../nbs/03_quantizers/03_uniform.ipynb #d29e7b6c
 class Codebook:
@@ -113,7 +130,13 @@ class Codebook:
     def encode(self, w)->Coded:
         levels = kmeans_levels(w, self.n_levels)
         codes = nearest_level(w, levels).to(torch.int8 if self.n_levels <= 128 else torch.uint8)
-        return Coded('codebook', codes, torch.ones((), dtype=torch.float16, device=w.device), levels, bits=(self.n_levels - 1).bit_length())
+        return Coded(
+            'codebook',
+            codes,
+            torch.ones((), dtype=torch.float16, device=w.device),
+            levels,
+            bits=(self.n_levels - 1).bit_length(),
+        )
 
 class CodebookLinear(Codebook, FewBitsLinear): "A linear layer whose weights are levels of a codebook"
 class CodebookConv1D(Codebook, FewBitsConv1D): "The same for the `Conv1D` of GPT-2"
@@ -123,9 +146,12 @@ Codebook.layers = {nn.Linear: CodebookLinear, nn.Embedding: CodebookEmbedding, C
 
 @quantizers('codebook')
 def codebook_coder(value='16'):
-    try: k = int(value or 16)
-    except ValueError: k = 0
-    if not 2 <= k <= 256: raise InputError(f'codebook:{value} is no number of levels: a codebook holds 2 to 256, such as codebook:16')
+    try:
+        k = int(value or 16)
+    except ValueError:
+        k = 0
+    if not 2 <= k <= 256:
+        raise InputError(f'codebook:{value} is no number of levels: a codebook holds 2 to 256, such as codebook:16')
     return Codebook,dict(n_levels=k)
 
 rewrites('codebook')(_as_rewrite('codebook'))

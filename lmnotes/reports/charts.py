@@ -16,48 +16,137 @@ from ..comparison.statistics import *
 
 # %% ../../nbs/09_reports/02_charts.ipynb #bd30158a
 def _made_up_cell(arm, dataset, seed, bpb, curve):
-    return dict(arm=arm, dataset=dataset, seed=seed, status='done', reason=None, path=f'cells/{arm}/{dataset}/seed_{seed}',
-                steps=196, tokens=200_704, parameters=131_000, flops=2.1e11, seconds=10.+seed,
-                bits_per_byte=bpb, loss=bpb*math.log(2), perplexity=2**bpb, token_accuracy=.3, curve=curve)
+    return dict(
+        arm=arm,
+        dataset=dataset,
+        seed=seed,
+        status='done',
+        reason=None,
+        path=f'cells/{arm}/{dataset}/seed_{seed}',
+        steps=196,
+        tokens=200_704,
+        parameters=131_000,
+        flops=2.1e11,
+        seconds=10.0 + seed,
+        bits_per_byte=bpb,
+        loss=bpb * math.log(2),
+        perplexity=2**bpb,
+        token_accuracy=0.3,
+        curve=curve,
+    )
 
 def _made_up_difference(dataset, arm, base, x, task='lm', name='', metric='bits_per_byte', higher=False):
-    d = paired_difference(base, x, n_boot=200); v = verdict(d, lower_is_better=not higher)
-    return d.as_dict() | dict(dataset=dataset, arm=arm, task=task, name=name or dataset, metric=metric, higher=higher, base_mean=base.mean(), arm_mean=x.mean(), verdict=v.word, reason=v.reason)
+    d = paired_difference(base, x, n_boot=200)
+    v = verdict(d, lower_is_better=not higher)
+    return d.as_dict() | dict(
+        dataset=dataset,
+        arm=arm,
+        task=task,
+        name=name or dataset,
+        metric=metric,
+        higher=higher,
+        base_mean=base.mean(),
+        arm_mean=x.mean(),
+        verdict=v.word,
+        reason=v.reason,
+    )
 
 def _made_up_task(dataset, arm, x, task, name, metric):
     m = x.mean(1)
-    return dict(dataset=dataset, arm=arm, task=task, name=name, metric=metric, mean=m.mean(), sd=m.std(ddof=1) if len(m) > 1 else None, n_seeds=len(m), n_items=x.shape[1], chance=.1,
-                metrics={}, samples=[dict(prompt='k3 v7 k1 v2 k3', output=' v7' if arm != 'standard' else ' v2', target='v7', score=float(arm != 'standard'))])
+    return dict(
+        dataset=dataset,
+        arm=arm,
+        task=task,
+        name=name,
+        metric=metric,
+        mean=m.mean(),
+        sd=m.std(ddof=1) if len(m) > 1 else None,
+        n_seeds=len(m),
+        n_items=x.shape[1],
+        chance=0.1,
+        metrics={},
+        samples=[
+            dict(
+                prompt='k3 v7 k1 v2 k3',
+                output=' v7' if arm != 'standard' else ' v2',
+                target='v7',
+                score=float(arm != 'standard'),
+            )
+        ],
+    )
 
 # %% ../../nbs/09_reports/02_charts.ipynb #24da0b55
 def _made_up_arms(r, effects):
     "Fill in what was trained and scored"
-    rng = np.random.default_rng(0); n = len(r['seeds']); t = np.linspace(8e3, 2e5, 25)
+    rng = np.random.default_rng(0)
+    n = len(r['seeds'])
+    t = np.linspace(8e3, 2e5, 25)
     for ds,effect in zip(r['datasets'], effects):
-        base = 3+rng.normal(0, .01, (n, 1))+rng.normal(0, .3, (1, 64))+rng.normal(0, .02, (n, 64)); right = rng.random((n, 64)) < .5
+        base = 3+rng.normal(0, .01, (n, 1))+rng.normal(0, .3, (1, 64))+rng.normal(0, .02, (n, 64))
+        right = rng.random((n, 64)) < .5
         for j,a in enumerate(r['arms']):
-            x = base+(j>0)*effect+rng.normal(0, .01, base.shape)*(j>0); y = (right | (rng.random((n, 64)) < .4*(j>0))).astype(float)
-            r['cells'] += [_made_up_cell(a, ds, s, x[i].mean(), dict(tokens=t.tolist(), loss=(2.1+3*np.exp(-t/3e4)+rng.normal(0, .02, 25)).tolist())) for i,s in enumerate(r['seeds'])]
-            if ds == r['datasets'][0]: r['tasks'].append(_made_up_task(ds, a, y, 'long_range', 'recall_64', 'accuracy'))
+            x = base+(j>0)*effect+rng.normal(0, .01, base.shape)*(j>0)
+            y = (right | (rng.random((n, 64)) < .4*(j>0))).astype(float)
+            r['cells'] += [
+                _made_up_cell(
+                    a,
+                    ds,
+                    s,
+                    x[i].mean(),
+                    dict(tokens=t.tolist(), loss=(2.1 + 3 * np.exp(-t / 3e4) + rng.normal(0, 0.02, 25)).tolist()),
+                )
+                for i, s in enumerate(r['seeds'])
+            ]
+            if ds == r['datasets'][0]:
+                r['tasks'].append(_made_up_task(ds, a, y, 'long_range', 'recall_64', 'accuracy'))
             if not j: continue
             r['differences'].append(_made_up_difference(ds, a, base, x))
-            if ds == r['datasets'][0]: r['differences'].append(_made_up_difference(ds, a, right.astype(float), y, 'long_range', 'recall_64', 'accuracy', True))
+            if ds == r['datasets'][0]:
+                r['differences'].append(
+                    _made_up_difference(ds, a, right.astype(float), y, 'long_range', 'recall_64', 'accuracy', True)
+                )
 
 # %% ../../nbs/09_reports/02_charts.ipynb #6f5d3ab9
 def _made_up_sides(r):
     "Fill in what stands beside the scores"
     floor = lambda b: dict(bits_per_byte=b, loss=b*math.log(2), perplexity=2**b, token_accuracy=.15)
     spread = lambda m: dict(median=m, q1=.95*m, q3=1.04*m, n=5)
-    tuned = lambda i: dict(rates=[1e-3, 3e-3, 1e-2], losses=[2.3, 2.1+.02*i, 2.2-.3*i], best=(3e-3, 1e-2)[i > 0], edge=i > 0)
-    moved = lambda i: dict(tokens_to_baseline=2e5-4e4*i, loss_std=.02+.01*i, spikes=i, gap=.05, grad_norm=.8+.1*i, reached=1.)
+    tuned = lambda i: dict(
+        rates=[1e-3, 3e-3, 1e-2], losses=[2.3, 2.1 + 0.02 * i, 2.2 - 0.3 * i], best=(3e-3, 1e-2)[i > 0], edge=i > 0
+    )
+    moved = lambda i: dict(
+        tokens_to_baseline=2e5 - 4e4 * i,
+        loss_std=0.02 + 0.01 * i,
+        spikes=i,
+        gap=0.05,
+        grad_norm=0.8 + 0.1 * i,
+        reached=1.0,
+    )
     arms,sets = r['arms'],r['datasets']
     r['controls'] = {d: dict(unigram=floor(4.6), untrained=floor(8.1)) for d in sets}
-    r['measures'] = {a: dict(training_tokens_per_s=spread(2e4-4e3*i), peak_bytes=spread(3e7-1e7*i)) for i,a in enumerate(arms)}
+    r['measures'] = {
+        a: dict(training_tokens_per_s=spread(2e4 - 4e3 * i), peak_bytes=spread(3e7 - 1e7 * i))
+        for i, a in enumerate(arms)
+    }
     r['tuning'],r['dynamics'] = ({d: {a: f(i) for i,a in enumerate(arms)} for d in sets} for f in (tuned, moved))
     r['random_labels'] = {d: {a: .0475 for a in arms[1:]} for d in sets}
     r['config_differences'] = dict(residual={a: ('standard', 'reversible')[i>0] for i,a in enumerate(arms)})
-    r['samples'] = [dict(arm=a, dataset=sets[0], seed=0, prompt='The ', text='The <b>function</b> & the list') for a in arms]
-    r['aa'] = [dict(_made_up_difference(d, 'standard', np.full((3, 8), 3.)+np.eye(3, 8)*.01, np.full((3, 8), 3.)+np.eye(3, 8, 1)*.01), task='lm', name=d) for d in sets]
+    r['samples'] = [
+        dict(arm=a, dataset=sets[0], seed=0, prompt='The ', text='The <b>function</b> & the list') for a in arms
+    ]
+    r['aa'] = [
+        dict(
+            _made_up_difference(
+                d,
+                'standard',
+                np.full((3, 8), 3.0) + np.eye(3, 8) * 0.01,
+                np.full((3, 8), 3.0) + np.eye(3, 8, 1) * 0.01,
+            ),
+            task='lm',
+            name=d,
+        )
+        for d in sets
+    ]
 
 # %% ../../nbs/09_reports/02_charts.ipynb #410dffbd
 def made_up_comparison(
@@ -66,14 +155,44 @@ def made_up_comparison(
     seeds=(0, 1, 2),
 )->dict: # as `comparison.json` has it
     "A comparison that nobody ran, to try a report on"
-    r = dict(kind='comparison', version=1, created='2026-11-20 14:32', status='done', baseline=arms[0], arms=list(arms), datasets=list(datasets), seeds=list(seeds),
-        tokenizer='bytes', metric='bits_per_byte', test=False, budget=dict(kind='tokens', amount=200_000, text='200k tokens per run'), flops_formula='6 x matrix parameters x tokens',
-        data={d: dict(fingerprint='0f3c5a', windows=64, tokens=8192, bytes=8192, vocab_size=259) for d in datasets}, cells=[], differences=[], tasks=[], summary=[],
-        not_measured=['speed on a GPU: there is none here'], settings=dict(learning_rate=3e-3, batch_size=8, max_length=128), env=dict(python='3.11', platform='Linux', packages=dict(torch='2.13')))
-    _made_up_arms(r, effects); _made_up_sides(r); settle(r['differences'])
-    of = lambda ds,t,n: {d['arm']: d['verdict'] for d in r['differences'] if (d['dataset'], d['task'], d['name']) == (ds, t, n)}
+    r = dict(
+        kind='comparison',
+        version=1,
+        created='2026-11-20 14:32',
+        status='done',
+        baseline=arms[0],
+        arms=list(arms),
+        datasets=list(datasets),
+        seeds=list(seeds),
+        tokenizer='bytes',
+        metric='bits_per_byte',
+        test=False,
+        budget=dict(kind='tokens', amount=200_000, text='200k tokens per run'),
+        flops_formula='6 x matrix parameters x tokens',
+        data={d: dict(fingerprint='0f3c5a', windows=64, tokens=8192, bytes=8192, vocab_size=259) for d in datasets},
+        cells=[],
+        differences=[],
+        tasks=[],
+        summary=[],
+        not_measured=['speed on a GPU: there is none here'],
+        settings=dict(learning_rate=3e-3, batch_size=8, max_length=128),
+        env=dict(python='3.11', platform='Linux', packages=dict(torch='2.13')),
+    )
+    _made_up_arms(r, effects)
+    _made_up_sides(r)
+    settle(r['differences'])
+    of = lambda ds, t, n: {
+        d['arm']: d['verdict'] for d in r['differences'] if (d['dataset'], d['task'], d['name']) == (ds, t, n)
+    }
     rows = list(dict.fromkeys((d['dataset'], d['task'], d['name']) for d in r['differences']))
-    return r | dict(matrix=dict(arms=list(arms), rows=[dict(dataset=ds, task=t, name=n, verdicts={arms[0]: 'baseline', **of(ds, t, n)}) for ds,t,n in rows]))
+    return r | dict(
+        matrix=dict(
+            arms=list(arms),
+            rows=[
+                dict(dataset=ds, task=t, name=n, verdicts={arms[0]: 'baseline', **of(ds, t, n)}) for ds, t, n in rows
+            ],
+        )
+    )
 
 # %% ../../nbs/09_reports/02_charts.ipynb #ad7992eb
 def short_name(
@@ -85,7 +204,15 @@ def short_name(
 
 def arm_colour(r, arm): return chart_colour(r['arms'].index(arm))
 
-units = dict(bits_per_byte='bits per byte', loss='nats per token', token_accuracy='token accuracy', exact_match='exact match', f1='F1', rouge_l='ROUGE-L', bleu='BLEU')
+units = dict(
+    bits_per_byte='bits per byte',
+    loss='nats per token',
+    token_accuracy='token accuracy',
+    exact_match='exact match',
+    f1='F1',
+    rouge_l='ROUGE-L',
+    bleu='BLEU',
+)
 
 def metric_name(metric:str)->str: return units.get(metric, metric.replace('_', ' '))
 
@@ -95,7 +222,11 @@ def has_interval(d)->bool: return d.get('low') is not None and np.isfinite(d['lo
 
 # %% ../../nbs/09_reports/02_charts.ipynb #ee027f10
 def _curves(r, arm, ds):
-    cs = [c['curve'] for c in r['cells'] if c['arm'] == arm and c['dataset'] == ds and c['status'] == 'done' and c.get('curve')]
+    cs = [
+        c['curve']
+        for c in r['cells']
+        if c['arm'] == arm and c['dataset'] == ds and c['status'] == 'done' and c.get('curve')
+    ]
     cs = [c for c in cs if len(c['tokens'])]
     if not cs: return None
     n = min(len(c['tokens']) for c in cs)
@@ -111,11 +242,15 @@ def loss_chart(r, ds):
     fig,ax = new_chart()
     for a in r['arms']:
         if (c := _curves(r, a, ds)) is None: continue
-        x,y = c; col = arm_colour(r, a)
+        x,y = c
+        col = arm_colour(r, a)
         ax.fill_between(x, y.min(0), y.max(0), color=col, alpha=.18, lw=0)
         ax.plot(x, y.mean(0), color=col, lw=1.6, label=chart_text(a, 26))
-    ax.set(xlabel='tokens', ylabel='training loss, nats per token'); ax.grid(axis='y', color=chart_faint, lw=.5, alpha=.5)
-    ax.xaxis.set_major_formatter(lambda v,_: format_count(v)); ax.locator_params(axis='x', nbins=5); legend(ax)
+    ax.set(xlabel='tokens', ylabel='training loss, nats per token')
+    ax.grid(axis='y', color=chart_faint, lw=.5, alpha=.5)
+    ax.xaxis.set_major_formatter(lambda v,_: format_count(v))
+    ax.locator_params(axis='x', nbins=5)
+    legend(ax)
     return fig
 
 # %% ../../nbs/09_reports/02_charts.ipynb #b9173b83
@@ -128,18 +263,34 @@ def forest_chart(
 ):
     "Differences with their intervals against zero; the bar behind spans the undetectable"
     many = len(r['arms']) > 2
-    fig,ax = new_chart(height=1.0+(.42 if many else .3)*max(len(rows), 1)); most = max((max(abs(d['low']), abs(d['high'])) for d in rows), default=1) or 1
+    fig,ax = new_chart(height=1.0+(.42 if many else .3)*max(len(rows), 1))
+    most = max((max(abs(d['low']), abs(d['high'])) for d in rows), default=1) or 1
     for y,d in enumerate(rows):
-        col = arm_colour(r, d['arm']); seen = d['detectable'] or 0
+        col = arm_colour(r, d['arm'])
+        seen = d['detectable'] or 0
         ax.barh(y, 2*seen, left=-seen, height=.55, color=chart_faint, alpha=.3, lw=0)
-        ax.plot([d['low'], d['high']], [y, y], color=col, lw=2, solid_capstyle='round'); ax.plot(d['mean'], y, 'o', color=col, ms=6)
-    ax.axvline(0, color=chart_ink, lw=.8); ax.set_ylim(len(rows)-.4, -.6); lo,hi = ax.get_xlim(); ax.set_xlim(max(lo, -3*most), min(hi, 3*most)) # a bar may run over the edge
-    ax.set_yticks(range(len(rows)), [chart_text(_row_name(d), 24)+(f"\n{chart_text(d['arm'], 24)}" if many else '') for d in rows])
-    label_below(fig, f"{label or metric_name(rows[0]['metric'])}, arm minus {chart_text(r['baseline'], 24)}\n({'right' if rows and rows[0].get('higher') else 'left'} is better)"); ax.locator_params(axis='x', nbins=4)
+        ax.plot([d['low'], d['high']], [y, y], color=col, lw=2, solid_capstyle='round')
+        ax.plot(d['mean'], y, 'o', color=col, ms=6)
+    ax.axvline(0, color=chart_ink, lw=.8)
+    ax.set_ylim(len(rows)-.4, -.6)
+    lo,hi = ax.get_xlim()
+    ax.set_xlim(max(lo, -3*most), min(hi, 3*most)) # a bar may run over the edge
+    ax.set_yticks(
+        range(len(rows)),
+        [chart_text(_row_name(d), 24) + (f"\n{chart_text(d['arm'], 24)}" if many else '') for d in rows],
+    )
+    label_below(
+        fig,
+        f"{label or metric_name(rows[0]['metric'])}, arm minus "
+        f"{chart_text(r['baseline'], 24)}\n({'right' if rows and rows[0].get('higher') else 'left'} "
+        "is better)",
+    )
+    ax.locator_params(axis='x', nbins=4)
     return fig
 
 # %% ../../nbs/09_reports/02_charts.ipynb #6ac99b79
-def label_below(fig, text): fig.supxlabel(text, fontsize=9, color=chart_ink) # centred on the figure, so that a narrow scale has room for it
+def label_below(fig, text):
+    fig.supxlabel(text, fontsize=9, color=chart_ink) # centred on the figure, so that a narrow scale has room for it
 
 def forests(r)->list: # (name, rows, label, on which data) of each chart
     "The differences, gathered by scale, direction and training data; those where nothing differs at all are left to the table"
@@ -147,7 +298,10 @@ def forests(r)->list: # (name, rows, label, on which data) of each chart
     out = [('lm', [d for d in rows if is_lm(d)], '', '')]
     for i,ds in enumerate(r['datasets']):
         own = [d for d in rows if d['dataset'] == ds and not is_lm(d)]
-        out += [(f'tasks{i}', [d for d in own if d.get('higher', True)], 'score', ds), (f'errors{i}', [d for d in own if not d.get('higher', True)], 'error', ds)]
+        out += [
+            (f'tasks{i}', [d for d in own if d.get('higher', True)], 'score', ds),
+            (f'errors{i}', [d for d in own if not d.get('higher', True)], 'error', ds),
+        ]
     return [(f'forest-{n}{i or ""}', rs[i:i+16], label, ds) for n,rs,label,ds in out for i in range(0, len(rs), 16)]
 
 # %% ../../nbs/09_reports/02_charts.ipynb #e6c07074
@@ -156,13 +310,20 @@ def level_chart(r):
     rows = [(ds, a) for ds in r['datasets'] for a in r['arms']]
     fig,ax = new_chart(height=.9+.3*len(rows))
     for y,(ds,a) in enumerate(rows):
-        v = [c['bits_per_byte'] for c in r['cells'] if c['arm'] == a and c['dataset'] == ds and c['status'] == 'done' and c.get('bits_per_byte') is not None]
+        v = [
+            c['bits_per_byte']
+            for c in r['cells']
+            if c['arm'] == a and c['dataset'] == ds and c['status'] == 'done' and c.get('bits_per_byte') is not None
+        ]
         ax.plot(v, [y]*len(v), 'o', color=arm_colour(r, a), ms=6, alpha=.75, mew=0)
     for i,ds in enumerate(r['datasets']):
         for k,style in (('unigram', '--'), ('untrained', ':')):
-            if (c := r['controls'].get(ds, {}).get(k)): _floor(ax, c['bits_per_byte'], i*len(r['arms']), len(r['arms']), k if i == 0 else '', style)
-    ax.set_ylim(len(rows)-.4, -1.1); ax.set_yticks(range(len(rows)), [f"{chart_text(short_name(ds), 12)} · {chart_text(a, 14)}" for ds,a in rows])
-    label_below(fig, 'bits per byte (left is better)'); ax.set_xlim(left=0)
+            if (c := r['controls'].get(ds, {}).get(k)):
+                _floor(ax, c['bits_per_byte'], i*len(r['arms']), len(r['arms']), k if i == 0 else '', style)
+    ax.set_ylim(len(rows)-.4, -1.1)
+    ax.set_yticks(range(len(rows)), [f"{chart_text(short_name(ds), 12)} · {chart_text(a, 14)}" for ds,a in rows])
+    label_below(fig, 'bits per byte (left is better)')
+    ax.set_xlim(left=0)
     return fig
 
 def _floor(ax, x, y, n, name, style):
@@ -175,15 +336,28 @@ def task_chart(
     tasks:list, # some of its `tasks`
 ):
     "Mean and spread of each arm on each task; a tick at chance"
-    names = list(dict.fromkeys((t['dataset'], t['name'], t['metric']) for t in tasks)); place = {n: i for i,n in enumerate(names)}
-    fig,ax = new_chart(height=.8+.36*len(names)); n = len(r['arms'])
+    names = list(dict.fromkeys((t['dataset'], t['name'], t['metric']) for t in tasks))
+    place = {n: i for i,n in enumerate(names)}
+    fig,ax = new_chart(height=.8+.36*len(names))
+    n = len(r['arms'])
     for t in tasks:
-        y = place[t['dataset'], t['name'], t['metric']]+(r['arms'].index(t['arm'])-(n-1)/2)*.6/n; col = arm_colour(r, t['arm'])
+        y = place[t['dataset'], t['name'], t['metric']]+(r['arms'].index(t['arm'])-(n-1)/2)*.6/n
+        col = arm_colour(r, t['arm'])
         ax.plot(t['mean'], y, 'o', color=col, ms=5)
         if t['sd']: ax.plot([t['mean']-t['sd'], t['mean']+t['sd']], [y, y], color=col, lw=1.5)
-        if t['chance'] is not None: ax.plot([t['chance']]*2, [place[t['dataset'], t['name'], t['metric']]+o for o in (-.3, .3)], color=chart_ink, lw=1, ls=':')
-    ax.set_ylim(len(names)-.4, -.6); ax.set_yticks(range(len(names)), [chart_text(f'{name}, {metric_name(m)}', 26) for _,name,m in names])
-    label_below(fig, 'score (right is better; dotted: chance)'); ax.set_xlim(left=min(0, ax.get_xlim()[0]), right=max(1, ax.get_xlim()[1])); ax.grid(axis='x', color=chart_faint, lw=.5, alpha=.5)
+        if t['chance'] is not None:
+            ax.plot(
+                [t['chance']] * 2,
+                [place[t['dataset'], t['name'], t['metric']] + o for o in (-0.3, 0.3)],
+                color=chart_ink,
+                lw=1,
+                ls=':',
+            )
+    ax.set_ylim(len(names)-.4, -.6)
+    ax.set_yticks(range(len(names)), [chart_text(f'{name}, {metric_name(m)}', 26) for _,name,m in names])
+    label_below(fig, 'score (right is better; dotted: chance)')
+    ax.set_xlim(left=min(0, ax.get_xlim()[0]), right=max(1, ax.get_xlim()[1]))
+    ax.grid(axis='x', color=chart_faint, lw=.5, alpha=.5)
     return fig
 
 # %% ../../nbs/09_reports/02_charts.ipynb #a850685c
@@ -194,17 +368,37 @@ def tuning_chart(r, ds):
     fig,ax = new_chart()
     for a in r['arms']:
         if not (t := r['tuning'][ds].get(a)): continue
-        x,y = np.asarray(t['rates'], float),_losses(t); i = int(np.argmin(abs(x-t['best']))) if t['best'] is not None else None; col = arm_colour(r, a)
-        ax.plot(x, y, color=col, lw=1.3, marker='o', ms=4, mfc='none', label=chart_text(a, 22)+(', best at the edge' if t['edge'] else ''))
+        x,y = np.asarray(t['rates'], float),_losses(t)
+        i = int(np.argmin(abs(x-t['best']))) if t['best'] is not None else None
+        col = arm_colour(r, a)
+        ax.plot(
+            x,
+            y,
+            color=col,
+            lw=1.3,
+            marker='o',
+            ms=4,
+            mfc='none',
+            label=chart_text(a, 22) + (', best at the edge' if t['edge'] else ''),
+        )
         if i is not None: ax.plot(x[i], y[i], '^' if t['edge'] else 'o', color=col, ms=9 if t['edge'] else 7)
     rates = sorted({float(x) for t in r['tuning'][ds].values() for x in t['rates']})
-    ax.set_xscale('log'); ax.set_xticks(rates[::max(1, -(-len(rates)//5))], minor=False); ax.set_xticks([], minor=True); ax.xaxis.set_major_formatter(lambda v,_: f'{v:.2g}')
-    ax.set(xlabel='peak learning rate', ylabel='loss'); ax.grid(axis='y', color=chart_faint, lw=.5, alpha=.5); legend(ax)
+    ax.set_xscale('log')
+    ax.set_xticks(rates[::max(1, -(-len(rates)//5))], minor=False)
+    ax.set_xticks([], minor=True)
+    ax.xaxis.set_major_formatter(lambda v,_: f'{v:.2g}')
+    ax.set(xlabel='peak learning rate', ylabel='loss')
+    ax.grid(axis='y', color=chart_faint, lw=.5, alpha=.5)
+    legend(ax)
     return fig
 
 # %% ../../nbs/09_reports/02_charts.ipynb #ad8e92c6
-costs = dict(training_tokens_per_s=('training, tokens per second', 'count'), decoding_tokens_per_s=('decoding, tokens per second', 'count'),
-             peak_bytes=('peak memory of a training step', 'bytes'), held_bytes=('memory held between forward and backward', 'bytes'))
+costs = dict(
+    training_tokens_per_s=('training, tokens per second', 'count'),
+    decoding_tokens_per_s=('decoding, tokens per second', 'count'),
+    peak_bytes=('peak memory of a training step', 'bytes'),
+    held_bytes=('memory held between forward and backward', 'bytes'),
+)
 
 def cost_chart(
     r:dict,
@@ -218,7 +412,19 @@ def cost_chart(
         m = r['measures'][a][key]
         ax.barh(y, m['median'], height=.5, color=arm_colour(r, a), alpha=.85, lw=0)
         ax.plot([m['q1'], m['q3']], [y, y], color=chart_ink, lw=1.5)
-        ax.annotate(show_number(m['median'], kind), (max(m['median'], m['q3']), y), (7, 0), textcoords='offset points', color=chart_ink, fontsize=9, va='center')
-    ax.set_yticks(range(len(arms)), [chart_text(a, 18) for a in arms]); ax.set_ylim(len(arms)-.4, -.6); ax.margins(x=.25); ax.set_xlim(left=0)
-    ax.set_xticks([]); ax.spines['bottom'].set_visible(False)
+        ax.annotate(
+            show_number(m['median'], kind),
+            (max(m['median'], m['q3']), y),
+            (7, 0),
+            textcoords='offset points',
+            color=chart_ink,
+            fontsize=9,
+            va='center',
+        )
+    ax.set_yticks(range(len(arms)), [chart_text(a, 18) for a in arms])
+    ax.set_ylim(len(arms)-.4, -.6)
+    ax.margins(x=.25)
+    ax.set_xlim(left=0)
+    ax.set_xticks([])
+    ax.spines['bottom'].set_visible(False)
     return fig

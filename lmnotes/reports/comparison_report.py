@@ -24,12 +24,29 @@ def lead_parts(
     most=8,  # task outcomes told in full
 )->list:
     "What a reader must see first"
-    box = lambda d: Lead(verdict_sentence(r, d), d['verdict'], f"{d['arm']} · {short_name(d['dataset']) if is_lm(d) else d['name']} · {d['verdict']}")
+    box = lambda d: Lead(
+        verdict_sentence(r, d),
+        d['verdict'],
+        f"{d['arm']} · {short_name(d['dataset']) if is_lm(d) else d['name']} · {d['verdict']}",
+    )
     lm = [d for d in r['differences'] if is_lm(d)]
-    told = sorted((d for d in r['differences'] if not is_lm(d) and d['verdict'] in ('better', 'worse')), key=lambda d: (d.get('holm') or 0, -abs(d['mean'])))
+    told = sorted(
+        (d for d in r['differences'] if not is_lm(d) and d['verdict'] in ('better', 'worse')),
+        key=lambda d: (d.get('holm') or 0, -abs(d['mean'])),
+    )
     counted = ' '.join(s for a in r['arms'] if (s := tasks_sentence(r, a)))
-    more = [Say(f'{len(told)-most} more decided outcomes stand in the table of differences.', soft=True)] if len(told) > most else []
-    return [*(Lead(t, 'worse') for t in tainted_lines(r)), *map(box, lm), *([Lead(counted, head='tasks')] if counted else []), *map(box, told[:most]), *more]
+    more = (
+        [Say(f'{len(told) - most} more decided outcomes stand in the table of differences.', soft=True)]
+        if len(told) > most
+        else []
+    )
+    return [
+        *(Lead(t, 'worse') for t in tainted_lines(r)),
+        *map(box, lm),
+        *([Lead(counted, head='tasks')] if counted else []),
+        *map(box, told[:most]),
+        *more,
+    ]
 
 # %% ../../nbs/09_reports/04_comparison_report.ipynb #8e339288
 def _task_charts(r, at_once=14):
@@ -37,20 +54,53 @@ def _task_charts(r, at_once=14):
     for i,ds in enumerate(r['datasets']):
         ts = [t for t in r.get('tasks') or [] if t['dataset'] == ds and t['mean'] is not None and 0 <= t['mean'] <= 1]
         names = list(dict.fromkeys((t['name'], t['metric']) for t in ts))
-        out += [Chart(task_chart(r, [t for t in ts if (t['name'], t['metric']) in names[k:k+at_once]]), f'scores{i}-{k}', f'Trained on {ds}: mean score and spread over seeds') for k in range(0, len(names), at_once)]
+        out += [
+            Chart(
+                task_chart(r, [t for t in ts if (t['name'], t['metric']) in names[k : k + at_once]]),
+                f'scores{i}-{k}',
+                f'Trained on {ds}: mean score and spread over seeds',
+            )
+            for k in range(0, len(names), at_once)
+        ]
     return out
 
 def outcome_charts(r)->Charts:
     "Differences, levels, tasks and learning"
-    said = lambda ds: f"{f'Trained on {ds}: difference' if ds else 'Difference'} and 95 % interval. The pale bar is what could not have been seen."
-    return Charts([*(Chart(forest_chart(r, rows, label), name, said(ds)) for name,rows,label,ds in forests(r)), Chart(level_chart(r), 'level', 'Every seed between the floors: did anyone learn at all?'), *_task_charts(r),
-                   *(Chart(loss_chart(r, ds), f'loss{i}', f'{ds}: training loss, the band spans the seeds') for i,ds in enumerate(r['datasets']) if has_curves(r, ds))], r['arms'])
+    said = lambda ds: (
+        f"{f'Trained on {ds}: difference' if ds else 'Difference'} and 95 % interval. The "
+        "pale bar is what could not have been seen."
+    )
+    return Charts(
+        [
+            *(Chart(forest_chart(r, rows, label), name, said(ds)) for name, rows, label, ds in forests(r)),
+            Chart(level_chart(r), 'level', 'Every seed between the floors: did anyone learn at all?'),
+            *_task_charts(r),
+            *(
+                Chart(loss_chart(r, ds), f'loss{i}', f'{ds}: training loss, the band spans the seeds')
+                for i, ds in enumerate(r['datasets'])
+                if has_curves(r, ds)
+            ),
+        ],
+        r['arms'],
+    )
 
 def side_charts(r)->dict: # title of a table -> `Charts` that stand above it
     "Charts of tuning and of costs"
     have = {k for m in r['measures'].values() for k in m}
-    tuned = [Chart(tuning_chart(r, ds), f'tuning{i}', f'{ds}: loss at each learning rate tried; a triangle is a best at the edge of the grid') for i,ds in enumerate(r.get('tuning') or {}) if any(r['tuning'][ds].values())]
-    cost = [Chart(cost_chart(r, k, kind), k, f'{label[0].upper()+label[1:]}: median and quartiles') for k,(label,kind) in costs.items() if k in have]
+    tuned = [
+        Chart(
+            tuning_chart(r, ds),
+            f'tuning{i}',
+            f'{ds}: loss at each learning rate tried; a triangle is a best at the edge of the grid',
+        )
+        for i, ds in enumerate(r.get('tuning') or {})
+        if any(r['tuning'][ds].values())
+    ]
+    cost = [
+        Chart(cost_chart(r, k, kind), k, f'{label[0].upper() + label[1:]}: median and quartiles')
+        for k, (label, kind) in costs.items()
+        if k in have
+    ]
     return {k: Charts(c, r['arms']) for k,c in (('Tuning', tuned), ('Memory and speed', cost)) if c}
 
 # %% ../../nbs/09_reports/04_comparison_report.ipynb #e3d81cdf
@@ -58,21 +108,41 @@ def sample_parts(r, most=12)->list:
     "What the models wrote, continued prompts and answers"
     cut = lambda s: (s['prompt'], s['text'][len(s['prompt']):] if s['text'].startswith(s['prompt']) else s['text'])
     free = [(f"{s['arm']} · {s['dataset']} · seed {s['seed']}", *cut(s)) for s in r.get('samples') or []]
-    answers = [(f"{t['arm']} · {t['name']} · wanted: {_line(s.get('target'))} · score {show_number(s.get('score'))}", _end(str(s.get('prompt', ''))), str(s.get('output', '')))
-               for t in r.get('tasks') or [] for s in (t.get('samples') or [])[:1]]
+    answers = [
+        (
+            f"{t['arm']} · {t['name']} · wanted: {_line(s.get('target'))} · score {show_number(s.get('score'))}",
+            _end(str(s.get('prompt', ''))),
+            str(s.get('output', '')),
+        )
+        for t in r.get('tasks') or []
+        for s in (t.get('samples') or [])[:1]
+    ]
     return [Samples(x[:most]) for x in (free, answers) if x]
 
-def _line(s, n=60): s = ' '.join(str(s).split()); return s if len(s) <= n else f'{s[:n-1]}…'
+def _line(s, n=60):
+    s = ' '.join(str(s).split())
+    return s if len(s) <= n else f'{s[:n-1]}…'
 def _end(s, n=300): return s if len(s) <= n else f'…{s[1-n:]}'
 
 # %% ../../nbs/09_reports/04_comparison_report.ipynb #8850bed7
-_method = ("Arms see the same tokens in the same order and share their settings. Scores are paired by seed and by item, windows weighted by bytes; neighbouring windows, and items of one document, form clusters. "
-           "Of Student's interval over seeds and the bootstrap over seeds and clusters the wider decides, and Holm's rule over all outcomes has the last word. A detectable effect is found four times in five. "
-           "The arms were checked for looking ahead before anything was scored. Speed and memory belong to this machine and this load.")
+_method = (
+    "Arms see the same tokens in the same order and share their settings. Scores are "
+    "paired by seed and by item, windows weighted by bytes; neighbouring windows, and "
+    "items of one document, form clusters. "
+    "Of Student's interval over seeds and the bootstrap over seeds and clusters the "
+    "wider decides, and Holm's rule over all outcomes has the last word. A detectable "
+    "effect is found four times in five. "
+    "The arms were checked for looking ahead before anything was scored. Speed and "
+    "memory belong to this machine and this load."
+)
 
 _folded = ('Further figures of the tasks', 'Every run', 'Settings and machine')
-_asides = {'A/A control': 'The baseline against itself with other seeds: a verdict here would be a false one.', 'Random-label control': 'How often the verdict spoke when the names of the two arms were tossed; 5 % is what it allows itself.', 'Tuning': 'As many rates were tried for one arm as for the other. A best rate at the edge of the grid may not be the best.',
-           'Differences': 'low to high: 95 % interval of the difference; detectable: the smallest effect that would have been found; p, Holm: after the correction for all outcomes together.'}
+_asides = {
+    'A/A control': 'The baseline against itself with other seeds: a verdict here would be a false one.',
+    'Random-label control': 'How often the verdict spoke when the names of the two arms were tossed; 5 % is what it allows itself.',
+    'Tuning': 'As many rates were tried for one arm as for the other. A best rate at the edge of the grid may not be the best.',
+    'Differences': 'low to high: 95 % interval of the difference; detectable: the smallest effect that would have been found; p, Holm: after the correction for all outcomes together.',
+}
 
 def _title(r): return ' · '.join([r['baseline'], *(a for a in r['arms'] if a != r['baseline'])])
 
@@ -81,13 +151,19 @@ def comparison_document(
 )->Document:
     "A comparison as a document"
     n,sides = len(r['seeds']),side_charts(r)
-    sub = f"{'test run, too short to judge by · ' if r.get('test') else ''}{r['budget']['text']} · {n} {'seed' if n == 1 else 'seeds'} · baseline {r['baseline']} · tokenizer {r['tokenizer']} · {r['created']}"
+    sub = (
+        f"{'test run, too short to judge by · ' if r.get('test') else ''}{r['budget']['text']} "
+        f"· {n} {'seed' if n == 1 else 'seeds'} · baseline {r['baseline']} · tokenizer "
+        f"{r['tokenizer']} · {r['created']}"
+    )
     sections = [Section('Not measured', [Points(notes_of(r))])] if notes_of(r) else []
     made = {name: Table(*t, note=_asides.get(name, '')) for name,f in tables.items() if (t := f(r))[1]}
     first = 'Which design wins where'
     if first in made: sections.append(Section(first, [made.pop(first)]))
     sections.append(Section('In pictures', [outcome_charts(r)]))
-    sections += [Section(name, [*([sides[name]] if name in sides else []), t], name in _folded) for name,t in made.items()]
+    sections += [
+        Section(name, [*([sides[name]] if name in sides else []), t], name in _folded) for name, t in made.items()
+    ]
     if s := sample_parts(r): sections.insert(len(sections)-min(3, len(made)), Section('What they write', s))
     return Document(_title(r), sub, lead_parts(r), sections, [_method, f"FLOPs: {r['flops_formula']}."])
 

@@ -16,7 +16,7 @@ from ..core import *
 
 # %% ../../nbs/09_reports/01_document.ipynb #e925b1b0
 def show_number(
-    x,            # a number, or None when there is none
+    x, # a number, or None when there is none
     kind='plain', # plain (3 decimals), diff (signed, 2 significant digits), size (the same, unsigned), short (1 decimal), count (1.23M), percent, bytes, rate (2 digits), whole
 )->str:
     "One number as the report prints it"
@@ -45,13 +45,53 @@ class Mark:
     "A verdict as a word in a table: better, worse, cannot tell or baseline"
     def __init__(self, word): self.word = word or '–'
     def __str__(self): return self.word
-    def html(self): return f'<span class="mark {self.word.replace(" ", "-")}">{escape(self.word)}</span>' if self.word != '–' else '–'
+    def html(self):
+        return (
+            f'<span class="mark {self.word.replace(" ", "-")}">{escape(self.word)}</span>'
+            if self.word != '–'
+            else '–'
+        )
 
 # %% ../../nbs/09_reports/01_document.ipynb #2d763328
-_tex_signs = {'\\': r'$\backslash$', '{': r'\{', '}': r'\}', '$': r'$\mathdollar$', '&': r'\&', '#': r'\#', '_': r'\_', '%': r'\%', '^': r'\^{}', '~': r'$\sim$',
-              '<': '$<$', '>': '$>$', '|': '$|$', '"': "''", '[': '{[}', ']': '{]}', '*': '{*}', '-': '{-}', '`': '{`}', "'": "{'}",
-              '\u00a0': '~', '−': '$-$', '–': '--', '—': '---', '±': r'$\pm$', '×': r'$\times$', '·': r'$\cdot$', '…': r'\dots{}', '≤': r'$\le$', '≥': r'$\ge$', '→': r'$\rightarrow$', '²': r'$^2$',
-              '’': "{'}", '‘': '{`}', '“': '``', '”': "''", '\t': ' '} # in the encoding that every TeX has
+_tex_signs = {
+    '\\': r'$\backslash$',
+    '{': r'\{',
+    '}': r'\}',
+    '$': r'$\mathdollar$',
+    '&': r'\&',
+    '#': r'\#',
+    '_': r'\_',
+    '%': r'\%',
+    '^': r'\^{}',
+    '~': r'$\sim$',
+    '<': '$<$',
+    '>': '$>$',
+    '|': '$|$',
+    '"': "''",
+    '[': '{[}',
+    ']': '{]}',
+    '*': '{*}',
+    '-': '{-}',
+    '`': '{`}',
+    "'": "{'}",
+    '\u00a0': '~',
+    '−': '$-$',
+    '–': '--',
+    '—': '---',
+    '±': r'$\pm$',
+    '×': r'$\times$',
+    '·': r'$\cdot$',
+    '…': r'\dots{}',
+    '≤': r'$\le$',
+    '≥': r'$\ge$',
+    '→': r'$\rightarrow$',
+    '²': r'$^2$',
+    '’': "{'}",
+    '‘': '{`}',
+    '“': '``',
+    '”': "''",
+    '\t': ' ',
+} # in the encoding that every TeX has
 
 def tex_text(s)->str: # ASCII, with nothing in it that TeX obeys
     "Text for LaTeX"
@@ -81,7 +121,11 @@ class Lead:
     text:str
     kind:str=''  # better, worse or cannot tell: the colour
     head:str=''  # a few words above it
-    def html(self): return f'<p class="verdict {self.kind.replace(" ", "-")}">{f"<b>{escape(self.head)}</b>" if self.head else ""}{escape(self.text)}</p>'
+    def html(self):
+        return (
+            '<p class="verdict '
+            f'{self.kind.replace(" ", "-")}">{f"<b>{escape(self.head)}</b>" if self.head else ""}{escape(self.text)}</p>'
+        )
     def md(self): return f'- {md_text(self.text)}'
     def tex(self): return rf'\begin{{itemize}}\item {tex_text(self.text)}\end{{itemize}}'+'\n'
 
@@ -99,10 +143,26 @@ class Samples:
     "What models wrote: (caption, prompt, what came after)"
     items:list
     def html(self):
-        one = lambda c,p,t: f'<figure><figcaption>{escape(c)}</figcaption><pre><u>{escape(p)}</u>{escape(t)}</pre></figure>'
+        one = lambda c, p, t: (
+            f'<figure><figcaption>{escape(c)}</figcaption><pre><u>{escape(p)}</u>{escape(t)}</pre></figure>'
+        )
         return f'<div class="grid">{"".join(one(*map(str, i)) for i in self.items)}</div>'
-    def md(self): return '\n\n'.join(f'{md_text(c)}\n\n'+'\n'.join(f'    {l}' for l in (str(p)+str(t)).splitlines() or ['']) for c,p,t in self.items)
-    def tex(self): return '\n'.join(rf'\paragraph{{{tex_text(c)}}}'+r'{\ttfamily\small\raggedright '+r'\par '.join(map(tex_text, (str(p)+str(t)).splitlines()))+r'\par}' for c,p,t in self.items)+'\n'
+    def md(self):
+        return '\n\n'.join(
+            f'{md_text(c)}\n\n' + '\n'.join(f'    {l}' for l in (str(p) + str(t)).splitlines() or [''])
+            for c, p, t in self.items
+        )
+    def tex(self):
+        return (
+            '\n'.join(
+                rf'\paragraph{{{tex_text(c)}}}'
+                + r'{\ttfamily\small\raggedright '
+                + r'\par '.join(map(tex_text, (str(p) + str(t)).splitlines()))
+                + r'\par}'
+                for c, p, t in self.items
+            )
+            + '\n'
+        )
 
 # %% ../../nbs/09_reports/01_document.ipynb #ed478442
 @dataclass
@@ -111,7 +171,8 @@ class Table:
     head:list     # column names
     rows:list     # of lists of text, `Num` and `Mark`
     note:str=''   # a line below it
-    def html(self): return html_table(self.head, self.rows)+(f'<p class="note">{escape(self.note)}</p>' if self.note else '')
+    def html(self):
+        return html_table(self.head, self.rows)+(f'<p class="note">{escape(self.note)}</p>' if self.note else '')
     def md(self): return md_table(self.head, self.rows)+(f'\n\n{md_text(self.note)}' if self.note else '')
     def tex(self): return tex_table(self.head, self.rows)+(f'\n{tex_text(self.note)}\n' if self.note else '')
 
@@ -120,9 +181,14 @@ def html_table(head, rows)->str:
     "A table that scrolls by itself when the page is narrow; all text escaped"
     def cell(c):
         if isinstance(c, Num): return f'<td class="n">{c.html()}</td>'
-        return f'<td{" class=w" if len(str(c)) > 32 else ""}>{c.html() if isinstance(c, Mark) else escape(str(c))}</td>' # long text may wrap
+        return (
+            f'<td{" class=w" if len(str(c)) > 32 else ""}>{c.html() if isinstance(c, Mark) else escape(str(c))}</td>'
+        ) # long text may wrap
     body = ''.join('<tr>'+''.join(map(cell, row))+'</tr>' for row in rows)
-    th = ''.join(f'<th{" class=n" if rows and isinstance(c, Num) else ""}>{escape(str(h))}</th>' for h,c in zip(head, rows[0] if rows else head))
+    th = ''.join(
+        f'<th{" class=n" if rows and isinstance(c, Num) else ""}>{escape(str(h))}</th>'
+        for h, c in zip(head, rows[0] if rows else head)
+    )
     return f'<div class="scroll" tabindex="0"><table><thead><tr>{th}</tr></thead><tbody>{body}</tbody></table></div>'
 
 def md_table(head, rows)->str:
@@ -134,19 +200,45 @@ def md_table(head, rows)->str:
 def tex_table(head, rows, widest=26)->str:
     "The same table in LaTeX, over as many pages as it needs"
     longest = [max((len(str(c)) for c in col), default=0) for col in zip(*rows)] if rows else [0]*len(head)
-    wrapped = [i for i,n in enumerate(longest) if n > widest]; share = .6/max(len(wrapped), 1)
-    spec = ''.join(rf'>{{\raggedright\arraybackslash}}p{{{share:.2f}\linewidth}}' if i in wrapped else 'r' if rows and isinstance(rows[0][i], Num) else 'l' for i in range(len(head)))
+    wrapped = [i for i,n in enumerate(longest) if n > widest]
+    share = .6/max(len(wrapped), 1)
+    spec = ''.join(
+        rf'>{{\raggedright\arraybackslash}}p{{{share:.2f}\linewidth}}'
+        if i in wrapped
+        else 'r'
+        if rows and isinstance(rows[0][i], Num)
+        else 'l'
+        for i in range(len(head))
+    )
     line = lambda cs: ' & '.join(_breakable(str(c)) if i in wrapped else tex_text(c) for i,c in enumerate(cs))+r' \\'
-    return '\n'.join([rf'{{\scriptsize\setlength{{\tabcolsep}}{{3pt}}\begin{{longtable}}{{@{{}}{spec}@{{}}}}', line(head), r'\hline\endhead', *map(line, rows), r'\end{longtable}}'])+'\n'
+    return (
+        '\n'.join(
+            [
+                rf'{{\scriptsize\setlength{{\tabcolsep}}{{3pt}}\begin{{longtable}}{{@{{}}{spec}@{{}}}}',
+                line(head),
+                r'\hline\endhead',
+                *map(line, rows),
+                r'\end{longtable}}',
+            ]
+        )
+        + '\n'
+    )
 
-def _breakable(s): return re.sub(r'(/|\\_|\{-\}|=|,)', r'\1\\allowbreak{}', tex_text(s)) # ids and paths have no spaces to break at
+def _breakable(s):
+    return re.sub(r'(/|\\_|\{-\}|=|,)', r'\1\\allowbreak{}', tex_text(s)) # ids and paths have no spaces to break at
 
 # %% ../../nbs/09_reports/01_document.ipynb #804d4b89
 chart_ink,chart_faint = '#010101','#020202' # placeholders
 _colours = [f'#0a00{i:02x}' for i in range(8)]
-_css_names = {chart_ink: 'var(--ink)', chart_faint: 'var(--faint)', **{c: f'var(--c{i})' for i,c in enumerate(_colours)}}
+_css_names = {
+    chart_ink: 'var(--ink)',
+    chart_faint: 'var(--faint)',
+    **{c: f'var(--c{i})' for i, c in enumerate(_colours)},
+}
 
-def chart_text(s, n=30): s = str(s); return (s if len(s) <= n else f'{s[:n-1]}…').replace('$', r'\$') # a dollar would begin a formula
+def chart_text(s, n=30):
+    s = str(s)
+    return (s if len(s) <= n else f'{s[:n-1]}…').replace('$', r'\$') # a dollar would begin a formula
 
 def chart_colour(i:int)->str: return _colours[i % len(_colours)]
 def css_colour(i:int)->str: return _css_names[chart_colour(i)]
@@ -154,10 +246,15 @@ def css_colour(i:int)->str: return _css_names[chart_colour(i)]
 def new_chart(width=3.8, height=2.4):
     "A bare figure and its axes, in placeholder colours"
     from matplotlib.figure import Figure
-    fig = Figure(figsize=(width, height), layout='constrained'); ax = fig.add_subplot()
-    for side,s in ax.spines.items(): s.set_visible(side == 'bottom'); s.set_color(chart_faint)
+    fig = Figure(figsize=(width, height), layout='constrained')
+    ax = fig.add_subplot()
+    for side,s in ax.spines.items():
+        s.set_visible(side == 'bottom')
+        s.set_color(chart_faint)
     ax.tick_params(colors=chart_ink, labelsize=9, length=0, which='both')
-    for axis in (ax.xaxis, ax.yaxis): axis.label.set_color(chart_ink); axis.label.set_size(9)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.label.set_color(chart_ink)
+        axis.label.set_size(9)
     return fig,ax
 
 # %% ../../nbs/09_reports/01_document.ipynb #1b230247
@@ -171,8 +268,10 @@ def svg(
     buf = io.StringIO()
     with rc_context({'svg.fonttype': 'none', 'svg.hashsalt': name}):
         fig.savefig(buf, format='svg', transparent=True, metadata=dict(Date=None))
-    s = buf.getvalue(); s = s[s.index('<svg'):]
-    for pattern in (r'<metadata>.*?</metadata>', r'<style.*?</style>', r'<!--.*?-->'): s = re.sub(pattern, '', s, flags=re.S)
+    s = buf.getvalue()
+    s = s[s.index('<svg'):]
+    for pattern in (r'<metadata>.*?</metadata>', r'<style.*?</style>', r'<!--.*?-->'):
+        s = re.sub(pattern, '', s, flags=re.S)
     for c,v in _css_names.items(): s = s.replace(c, v)
     s = re.sub(r' (width|height)="[\d.]+pt"', '', s, count=2)
     s = re.sub(r'(\bid="|url\(#|href="#)', rf'\1{name}-', s) # every id, and whatever points to it
@@ -182,8 +281,11 @@ def svg(
 @dataclass
 class Chart:
     "A figure, a name unique on its page, and what it shows"
-    fig:object; name:str; caption:str
-    def html(self): return f'<figure><figcaption>{escape(self.caption)}</figcaption>{svg(self.fig, self.name, self.caption)}</figure>'
+    fig:object
+    name:str
+    caption:str
+    def html(self):
+        return f'<figure><figcaption>{escape(self.caption)}</figcaption>{svg(self.fig, self.name, self.caption)}</figure>'
 
 @dataclass
 class Charts:
@@ -191,8 +293,12 @@ class Charts:
     items:list
     key:list=field(default_factory=list) # names in the order of their colours
     def html(self):
-        key = ''.join(f'<span><i style="background:{css_colour(i)}"></i>{escape(k)}</span>' for i,k in enumerate(self.key))
-        return (f'<p class="sub key">{key}</p>' if key else '')+f'<div class="grid">{"".join(c.html() for c in self.items)}</div>'
+        key = ''.join(
+            f'<span><i style="background:{css_colour(i)}"></i>{escape(k)}</span>' for i, k in enumerate(self.key)
+        )
+        return (
+            f'<p class="sub key">{key}</p>' if key else ''
+        ) + f'<div class="grid">{"".join(c.html() for c in self.items)}</div>'
     def md(self): return ''
     def tex(self): return ''
 
@@ -247,10 +353,18 @@ def as_html(d:Document)->str:
     "One page that needs nothing else"
     def section(s):
         body = ''.join(p.html() for p in s.parts)
-        return f'<details><summary>{escape(s.title)}</summary>{body}</details>' if s.folded else f'<h2>{escape(s.title)}</h2>{body}'
-    return ('<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-            f'<title>{escape(d.title)}</title><style>{_css}</style></head><body><main><h1>{escape(d.title)}</h1><p class="sub">{escape(d.sub)}</p>'
-            f'{"".join(p.html() for p in d.lead)}{"".join(map(section, d.sections))}<footer>{"".join(f"<p>{escape(f)}</p>" for f in d.foot)}</footer></main></body></html>')
+        return (
+            f'<details><summary>{escape(s.title)}</summary>{body}</details>'
+            if s.folded
+            else f'<h2>{escape(s.title)}</h2>{body}'
+        )
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+        'content="width=device-width,initial-scale=1">'
+        f'<title>{escape(d.title)}</title><style>{_css}</style></head><body><main><h1>{escape(d.title)}</h1><p '
+        f'class="sub">{escape(d.sub)}</p>'
+        f'{"".join(p.html() for p in d.lead)}{"".join(map(section, d.sections))}<footer>{"".join(f"<p>{escape(f)}</p>" for f in d.foot)}</footer></main></body></html>'
+    )
 
 # %% ../../nbs/09_reports/01_document.ipynb #a57c7f58
 def as_md(d:Document)->str:

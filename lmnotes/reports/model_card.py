@@ -18,8 +18,10 @@ from .run_report import read_run
 def _run_of(folder): # the run a model lies in, if any
     for p in (folder, folder.parent, folder.parent.parent):
         if (p/'args.json').is_file():
-            try: return p,read_run(p)
-            except InputError: return None,None
+            try:
+                return p,read_run(p)
+            except InputError:
+                return None,None
     return None,None
 
 def card_facts(
@@ -27,13 +29,25 @@ def card_facts(
 )->dict: # folder, config, files, run (None where there is none), tainted, overlap
     "What the files say of a model"
     from lmnotes.files import model_folder
-    folder = next((p for p in (Path(path)/'final', Path(path)) if (p/'adapter_config.json').is_file()), None) or model_folder(path) # adapters alone are a model, too
-    where,run = _run_of(folder); f = next(f for f in (folder/'config.json', folder/'adapter_config.json') if f.is_file())
-    try: config = read_json(f)
-    except ValueError as e: raise InputError(f'{f} is damaged ({str(e)[:80]})') from None
+    folder = next(
+        (p for p in (Path(path) / 'final', Path(path)) if (p / 'adapter_config.json').is_file()), None
+    ) or model_folder(path) # adapters alone are a model, too
+    where,run = _run_of(folder)
+    f = next(f for f in (folder/'config.json', folder/'adapter_config.json') if f.is_file())
+    try:
+        config = read_json(f)
+    except ValueError as e:
+        raise InputError(f'{f} is damaged ({str(e)[:80]})') from None
     s = run['summary'] if run else {}
-    return dict(folder=str(folder), name=(where or folder).resolve().name, config=config, files={f.name: os.path.getsize(f) for f in sorted(folder.iterdir()) if f.is_file() and f.name != 'README.md'}, run=run,
-                tainted=config.get('trained_on_eval') or s.get('tainted') or [], overlap=s.get('overlap') or {})
+    return dict(
+        folder=str(folder),
+        name=(where or folder).resolve().name,
+        config=config,
+        files={f.name: os.path.getsize(f) for f in sorted(folder.iterdir()) if f.is_file() and f.name != 'README.md'},
+        run=run,
+        tainted=config.get('trained_on_eval') or s.get('tainted') or [],
+        overlap=s.get('overlap') or {},
+    )
 
 # %% ../../nbs/09_reports/06_model_card.ipynb #d3d8e34e
 def _share(p, n): # 95 % interval of a share of n items
@@ -45,42 +59,116 @@ def measured_rows(
 )->list: # what, value, n, interval, on which data
     "Every figure that was measured, with what stands behind it"
     if not f['run']: return []
-    s,o = f['run']['summary'],f['run']['options']; data = _data_of(f); held = f'validation part of {data}'
+    s,o = f['run']['summary'],f['run']['options']
+    data = _data_of(f)
+    held = f'validation part of {data}'
     tokens = f"{s['eval_tokens']:,} tokens" if s.get('eval_tokens') else 'unknown'
-    rows = [[n, Num(v, k), tokens, '', held] for n,v,k in (('bits per byte', s.get('bits_per_byte'), 'plain'), ('loss, nats per token', s.get('eval_loss'), 'plain'), (f"perplexity ({f['run']['tokenizer']} tokenizer)", f['run']['perplexity'], 'plain'),
-                                                             ('token accuracy', s.get('accuracy'), 'percent')) if v is not None]
-    if s.get('task_score') is not None: rows.append(['task score, generated answers', Num(s['task_score']), f"{s.get('task_score_n')} items", _share(s['task_score'], s['task_score_n']) if s.get('task_score_n') and 0 <= s['task_score'] <= 1 else '', held])
-    for n,k,kind in (('training speed, tokens per second', 'tokens_per_s', 'count'), ('memory of the process', 'memory_bytes', 'bytes')):
-        if s.get(k) is not None: rows.append([n, Num(s[k], kind), f"{s.get('steps')} steps", '', f"{f['run']['env'].get('device', 'an unknown device')} of the run"])
-    for t in f['run'].get('tasks') or []: rows.append([f"{t['name']}, {t['metric'].replace('_', ' ')}", Num(t['mean']), f"{t['n']} items", f"± {1.96*t['error']:.2g}" if t.get('error') else '', f"{t['task'].replace('_', ' ')}, {t['name']}"])
+    rows = [
+        [n, Num(v, k), tokens, '', held]
+        for n, v, k in (
+            ('bits per byte', s.get('bits_per_byte'), 'plain'),
+            ('loss, nats per token', s.get('eval_loss'), 'plain'),
+            (f"perplexity ({f['run']['tokenizer']} tokenizer)", f['run']['perplexity'], 'plain'),
+            ('token accuracy', s.get('accuracy'), 'percent'),
+        )
+        if v is not None
+    ]
+    if s.get('task_score') is not None:
+        rows.append(
+            [
+                'task score, generated answers',
+                Num(s['task_score']),
+                f"{s.get('task_score_n')} items",
+                _share(s['task_score'], s['task_score_n'])
+                if s.get('task_score_n') and 0 <= s['task_score'] <= 1
+                else '',
+                held,
+            ]
+        )
+    for n, k, kind in (
+        ('training speed, tokens per second', 'tokens_per_s', 'count'),
+        ('memory of the process', 'memory_bytes', 'bytes'),
+    ):
+        if s.get(k) is not None:
+            rows.append(
+                [
+                    n,
+                    Num(s[k], kind),
+                    f"{s.get('steps')} steps",
+                    '',
+                    f"{f['run']['env'].get('device', 'an unknown device')} of the run",
+                ]
+            )
+    for t in f['run'].get('tasks') or []:
+        rows.append(
+            [
+                f"{t['name']}, {t['metric'].replace('_', ' ')}",
+                Num(t['mean']),
+                f"{t['n']} items",
+                f"± {1.96 * t['error']:.2g}" if t.get('error') else '',
+                f"{t['task'].replace('_', ' ')}, {t['name']}",
+            ]
+        )
     return rows
 
 def _data_of(f):
-    o = f['run']['options']; named = o.get('data_path') or ' + '.join(o.get('datasets') or []) or o.get('dataset') or 'unknown data'
-    return f"{Path(named).name if o.get('data_path') else named}{'/'+o['dataset_config'] if o.get('dataset_config') else ''} (content {f['run']['fingerprint'] or 'unknown'})"
+    o = f['run']['options']
+    named = o.get('data_path') or ' + '.join(o.get('datasets') or []) or o.get('dataset') or 'unknown data'
+    return (
+        f"{Path(named).name if o.get('data_path') else named}{'/' + o['dataset_config'] if o.get('dataset_config') else ''} "
+        f"(content {f['run']['fingerprint'] or 'unknown'})"
+    )
 
 # %% ../../nbs/09_reports/06_model_card.ipynb #1305a39a
-_groups = dict(classification='classification', tagging='tagging', qa='question answering', generation='free text', math='mathematics', code='code', similarity='similarity of sentences', choice='multiple choice', long_range='long-range recall')
+_groups = dict(
+    classification='classification',
+    tagging='tagging',
+    qa='question answering',
+    generation='free text',
+    math='mathematics',
+    code='code',
+    similarity='similarity of sentences',
+    choice='multiple choice',
+    long_range='long-range recall',
+)
 
 def unmeasured(
     f:dict, # from `card_facts`
 )->list:
     "What nobody measured, in words"
-    run = f['run']; out = []
-    if 'packed' in f['config'] or f['config'].get('packed'): out.append('The packed weights themselves: figures, where there are any, are of the model they were packed from.')
-    if not run: return out+['Any quality at all: this folder lies in no run, so nothing is known of its training or its scores.', 'What it learnt from, and whether that overlaps with what it may be tested on.', 'Bias, safety, and whether what it writes is true.']
+    run = f['run']
+    out = []
+    if 'packed' in f['config'] or f['config'].get('packed'):
+        out.append(
+            'The packed weights themselves: figures, where there are any, are of the model they were packed from.'
+        )
+    if not run:
+        return out + [
+            'Any quality at all: this folder lies in no run, so nothing is known of its training or its scores.',
+            'What it learnt from, and whether that overlaps with what it may be tested on.',
+            'Bias, safety, and whether what it writes is true.',
+        ]
     if run['status'] != 'done': out.append(f"The finished model: the run is {run['status']}.")
     if not measured_rows(f): out.append('Any score: the run holds none.')
-    out.append(f"Other seeds: one was trained (seed {run['options'].get('seed', 'unknown')}), and another would score differently.")
+    out.append(
+        f"Other seeds: one was trained (seed {run['options'].get('seed', 'unknown')}), and "
+        "another would score differently."
+    )
     out.append('Text from elsewhere than the data named above.')
-    seen = {t['task'] for t in run.get('tasks') or []}; left = [n for k,n in _groups.items() if k not in seen]
+    seen = {t['task'] for t in run.get('tasks') or []}
+    left = [n for k,n in _groups.items() if k not in seen]
     out.append(f"Tasks: {', '.join(left)}.")
     out += [f"{m['name'].replace('_', ' ')}: {m['reason']}." for m in run.get('missing') or []]
     if not f['overlap']: out.append('Whether the training text overlaps with the text it was scored on.')
-    return out+['Speed and memory on any machine but the one named here.', 'Bias, safety, and whether what it writes is true.']
+    return out + [
+        'Speed and memory on any machine but the one named here.',
+        'Bias, safety, and whether what it writes is true.',
+    ]
 
 # %% ../../nbs/09_reports/06_model_card.ipynb #c2ceb3b7
-_pipelines = dict(classify='text-classification', tag='token-classification', span='question-answering', mlm='fill-mask')
+_pipelines = dict(
+    classify='text-classification', tag='token-classification', span='question-answering', mlm='fill-mask'
+)
 
 def _pipeline(f): # in the hub's words
     asked = f['run']['options'].get('task') if f['run'] else None
@@ -88,34 +176,139 @@ def _pipeline(f): # in the hub's words
 
 def _head(f):
     from huggingface_hub import EvalResult, ModelCardData
-    run = f['run']; s,o = (run['summary'],run['options']) if run else ({}, {})
-    named = [d for d in (o.get('datasets') or [o.get('dataset')]) if d and '/' in d and not o.get('data_path')] # ids of the hub only
-    results = [EvalResult(_pipeline(f), (o.get('dataset') or 'unknown'), _data_of(f), 'bits_per_byte', round(s['bits_per_byte'], 4))] if s.get('bits_per_byte') is not None else None
-    tags = ['lmnotes', *([o['mode']] if o.get('mode') not in (None, 'auto') else []), *(f['config'].get('rewrites') or []), *(['packed'] if f['config'].get('packed') else [])]
-    return ModelCardData(library_name='transformers', pipeline_tag=_pipeline(f), tags=tags, datasets=named or None, model_name=f['name'], eval_results=results).to_yaml()
+    run = f['run']
+    s,o = (run['summary'],run['options']) if run else ({}, {})
+    # ids of the hub only
+    named = [d for d in (o.get('datasets') or [o.get('dataset')]) if d and '/' in d and not o.get('data_path')]
+    results = (
+        [
+            EvalResult(
+                _pipeline(f),
+                (o.get('dataset') or 'unknown'),
+                _data_of(f),
+                'bits_per_byte',
+                round(s['bits_per_byte'], 4),
+            )
+        ]
+        if s.get('bits_per_byte') is not None
+        else None
+    )
+    tags = [
+        'lmnotes',
+        *([o['mode']] if o.get('mode') not in (None, 'auto') else []),
+        *(f['config'].get('rewrites') or []),
+        *(['packed'] if f['config'].get('packed') else []),
+    ]
+    return ModelCardData(
+        library_name='transformers',
+        pipeline_tag=_pipeline(f),
+        tags=tags,
+        datasets=named or None,
+        model_name=f['name'],
+        eval_results=results,
+    ).to_yaml()
 
 def _contamination(f):
-    out = [f"Tainted: it has learnt from {', '.join(f['tainted'])}, which is kept for evaluation; scores on it mean nothing."] if f['tainted'] else []
-    for name,c in f['overlap'].items(): out.append(f"Contamination: of {c['n_examples']:,} examples of {name}, {c['n_dirty']} share a run of {c['n']} words with the training text; in it whole: {c['n_exact']}.")
+    out = (
+        [
+            f"Tainted: it has learnt from {', '.join(f['tainted'])}, which is kept for "
+            "evaluation; scores on it mean nothing."
+        ]
+        if f['tainted']
+        else []
+    )
+    for name,c in f['overlap'].items():
+        out.append(
+            f"Contamination: of {c['n_examples']:,} examples of {name}, {c['n_dirty']} share a "
+            f"run of {c['n']} words with the training text; in it whole: {c['n_exact']}."
+        )
     return out
 
 def _origin(f):
     s,o,c = f['run']['summary'] if f['run'] else {},f['run']['options'] if f['run'] else {},f['config']
-    shape = {k: c[k] for k in ('dim', 'n_layer', 'n_head', 'mixer', 'ffn', 'residual', 'hidden_size', 'num_hidden_layers', 'vocab_size') if k in c}
-    rows = [['architecture', f"{c.get('model_type', 'unknown')}: {', '.join(f'{k} {v}' for k,v in shape.items())}"], ['rewrites', ', '.join(c.get('rewrites') or []) or 'none'], *([['packed', ', '.join(f'{k} {v}' for k,v in flat(c['packed'])) if isinstance(c['packed'], dict) else str(c['packed'])]] if c.get('packed') else []),
-            ['parameters', Num(s.get('parameters'), 'count')], ['weights on disk', Num(sum(n for k,n in f['files'].items() if k.endswith('.safetensors')), 'bytes')]]
-    if f['run']: rows += [['started from', o.get('init') or o.get('model', 'unknown')], ['trained on', _data_of(f)], ['tokens seen', Num(s.get('tokens'), 'count')], ['steps', Num(s.get('steps'), 'count')], ['seconds', Num(s.get('train_seconds'), 'short')]]
+    shape = {
+        k: c[k]
+        for k in (
+            'dim',
+            'n_layer',
+            'n_head',
+            'mixer',
+            'ffn',
+            'residual',
+            'hidden_size',
+            'num_hidden_layers',
+            'vocab_size',
+        )
+        if k in c
+    }
+    rows = [
+        ['architecture', f"{c.get('model_type', 'unknown')}: {', '.join(f'{k} {v}' for k, v in shape.items())}"],
+        ['rewrites', ', '.join(c.get('rewrites') or []) or 'none'],
+        *(
+            [
+                [
+                    'packed',
+                    ', '.join(f'{k} {v}' for k, v in flat(c['packed']))
+                    if isinstance(c['packed'], dict)
+                    else str(c['packed']),
+                ]
+            ]
+            if c.get('packed')
+            else []
+        ),
+        ['parameters', Num(s.get('parameters'), 'count')],
+        ['weights on disk', Num(sum(n for k, n in f['files'].items() if k.endswith('.safetensors')), 'bytes')],
+    ]
+    if f['run']:
+        rows += [
+            ['started from', o.get('init') or o.get('model', 'unknown')],
+            ['trained on', _data_of(f)],
+            ['tokens seen', Num(s.get('tokens'), 'count')],
+            ['steps', Num(s.get('steps'), 'count')],
+            ['seconds', Num(s.get('train_seconds'), 'short')],
+        ]
     return Table(['what', 'value'], rows)
 
 # %% ../../nbs/09_reports/06_model_card.ipynb #16769e9d
 def card_document(f)->Document: # of `card_facts`
     "The card without its head"
-    rows = measured_rows(f); env = f['run']['env'] if f['run'] else {}
-    machine = f"Measured with {', '.join(f'{k} {v}' for k,v in (env.get('packages') or {}).items() if v)} on {env.get('device', 'an unknown device')}." if env else ''
-    ours = f['config'].get('model_type') == 'lmnotes' or f['config'].get('packed'); shell = "lmnotes generate --model FOLDER --prompt 'Once'" if _pipeline(f) == 'text-generation' else 'lmnotes evaluate --model FOLDER'
-    use = f"In Python, `build_model(FOLDER)` of lmnotes{'' if ours else ', or transformers alone'}; in the shell, `{shell}`."
-    return Document(f['name'], 'A language model trained with lmnotes.' if f['run'] else 'A language model in a folder of lmnotes.', [Lead(t) for t in _contamination(f)],
-                    [Section('What it is', [_origin(f)]), Section('Measured', [Table(['what', 'value', 'n', '95 %', 'on'], rows), *([Say(machine)] if machine else [])] if rows else [Say('Nothing.')]), Section('Not measured', [Points(unmeasured(f))]), Section('Use', [Say(use)])])
+    rows = measured_rows(f)
+    env = f['run']['env'] if f['run'] else {}
+    machine = (
+        (
+            "Measured with "
+            f"{', '.join(f'{k} {v}' for k, v in (env.get('packages') or {}).items() if v)} on "
+            f"{env.get('device', 'an unknown device')}."
+        )
+        if env
+        else ''
+    )
+    ours = f['config'].get('model_type') == 'lmnotes' or f['config'].get('packed')
+    shell = (
+        "lmnotes generate --model FOLDER --prompt 'Once'"
+        if _pipeline(f) == 'text-generation'
+        else 'lmnotes evaluate --model FOLDER'
+    )
+    use = (
+        "In Python, `build_model(FOLDER)` of "
+        f"lmnotes{'' if ours else ', or transformers alone'}; in the shell, `{shell}`."
+    )
+    return Document(
+        f['name'],
+        'A language model trained with lmnotes.' if f['run'] else 'A language model in a folder of lmnotes.',
+        [Lead(t) for t in _contamination(f)],
+        [
+            Section('What it is', [_origin(f)]),
+            Section(
+                'Measured',
+                [Table(['what', 'value', 'n', '95 %', 'on'], rows), *([Say(machine)] if machine else [])]
+                if rows
+                else [Say('Nothing.')],
+            ),
+            Section('Not measured', [Points(unmeasured(f))]),
+            Section('Use', [Say(use)]),
+        ],
+    )
 
 def model_card(
     path, # a run, its final/, a checkpoint, a saved or a packed model
@@ -128,6 +321,7 @@ def write_card(
     path, # as for `model_card`
 )->Path: # README.md beside the weights
     "Write the card beside the weights"
-    f = card_facts(path); out = Path(f['folder'])/'README.md'
+    f = card_facts(path)
+    out = Path(f['folder'])/'README.md'
     atomic_write(out, model_card(path))
     return out

@@ -22,8 +22,11 @@ from .comparison_report import comparison_document, write_document, forms
 def _read(path, what, read, notes, default):
     "The content of a file of a run; where it is damaged, a note and `default`"
     if not path.exists(): return default
-    try: return read(path)
-    except (ValueError, OSError, UnicodeError) as e: notes.append(f'{path.name} is damaged, so {what} is left out ({_first_line(e)})'); return default
+    try:
+        return read(path)
+    except (ValueError, OSError, UnicodeError) as e:
+        notes.append(f'{path.name} is damaged, so {what} is left out ({_first_line(e)})')
+        return default
 
 def _first_line(e): return ' '.join(str(e).split())[:120]
 
@@ -32,48 +35,96 @@ def _args(path):
     if not path.exists(): raise InputError(f'there is no folder {path}')
     if not path.is_dir(): raise InputError(f'{path} is a file; give the folder of a run')
     if not f.is_file(): raise InputError(f'{path} is not a run: it has no args.json')
-    try: args = read_json(f); args.get('options', {}).get('model'); return args
-    except (ValueError, AttributeError, UnicodeError) as e: raise InputError(f'{f} is damaged ({_first_line(e)})') from None
+    try:
+        args = read_json(f)
+        args.get('options', {}).get('model')
+        return args
+    except (ValueError, AttributeError, UnicodeError) as e:
+        raise InputError(f'{f} is damaged ({_first_line(e)})') from None
 
 # %% ../../nbs/09_reports/05_run_report.ipynb #50ba4f5a
 def read_run(
     path, # a run folder
 )->dict: # name, path, status, options, summary, env, tokenizer, fingerprint, curve, evals, samples, notes
     "What a run folder says, as plain values; an `InputError` where it says nothing"
-    path = Path(path); args,notes = _args(path),[]
-    summary = _read(path/'summary.json', 'the result', read_json, notes, {}); rows = _read(path/'metrics.jsonl', 'the training curve', read_jsonl, notes, [])
+    path = Path(path)
+    args,notes = _args(path),[]
+    summary = _read(path/'summary.json', 'the result', read_json, notes, {})
+    rows = _read(path/'metrics.jsonl', 'the training curve', read_jsonl, notes, [])
     env = _read(path/'env.json', 'the machine', read_json, notes, {})
     if not rows: notes.append('it has no step in metrics.jsonl')
     if not summary: notes.append('it has no summary.json: it is still training, or was killed')
-    if summary.get('status') in ('failed', 'stopped'): notes.append(f"it {summary['status']}: {summary.get('reason', 'nobody knows why')}")
-    return dict(name=path.resolve().name, path=str(path), status=summary.get('status', 'unfinished'), options=args.get('options') or {**args.get('learner', {})}, summary=summary, env=env, tokenizer=tokenizer_of(path, args, summary), perplexity=_perplexity(summary),
-                fingerprint=env.get('fingerprint'), curve=_thinned(rows), memory=max((r['memory_bytes'] for r in rows if r.get('memory_bytes')), default=summary.get('memory_bytes')),
-                evals=_read(path/'evals.jsonl', 'the scores along the way', read_jsonl, notes, []), samples=_read(path/'samples.jsonl', 'the samples', read_jsonl, notes, [])[-2:], **_asked(path, notes), notes=notes)
+    if summary.get('status') in ('failed', 'stopped'):
+        notes.append(f"it {summary['status']}: {summary.get('reason', 'nobody knows why')}")
+    return dict(
+        name=path.resolve().name,
+        path=str(path),
+        status=summary.get('status', 'unfinished'),
+        options=args.get('options') or {**args.get('learner', {})},
+        summary=summary,
+        env=env,
+        tokenizer=tokenizer_of(path, args, summary),
+        perplexity=_perplexity(summary),
+        fingerprint=env.get('fingerprint'),
+        curve=_thinned(rows),
+        memory=max((r['memory_bytes'] for r in rows if r.get('memory_bytes')), default=summary.get('memory_bytes')),
+        evals=_read(path / 'evals.jsonl', 'the scores along the way', read_jsonl, notes, []),
+        samples=_read(path / 'samples.jsonl', 'the samples', read_jsonl, notes, [])[-2:],
+        **_asked(path, notes),
+        notes=notes,
+    )
 
 # %% ../../nbs/09_reports/05_run_report.ipynb #887589de
 def _asked(path, notes): # what `lmnotes evaluate` wrote, beside the run or inside
-    found = [_read(f, 'the evaluation', read_json, notes, {}) for f in (path/'evaluation.json', path/'final/evaluation.json')]
-    return dict(tasks=[t for e in found for t in e.get('tasks', [])], missing=[m for e in found for m in e.get('not_measured', [])])
+    found = [
+        _read(f, 'the evaluation', read_json, notes, {})
+        for f in (path / 'evaluation.json', path / 'final/evaluation.json')
+    ]
+    return dict(
+        tasks=[t for e in found for t in e.get('tasks', [])],
+        missing=[m for e in found for m in e.get('not_measured', [])],
+    )
 
 def _perplexity(s): # of running text: what the run wrote, or what follows from its loss
-    return s.get('perplexity') or (math.exp(s['eval_loss']) if s.get('bits_per_byte') is not None and (s.get('eval_loss') or 999) < 700 else None)
+    return s.get('perplexity') or (
+        math.exp(s['eval_loss']) if s.get('bits_per_byte') is not None and (s.get('eval_loss') or 999) < 700 else None
+    )
 
 def _thinned(rows, points=80): # the training loss, averaged in so many pieces
-    rows = np.array([[r['step'], r.get('tokens') or np.nan, r['loss']] for r in rows if r.get('loss') is not None], float).reshape(-1, 3)
+    rows = np.array(
+        [[r['step'], r.get('tokens') or np.nan, r['loss']] for r in rows if r.get('loss') is not None], float
+    ).reshape(-1, 3)
     parts = [p for p in np.array_split(rows, max(min(points, len(rows)), 1)) if len(p)]
     return dict(steps=[p[-1,0] for p in parts], tokens=[p[-1,1] for p in parts], loss=[p[:,2].mean() for p in parts])
 
 def tokenizer_of(path, args, summary)->str: # such as 'bytes', or 'bpe#3f2a' where it was trained
     "A name that two runs share only if their tokenizers cut alike"
-    name = str(summary.get('tokenizer') or (args.get('data') or {}).get('tokenizer') or (args.get('options') or {}).get('tokenizer') or 'unknown')
-    files = [f for f in (Path(path)/'final/tokenizer.json', *sorted(Path(path).glob('checkpoints/*/tokenizer.json'))) if f.is_file()]
-    return name if name in ('bytes', 'unknown') or not files else f'{name}#{hashlib.sha256(files[0].read_bytes()).hexdigest()[:4]}'
+    name = str(
+        summary.get('tokenizer')
+        or (args.get('data') or {}).get('tokenizer')
+        or (args.get('options') or {}).get('tokenizer')
+        or 'unknown'
+    )
+    files = [
+        f
+        for f in (Path(path) / 'final/tokenizer.json', *sorted(Path(path).glob('checkpoints/*/tokenizer.json')))
+        if f.is_file()
+    ]
+    return (
+        name
+        if name in ('bytes', 'unknown') or not files
+        else f'{name}#{hashlib.sha256(files[0].read_bytes()).hexdigest()[:4]}'
+    )
 
 # %% ../../nbs/09_reports/05_run_report.ipynb #22e4e77f
 def _comparison(path):
     f = path/'comparison.json'
-    try: r = read_json(f); r['arms'],r['cells'],r['differences'],r['budget']['text']; return r
-    except (ValueError, KeyError, TypeError, UnicodeError) as e: raise InputError(f'{f} is damaged ({_first_line(e)})') from None
+    try:
+        r = read_json(f)
+        r['arms'],r['cells'],r['differences'],r['budget']['text']
+        return r
+    except (ValueError, KeyError, TypeError, UnicodeError) as e:
+        raise InputError(f'{f} is damaged ({_first_line(e)})') from None
 
 def gather(
     paths, # folders of runs and of comparisons
@@ -81,27 +132,48 @@ def gather(
     "Read every folder; those that cannot be read are named in `missing`"
     r = dict(kind='runs', runs=[], comparisons=[], missing=[])
     for p in map(Path, paths):
-        try: r['comparisons' if (p/'comparison.json').is_file() else 'runs'].append(dict(path=str(p), result=_comparison(p)) if (p/'comparison.json').is_file() else read_run(p))
-        except InputError as e: r['missing'].append(dict(path=str(p), reason=str(e)))
+        try:
+            r['comparisons' if (p / 'comparison.json').is_file() else 'runs'].append(
+                dict(path=str(p), result=_comparison(p)) if (p / 'comparison.json').is_file() else read_run(p)
+            )
+        except InputError as e:
+            r['missing'].append(dict(path=str(p), reason=str(e)))
     _name_apart(r['runs'])
     return r | dict(differences=option_differences(r['runs']), refused=refusals(r['runs']))
 
 def _name_apart(runs): # no two of one name
-    for x in runs: x['name'] = x['name'] if sum(y['name'] == x['name'] for y in runs) == 1 else x['path']
+    for x in runs:
+        x['name'] = x['name'] if sum(y['name'] == x['name'] for y in runs) == 1 else x['path']
 
 # %% ../../nbs/09_reports/05_run_report.ipynb #fbed75e6
 def option_differences(runs)->dict: # option -> {run: value}
     "In what the runs were asked for different things"
-    opts = [dict(flat(x['options'])) for x in runs]; keys = dict.fromkeys(k for o in opts for k in o if k not in ('output_dir', 'resume_from_checkpoint'))
-    return {k: {x['name']: o.get(k) for x,o in zip(runs, opts)} for k in keys if len({repr(o.get(k)) for o in opts}) > 1}
+    opts = [dict(flat(x['options'])) for x in runs]
+    keys = dict.fromkeys(k for o in opts for k in o if k not in ('output_dir', 'resume_from_checkpoint'))
+    return {
+        k: {x['name']: o.get(k) for x, o in zip(runs, opts)} for k in keys if len({repr(o.get(k)) for o in opts}) > 1
+    }
 
 def refusals(runs)->list:
     "What may not be concluded from these runs, in words"
-    done = [x for x in runs if x['summary'].get('bits_per_byte') is not None]; out = []
+    done = [x for x in runs if x['summary'].get('bits_per_byte') is not None]
+    out = []
     if len(done) < 2: return out
-    if len(names := sorted({x['tokenizer'] for x in done})) > 1: out.append(f"Perplexity is left out: it cannot be compared across tokenizers ({', '.join(names)}), which cut the same text in more or fewer pieces. Bits per byte can.")
-    if len({x['fingerprint'] for x in done}) > 1: out.append('The runs were scored on different data (their content hashes differ), so even bits per byte say little about which model is better.')
-    out.append('No verdict is given: each run is one seed, and how much seeds differ is unknown. `lmnotes compare` trains the models side by side over several seeds.')
+    if len(names := sorted({x['tokenizer'] for x in done})) > 1:
+        out.append(
+            "Perplexity is left out: it cannot be compared across tokenizers "
+            f"({', '.join(names)}), which cut the same text in more or fewer pieces. Bits per "
+            "byte can."
+        )
+    if len({x['fingerprint'] for x in done}) > 1:
+        out.append(
+            'The runs were scored on different data (their content hashes differ), so even bits '
+            'per byte say little about which model is better.'
+        )
+    out.append(
+        'No verdict is given: each run is one seed, and how much seeds differ is unknown. '
+        '`lmnotes compare` trains the models side by side over several seeds.'
+    )
     return out
 
 # %% ../../nbs/09_reports/05_run_report.ipynb #3cfe3567
@@ -110,30 +182,50 @@ def check_metric(
     metric, # bits_per_byte, loss or perplexity
 )->str:
     "The metric, if these runs can be compared by it"
-    if metric not in ('bits_per_byte', 'loss', 'perplexity'): raise InputError(f"unknown metric '{metric}': {did_you_mean(metric, ['bits_per_byte', 'loss', 'perplexity'])}")
+    if metric not in ('bits_per_byte', 'loss', 'perplexity'):
+        raise InputError(
+            f"unknown metric '{metric}': {did_you_mean(metric, ['bits_per_byte', 'loss', 'perplexity'])}"
+        )
     names = sorted({x['tokenizer'] for x in runs})
     if metric != 'bits_per_byte' and len(names) > 1:
-        raise InputError(f"{metric} cannot be compared across tokenizers ({', '.join(names)}): it is counted per token, and they cut the same text into more or fewer of them; ask for bits_per_byte")
+        raise InputError(
+            f"{metric} cannot be compared across tokenizers ({', '.join(names)}): it is counted "
+            "per token, and they cut the same text into more or fewer of them; ask for "
+            "bits_per_byte"
+        )
     return metric
 
 # %% ../../nbs/09_reports/05_run_report.ipynb #7a787263
 def curves_chart(runs):
     "Training loss of runs against tokens; dots where they were validated"
-    same = len({x['tokenizer'] for x in runs}) == 1; fig,ax = new_chart(height=2.8)
+    same = len({x['tokenizer'] for x in runs}) == 1
+    fig,ax = new_chart(height=2.8)
     for i,x in enumerate(runs):
-        col,label,c = chart_colour(i),_short(x['name']),x['curve']; pts = _along(x, 'loss' if same else 'bits_per_byte')
+        col,label,c = chart_colour(i),_short(x['name']),x['curve']
+        pts = _along(x, 'loss' if same else 'bits_per_byte')
         if same and c['loss']: ax.plot(c['tokens'], c['loss'], color=col, lw=1.4, label=label)
-        if pts: ax.plot(*zip(*pts), 'o-', color=col, ms=4, lw=0 if same else 1.2, label=None if same and c['loss'] else label)
-    ax.set(xlabel='tokens', ylabel='loss, nats per token' if same else 'bits per byte, validation'); ax.grid(axis='y', color=chart_faint, lw=.5, alpha=.5)
-    ax.xaxis.set_major_formatter(lambda v,_: format_count(v)); ax.locator_params(axis='x', nbins=5)
+        if pts:
+            ax.plot(
+                *zip(*pts), 'o-', color=col, ms=4, lw=0 if same else 1.2, label=None if same and c['loss'] else label
+            )
+    ax.set(xlabel='tokens', ylabel='loss, nats per token' if same else 'bits per byte, validation')
+    ax.grid(axis='y', color=chart_faint, lw=.5, alpha=.5)
+    ax.xaxis.set_major_formatter(lambda v,_: format_count(v))
+    ax.locator_params(axis='x', nbins=5)
     if 1 < len(ax.get_legend_handles_labels()[1]) <= 6: ax.legend(frameon=False, fontsize=8, labelcolor=chart_ink)
     return fig
 
-def _short(s, n=30): return (s if len(s) <= n else f'…{s[1-n:]}').replace('$', r'\$') # runs differ at the end of their names
+def _short(s, n=30):
+    return (s if len(s) <= n else f'…{s[1-n:]}').replace('$', r'\$') # runs differ at the end of their names
 
 def _along(x, key): # (tokens, score) at each evaluation
-    at = dict(zip(x['curve']['steps'], x['curve']['tokens'])); per = x['curve']['tokens'][-1]/x['curve']['steps'][-1] if x['curve']['steps'] else None
-    return [(e.get('trained') or at.get(e['step'], per and per*e['step']), e[key]) for e in x['evals'] if e.get(key) is not None and e.get('step') is not None and per]
+    at = dict(zip(x['curve']['steps'], x['curve']['tokens']))
+    per = x['curve']['tokens'][-1]/x['curve']['steps'][-1] if x['curve']['steps'] else None
+    return [
+        (e.get('trained') or at.get(e['step'], per and per * e['step']), e[key])
+        for e in x['evals']
+        if e.get(key) is not None and e.get('step') is not None and per
+    ]
 
 # %% ../../nbs/09_reports/05_run_report.ipynb #700b3ec7
 def runs_table(r):
@@ -141,47 +233,142 @@ def runs_table(r):
     alike = len({x['tokenizer'] for x in r['runs']}) == 1
     def row(x):
         s = x['summary']
-        return [x['name'], x['status'], Num(s.get('bits_per_byte')), *([Num(s.get('eval_loss')), Num(x['perplexity'])] if alike else []), Num(s.get('accuracy'), 'percent'), *([Num(s.get('task_score'))] if any('task_score' in y['summary'] for y in r['runs']) else []),
-                Num(s.get('eval_tokens'), 'count'), x['tokenizer']]
+        return [
+            x['name'],
+            x['status'],
+            Num(s.get('bits_per_byte')),
+            *([Num(s.get('eval_loss')), Num(x['perplexity'])] if alike else []),
+            Num(s.get('accuracy'), 'percent'),
+            *([Num(s.get('task_score'))] if any('task_score' in y['summary'] for y in r['runs']) else []),
+            Num(s.get('eval_tokens'), 'count'),
+            x['tokenizer'],
+        ]
     scored = ['task score'] if any('task_score' in y['summary'] for y in r['runs']) else []
-    return ['run', 'status', 'bits per byte', *(['nats per token', f"perplexity ({r['runs'][0]['tokenizer']})"] if alike else []), 'accuracy', *scored, 'tokens scored', 'tokenizer'], [row(x) for x in r['runs']]
+    return [
+        'run',
+        'status',
+        'bits per byte',
+        *(['nats per token', f"perplexity ({r['runs'][0]['tokenizer']})"] if alike else []),
+        'accuracy',
+        *scored,
+        'tokens scored',
+        'tokenizer',
+    ], [row(x) for x in r['runs']]
 
 def spent_table(r):
     "Budgets, speed and memory"
-    rows = [[x['name'], *(Num(x['summary'].get(k), 'count') for k in ('steps', 'tokens', 'parameters', 'flops')), Num(x['summary'].get('train_seconds'), 'short'), Num(x['summary'].get('tokens_per_s'), 'count'), Num(x['memory'], 'bytes')] for x in r['runs']]
+    rows = [
+        [
+            x['name'],
+            *(Num(x['summary'].get(k), 'count') for k in ('steps', 'tokens', 'parameters', 'flops')),
+            Num(x['summary'].get('train_seconds'), 'short'),
+            Num(x['summary'].get('tokens_per_s'), 'count'),
+            Num(x['memory'], 'bytes'),
+        ]
+        for x in r['runs']
+    ]
     return ['run', 'steps', 'tokens', 'parameters', 'FLOPs', 'seconds', 'tokens/s', 'memory'], rows
 
-_shown = {'status', 'bits_per_byte', 'eval_loss', 'accuracy', 'task_score', 'eval_tokens', 'tokenizer', 'steps', 'tokens', 'parameters', 'flops', 'train_seconds', 'tokens_per_s', 'memory_bytes', 'reason', 'ranks', 'resumed_at_step', 'tainted', 'perplexity'}
+_shown = {
+    'status',
+    'bits_per_byte',
+    'eval_loss',
+    'accuracy',
+    'task_score',
+    'eval_tokens',
+    'tokenizer',
+    'steps',
+    'tokens',
+    'parameters',
+    'flops',
+    'train_seconds',
+    'tokens_per_s',
+    'memory_bytes',
+    'reason',
+    'ranks',
+    'resumed_at_step',
+    'tainted',
+    'perplexity',
+}
 
 # %% ../../nbs/09_reports/05_run_report.ipynb #ce9f7bac
 def more_table(r):
     "Whatever else the summaries hold"
-    value = lambda v: Num(v, 'size' if isinstance(v, float) else 'whole') if isinstance(v, (int, float)) and not isinstance(v, bool) else str(v)
-    rows = [[x['name'], k, value(v)] for x in r['runs'] for k,v in flat({k: v for k,v in x['summary'].items() if k != 'overlap'}) if k not in _shown]
+    value = lambda v: (
+        Num(v, 'size' if isinstance(v, float) else 'whole')
+        if isinstance(v, (int, float)) and not isinstance(v, bool)
+        else str(v)
+    )
+    rows = [
+        [x['name'], k, value(v)]
+        for x in r['runs']
+        for k, v in flat({k: v for k, v in x['summary'].items() if k != 'overlap'})
+        if k not in _shown
+    ]
     return ['run', 'figure', 'value'], rows
 
 def overlap_lines(r)->list:
     "What the training text of each run shares with its validation text"
-    return [f"{x['name']}: of {c['n_examples']:,} examples of {name}, {c['n_dirty']:,} share a run of {c['n']} words with the training text; in it whole: {c['n_exact']:,}." for x in r['runs'] for name,c in (x['summary'].get('overlap') or {}).items()]
+    return [
+        f"{x['name']}: of {c['n_examples']:,} examples of {name}, {c['n_dirty']:,} share a "
+        f"run of {c['n']} words with the training text; in it whole: {c['n_exact']:,}."
+        for x in r['runs']
+        for name, c in (x['summary'].get('overlap') or {}).items()
+    ]
 
 # %% ../../nbs/09_reports/05_run_report.ipynb #ec32cc95
 def evals_table(r):
     "Scores along the way"
-    rows = [[x['name'], Num(e.get('step'), 'count'), Num(e.get('loss')), Num(e.get('bits_per_byte')), Num(e.get('accuracy'), 'percent')] for x in r['runs'] for e in x['evals']]
+    rows = [
+        [
+            x['name'],
+            Num(e.get('step'), 'count'),
+            Num(e.get('loss')),
+            Num(e.get('bits_per_byte')),
+            Num(e.get('accuracy'), 'percent'),
+        ]
+        for x in r['runs']
+        for e in x['evals']
+    ]
     return ['run', 'step', 'loss', 'bits per byte', 'accuracy'], rows
 
 def asked_table(r):
     "What `lmnotes evaluate` found, with the items behind each figure"
-    rows = [[x['name'], t['name'], t['metric'].replace('_', ' '), Num(t['mean']), Num(t.get('error'), 'size'), t.get('n', ''), Num(t.get('chance'))] for x in r['runs'] for t in x['tasks']]
+    rows = [
+        [
+            x['name'],
+            t['name'],
+            t['metric'].replace('_', ' '),
+            Num(t['mean']),
+            Num(t.get('error'), 'size'),
+            t.get('n', ''),
+            Num(t.get('chance')),
+        ]
+        for x in r['runs']
+        for t in x['tasks']
+    ]
     return ['run', 'task', 'metric', 'mean', '± standard error', 'items', 'chance'], rows
 
 def options_table(r):
     "Options in which the runs differ; of a single run all that were set"
-    if len(r['runs']) == 1: return ['option', 'value'], [[k, str(v)] for k,v in flat(r['runs'][0]['options']) if v not in (False, (), [])]
-    return ['option', *(x['name'] for x in r['runs'])], [[k, *('' if (v := by.get(x['name'])) is None else str(v) for x in r['runs'])] for k,by in r['differences'].items()]
+    if len(r['runs']) == 1:
+        return ['option', 'value'], [[k, str(v)] for k,v in flat(r['runs'][0]['options']) if v not in (False, (), [])]
+    return ['option', *(x['name'] for x in r['runs'])], [
+        [k, *('' if (v := by.get(x['name'])) is None else str(v) for x in r['runs'])]
+        for k, by in r['differences'].items()
+    ]
 
 # %% ../../nbs/09_reports/05_run_report.ipynb #62d4ce37
-def _tainted(runs): return [Lead(f"Tainted: {x['name']} has learnt from {', '.join(x['summary']['tainted'])}, which is kept for evaluation.", 'worse') for x in runs if x['summary'].get('tainted')]
+def _tainted(runs):
+    return [
+        Lead(
+            f"Tainted: {x['name']} has learnt from {', '.join(x['summary']['tainted'])}, which is "
+            "kept for evaluation.",
+            'worse',
+        )
+        for x in runs
+        if x['summary'].get('tainted')
+    ]
 
 def _missing(r):
     told = [m['reason'] for m in r['missing']]+[f"{x['name']}: {n}" for x in r['runs'] for n in x['notes']]
@@ -189,51 +376,128 @@ def _missing(r):
 
 def _best(x): # the outcome of a run in a sentence
     s = x['summary']
-    if s.get('bits_per_byte') is None and s.get('eval_loss') is None: return Lead(f"{x['name']}: {x['status']}, without a score.")
-    score = f"{show_number(s['bits_per_byte'])} bits per byte" if s.get('bits_per_byte') is not None else f"a validation loss of {show_number(s['eval_loss'])}"
+    if s.get('bits_per_byte') is None and s.get('eval_loss') is None:
+        return Lead(f"{x['name']}: {x['status']}, without a score.")
+    score = (
+        f"{show_number(s['bits_per_byte'])} bits per byte"
+        if s.get('bits_per_byte') is not None
+        else f"a validation loss of {show_number(s['eval_loss'])}"
+    )
     after = f" after {format_count(s['tokens'])} tokens" if s.get('tokens') else ''
-    return Lead(f"{x['name']}: {score}{after}, scored on {format_count(s['eval_tokens'])} tokens; one seed." if s.get('eval_tokens') else f"{x['name']}: {score}{after}; one seed.")
+    return Lead(
+        f"{x['name']}: {score}{after}, scored on {format_count(s['eval_tokens'])} tokens; one seed."
+        if s.get('eval_tokens')
+        else f"{x['name']}: {score}{after}; one seed."
+    )
 
 # %% ../../nbs/09_reports/05_run_report.ipynb #80575ceb
 def runs_document(
     r:dict, # from `gather`
 )->Document:
     "Runs side by side, and comparisons after them, as a document"
-    runs = r['runs']; lead = [*_tainted(runs), *(map(_best, runs) if len(runs) < 9 else [])]
-    sections = [*_missing(r), *([Section('What may not be concluded', [Points(r['refused'])])] if r['refused'] else [])]
-    if any(x['curve']['loss'] for x in runs): sections.append(Section('In pictures', [Charts([Chart(curves_chart(runs), 'curves', _caption(runs))], [x['name'] for x in runs] if len(runs) > 6 else [])]))
-    samples = [(f"{x['name']} · step {s.get('step', '–')}", str(s.get('input', '')), str(s.get('output', ''))) for x in runs for s in x['samples'][-1:]]
-    named = {'Results': runs_table, 'Tasks': asked_table, 'Spent': spent_table, 'Further figures': more_table, 'How the runs differ' if len(runs) > 1 else 'Options': options_table, 'Scores along the way': evals_table}
-    if runs: sections += [Section(n, [Table(*t)], n in ('Options', 'Scores along the way', 'Further figures')) for n,f in named.items() if (t := f(r))[1]]
-    if lost := [f"{x['name']}: {m['task']} · {m['name']}: {m['reason']}" for x in runs for m in x['missing']]: sections.append(Section('Not measured', [Points(lost)]))
+    runs = r['runs']
+    lead = [*_tainted(runs), *(map(_best, runs) if len(runs) < 9 else [])]
+    sections = [
+        *_missing(r),
+        *([Section('What may not be concluded', [Points(r['refused'])])] if r['refused'] else []),
+    ]
+    if any(x['curve']['loss'] for x in runs):
+        sections.append(
+            Section(
+                'In pictures',
+                [
+                    Charts(
+                        [Chart(curves_chart(runs), 'curves', _caption(runs))],
+                        [x['name'] for x in runs] if len(runs) > 6 else [],
+                    )
+                ],
+            )
+        )
+    samples = [
+        (f"{x['name']} · step {s.get('step', '–')}", str(s.get('input', '')), str(s.get('output', '')))
+        for x in runs
+        for s in x['samples'][-1:]
+    ]
+    named = {
+        'Results': runs_table,
+        'Tasks': asked_table,
+        'Spent': spent_table,
+        'Further figures': more_table,
+        'How the runs differ' if len(runs) > 1 else 'Options': options_table,
+        'Scores along the way': evals_table,
+    }
+    if runs:
+        sections += [
+            Section(n, [Table(*t)], n in ('Options', 'Scores along the way', 'Further figures'))
+            for n, f in named.items()
+            if (t := f(r))[1]
+        ]
+    if lost := [f"{x['name']}: {m['task']} · {m['name']}: {m['reason']}" for x in runs for m in x['missing']]:
+        sections.append(Section('Not measured', [Points(lost)]))
     if lines := overlap_lines(r): sections.append(Section('Contamination', [Points(lines)]))
     if samples: sections.insert(len(sections)-1, Section('What they write', [Samples(samples)]))
-    for i,c in enumerate(r['comparisons']): lead,sections = _with_comparison(lead, sections, c, i)
+    for i,c in enumerate(r['comparisons']):
+        lead,sections = _with_comparison(lead, sections, c, i)
     n = lambda k,one: f"{len(r[k])} {one}{'' if len(r[k]) == 1 else 's'}"
-    title = runs[0]['name'] if len(runs) == 1 and not r['comparisons'] else ' · '.join(n(k, one) for k,one in (('runs', 'run'), ('comparisons', 'comparison')) if r[k]) or 'Nothing to report'
-    return Document(title, ' · '.join(sorted({short_name(str(x['options'].get('dataset', ''))) for x in runs if x['options'].get('dataset')})), lead, sections, ['Speed, seconds and memory belong to the machine and the load of each run.'])
+    title = (
+        runs[0]['name']
+        if len(runs) == 1 and not r['comparisons']
+        else ' · '.join(n(k, one) for k, one in (('runs', 'run'), ('comparisons', 'comparison')) if r[k])
+        or 'Nothing to report'
+    )
+    return Document(
+        title,
+        ' · '.join(
+            sorted({short_name(str(x['options'].get('dataset', ''))) for x in runs if x['options'].get('dataset')})
+        ),
+        lead,
+        sections,
+        ['Speed, seconds and memory belong to the machine and the load of each run.'],
+    )
 
-def _caption(runs): return 'Training loss against tokens; dots are validation' if len({x['tokenizer'] for x in runs}) == 1 else 'Bits per byte on validation data against tokens, since losses per token of different tokenizers do not compare'
+def _caption(runs):
+    return (
+        'Training loss against tokens; dots are validation'
+        if len({x['tokenizer'] for x in runs}) == 1
+        else (
+            'Bits per byte on validation data against tokens, since losses per token of '
+            'different tokenizers do not compare'
+        )
+    )
 
 def _with_comparison(lead, sections, c, i):
-    d = comparison_document(c['result']); name = lambda part: (setattr(part, 'items', [Chart(x.fig, f'c{i}-{x.name}', x.caption) for x in part.items]) or part) if isinstance(part, Charts) else part
-    return [*lead, *d.lead], [*sections, Section(f"Comparison: {d.title}", [Say(f"{d.sub} · {Path(c['path']).name}", soft=True)]), *(Section(s.title, [name(p) for p in s.parts], s.folded) for s in d.sections)]
+    d = comparison_document(c['result'])
+    name = lambda part: (
+        (setattr(part, 'items', [Chart(x.fig, f'c{i}-{x.name}', x.caption) for x in part.items]) or part)
+        if isinstance(part, Charts)
+        else part
+    )
+    return [*lead, *d.lead], [
+        *sections,
+        Section(f"Comparison: {d.title}", [Say(f"{d.sub} · {Path(c['path']).name}", soft=True)]),
+        *(Section(s.title, [name(p) for p in s.parts], s.folded) for s in d.sections),
+    ]
 
 # %% ../../nbs/09_reports/05_run_report.ipynb #d8b1fe57
 def report_runs(
-    paths,               # folders of runs and comparisons
-    output_path=None,    # folder for report.html, .md, .tex and .json; default: the folder itself if it is one, else a new one under runs/
+    paths, # folders of runs and comparisons
+    output_path=None, # folder for report.html, .md, .tex and .json; default: the folder itself if it is one, else a new one under runs/
     metric='bits_per_byte', # also checked: `perplexity` is refused across tokenizers
 )->tuple: # the folder, and what was gathered
     "Report on any runs in four forms"
     paths = list(paths)
     if not paths: raise InputError('no run was named; give the folders of runs or comparisons')
-    r = gather(paths); check_metric([x for x in r['runs'] if x['summary']], metric)
-    if not r['runs'] and not r['comparisons']: raise InputError('nothing to report: '+'; '.join(m['reason'] for m in r['missing']))
+    r = gather(paths)
+    check_metric([x for x in r['runs'] if x['summary']], metric)
+    if not r['runs'] and not r['comparisons']:
+        raise InputError('nothing to report: '+'; '.join(m['reason'] for m in r['missing']))
     r['metric'] = metric
     out = Path(output_path) if output_path else Path(paths[0]) if len(paths) == 1 else new_run_folder('report')
     if out.exists() and not out.is_dir(): raise InputError(f'{out} is a file; give a folder with --output_path')
-    alone = r['comparisons'][0]['result'] if len(r['comparisons']) == 1 and not r['runs'] and not r['missing'] else None
+    alone = (
+        r['comparisons'][0]['result'] if len(r['comparisons']) == 1 and not r['runs'] and not r['missing'] else None
+    )
     make,source = (comparison_document, alone) if alone else (runs_document, r)
-    for suffix in (*forms, '.json'): write_document(make, source, out/f'report{suffix}')
+    for suffix in (*forms, '.json'):
+        write_document(make, source, out/f'report{suffix}')
     return out,r

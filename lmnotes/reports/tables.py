@@ -19,7 +19,13 @@ def outcome_name(
     d:dict, # a difference
 )->str:
     "On what the arms differ: the dataset, and the task where there is one"
-    return d['dataset'] if is_lm(d) else f"{d['name']} ({d['task'].replace('_', ' ')}, trained on {d['dataset']})" if d['name'] != d['dataset'] else f"{d['dataset']} ({d['task'].replace('_', ' ')})"
+    return (
+        d['dataset']
+        if is_lm(d)
+        else f"{d['name']} ({d['task'].replace('_', ' ')}, trained on {d['dataset']})"
+        if d['name'] != d['dataset']
+        else f"{d['dataset']} ({d['task'].replace('_', ' ')})"
+    )
 
 def verdict_sentence(
     r:dict, # a comparison
@@ -27,13 +33,25 @@ def verdict_sentence(
 )->str:
     "The outcome for one arm on one dataset or task, complete in itself"
     base,n,where = r['baseline'],d['n_seeds'],outcome_name(d)
-    under = f"{r['budget']['text']}, {n} {'seed' if n == 1 else 'seeds'}".replace(' seed', '\u00a0seed') if d.get('about') != 'weights' else 'of these weights alone: other seeds were no part of it'
+    under = (
+        f"{r['budget']['text']}, {n} {'seed' if n == 1 else 'seeds'}".replace(' seed', '\u00a0seed')
+        if d.get('about') != 'weights'
+        else 'of these weights alone: other seeds were no part of it'
+    )
     diff = f"{show_number(d['mean'], 'diff')} {metric_name(d['metric'])}"
-    if not has_interval(d): return f"On {where}, {d['arm']} cannot be told from {base}: {d['reason']}. The difference is {diff} ({under})."
-    found = f"; {show_number(d['detectable'], 'size')} or more would have been found" if d.get('detectable') is not None and np.isfinite(d['detectable']) else ''
+    if not has_interval(d):
+        return (
+            f"On {where}, {d['arm']} cannot be told from {base}: {d['reason']}. The difference is {diff} ({under})."
+        )
+    found = (
+        f"; {show_number(d['detectable'], 'size')} or more would have been found"
+        if d.get('detectable') is not None and np.isfinite(d['detectable'])
+        else ''
+    )
     how = f"95\u00a0% interval {show_number(d['low'], 'diff')} to {show_number(d['high'], 'diff')}{found}; {under}"
     why = '' if d['reason'] == 'the interval contains zero' else f"{d['reason']}; "
-    if d['verdict'] == 'cannot tell': return f"On {where}, {d['arm']} cannot be told from {base}: {why}the difference is {diff} ({how})."
+    if d['verdict'] == 'cannot tell':
+        return f"On {where}, {d['arm']} cannot be told from {base}: {why}the difference is {diff} ({how})."
     return f"On {where}, {d['arm']} is {d['verdict']} than {base}: {diff} ({how})."
 
 # %% ../../nbs/09_reports/03_tables.ipynb #7ad3409a
@@ -46,16 +64,26 @@ def tasks_sentence(
     if not ds: return ''
     n = {w: sum(d['verdict'] == w for d in ds) for w in ('better', 'worse', 'cannot tell')}
     m = ds[0].get('family')
-    return (f"Of {len(ds)} task {'result' if len(ds) == 1 else 'results'}, {arm} is better than {r['baseline']} on {n['better']}, worse on {n['worse']}, and cannot be told from it on {n['cannot tell']}"
-            f"{f' (Holm over {m} outcomes)' if m else ''}.")
+    return (
+        f"Of {len(ds)} task {'result' if len(ds) == 1 else 'results'}, {arm} is better than "
+        f"{r['baseline']} on {n['better']}, worse on {n['worse']}, and cannot be told from it "
+        f"on {n['cannot tell']}"
+        f"{f' (Holm over {m} outcomes)' if m else ''}."
+    )
 
 def tainted_lines(r)->list:
     "What every reader must know first: who learnt from data that is kept for evaluation"
-    return [f"Tainted: these models have learnt from {', '.join(d['tainted'])}, which is kept for evaluation." for d in r['data'].values() if d.get('tainted')]
+    return [
+        f"Tainted: these models have learnt from {', '.join(d['tainted'])}, which is kept for evaluation."
+        for d in r['data'].values()
+        if d.get('tainted')
+    ]
 
 def notes_of(r)->list:
     "What did not finish or could not be measured, in words"
-    failed = [f"{c['arm']} on {c['dataset']}, seed {c['seed']}: {c['reason']}" for c in r['cells'] if c['status'] != 'done']
+    failed = [
+        f"{c['arm']} on {c['dataset']}, seed {c['seed']}: {c['reason']}" for c in r['cells'] if c['status'] != 'done'
+    ]
     return failed + [str(n) for n in r.get('not_measured', [])]
 
 # %% ../../nbs/09_reports/03_tables.ipynb #f1373e42
@@ -63,22 +91,32 @@ def outcome(
     d:dict, # a difference, or a row of the matrix
 )->str: # the data it was trained on, and before it the task, if it is another
     "What was scored, short enough for a table"
-    return d['dataset'] if is_lm(d) or d.get('name', d['dataset']) == d['dataset'] else f"{d['name']} · {short_name(d['dataset'])}"
+    return (
+        d['dataset']
+        if is_lm(d) or d.get('name', d['dataset']) == d['dataset']
+        else f"{d['name']} · {short_name(d['dataset'])}"
+    )
 
 def matrix_table(r):
     "Arms and training data against what was scored, a verdict in each cell"
-    m = r.get('matrix') or dict(arms=[], rows=[]); sets = list(dict.fromkeys(row['dataset'] for row in m['rows']))
+    m = r.get('matrix') or dict(arms=[], rows=[])
+    sets = list(dict.fromkeys(row['dataset'] for row in m['rows']))
     scored = lambda row: 'its own text' if is_lm(row) else row['name']
     cells = {(scored(row), row['dataset'], a): v for row in m['rows'] for a,v in row['verdicts'].items()}
     columns = [(ds, a) for a in m['arms'] if a != r['baseline'] for ds in sets]
     rows = [[name, *(Mark(cells.get((name, *c))) for c in columns)] for name in dict.fromkeys(map(scored, m['rows']))]
-    one = len(m['arms']) == 2; name = lambda ds,a: a if len(sets) < 2 else short_name(ds) if one else f'{a} · {short_name(ds)}'
-    return [f'{columns[0][1]}: scored on, trained on' if one and len(sets) > 1 else 'scored on', *(name(*c) for c in columns)], rows
+    one = len(m['arms']) == 2
+    name = lambda ds,a: a if len(sets) < 2 else short_name(ds) if one else f'{a} · {short_name(ds)}'
+    return [
+        f'{columns[0][1]}: scored on, trained on' if one and len(sets) > 1 else 'scored on',
+        *(name(*c) for c in columns),
+    ], rows
 
 # %% ../../nbs/09_reports/03_tables.ipynb #38cfa0c7
 _scores = ['bits_per_byte', 'loss', 'perplexity', 'token_accuracy']
 
-def _done(r, arm, ds): return [c for c in r['cells'] if c['arm'] == arm and c['dataset'] == ds and c['status'] == 'done']
+def _done(r, arm, ds):
+    return [c for c in r['cells'] if c['arm'] == arm and c['dataset'] == ds and c['status'] == 'done']
 
 def _score_cells(s): return [Num(s.get(k), 'percent' if k == 'token_accuracy' else 'plain') for k in _scores[1:]]
 
@@ -87,10 +125,22 @@ def results_table(r):
     rows = []
     for ds in r['datasets']:
         for s in [s for s in r['summary'] if s['dataset'] == ds]:
-            rows.append([ds, s['arm'], Num(s['bits_per_byte']), Num(s['bits_per_byte_sd'], 'size'), *_score_cells(s), s['n']])
+            rows.append(
+                [ds, s['arm'], Num(s['bits_per_byte']), Num(s['bits_per_byte_sd'], 'size'), *_score_cells(s), s['n']]
+            )
         for k,c in r['controls'].get(ds, {}).items():
-            if c.get('bits_per_byte') is not None: rows.append([ds, f'{k} (control)', Num(c['bits_per_byte']), Num(None), *_score_cells(c), '–'])
-    return ['dataset', 'arm', 'bits per byte', '± sd', 'nats per token', f"perplexity ({r['tokenizer']})", 'accuracy', 'seeds'], rows
+            if c.get('bits_per_byte') is not None:
+                rows.append([ds, f'{k} (control)', Num(c['bits_per_byte']), Num(None), *_score_cells(c), '–'])
+    return [
+        'dataset',
+        'arm',
+        'bits per byte',
+        '± sd',
+        'nats per token',
+        f"perplexity ({r['tokenizer']})",
+        'accuracy',
+        'seeds',
+    ], rows
 
 def summarize(
     r:dict, # a comparison with `cells`
@@ -100,22 +150,77 @@ def summarize(
     for ds in r['datasets']:
         for a in r['arms']:
             cs = _done(r, a, ds)
-            def mean(k): v = [c[k] for c in cs if c.get(k) is not None]; return float(np.mean(v)) if v else None
+            def mean(k):
+                v = [c[k] for c in cs if c.get(k) is not None]
+                return float(np.mean(v)) if v else None
             bpb = [c['bits_per_byte'] for c in cs if c.get('bits_per_byte') is not None]
-            out.append(dict(dataset=ds, arm=a, n=len(cs), bits_per_byte_sd=float(np.std(bpb, ddof=1)) if len(bpb) > 1 else None, **{k: mean(k) for k in _scores+['tokens', 'parameters', 'flops', 'seconds', 'steps']}))
+            out.append(
+                dict(
+                    dataset=ds,
+                    arm=a,
+                    n=len(cs),
+                    bits_per_byte_sd=float(np.std(bpb, ddof=1)) if len(bpb) > 1 else None,
+                    **{k: mean(k) for k in _scores + ['tokens', 'parameters', 'flops', 'seconds', 'steps']},
+                )
+            )
     return out
 
 # %% ../../nbs/09_reports/03_tables.ipynb #dadc38ac
 def differences_table(r):
     "Differences from the baseline, with what decides"
-    rows = [[outcome(d), d['arm'], Mark(d['verdict']), Num(d['mean'], 'diff'), Num(d['low'], 'diff'), Num(d['high'], 'diff'), Num(d['detectable'], 'size'), Num(d.get('p'), 'size'), Num(d.get('holm'), 'size'),
-             metric_name(d['metric']), d['rule'].split()[0].strip(':,'), d['n_seeds'], d['n_items'], d['n_clusters']] for d in r['differences']]
-    return ['outcome', 'arm', 'verdict', 'difference', 'low', 'high', 'detectable', 'p', 'p, Holm', 'metric', 'decided by', 'seeds', 'items', 'clusters'], rows
+    rows = [
+        [
+            outcome(d),
+            d['arm'],
+            Mark(d['verdict']),
+            Num(d['mean'], 'diff'),
+            Num(d['low'], 'diff'),
+            Num(d['high'], 'diff'),
+            Num(d['detectable'], 'size'),
+            Num(d.get('p'), 'size'),
+            Num(d.get('holm'), 'size'),
+            metric_name(d['metric']),
+            d['rule'].split()[0].strip(':,'),
+            d['n_seeds'],
+            d['n_items'],
+            d['n_clusters'],
+        ]
+        for d in r['differences']
+    ]
+    return [
+        'outcome',
+        'arm',
+        'verdict',
+        'difference',
+        'low',
+        'high',
+        'detectable',
+        'p',
+        'p, Holm',
+        'metric',
+        'decided by',
+        'seeds',
+        'items',
+        'clusters',
+    ], rows
 
 def aa_table(r):
     "The A/A control: two arms that are the same, so that every verdict but one would be false"
-    aa = r.get('aa') or []; aa = list(aa.values()) if isinstance(aa, dict) else aa
-    rows = [[outcome(d), Mark(d.get('verdict')), Num(d['mean'], 'diff'), Num(d['low'], 'diff'), Num(d['high'], 'diff'), Num(d['detectable'], 'size'), metric_name(d.get('metric', '')), d.get('n_seeds', '')] for d in aa]
+    aa = r.get('aa') or []
+    aa = list(aa.values()) if isinstance(aa, dict) else aa
+    rows = [
+        [
+            outcome(d),
+            Mark(d.get('verdict')),
+            Num(d['mean'], 'diff'),
+            Num(d['low'], 'diff'),
+            Num(d['high'], 'diff'),
+            Num(d['detectable'], 'size'),
+            metric_name(d.get('metric', '')),
+            d.get('n_seeds', ''),
+        ]
+        for d in aa
+    ]
     return ['outcome', 'verdict', 'difference', 'low', 'high', 'detectable', 'metric', 'seeds'], rows
 
 # %% ../../nbs/09_reports/03_tables.ipynb #97373c10
@@ -127,12 +232,30 @@ def random_labels_table(r):
 # %% ../../nbs/09_reports/03_tables.ipynb #1ea19457
 def tasks_table(r):
     "What each arm scored on each task"
-    rows = [[outcome(t), t['arm'], Num(t['mean']), Num(t['sd'], 'size'), Num(t['chance']), metric_name(t['metric']), t['task'].replace('_', ' '), t['n_seeds'], t['n_items']] for t in r.get('tasks') or []]
+    rows = [
+        [
+            outcome(t),
+            t['arm'],
+            Num(t['mean']),
+            Num(t['sd'], 'size'),
+            Num(t['chance']),
+            metric_name(t['metric']),
+            t['task'].replace('_', ' '),
+            t['n_seeds'],
+            t['n_items'],
+        ]
+        for t in r.get('tasks') or []
+    ]
     return ['outcome', 'arm', 'mean', '± sd', 'chance', 'metric', 'kind', 'seeds', 'items'], rows
 
 def metrics_table(r):
     "Further figures of the tasks"
-    rows = [[outcome(t), t['arm'], metric_name(k), Num(v)] for t in r.get('tasks') or [] for k,v in (t.get('metrics') or {}).items() if isinstance(v, (int, float))]
+    rows = [
+        [outcome(t), t['arm'], metric_name(k), Num(v)]
+        for t in r.get('tasks') or []
+        for k, v in (t.get('metrics') or {}).items()
+        if isinstance(v, (int, float))
+    ]
     return ['outcome', 'arm', 'metric', 'value'], rows
 
 # %% ../../nbs/09_reports/03_tables.ipynb #3c0ce633
@@ -143,42 +266,106 @@ def tuning_table(r):
         for a,t in arms.items():
             for x,l in zip(t['rates'], t['losses']):
                 chosen = t['best'] is not None and np.isclose(x, t['best'])
-                for i,v in enumerate(l if isinstance(l, (list, tuple)) else [l]): rows.append([ds, a, Num(x, 'rate'), Num(v), ('best, at the edge of the grid' if t['edge'] else 'best') if chosen and not i else ''])
+                for i,v in enumerate(l if isinstance(l, (list, tuple)) else [l]):
+                    rows.append(
+                        [
+                            ds,
+                            a,
+                            Num(x, 'rate'),
+                            Num(v),
+                            ('best, at the edge of the grid' if t['edge'] else 'best') if chosen and not i else '',
+                        ]
+                    )
     return ['dataset', 'arm', 'learning rate', 'loss', 'taken'], rows
 
-_moved = dict(tokens_to_baseline=('tokens to the baseline\'s loss', 'count'), loss_std=('sd of the detrended log loss', 'size'), spikes=('spikes', 'short'), gap=('validation minus training loss', 'diff'), grad_norm=('gradient norm', 'size'), reached=('seeds that reached it', 'percent'))
+_moved = dict(
+    tokens_to_baseline=('tokens to the baseline\'s loss', 'count'),
+    loss_std=('sd of the detrended log loss', 'size'),
+    spikes=('spikes', 'short'),
+    gap=('validation minus training loss', 'diff'),
+    grad_norm=('gradient norm', 'size'),
+    reached=('seeds that reached it', 'percent'),
+)
 
 def dynamics_table(r):
     "How training went"
-    rows = [[ds, a, *(Num(d.get(k), kind) for k,(_,kind) in _moved.items())] for ds,arms in (r.get('dynamics') or {}).items() for a,d in arms.items()]
+    rows = [
+        [ds, a, *(Num(d.get(k), kind) for k, (_, kind) in _moved.items())]
+        for ds, arms in (r.get('dynamics') or {}).items()
+        for a, d in arms.items()
+    ]
     return ['dataset', 'arm', *(n for n,_ in _moved.values())], rows
 
 # %% ../../nbs/09_reports/03_tables.ipynb #72323470
 def budgets_table(r):
     "Tokens, parameters, FLOPs and seconds of a run, whichever of them was fixed"
-    rows = [[s['dataset'], s['arm'], *(Num(s[k], 'count') for k in ('tokens', 'parameters', 'flops')), Num(s['seconds'], 'short'), Num(s['steps'], 'count')] for s in r['summary']]
+    rows = [
+        [
+            s['dataset'],
+            s['arm'],
+            *(Num(s[k], 'count') for k in ('tokens', 'parameters', 'flops')),
+            Num(s['seconds'], 'short'),
+            Num(s['steps'], 'count'),
+        ]
+        for s in r['summary']
+    ]
     return ['dataset', 'arm', 'tokens', 'parameters', 'FLOPs', 'seconds', 'steps'], rows
 
 def costs_table(r):
     "Memory and speed: medians of interleaved repeats, with quartiles"
-    rows = [[costs.get(k, (k.replace('_', ' '),))[0], a, *(Num(m[q], costs.get(k, (k, 'bytes' if k.endswith('bytes') else 'count'))[1]) for q in ('median', 'q1', 'q3')), m['n']]
-            for k in dict.fromkeys(k for m in r['measures'].values() for k in m) for a in r['arms'] if (m := r['measures'].get(a, {}).get(k))]
+    rows = [
+        [
+            costs.get(k, (k.replace('_', ' '),))[0],
+            a,
+            *(
+                Num(m[q], costs.get(k, (k, 'bytes' if k.endswith('bytes') else 'count'))[1])
+                for q in ('median', 'q1', 'q3')
+            ),
+            m['n'],
+        ]
+        for k in dict.fromkeys(k for m in r['measures'].values() for k in m)
+        for a in r['arms']
+        if (m := r['measures'].get(a, {}).get(k))
+    ]
     return ['what', 'arm', 'median', 'quartile 1', 'quartile 3', 'repeats'], rows
 
 def cells_table(r):
     "Every run: how it ended and where it lies"
-    rows = [[c['dataset'], c['arm'], c['seed'], c['status'], Num(c.get('bits_per_byte')), Num(c.get('seconds'), 'short'), c.get('reason') or c.get('path', '')] for c in r['cells']]
+    rows = [
+        [
+            c['dataset'],
+            c['arm'],
+            c['seed'],
+            c['status'],
+            Num(c.get('bits_per_byte')),
+            Num(c.get('seconds'), 'short'),
+            c.get('reason') or c.get('path', ''),
+        ]
+        for c in r['cells']
+    ]
     return ['dataset', 'arm', 'seed', 'status', 'bits per byte', 'seconds', 'folder, or reason'], rows
 
 # %% ../../nbs/09_reports/03_tables.ipynb #70fc407d
 def config_table(r):
     "Settings in which the arms differ"
-    return ['setting', *r['arms']], [[k, *(str(v.get(a, '')) for a in r['arms'])] for k,v in r['config_differences'].items()]
+    return ['setting', *r['arms']], [
+        [k, *(str(v.get(a, '')) for a in r['arms'])] for k, v in r['config_differences'].items()
+    ]
 
 def data_table(r):
     "What was scored, with the hash of its content"
     shared = lambda d: next((c['text'] for c in (d.get('overlap') or {}).values()), '') # of its validation part
-    rows = [[ds, Num(d.get('windows'), 'count'), Num(d.get('tokens'), 'count'), Num(d.get('bytes'), 'count'), d.get('fingerprint', ''), shared(d)] for ds,d in r['data'].items()]
+    rows = [
+        [
+            ds,
+            Num(d.get('windows'), 'count'),
+            Num(d.get('tokens'), 'count'),
+            Num(d.get('bytes'), 'count'),
+            d.get('fingerprint', ''),
+            shared(d),
+        ]
+        for ds, d in r['data'].items()
+    ]
     return ['dataset', 'windows', 'tokens', 'bytes', 'content hash', 'shared with training'], rows
 
 def flat(o:dict, pre=''):
@@ -192,6 +379,20 @@ def env_table(r):
     return ['setting', 'value'], [[k, str(v)] for k,v in [*flat(r['settings']), *flat(r['env'])]]
 
 # %% ../../nbs/09_reports/03_tables.ipynb #c453bafa
-tables = {'Which design wins where': matrix_table, 'Differences': differences_table, 'Results and controls': results_table, 'Tasks': tasks_table, 'Further figures of the tasks': metrics_table,
-          'Tuning': tuning_table, 'Dynamics': dynamics_table, 'Budgets': budgets_table, 'Memory and speed': costs_table, 'A/A control': aa_table, 'Random-label control': random_labels_table,
-          'How the arms differ': config_table, 'Data': data_table, 'Every run': cells_table, 'Settings and machine': env_table}
+tables = {
+    'Which design wins where': matrix_table,
+    'Differences': differences_table,
+    'Results and controls': results_table,
+    'Tasks': tasks_table,
+    'Further figures of the tasks': metrics_table,
+    'Tuning': tuning_table,
+    'Dynamics': dynamics_table,
+    'Budgets': budgets_table,
+    'Memory and speed': costs_table,
+    'A/A control': aa_table,
+    'Random-label control': random_labels_table,
+    'How the arms differ': config_table,
+    'Data': data_table,
+    'Every run': cells_table,
+    'Settings and machine': env_table,
+}

@@ -74,14 +74,30 @@ class RLSettings:
 
 def check_settings(s:RLSettings)->list: # sentences to be said
     "Refuse settings that cannot teach, and warn of those that hardly can"
-    if s.group_size < 2: raise InputError(f'a group of {s.group_size} has nothing to be compared with; --grpo_group_size must be at least 2, better 8')
-    if s.reward not in ('task', 'random'): raise InputError(f"unknown reward '{s.reward}': {did_you_mean(s.reward, ('task', 'random'))}")
-    if s.reward == 'random' and s.reward_model: raise InputError('--reward random is the control without any judge; leave --reward_model out')
+    if s.group_size < 2:
+        raise InputError(
+            f'a group of {s.group_size} has nothing to be compared with; --grpo_group_size must '
+            'be at least 2, better 8'
+        )
+    if s.reward not in ('task', 'random'):
+        raise InputError(f"unknown reward '{s.reward}': {did_you_mean(s.reward, ('task', 'random'))}")
+    if s.reward == 'random' and s.reward_model:
+        raise InputError('--reward random is the control without any judge; leave --reward_model out')
     if s.optimizer == 'muon': raise InputError('muon is two optimizers, and TRL takes one; use adamw, lion or sgd')
-    if s.temperature <= 0: raise InputError(f'temperature={s.temperature} must be above 0: equal completions teach nothing')
-    if s.pass_k < 1 or s.eval_items < 1: raise InputError('eval_items and pass_k must be at least 1: what is not measured cannot be judged')
-    optimizers[s.optimizer]; schedules[s.schedule]
-    return [f'groups of {s.group_size} are small: below 4 the mean of a group says little, and many groups have no signal'] if s.group_size < 4 else []
+    if s.temperature <= 0:
+        raise InputError(f'temperature={s.temperature} must be above 0: equal completions teach nothing')
+    if s.pass_k < 1 or s.eval_items < 1:
+        raise InputError('eval_items and pass_k must be at least 1: what is not measured cannot be judged')
+    optimizers[s.optimizer]
+    schedules[s.schedule]
+    return (
+        [
+            f'groups of {s.group_size} are small: below 4 the mean of a group says little, and '
+            'many groups have no signal'
+        ]
+        if s.group_size < 4
+        else []
+    )
 
 # %% ../../nbs/07_rl/04_grpo.ipynb #27df9dfe
 def short_prompt(
@@ -89,7 +105,8 @@ def short_prompt(
     longest:int, # tokens at most
 )->list:
     "Its beginning and its end"
-    ids = [int(i) for i in ids]; head = longest//2
+    ids = [int(i) for i in ids]
+    head = longest//2
     return ids if len(ids) <= longest else ids[:head] + ids[len(ids) - (longest - head):]
 
 def prompts_of(
@@ -98,8 +115,16 @@ def prompts_of(
     longest:int=512, # tokens of a prompt
 )->list: # dicts index, prompt (a text), ids, reference
     "The questions of a dataset, as a model meets them"
-    if getattr(data, 'task', None) is None or not hasattr(data, 'examples'): raise InputError(f'{data.name} has no questions with answers, and rewards need both; choose a dataset with answers, such as arithmetic or gsm8k')
-    if not data.rows.get(split): raise InputError(f"'{data.name}' has no {split} rows; rewards are judged on prompts of their own, so give a dataset with both")
+    if getattr(data, 'task', None) is None or not hasattr(data, 'examples'):
+        raise InputError(
+            f'{data.name} has no questions with answers, and rewards need both; choose a dataset '
+            'with answers, such as arithmetic or gsm8k'
+        )
+    if not data.rows.get(split):
+        raise InputError(
+            f"'{data.name}' has no {split} rows; rewards are judged on prompts of their own, so "
+            "give a dataset with both"
+        )
     out = []
     for i,(row,e) in enumerate(zip(data.rows[split], data.examples[split])):
         ids = short_prompt(e['ids'][:e['start']], longest)
@@ -114,7 +139,9 @@ def prompt_order(
     "Pass after pass in a new order, each a function of the seed and its number"
     out = []
     while len(out) < total:
-        one = list(range(n)); random.Random(seed_for('rl order', seed, len(out)//n)).shuffle(one); out += one
+        one = list(range(n))
+        random.Random(seed_for('rl order', seed, len(out)//n)).shuffle(one)
+        out += one
     return out[:total]
 
 # %% ../../nbs/07_rl/04_grpo.ipynb #1d08be3d
@@ -135,9 +162,20 @@ class Judge:
         self.model = load_reward_model(s.reward_model, s.device) if s.reward_model else None
     def look(self, prompts, texts, index, step):
         "Judge a batch"
-        self.last = [dict(input=p, output=t, reference=self.task.references(self.rows[i])[0], **reward_of(self.task, self.rows[i], t, self.right)) for p,t,i in zip(prompts, texts, index)]
-        if self.model: self._pay(self.model(prompts, texts))
-        elif self.s.reward == 'random': r = random.Random(seed_for('random reward', self.s.seed, step, rank())); self._pay([float(r.random() < 0.5) for _ in texts])
+        self.last = [
+            dict(
+                input=p,
+                output=t,
+                reference=self.task.references(self.rows[i])[0],
+                **reward_of(self.task, self.rows[i], t, self.right),
+            )
+            for p, t, i in zip(prompts, texts, index)
+        ]
+        if self.model:
+            self._pay(self.model(prompts, texts))
+        elif self.s.reward == 'random':
+            r = random.Random(seed_for('random reward', self.s.seed, step, rank()))
+            self._pay([float(r.random() < 0.5) for _ in texts])
     def _pay(self, rewards):
         for o,r in zip(self.last, rewards): o['reward'] = o['paid'] = float(r)
     @property
@@ -146,7 +184,9 @@ class Judge:
 @patch
 def functions(self:Judge)->tuple: # functions as TRL calls them, and their weights
     "The judge as TRL wants it"
-    def correctness(prompts, completions, index, trainer_state, **kw): self.look(prompts, completions, index, trainer_state.global_step); return [o['correctness'] for o in self.last]
+    def correctness(prompts, completions, index, trainer_state, **kw):
+        self.look(prompts, completions, index, trainer_state.global_step)
+        return [o['correctness'] for o in self.last]
     def format(completions, **kw): return [o['format'] for o in self.last]
     def paid(completions, **kw): return [o['paid'] for o in self.last]
     paid.__name__ = self.third or 'paid'
@@ -163,18 +203,40 @@ def held_out_scores(
     bs:int=64,          # prompts at a time
 )->dict: # pass@1, pass@k: shares of prompts; greedy: mean correctness of the likeliest answers, format likewise, items
     "How often a model is right in one attempt, in at least one of `k`, and when it takes the likeliest tokens"
-    ids = [p['ids'] for p in prompts]; row = lambda p: rows[p['index']]
+    ids = [p['ids'] for p in prompts]
+    row = lambda p: rows[p['index']]
     say = lambda t,s: generate_batch(model, tokenizer, ids, max_new_tokens, temperature=t, seed=s, bs=bs)
-    greedy = say(0, 0); g = [reward_of(task, row(p), t, right) for p,t in zip(prompts, greedy)]
-    tries = [[right(task, row(p), t) > 0 for p,t in zip(prompts, say(temperature, seed_for('pass', seed, j)))] for j in range(k)]
-    n = len(prompts); mean = lambda xs: sum(xs)/n
-    items = [dict(prompt=p['prompt'], output=t, target=p['reference'], score=r['correctness']) for p,t,r in zip(prompts, greedy, g)]
-    return {'pass@1': sum(map(sum, tries))/(n*k), f'pass@{k}': mean([any(t) for t in zip(*tries)]), 'greedy': mean([r['correctness'] for r in g]), 'format': mean([r['format'] for r in g]), 'n': n, 'items': items}
+    greedy = say(0, 0)
+    g = [reward_of(task, row(p), t, right) for p,t in zip(prompts, greedy)]
+    tries = [
+        [right(task, row(p), t) > 0 for p, t in zip(prompts, say(temperature, seed_for('pass', seed, j)))]
+        for j in range(k)
+    ]
+    n = len(prompts)
+    mean = lambda xs: sum(xs)/n
+    items = [
+        dict(prompt=p['prompt'], output=t, target=p['reference'], score=r['correctness'])
+        for p, t, r in zip(prompts, greedy, g)
+    ]
+    return {
+        'pass@1': sum(map(sum, tries)) / (n * k),
+        f'pass@{k}': mean([any(t) for t in zip(*tries)]),
+        'greedy': mean([r['correctness'] for r in g]),
+        'format': mean([r['format'] for r in g]),
+        'n': n,
+        'items': items,
+    }
 
 def can_learn(found:dict, k:int)->str: # a sentence; empty where all is well
     "What `held_out_scores` says about the run to come"
-    if found[f'pass@{k}'] == 0: return f"none of {found['n']} held-out prompts is answered right in {k} attempts: correctness cannot be reinforced before the model is right now and then; fine-tune it first (--mode sft)"
-    if found['pass@1'] > 0.99: return f"{found['pass@1']:.0%} of the attempts are right already: there is little left to learn"
+    if found[f'pass@{k}'] == 0:
+        return (
+            f"none of {found['n']} held-out prompts is answered right in {k} attempts: "
+            "correctness cannot be reinforced before the model is right now and then; fine-tune "
+            "it first (--mode sft)"
+        )
+    if found['pass@1'] > 0.99:
+        return f"{found['pass@1']:.0%} of the attempts are right already: there is little left to learn"
     return ''
 
 # %% ../../nbs/07_rl/04_grpo.ipynb #2019485f
@@ -182,17 +244,25 @@ def can_learn(found:dict, k:int)->str: # a sentence; empty where all is well
 def _hushed():
     "Keep what libraries remark about each other from the reader"
     from transformers.utils import logging as hf
-    was,names = hf.get_verbosity(),('bitsandbytes', 'bitsandbytes.backends.cpu.ops', 'kernels'); levels = {n: logging.getLogger(n).level for n in names}
-    hf.set_verbosity_error(); hf.disable_progress_bar(); [logging.getLogger(n).setLevel(logging.CRITICAL) for n in names]
+    was,names = hf.get_verbosity(),('bitsandbytes', 'bitsandbytes.backends.cpu.ops', 'kernels')
+    levels = {n: logging.getLogger(n).level for n in names}
+    hf.set_verbosity_error()
+    hf.disable_progress_bar()
+    [logging.getLogger(n).setLevel(logging.CRITICAL) for n in names]
     try:
-        with warnings.catch_warnings(action='ignore'): yield
-    finally: hf.set_verbosity(was); [logging.getLogger(n).setLevel(l) for n,l in levels.items()]
+        with warnings.catch_warnings(action='ignore'):
+            yield
+    finally:
+        hf.set_verbosity(was)
+        [logging.getLogger(n).setLevel(l) for n,l in levels.items()]
 
 def need_trl():
     "TRL, or one line that says how to get it"
-    if find_spec('trl') is None: raise InputError("--mode rl needs TRL, which is not installed: `pip install 'lmnotes[rl]'`")
+    if find_spec('trl') is None:
+        raise InputError("--mode rl needs TRL, which is not installed: `pip install 'lmnotes[rl]'`")
     os.environ.setdefault('TRL_EXPERIMENTAL_SILENCE', '1')
-    for n in ('transformers.trainer', 'trl', 'accelerate', 'trl.trainer.grpo_trainer'): logging.getLogger(n).setLevel(logging.ERROR)
+    for n in ('transformers.trainer', 'trl', 'accelerate', 'trl.trainer.grpo_trainer'):
+        logging.getLogger(n).setLevel(logging.ERROR)
     with _hushed():
         import trl, trl.trainer.grpo_trainer
         return trl
@@ -210,25 +280,41 @@ def completion_scores(
     "How likely tokens were, without keeping their logits"
     from torch.utils.checkpoint import checkpoint
     if not len(y): return h.sum()*torch.zeros(0, device=h.device),torch.zeros(0, device=h.device)
-    parts = [checkpoint(_completion_scores, head, a, b, temperature, use_reentrant=False) for a,b in zip(h.split(chunk), y.split(chunk))]
+    parts = [
+        checkpoint(_completion_scores, head, a, b, temperature, use_reentrant=False)
+        for a, b in zip(h.split(chunk), y.split(chunk))
+    ]
     return tuple(map(torch.cat, zip(*parts)))
 
 def real_positions(mask): return (mask.long().cumsum(-1) - 1).clamp(min=0) # (B, T): of each token among the real ones
 
 def fuse_head(model, temperature=1., cast_lm_head_to_fp32=False, outputs=('log_probs',)): # as TRL's `add_fused_lm_head`
     "Teach a model to give log-probabilities instead of logits when TRL asks for them"
-    need_trl(); from trl.trainer import utils
-    if not isinstance(model, LM): utils.add_fused_lm_head(model, temperature=temperature, cast_lm_head_to_fp32=cast_lm_head_to_fp32, outputs=outputs)
-    plain = model.forward; places = 'position_ids' in inspect.signature(plain).parameters
+    need_trl()
+    from trl.trainer import utils
+    if not isinstance(model, LM):
+        utils.add_fused_lm_head(
+            model, temperature=temperature, cast_lm_head_to_fp32=cast_lm_head_to_fp32, outputs=outputs
+        )
+    plain = model.forward
+    places = 'position_ids' in inspect.signature(plain).parameters
     @functools.wraps(type(model).forward)
     def forward(*args, fused_lm_head=False, labels=None, **kw):
         if not fused_lm_head: return plain(*args, **kw, **({} if labels is None else dict(labels=labels)))
         if places and kw.get('attention_mask') is not None: kw['position_ids'] = real_positions(kw['attention_mask'])
         if not isinstance(model, LM): return plain(*args, fused_lm_head=True, labels=labels, **kw)
-        h,y = model.hidden(*args, **{k: v for k,v in kw.items() if k in ('input_ids', 'attention_mask', 'position_ids')})[:,:-1],labels[:,1:]
-        keep = y != -100; found = completion_scores(model.head, h[keep], y[keep], temperature)
+        h, y = (
+            model.hidden(
+                *args, **{k: v for k, v in kw.items() if k in ('input_ids', 'attention_mask', 'position_ids')}
+            )[:, :-1],
+            labels[:, 1:],
+        )
+        keep = y != -100
+        found = completion_scores(model.head, h[keep], y[keep], temperature)
         lp,entropy = (torch.zeros(y.shape, device=h.device).masked_scatter(keep, t) for t in found)
-        return utils.FusedCausalLMOutput(loss=-lp.sum()/keep.sum().clamp(min=1), log_probs=lp, entropy=entropy, label_mask=keep)
+        return utils.FusedCausalLMOutput(
+            loss=-lp.sum() / keep.sum().clamp(min=1), log_probs=lp, entropy=entropy, label_mask=keep
+        )
     model.forward = forward
 
 # %% ../../nbs/07_rl/04_grpo.ipynb #ca11b6bb
@@ -241,63 +327,140 @@ def grpo_config(
 ):
     "The settings as TRL's `GRPOConfig`"
     cpu = torch.device(device).type == 'cpu'
-    with _hushed(): return need_trl().GRPOConfig(output_dir=str(path), max_steps=s.steps, per_device_train_batch_size=s.batch_size*s.group_size, num_generations=s.group_size, gradient_accumulation_steps=s.accumulate,
-        steps_per_generation=s.accumulate, beta=s.beta, learning_rate=s.learning_rate, warmup_steps=s.warmup_steps, lr_scheduler_type=s.schedule.partition(':')[0], max_completion_length=s.max_completion_length,
-        temperature=s.temperature, reward_weights=weights, max_grad_norm=s.max_grad_norm or 1e9, seed=s.seed, shuffle_dataset=False, disable_dropout=True, bf16=dtype == torch.bfloat16, fp16=dtype == torch.float16,
-        use_cpu=cpu, ddp_backend='gloo' if cpu and world() > 1 else None, gradient_checkpointing=s.gradient_checkpointing, logging_steps=1, save_strategy='steps' if s.save_every else 'no', save_steps=s.save_every or 500,
-        ddp_find_unused_parameters=False, report_to='none', disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=not cpu)
+    with _hushed():
+        return need_trl().GRPOConfig(
+            output_dir=str(path),
+            max_steps=s.steps,
+            per_device_train_batch_size=s.batch_size * s.group_size,
+            num_generations=s.group_size,
+            gradient_accumulation_steps=s.accumulate,
+            steps_per_generation=s.accumulate,
+            beta=s.beta,
+            learning_rate=s.learning_rate,
+            warmup_steps=s.warmup_steps,
+            lr_scheduler_type=s.schedule.partition(':')[0],
+            max_completion_length=s.max_completion_length,
+            temperature=s.temperature,
+            reward_weights=weights,
+            max_grad_norm=s.max_grad_norm or 1e9,
+            seed=s.seed,
+            shuffle_dataset=False,
+            disable_dropout=True,
+            bf16=dtype == torch.bfloat16,
+            fp16=dtype == torch.float16,
+            use_cpu=cpu,
+            ddp_backend='gloo' if cpu and world() > 1 else None,
+            gradient_checkpointing=s.gradient_checkpointing,
+            logging_steps=1,
+            save_strategy='steps' if s.save_every else 'no',
+            save_steps=s.save_every or 500,
+            ddp_find_unused_parameters=False,
+            report_to='none',
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=not cpu,
+        )
 
 # %% ../../nbs/07_rl/04_grpo.ipynb #d93a5e3f
 @functools.cache
 def trainer_class():
     "TRL's trainer with our prompts, dice, checkpoints and log"
     class LMGRPOTrainer(need_trl().GRPOTrainer):
-        def __init__(self, *args, ids, book, **kw): self.ids,self.book = ids,book; super().__init__(*args, **kw)
+        def __init__(self, *args, ids, book, **kw):
+            self.ids,self.book = ids,book
+            super().__init__(*args, **kw)
         def _tokenize_prompts(self, prompts): return [self.ids[p] for p in prompts],None,{}
         def _generate_and_score_completions(self, inputs):
             torch.manual_seed(seed_for('completions', self.args.seed, self.state.global_step, rank()))
             return super()._generate_and_score_completions(inputs)
-        def log(self, logs, start_time=None): super().log(logs, start_time); self.book.log(self, logs)
+        def log(self, logs, start_time=None):
+            super().log(logs, start_time)
+            self.book.log(self, logs)
         def _get_output_dir(self, trial): return str(self.book.aside)
         def _save_checkpoint(self, model, trial):
             step = self.state.global_step
             if (self.book.checkpoints/step_name(step)).exists(): return
             super(need_trl().GRPOTrainer, self)._save_checkpoint(model, trial) # without a model card
-            barrier(); on_main(lambda: self.book.keep_checkpoint(step)); barrier()
+            barrier()
+            on_main(lambda: self.book.keep_checkpoint(step))
+            barrier()
     return LMGRPOTrainer
 
 @contextmanager
 def _trl_knows(model):
     "TRL's reference is a copy of the model, not one read from where its config says it came from"
     import trl.trainer.grpo_trainer as g
-    with patched.object(g, 'create_model_from_path', lambda *a, **kw: deepcopy(model).requires_grad_(False)), patched.object(g, 'add_fused_lm_head', fuse_head): yield
+    with (
+        patched.object(g, 'create_model_from_path', lambda *a, **kw: deepcopy(model).requires_grad_(False)),
+        patched.object(g, 'add_fused_lm_head', fuse_head),
+    ):
+        yield
 
 # %% ../../nbs/07_rl/04_grpo.ipynb #137fd444
 class Book:
     "What a run on rewards writes into its folder"
     def __init__(self, path, s:RLSettings, data, judge, quiet=False):
         self.path,self.s,self.data,self.judge,self.quiet = Path(path),s,data,judge,quiet
-        self.checkpoints,self.aside,self.began,self.tokens,self.trackers,self.spent,self.last = self.path/'checkpoints',self.path/'checkpoints'/'.trl.tmp',time.perf_counter(),0,[],0.,0.
+        self.checkpoints, self.aside, self.began, self.tokens, self.trackers, self.spent, self.last = (
+            self.path / 'checkpoints',
+            self.path / 'checkpoints' / '.trl.tmp',
+            time.perf_counter(),
+            0,
+            [],
+            0.0,
+            0.0,
+        )
     def log(self, trainer, logs): # called by the trainer after each step
         if 'loss' not in logs or not is_main(): return
-        now = time.perf_counter(); tokens = int(trainer.state.num_input_tokens_seen); seconds = now - self.last - self.spent; rate = (tokens - self.tokens)/max(seconds, 1e-9)
+        now = time.perf_counter()
+        tokens = int(trainer.state.num_input_tokens_seen)
+        seconds = now - self.last - self.spent
+        rate = (tokens - self.tokens)/max(seconds, 1e-9)
         get = lambda k: logs.get(k) if logs.get(k) is None else float(logs[k])
-        self.row = dict(step=trainer.state.global_step, time=round(now - self.began, 4), loss=get('loss'), accuracy=get('rewards/correctness/mean'), reward=get('reward'), correctness=get('rewards/correctness/mean'),
-            format=get('rewards/format/mean'), no_signal=get('frac_reward_zero_std'), kl=get('kl'), entropy=get('entropy'), completion_length=get('completions/mean_length'), cut_off=get('completions/clipped_ratio'),
-            learning_rate=get('learning_rate'), grad_norm=get('grad_norm'), tokens_per_s=round(rate, 1), tokens=tokens, memory_bytes=memory_bytes(trainer.args.device))
-        append_jsonl(self.path/'metrics.jsonl', self.row); self.last,self.tokens,self.spent = now,tokens,0.
+        self.row = dict(
+            step=trainer.state.global_step,
+            time=round(now - self.began, 4),
+            loss=get('loss'),
+            accuracy=get('rewards/correctness/mean'),
+            reward=get('reward'),
+            correctness=get('rewards/correctness/mean'),
+            format=get('rewards/format/mean'),
+            no_signal=get('frac_reward_zero_std'),
+            kl=get('kl'),
+            entropy=get('entropy'),
+            completion_length=get('completions/mean_length'),
+            cut_off=get('completions/clipped_ratio'),
+            learning_rate=get('learning_rate'),
+            grad_norm=get('grad_norm'),
+            tokens_per_s=round(rate, 1),
+            tokens=tokens,
+            memory_bytes=memory_bytes(trainer.args.device),
+        )
+        append_jsonl(self.path/'metrics.jsonl', self.row)
+        self.last,self.tokens,self.spent = now,tokens,0.
         self.say(trainer)
     def say(self, trainer):
         r,n = self.row,self.s.steps
         if self.quiet or not (r['step'] % max(n//10, 1) == 0 or r['step'] == n): return
-        print(f"rl: step {r['step']}/{n} · reward {r['reward']:.3f} · right {r['correctness']:.1%} · form {r['format']:.3f} · no signal in {r['no_signal']:.0%} of groups · kl {r['kl'] or 0:.3f} · {format_count(r['tokens_per_s'])} tok/s", file=sys.stderr, flush=True)
+        print(
+            f"rl: step {r['step']}/{n} · reward {r['reward']:.3f} · right {r['correctness']:.1%} "
+            f"· form {r['format']:.3f} · no signal in {r['no_signal']:.0%} of groups · kl "
+            f"{r['kl'] or 0:.3f} · {format_count(r['tokens_per_s'])} tok/s",
+            file=sys.stderr,
+            flush=True,
+        )
 
 @patch
 def keep_checkpoint(self:Book, step):
     "Give a checkpoint its name, at once, and remove old ones"
-    made = self.aside/f'checkpoint-{step}'; (made/'training_args.bin').unlink(missing_ok=True)
-    write_json(made/'state.json', dict(step=step, tokens=self.tokens, fingerprint=self.data.fingerprint, total_steps=self.s.steps, mode='rl'))
-    os.rename(made, self.checkpoints/step_name(step)); shutil.rmtree(self.aside, ignore_errors=True)
+    made = self.aside/f'checkpoint-{step}'
+    (made/'training_args.bin').unlink(missing_ok=True)
+    write_json(
+        made / 'state.json',
+        dict(step=step, tokens=self.tokens, fingerprint=self.data.fingerprint, total_steps=self.s.steps, mode='rl'),
+    )
+    os.rename(made, self.checkpoints/step_name(step))
+    shutil.rmtree(self.aside, ignore_errors=True)
     atomic_write(self.checkpoints/'latest', step_name(step) + '\n')
     for old in steps_in(self.checkpoints)[:-self.s.keep]: shutil.rmtree(old)
 
@@ -305,16 +468,21 @@ def keep_checkpoint(self:Book, step):
 def samples(self:Book, step, n=4):
     "Note a few completions of the newest batch, of different prompts, with what they earned"
     seen = {o['input']: o for o in reversed(self.judge.last)}
-    rows = [dict(step=step, accuracy=o['correctness'], **{k: v for k,v in o.items() if k != 'paid'}) for o in list(seen.values())[:n]]
+    rows = [
+        dict(step=step, accuracy=o['correctness'], **{k: v for k, v in o.items() if k != 'paid'})
+        for o in list(seen.values())[:n]
+    ]
     if rows: append_jsonl(self.path/'samples.jsonl', *rows)
     return rows
 
 @patch
 def draw(self:Book, step):
     "The pictures of the run so far, and what trackers have not seen yet"
-    began = time.perf_counter(); write_pictures(self.path, step)
+    began = time.perf_counter()
+    write_pictures(self.path, step)
     for t in self.trackers: t.sync()
-    self.cost = time.perf_counter() - began; self.drawn = getattr(self, 'drawn', 0.) + self.cost
+    self.cost = time.perf_counter() - began
+    self.drawn = getattr(self, 'drawn', 0.) + self.cost
 
 # %% ../../nbs/07_rl/04_grpo.ipynb #08a42055
 def samples_table(
@@ -326,21 +494,35 @@ def samples_table(
     from rich.text import Text
     t = Table('step', 'prompt', 'reference', 'completion', 'right', 'form', 'reward', title='samples')
     line = lambda s,n,end=False: Text((s if len(s) <= n else '…' + s[-n:] if end else s[:n] + '…').replace('\n', '↵'))
-    for r in rows: t.add_row(str(r['step']), line(r['input'], width, True), line(r['reference'], 24), line(r['output'], 40), f"{r['correctness']:.2f}", f"{r['format']:.2f}", f"{r['reward']:.2f}")
+    for r in rows:
+        t.add_row(
+            str(r['step']),
+            line(r['input'], width, True),
+            line(r['reference'], 24),
+            line(r['output'], 40),
+            f"{r['correctness']:.2f}",
+            f"{r['format']:.2f}",
+            f"{r['reward']:.2f}",
+        )
     return t
 
 # %% ../../nbs/07_rl/04_grpo.ipynb #2de9ae06
 def _stop_anywhere(asked)->bool: # whether any rank was asked
     if world() == 1: return bool(asked)
-    t = torch.tensor(float(bool(asked))); torch.distributed.all_reduce(t); return bool(t > 0)
+    t = torch.tensor(float(bool(asked)))
+    torch.distributed.all_reduce(t)
+    return bool(t > 0)
 
 def along_the_way(book, evaluate, holder):
     "A callback for TRL's trainer"
     from transformers import TrainerCallback
     class Along(TrainerCallback):
-        def on_train_begin(self, args, state, control, **kw): book.last,book.tokens = time.perf_counter(),int(state.num_input_tokens_seen)
+        def on_train_begin(self, args, state, control, **kw):
+            book.last,book.tokens = time.perf_counter(),int(state.num_input_tokens_seen)
         def on_step_end(self, args, state, control, **kw):
-            if _stop_anywhere(holder.stop_asked): holder.stopped = holder.stop_asked or 'another rank'; control.should_save = control.should_training_stop = True
+            if _stop_anywhere(holder.stop_asked):
+                holder.stopped = holder.stop_asked or 'another rank'
+                control.should_save = control.should_training_stop = True
         def on_log(self, args, state, control, logs=None, **kw):
             if 'loss' not in (logs or {}): return
             step,s,began = state.global_step,book.s,time.perf_counter()
@@ -349,7 +531,11 @@ def along_the_way(book, evaluate, holder):
             holder.due = is_main() and step % s.picture_every == 0
             book.spent += time.perf_counter() - began
         def on_step_begin(self, args, state, control, **kw): # the line of the last step is written by now
-            cheap = getattr(book, 'drawn', 0.) + 2*getattr(book, 'cost', .5) <= .02*(time.perf_counter() - book.began) or not (book.path/'viz').exists()
+            cheap = (
+                getattr(book, 'drawn', 0.0) + 2 * getattr(book, 'cost', 0.5)
+                <= 0.02 * (time.perf_counter() - book.began)
+                or not (book.path / 'viz').exists()
+            )
             if getattr(holder, 'due', False) and cheap: book.draw(state.global_step)
             holder.due = False
     return Along()
@@ -370,20 +556,38 @@ class RLRun:
     def table(self, n=6): return samples_table(self.samples[-n:])
 
 def _check_position_room(model, s): # a model of learned or trained positions must hold prompt and completion
-    c = model.config.get_text_config(); longest = getattr(c, 'max_position_embeddings', None)
-    if longest and s.max_completion_length >= longest: raise InputError(f'--max_completion_length {s.max_completion_length} leaves no room for a prompt: the model takes {longest} tokens')
+    c = model.config.get_text_config()
+    longest = getattr(c, 'max_position_embeddings', None)
+    if longest and s.max_completion_length >= longest:
+        raise InputError(
+            f'--max_completion_length {s.max_completion_length} leaves no room for a prompt: the '
+            f'model takes {longest} tokens'
+        )
     return replace(s, max_prompt_length=min(s.max_prompt_length, longest - s.max_completion_length)) if longest else s
 
 def _trainer(model, data, s, path, judge, book, prompts):
     from datasets import Dataset, disable_progress_bars
     from transformers import PrinterCallback, ProgressCallback
-    device = pick_device(s.device); dtype = pick_dtype(device, s.precision, getattr(model.config.get_text_config(), 'hidden_size', None))
-    fs,weights = judge.functions(); total = s.steps*s.batch_size*s.accumulate*world(); disable_progress_bars()
-    rows = Dataset.from_list([dict(prompt=p['prompt'], index=p['index']) for p in prompts]).select(prompt_order(len(prompts), total, s.seed))
+    device = pick_device(s.device)
+    dtype = pick_dtype(device, s.precision, getattr(model.config.get_text_config(), 'hidden_size', None))
+    fs,weights = judge.functions()
+    total = s.steps*s.batch_size*s.accumulate*world()
+    disable_progress_bars()
+    rows = Dataset.from_list([dict(prompt=p['prompt'], index=p['index']) for p in prompts]).select(
+        prompt_order(len(prompts), total, s.seed)
+    )
     opt = optimizers.build(s.optimizer, model, lr=s.learning_rate, wd=s.weight_decay)
     with _trl_knows(model):
-        t = trainer_class()(model=model, reward_funcs=fs, args=grpo_config(s, path, weights, device, dtype), train_dataset=rows, processing_class=data.tokenizer, optimizers=(opt, None),
-                            ids={p['prompt']: p['ids'] for p in prompts}, book=book)
+        t = trainer_class()(
+            model=model,
+            reward_funcs=fs,
+            args=grpo_config(s, path, weights, device, dtype),
+            train_dataset=rows,
+            processing_class=data.tokenizer,
+            optimizers=(opt, None),
+            ids={p['prompt']: p['ids'] for p in prompts},
+            book=book,
+        )
     for cb in (PrinterCallback, ProgressCallback): t.remove_callback(cb)
     return t
 
@@ -393,8 +597,23 @@ def _evaluation(model, data, s, path, prompts, right):
     def measure(step):
         old = [r for r in read_jsonl(path/'evals.jsonl') if r['step'] == step]
         if old: return old[0] | dict(n=len(pick))
-        found = held_out_scores(model, data.tokenizer, data.task, data.rows['validation'], pick, s.pass_k, s.max_completion_length, s.temperature, s.seed, right)
-        items = found.pop('items'); append_jsonl(path/'evals.jsonl', dict(step=step, accuracy=found['greedy'], task_score=found['greedy'], **found)); return found
+        found = held_out_scores(
+            model,
+            data.tokenizer,
+            data.task,
+            data.rows['validation'],
+            pick,
+            s.pass_k,
+            s.max_completion_length,
+            s.temperature,
+            s.seed,
+            right,
+        )
+        items = found.pop('items')
+        append_jsonl(
+            path / 'evals.jsonl', dict(step=step, accuracy=found['greedy'], task_score=found['greedy'], **found)
+        )
+        return found
     return lambda step: on_main(lambda: measure(step))
 
 def _save_trained(model, tokenizer, path): # of a model with adapters the whole, and the adapters beside it
@@ -402,7 +621,10 @@ def _save_trained(model, tokenizer, path): # of a model with adapters the whole,
         if (path/'final').exists(): shutil.rmtree(path/'final')
         with atomic_dir(path/'final') as d:
             if hasattr(model, 'peft_config'):
-                if not model.get_base_model().__dict__.get('is_quantized'): save_model(merge_lora(deepcopy(model)), tokenizer, d); save_model(model, None, d/'adapter'); return
+                if not model.get_base_model().__dict__.get('is_quantized'):
+                    save_model(merge_lora(deepcopy(model)), tokenizer, d)
+                    save_model(model, None, d/'adapter')
+                    return
             save_model(model, tokenizer, d)
     on_main(write)
 
@@ -420,50 +642,97 @@ def run_rl(
     facts=None,         # for trackers
 )->RLRun:
     "Train a model on rewards, and leave a run folder"
-    s = _check_position_room(model, s); path = Path(path); notes = check_settings(s)
+    s = _check_position_room(model, s)
+    path = Path(path)
+    notes = check_settings(s)
     train,valid = (prompts_of(data, split, s.max_prompt_length) for split in ('train', 'validation'))
-    judge = Judge(data.task, data.rows['train'], s); book,holder = Book(path, s, data, judge, quiet),SimpleNamespace(stop_asked=None, stopped=None)
+    judge = Judge(data.task, data.rows['train'], s)
+    book,holder = Book(path, s, data, judge, quiet),SimpleNamespace(stop_asked=None, stopped=None)
     model.to(pick_device(s.device)) if not getattr(model, 'is_quantized', False) else None
     measure = _evaluation(model, data, s, path, valid, judge.right)
     if ck and is_main():
         sweep(book.checkpoints)
-        for log in ('metrics.jsonl', 'evals.jsonl', 'samples.jsonl'): cut_log(path/log, read_json(Path(ck)/'state.json')['step'])
-    barrier(); before = measure(0); notes += [n for n in [can_learn(before, s.pass_k)] if n]
+        for log in ('metrics.jsonl', 'evals.jsonl', 'samples.jsonl'):
+            cut_log(path/log, read_json(Path(ck)/'state.json')['step'])
+    barrier()
+    before = measure(0)
+    notes += [n for n in [can_learn(before, s.pass_k)] if n]
     if not quiet: _say_before(before, s, notes)
     if is_main(): book.trackers = [TensorBoard(path, facts)] + ([WandB(path, facts)] if s.wandb else [])
     with _hushed(), signals_ask(holder):
-        t = _trainer(model, data, s, path, judge, book, train); t.add_callback(along_the_way(book, measure, holder)); began = time.perf_counter()
+        t = _trainer(model, data, s, path, judge, book, train)
+        t.add_callback(along_the_way(book, measure, holder))
+        began = time.perf_counter()
         t.train(resume_from_checkpoint=str(ck) if ck else None)
-    return _end(t, _as_before(t.model), data, s, path, book, holder, measure, before, time.perf_counter() - began, notes, ck)
+    return _end(
+        t, _as_before(t.model), data, s, path, book, holder, measure, before, time.perf_counter() - began, notes, ck
+    )
 
 # %% ../../nbs/07_rl/04_grpo.ipynb #1a68bcb2
 def _say_before(before, s, notes):
     print(f'{"before":>10}  ' + _scores_line(before, s))
     for n in notes: print(f'{"note":>10}  {n}')
 
-def _scores_line(f, s): return f"right {f['greedy']:.1%} (likeliest answer), pass@1 {f['pass@1']:.1%}, pass@{s.pass_k} {f[f'pass@{s.pass_k}']:.1%}, over {f['n']} held-out prompts"
+def _scores_line(f, s):
+    return (
+        f"right {f['greedy']:.1%} (likeliest answer), pass@1 {f['pass@1']:.1%}, "
+        f"pass@{s.pass_k} {f[f'pass@{s.pass_k}']:.1%}, over {f['n']} held-out prompts"
+    )
 
 def _mean(rows, k):
     xs = [r[k] for r in rows if r.get(k) is not None]
     return sum(xs)/len(xs) if xs else None
 
 def _summary(t, model, data, s, book, before, after, seconds, notes, ck):
-    rows = read_jsonl(book.path/'metrics.jsonl'); tenth = max(len(rows)//10, 1); begun = read_json(Path(ck)/'state.json')['step'] if ck else 0
+    rows = read_jsonl(book.path/'metrics.jsonl')
+    tenth = max(len(rows)//10, 1)
+    begun = read_json(Path(ck)/'state.json')['step'] if ck else 0
     keys = ('reward', 'correctness', 'format', 'no_signal', 'kl', 'completion_length')
-    return dict(status='done', mode='rl', steps=t.state.global_step, tokens=book.tokens, parameters=model.num_parameters(), train_seconds=seconds, resumed_at_step=begun or None, tokens_per_s=_mean(rows, 'tokens_per_s'),
-        accuracy=after['greedy'], task_score=after['greedy'], gain=after['greedy'] - before['greedy'], before=before, after=after, first={k: _mean(rows[:tenth], k) for k in keys}, last={k: _mean(rows[-tenth:], k) for k in keys},
-        no_signal=_mean(rows, 'no_signal'), reward=s.reward_model or s.reward, notes=notes, memory_bytes=memory_bytes(t.args.device), ranks=world(), tokenizer=data.spec['tokenizer'],
-        **({'tainted': data.tainted} if getattr(data, 'tainted', None) else {}))
+    return dict(
+        status='done',
+        mode='rl',
+        steps=t.state.global_step,
+        tokens=book.tokens,
+        parameters=model.num_parameters(),
+        train_seconds=seconds,
+        resumed_at_step=begun or None,
+        tokens_per_s=_mean(rows, 'tokens_per_s'),
+        accuracy=after['greedy'],
+        task_score=after['greedy'],
+        gain=after['greedy'] - before['greedy'],
+        before=before,
+        after=after,
+        first={k: _mean(rows[:tenth], k) for k in keys},
+        last={k: _mean(rows[-tenth:], k) for k in keys},
+        no_signal=_mean(rows, 'no_signal'),
+        reward=s.reward_model or s.reward,
+        notes=notes,
+        memory_bytes=memory_bytes(t.args.device),
+        ranks=world(),
+        tokenizer=data.spec['tokenizer'],
+        **({'tainted': data.tainted} if getattr(data, 'tainted', None) else {}),
+    )
 
 def _end(t, model, data, s, path, book, holder, measure, before, seconds, notes, ck):
     step = t.state.global_step
     if holder.stopped and step < s.steps:
         if is_main(): write_json(path/'summary.json', dict(status='stopped', reason=holder.stopped, steps=step))
-        raise RunError(f'stopped by {holder.stopped} after step {step} of {s.steps}; everything is saved. Go on with `lmnotes train --resume {path}`')
-    after = measure(step); _save_trained(model, data.tokenizer, path); summary = _summary(t, model, data, s, book, before, after, seconds, notes, ck)
+        raise RunError(
+            f'stopped by {holder.stopped} after step {step} of {s.steps}; everything is saved. Go '
+            f'on with `lmnotes train --resume {path}`'
+        )
+    after = measure(step)
+    _save_trained(model, data.tokenizer, path)
+    summary = _summary(t, model, data, s, book, before, after, seconds, notes, ck)
     if is_main():
-        rows = book.samples(step) if not read_jsonl(path/'samples.jsonl') or read_jsonl(path/'samples.jsonl')[-1]['step'] != step else read_jsonl(path/'samples.jsonl')[-4:]
-        book.draw(step); [tr.sync(close=True) for tr in book.trackers]; write_json(path/'summary.json', summary)
+        rows = (
+            book.samples(step)
+            if not read_jsonl(path / 'samples.jsonl') or read_jsonl(path / 'samples.jsonl')[-1]['step'] != step
+            else read_jsonl(path / 'samples.jsonl')[-4:]
+        )
+        book.draw(step)
+        [tr.sync(close=True) for tr in book.trackers]
+        write_json(path/'summary.json', summary)
         if not book.quiet: _say_after(summary, s, rows)
     barrier()
     return RLRun(path, model, data, summary, t)
@@ -472,8 +741,13 @@ def _say_after(u, s, rows):
     from rich.console import Console
     Console(width=None if sys.stdout.isatty() else 150).print(samples_table(rows))
     print(f'{"after":>10}  ' + _scores_line(u['after'], s))
-    print(f"{'result':>10}  reward {u['first']['reward']:.3f} -> {u['last']['reward']:.3f}, right {u['first']['correctness']:.1%} -> {u['last']['correctness']:.1%}, form {u['first']['format']:.3f} -> {u['last']['format']:.3f}, no signal in {u['no_signal']:.0%} of groups, "
-          f"{format_count(u['tokens_per_s'])} tokens/s, {u['train_seconds']:.1f} s")
+    print(
+        f"{'result':>10}  reward {u['first']['reward']:.3f} -> {u['last']['reward']:.3f}, "
+        f"right {u['first']['correctness']:.1%} -> {u['last']['correctness']:.1%}, form "
+        f"{u['first']['format']:.3f} -> {u['last']['format']:.3f}, no signal in "
+        f"{u['no_signal']:.0%} of groups, "
+        f"{format_count(u['tokens_per_s'])} tokens/s, {u['train_seconds']:.1f} s"
+    )
 
 def _open(path, options, data, s, facts=None): # the files that say what a run is
     write_json(path/'args.json', dict(options=options, data=data.spec, learner={}, settings=asdict(s), ranks=world()))
@@ -489,49 +763,125 @@ def grpo(
     **settings,        # fields of `RLSettings`
 )->RLRun:
     "Train a model on what its answers are worth"
-    s = options_from(RLSettings, **settings); check_settings(s)
+    s = options_from(RLSettings, **settings)
+    check_settings(s)
     if isinstance(data, str): data = load_data(data, mode='sft', tokenizer='bytes')
-    if not model.can_generate(): raise InputError(f'{type(model).__name__} writes no text, and rewards are for texts; give a causal model')
+    if not model.can_generate():
+        raise InputError(f'{type(model).__name__} writes no text, and rewards are for texts; give a causal model')
     ck = find_checkpoint(path) if resume else None
-    if path is None: path = new_run_folder(f"{type(model).__name__}_{data.name.replace('/', '-')}_rl_bs{s.batch_size}")
-    path = Path(path); path.mkdir(parents=True, exist_ok=True)
-    if not ck and (path/'args.json').exists(): raise InputError(f'{path} already holds a run; choose another folder, or say resume=True')
-    if ck and (had := read_json(ck/'state.json')['fingerprint']) != data.fingerprint: raise InputError(f'{ck} was trained on other data (content {had[:8]}, here {data.fingerprint[:8]}); resume where the same rows are')
-    dls = SimpleNamespace(name=data.name, n_tokens=data.n_tokens, spec=data.spec, device=pick_device(s.device)); facts = run_facts(SimpleNamespace(model=model, dls=dls, spec={}), 0, asdict(s), world())
+    if path is None:
+        path = new_run_folder(f"{type(model).__name__}_{data.name.replace('/', '-')}_rl_bs{s.batch_size}")
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    if not ck and (path/'args.json').exists():
+        raise InputError(f'{path} already holds a run; choose another folder, or say resume=True')
+    if ck and (had := read_json(ck/'state.json')['fingerprint']) != data.fingerprint:
+        raise InputError(
+            f'{ck} was trained on other data (content {had[:8]}, here {data.fingerprint[:8]}); '
+            'resume where the same rows are'
+        )
+    dls = SimpleNamespace(name=data.name, n_tokens=data.n_tokens, spec=data.spec, device=pick_device(s.device))
+    facts = run_facts(SimpleNamespace(model=model, dls=dls, spec={}), 0, asdict(s), world())
     on_main(lambda: _open(path, asdict(s), data, s))
     return run_rl(model, data, s, path, ck, quiet, facts)
 
 # %% ../../nbs/07_rl/04_grpo.ipynb #d81bb67f
-_no_use = dict(max_seconds='give --max_steps', load_best_model_at_end='a run on rewards ends with its last step, or the best would be chosen by what it is judged on', early_stopping_patience='give --max_steps', fsdp='TRL copies the model to every rank; leave it out',
-    compile='completions change their length at every token; leave it out', datasets='rewards are made for one dataset; give --dataset', streaming='rewards need rows that can be looked up; leave it out', max_chunks='rewards need rows that can be looked up; leave it out',
-    use_packing='prompts are answered one by one; leave it out')
+_no_use = dict(
+    max_seconds='give --max_steps',
+    load_best_model_at_end='a run on rewards ends with its last step, or the best would be chosen by what it is '
+    'judged on',
+    early_stopping_patience='give --max_steps',
+    fsdp='TRL copies the model to every rank; leave it out',
+    compile='completions change their length at every token; leave it out',
+    datasets='rewards are made for one dataset; give --dataset',
+    streaming='rewards need rows that can be looked up; leave it out',
+    max_chunks='rewards need rows that can be looked up; leave it out',
+    use_packing='prompts are answered one by one; leave it out',
+)
 
-def rl_settings(o, n_prompts:int, steps=None, given=())->RLSettings: # o: `TrainOptions`; n_prompts: training rows; given: names that were typed
+def rl_settings(
+    o,
+    n_prompts:int,
+    steps=None,
+    given=(),
+)->RLSettings: # o: `TrainOptions`; n_prompts: training rows; given: names that were typed
     "The options of a run as settings of reinforcement learning"
     for k,why in _no_use.items():
         if getattr(o, k): raise InputError(f'--{k} is not for --mode rl: {why}')
     per_epoch = max(n_prompts//(o.batch_size*o.gradient_accumulation_steps*world()), 1)
-    return RLSettings(steps=steps or o.max_steps or max(round(per_epoch*o.num_train_epochs), 1), batch_size=o.batch_size, group_size=o.grpo_group_size, accumulate=o.gradient_accumulation_steps, beta=o.grpo_beta, learning_rate=o.rl_learning_rate,
-        warmup_steps=o.rl_warmup_steps, schedule=o.lr_scheduler_type if 'lr_scheduler_type' in given else 'constant_with_warmup', max_prompt_length=o.max_prompt_length, max_completion_length=o.max_completion_length, reward=o.reward, reward_model=o.reward_model,
-        allow_execution=o.allow_execution, eval_items=o.eval_generate, eval_every=o.eval_steps or (per_epoch if o.eval_strategy == 'epoch' else None), pass_k=min(o.grpo_group_size, 8), save_every=dict(no=None, steps=o.save_steps, epoch=per_epoch)[o.save_strategy],
-        keep=o.save_total_limit, picture_every=o.viz_interval, sample_every=o.viz_interval*o.display_samples_every, optimizer=o.optimizer, weight_decay=o.weight_decay or 0. if 'weight_decay' in given else 0., max_grad_norm=o.max_grad_norm,
-        precision=next((p for p,on in (('fp16', o.fp16), ('bf16', o.bf16), ('fp32', o.no_mixed_precision)) if on), 'auto'), gradient_checkpointing=o.gradient_checkpointing, wandb=o.wandb, device=o.device, seed=o.seed)
+    return RLSettings(
+        steps=steps or o.max_steps or max(round(per_epoch * o.num_train_epochs), 1),
+        batch_size=o.batch_size,
+        group_size=o.grpo_group_size,
+        accumulate=o.gradient_accumulation_steps,
+        beta=o.grpo_beta,
+        learning_rate=o.rl_learning_rate,
+        warmup_steps=o.rl_warmup_steps,
+        schedule=o.lr_scheduler_type if 'lr_scheduler_type' in given else 'constant_with_warmup',
+        max_prompt_length=o.max_prompt_length,
+        max_completion_length=o.max_completion_length,
+        reward=o.reward,
+        reward_model=o.reward_model,
+        allow_execution=o.allow_execution,
+        eval_items=o.eval_generate,
+        eval_every=o.eval_steps or (per_epoch if o.eval_strategy == 'epoch' else None),
+        pass_k=min(o.grpo_group_size, 8),
+        save_every=dict(no=None, steps=o.save_steps, epoch=per_epoch)[o.save_strategy],
+        keep=o.save_total_limit,
+        picture_every=o.viz_interval,
+        sample_every=o.viz_interval * o.display_samples_every,
+        optimizer=o.optimizer,
+        weight_decay=o.weight_decay or 0.0 if 'weight_decay' in given else 0.0,
+        max_grad_norm=o.max_grad_norm,
+        precision=next(
+            (p for p, on in (('fp16', o.fp16), ('bf16', o.bf16), ('fp32', o.no_mixed_precision)) if on), 'auto'
+        ),
+        gradient_checkpointing=o.gradient_checkpointing,
+        wandb=o.wandb,
+        device=o.device,
+        seed=o.seed,
+    )
 
 def _room(o): # a recipe is built as long as prompt and completion need it
     from lmnotes.training.build import base_name, models
-    return replace(o, max_length=o.max_prompt_length + o.max_completion_length) if base_name(o) in models and not o.init else o
+    return (
+        replace(o, max_length=o.max_prompt_length + o.max_completion_length)
+        if base_name(o) in models and not o.init
+        else o
+    )
 
 def _data(o): # rows are not cut for training on answers; prompts are, and say so
     from lmnotes.training.build import data_from, is_masked, decoder_start
-    if is_masked(o): raise InputError(f'{o.model} fills gaps and writes no text, and rewards are for texts; choose a causal model')
-    if not o.data_path and not o.datasets and 'rl' not in (ds := find_dataset(o.dataset, o.dataset_config)).modes: raise InputError(f"'{ds.name}' is a corpus: it has no answers to reward; train on it with --mode pretrain, or choose a dataset with answers, such as gsm8k")
-    if decoder_start(o) is not None: raise InputError(f'{o.model} is an encoder-decoder, and GRPO is for causal models; choose one such as gpt2 or standard')
-    data = data_from(replace(o, max_length=o.max_prompt_length + o.max_completion_length)); data.notes = [n for n in data.notes if 'are cut from rows' not in n]
+    if is_masked(o):
+        raise InputError(f'{o.model} fills gaps and writes no text, and rewards are for texts; choose a causal model')
+    if not o.data_path and not o.datasets and 'rl' not in (ds := find_dataset(o.dataset, o.dataset_config)).modes:
+        raise InputError(
+            f"'{ds.name}' is a corpus: it has no answers to reward; train on it with --mode "
+            "pretrain, or choose a dataset with answers, such as gsm8k"
+        )
+    if decoder_start(o) is not None:
+        raise InputError(
+            f'{o.model} is an encoder-decoder, and GRPO is for causal models; choose one such as gpt2 or standard'
+        )
+    data = data_from(replace(o, max_length=o.max_prompt_length + o.max_completion_length))
+    data.notes = [n for n in data.notes if 'are cut from rows' not in n]
     long = sum(e['start'] > o.max_prompt_length for e in data.examples['train'])
-    if long: data.notes.append(f"{long} of {len(data.examples['train'])} prompts are longer than {o.max_prompt_length} tokens and lose their middle")
+    if long:
+        data.notes.append(
+            f"{long} of {len(data.examples['train'])} prompts are longer than "
+            f"{o.max_prompt_length} tokens and lose their middle"
+        )
     return data
 
-def _notes(s): return [f'the rate only warms up: {s.warmup_steps} steps of warm-up and {s.steps} steps in all; give a smaller --rl_warmup_steps'] if s.warmup_steps >= s.steps else []
+def _notes(s):
+    return (
+        [
+            f'the rate only warms up: {s.warmup_steps} steps of warm-up and {s.steps} steps in '
+            'all; give a smaller --rl_warmup_steps'
+        ]
+        if s.warmup_steps >= s.steps
+        else []
+    )
 
 def train_rl(
     o,            # `TrainOptions`
@@ -541,31 +891,69 @@ def train_rl(
     "What `lmnotes train --mode rl` does"
     from lmnotes.training.build import model_from, facts_of
     from lmnotes.training.train import plan, show_plan, run_folder, mark_tainted, _open_run
-    need_trl(); given = given or {}; s = rl_settings(o, 10**9, 1, given); check_settings(s); o = _room(o); data = _data(o)
+    need_trl()
+    given = given or {}
+    s = rl_settings(o, 10**9, 1, given)
+    check_settings(s)
+    o = _room(o)
+    data = _data(o)
     s = rl_settings(o, len(data.rows['train']), read_json(ck/'state.json')['total_steps'] if ck else None, given)
-    if ck and (had := read_json(ck/'state.json')['fingerprint']) != data.fingerprint: raise InputError(f'{ck} was trained on other data (content {had[:8]}, here {data.fingerprint[:8]}); resume where the same rows and Python version are')
-    data.notes += check_settings(s) + _notes(s); model = model_from(o, data.vocab_size, data); mark_tainted(model, data); s = _check_position_room(model, s)
+    if ck and (had := read_json(ck/'state.json')['fingerprint']) != data.fingerprint:
+        raise InputError(
+            f'{ck} was trained on other data (content {had[:8]}, here {data.fingerprint[:8]}); '
+            'resume where the same rows and Python version are'
+        )
+    data.notes += check_settings(s) + _notes(s)
+    model = model_from(o, data.vocab_size, data)
+    mark_tainted(model, data)
+    s = _check_position_room(model, s)
     if s.reward_model: load_reward_model(s.reward_model, s.device) # a wrong one fails before a folder is there
-    if s.allow_execution: from lmnotes.rl.sandbox import walls; data.notes.append(f"programs are run; walls: {', '.join(k for k,v in walls().items() if v)}" + (f", missing here: {', '.join(k for k,v in walls().items() if not v)}" if not all(walls().values()) else ''))
+    if s.allow_execution:
+        from lmnotes.rl.sandbox import walls
+        data.notes.append(
+            f"programs are run; walls: {', '.join(k for k, v in walls().items() if v)}"
+            + (
+                f", missing here: {', '.join(k for k, v in walls().items() if not v)}"
+                if not all(walls().values())
+                else ''
+            )
+        )
     p = plan(o, data, facts_of(model), s.steps)
     if not quiet: show_plan(p)
     path = Path(o.output_dir) if ck else on_main(lambda: run_folder(o, data))
     if not quiet: print(f'{"run":>10}  {path}')
-    dls = SimpleNamespace(name=data.name, n_tokens=data.n_tokens, spec=data.spec, device=pick_device(s.device), fingerprint=data.fingerprint); learn = SimpleNamespace(model=model, dls=dls, spec={}, step=read_json(ck/'state.json')['step'] if ck else 0)
+    dls = SimpleNamespace(
+        name=data.name,
+        n_tokens=data.n_tokens,
+        spec=data.spec,
+        device=pick_device(s.device),
+        fingerprint=data.fingerprint,
+    )
+    learn = SimpleNamespace(model=model, dls=dls, spec={}, step=read_json(ck/'state.json')['step'] if ck else 0)
     facts = run_facts(learn, 0, asdict(o), world())
-    def opened(): _open_run(o, path, learn, p, given); (path/'checkpoints').mkdir(exist_ok=True)
+    def opened():
+        _open_run(o, path, learn, p, given)
+        (path/'checkpoints').mkdir(exist_ok=True)
     on_main(opened)
     return _guarded(path, lambda: run_rl(model, data, s, path, ck, quiet, facts))
 
 def _guarded(path, run): # every way to fail is one line, on the screen and in the summary
     from lmnotes.training.memory_check import is_oom
-    try: return run()
-    except (InputError, RunError): raise
-    except OSError as e: said = f'the run stopped while writing to {path}: {e.strerror or e}; its last checkpoint stands'
+    try:
+        return run()
+    except (InputError, RunError):
+        raise
+    except OSError as e:
+        said = f'the run stopped while writing to {path}: {e.strerror or e}; its last checkpoint stands'
     except (MemoryError, RuntimeError) as e:
         if not is_oom(e): raise
-        said = 'the run needs more memory than there is; try a smaller --batch_size with more --gradient_accumulation_steps, a smaller --grpo_group_size, or a smaller --max_completion_length'
+        said = (
+            'the run needs more memory than there is; try a smaller --batch_size with more '
+            '--gradient_accumulation_steps, a smaller --grpo_group_size, or a smaller '
+            '--max_completion_length'
+        )
     try:
         if is_main(): write_json(Path(path)/'summary.json', dict(status='failed', reason=said))
-    except RunError: pass # a full disk has no room for its own obituary
+    except RunError:
+        pass # a full disk has no room for its own obituary
     raise RunError(said)

@@ -32,15 +32,23 @@ def opinion_pairs(
     r,by = random.Random(seed_for('opinion pairs', seed, split)),{}
     for row in opinion_rows()[split]:
         about,*says = row['text'].rstrip('.').split('. ')
-        for t in says: by.setdefault(about.removeprefix('About '), ([], []))[_is_kind(t)].append(f' {t}.')
-    def pair(topic): bad,good = by[topic]; return dict(prompt=f'Write a kind review of {topic}.\nReview:', chosen=r.choice(good), rejected=r.choice(bad))
+        for t in says:
+            by.setdefault(about.removeprefix('About '), ([], []))[_is_kind(t)].append(f' {t}.')
+    def pair(topic):
+        bad,good = by[topic]
+        return dict(prompt=f'Write a kind review of {topic}.\nReview:', chosen=r.choice(good), rejected=r.choice(bad))
     return [pair(r.choice(sorted(by))) for _ in range(n)]
 
 def check_pairs(pairs)->list: # the same
     "Refuse pairs that say nothing"
     for p in pairs:
-        if missing := [k for k in ('prompt', 'chosen', 'rejected') if not isinstance(p.get(k), str)]: raise InputError(f"a preference pair needs the texts prompt, chosen and rejected; '{missing[0]}' is missing in {str(p)[:60]}")
-        if p['chosen'] == p['rejected']: raise InputError(f"a preference pair with two equal texts prefers nothing: {p['chosen'][:40]!r}")
+        if missing := [k for k in ('prompt', 'chosen', 'rejected') if not isinstance(p.get(k), str)]:
+            raise InputError(
+                f"a preference pair needs the texts prompt, chosen and rejected; '{missing[0]}' is "
+                f"missing in {str(p)[:60]}"
+            )
+        if p['chosen'] == p['rejected']:
+            raise InputError(f"a preference pair with two equal texts prefers nothing: {p['chosen'][:40]!r}")
     if not pairs: raise InputError('no preference pair came; a reward model learns from at least some')
     return pairs
 
@@ -52,10 +60,17 @@ class RewardModel:
         self.longest = longest or getattr(model.config.get_text_config(), 'max_position_embeddings', None) or 1024
     def batch(self, texts)->dict: # tensors input_ids, attention_mask
         "Texts as a batch, padding behind"
-        ids = [self.tokenizer(t, add_special_tokens=False)['input_ids'][-self.longest:] or [self.tokenizer.eos_token_id] for t in texts]
+        ids = [
+            self.tokenizer(t, add_special_tokens=False)['input_ids'][-self.longest :] or [self.tokenizer.eos_token_id]
+            for t in texts
+        ]
         w,pad,device = max(map(len, ids)),self.tokenizer.pad_token_id or 0,next(self.model.parameters()).device
-        return dict(input_ids=torch.tensor([i + [pad]*(w - len(i)) for i in ids], device=device), attention_mask=torch.tensor([[1]*len(i) + [0]*(w - len(i)) for i in ids], device=device))
-    def scores(self, texts)->torch.Tensor: return self.model(**self.batch(texts)).logits[:,0].float() # (B,), with gradients
+        return dict(
+            input_ids=torch.tensor([i + [pad] * (w - len(i)) for i in ids], device=device),
+            attention_mask=torch.tensor([[1] * len(i) + [0] * (w - len(i)) for i in ids], device=device),
+        )
+    def scores(self, texts)->torch.Tensor:
+        return self.model(**self.batch(texts)).logits[:,0].float() # (B,), with gradients
     @torch.no_grad()
     def __call__(self, prompts, completions, bs=32)->list:
         texts = [p + c for p,c in zip(prompts, completions, strict=True)]
@@ -81,18 +96,31 @@ def train_reward_model(
     size='tiny', max_length=256, # of a recipe
 )->RewardModel:
     "A reward model from preference pairs"
-    check_pairs(pairs); set_seed(seed)
-    tok = get_tokenizer(tokenizer, lambda: [p[k] for p in pairs for k in ('prompt', 'chosen', 'rejected')]) if isinstance(tokenizer, str) else tokenizer
+    check_pairs(pairs)
+    set_seed(seed)
+    tok = (
+        get_tokenizer(tokenizer, lambda: [p[k] for p in pairs for k in ('prompt', 'chosen', 'rejected')])
+        if isinstance(tokenizer, str)
+        else tokenizer
+    )
     body = build_model(base, size=size, vocab_size=len(tok), max_length=max_length) if isinstance(base, str) else base
-    model = with_head(body, 'classify', 1); rm,r = RewardModel(model, tok, longest=max_length),random.Random(seed_for('pairs', seed))
-    opt = torch.optim.AdamW(model.parameters(), lr, weight_decay=.01); model.train()
+    model = with_head(body, 'classify', 1)
+    rm,r = RewardModel(model, tok, longest=max_length),random.Random(seed_for('pairs', seed))
+    opt = torch.optim.AdamW(model.parameters(), lr, weight_decay=.01)
+    model.train()
     for step in range(steps):
-        for g in opt.param_groups: g['lr'] = lr*min((step + 1)/20, 1 - step/steps + 1/steps)
-        some = r.sample(pairs, min(bs, len(pairs))); z = rm.scores([p['prompt'] + p[k] for k in ('chosen', 'rejected') for p in some])
-        opt.zero_grad(); pair_loss(*z.chunk(2)).backward(); torch.nn.utils.clip_grad_norm_(model.parameters(), 1.); opt.step()
+        for g in opt.param_groups:
+            g['lr'] = lr*min((step + 1)/20, 1 - step/steps + 1/steps)
+        some = r.sample(pairs, min(bs, len(pairs)))
+        z = rm.scores([p['prompt'] + p[k] for k in ('chosen', 'rejected') for p in some])
+        opt.zero_grad()
+        pair_loss(*z.chunk(2)).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.)
+        opt.step()
     model.eval()
     if path is not None:
-        with atomic_dir(path) as d: save_model(model, tok, d)
+        with atomic_dir(path) as d:
+            save_model(model, tok, d)
     return rm
 
 # %% ../../nbs/07_rl/03_reward_models.ipynb #fce11ac9
@@ -101,14 +129,31 @@ def load_reward_model(
     device='auto',
 )->RewardModel:
     "A reward model by name; a model without a score head is refused"
-    name = str(name); kind,where = find_model(name)
-    if kind in ('tiny', 'adapter'): raise InputError(f"'{name}' has no score head; a reward model is a saved model for sequence classification with one output")
+    name = str(name)
+    kind,where = find_model(name)
+    if kind in ('tiny', 'adapter'):
+        raise InputError(
+            f"'{name}' has no score head; a reward model is a saved model for sequence classification with one output"
+        )
     folder = str(model_folder(where)) if kind in ('ours', 'folder') else name
     config = read_json(Path(folder)/'config.json') if kind in ('ours', 'folder') else None
     if config is not None:
-        head = (config.get('architectures') or [''])[0]; n = config.get('num_labels') or len(config.get('id2label') or {}) or 2
-        if not head.endswith('ForSequenceClassification'): raise InputError(f"{name} holds {head or 'a model'}, which has no score head; --reward_model needs one for sequence classification with one output (train_reward_model makes one)")
-        if n != 1: raise InputError(f'{name} tells {n} labels apart and gives no single score; --reward_model needs a head with one output')
+        head = (config.get('architectures') or [''])[0]
+        n = config.get('num_labels') or len(config.get('id2label') or {}) or 2
+        if not head.endswith('ForSequenceClassification'):
+            raise InputError(
+                f"{name} holds {head or 'a model'}, which has no score head; --reward_model needs one "
+                "for sequence classification with one output (train_reward_model makes one)"
+            )
+        if n != 1:
+            raise InputError(
+                f'{name} tells {n} labels apart and gives no single score; --reward_model needs a '
+                'head with one output'
+            )
     model = build_model(folder) if kind == 'ours' else build_model(folder, task='classify')
-    if getattr(model.config, 'num_labels', 2) != 1: raise InputError(f'{name} tells {model.config.num_labels} labels apart and gives no single score; --reward_model needs a head with one output')
+    if getattr(model.config, 'num_labels', 2) != 1:
+        raise InputError(
+            f'{name} tells {model.config.num_labels} labels apart and gives no single score; '
+            '--reward_model needs a head with one output'
+        )
     return RewardModel(model.to(pick_device(device)).requires_grad_(False), get_tokenizer(folder), name)

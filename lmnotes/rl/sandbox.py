@@ -82,17 +82,54 @@ main()
 '''
 
 # %% ../../nbs/07_rl/02_sandbox.ipynb #6cc66be0
-reaching = {'_exit', '_getframe', 'tb_frame', 'f_back', 'f_globals', 'f_locals', 'gi_frame', '__traceback__', '__subclasses__', '__globals__', '__builtins__', '__loader__', '__spec__', 'unittest', 'atexit', 'gc',
-            'settrace', 'setprofile', 'addaudithook', 'modules', 'inspect', 'exec', 'eval', 'compile', '__import__', 'importlib', 'globals', 'SystemExit', 'posix', 'ctypes'}
+reaching = {
+    '_exit',
+    '_getframe',
+    'tb_frame',
+    'f_back',
+    'f_globals',
+    'f_locals',
+    'gi_frame',
+    '__traceback__',
+    '__subclasses__',
+    '__globals__',
+    '__builtins__',
+    '__loader__',
+    '__spec__',
+    'unittest',
+    'atexit',
+    'gc',
+    'settrace',
+    'setprofile',
+    'addaudithook',
+    'modules',
+    'inspect',
+    'exec',
+    'eval',
+    'compile',
+    '__import__',
+    'importlib',
+    'globals',
+    'SystemExit',
+    'posix',
+    'ctypes',
+}
 
 def reaches_around(code:str)->str|None: # the name; None where there is none
     "A name in a program that is for cheating its tests"
-    try: tree = ast.parse(code)
-    except (SyntaxError, ValueError, RecursionError, MemoryError): return 'SyntaxError'
+    try:
+        tree = ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return 'SyntaxError'
     for n in ast.walk(tree):
-        names = [getattr(n, k, None) for k in ('id', 'attr', 'name')] + ([n.module] if isinstance(n, ast.ImportFrom) else [])
+        names = [getattr(n, k, None) for k in ('id', 'attr', 'name')] + (
+            [n.module] if isinstance(n, ast.ImportFrom) else []
+        )
         names += [n.value] if isinstance(n, ast.Constant) and isinstance(n.value, str) and len(n.value) < 20 else []
-        if hit := next((x for x in names if isinstance(x, str) and (x in reaching or x.split('.')[0] in reaching)), None): return hit
+        if hit := next(
+            (x for x in names if isinstance(x, str) and (x in reaching or x.split('.')[0] in reaching)), None
+        ):
+            return hit
     return None
 
 # %% ../../nbs/07_rl/02_sandbox.ipynb #35d5e28f
@@ -110,9 +147,34 @@ def _readable()->bool: # whether another user could read this Python: all folder
     return all(p.stat().st_mode & 0o001 for place in places for p in place.parents)
 
 def _spec(home, code, tests, seconds, megabytes, word):
-    roots = sorted({str(Path(p).resolve()) for p in (sysconfig.get_path('stdlib'), sysconfig.get_path('platstdlib'), sysconfig.get_path('purelib'), sysconfig.get_path('platlib'), '/usr/share/zoneinfo', '/dev/null', '/dev/urandom')})
-    path = [p for p in sys.path if p and Path(p).resolve().as_posix().startswith(tuple(roots))] or [sysconfig.get_path('stdlib')]
-    return dict(home=home, code=code, tests=tests, seconds=seconds, megabytes=megabytes, word=word, roots=roots, path=[*path, sysconfig.get_path('platlib')], readable=_readable())
+    roots = sorted(
+        {
+            str(Path(p).resolve())
+            for p in (
+                sysconfig.get_path('stdlib'),
+                sysconfig.get_path('platstdlib'),
+                sysconfig.get_path('purelib'),
+                sysconfig.get_path('platlib'),
+                '/usr/share/zoneinfo',
+                '/dev/null',
+                '/dev/urandom',
+            )
+        }
+    )
+    path = [p for p in sys.path if p and Path(p).resolve().as_posix().startswith(tuple(roots))] or [
+        sysconfig.get_path('stdlib')
+    ]
+    return dict(
+        home=home,
+        code=code,
+        tests=tests,
+        seconds=seconds,
+        megabytes=megabytes,
+        word=word,
+        roots=roots,
+        path=[*path, sysconfig.get_path('platlib')],
+        readable=_readable(),
+    )
 
 def run_code(
     code:str,          # a program
@@ -125,27 +187,50 @@ def run_code(
     if check and (hit := reaches_around(code)): return Outcome(False, f"refused unseen: '{hit}'", '', ())
     word = secrets.token_hex(16)
     with tempfile.TemporaryDirectory(prefix='sandbox_', ignore_cleanup_errors=True) as home:
-        home = os.path.realpath(home); os.chmod(home, 0o777)
-        with open(os.path.join(home, 'output'), 'wb') as out: slow = _start(home, json.dumps(_spec(home, code, tests, seconds, megabytes, word)), out, 2*seconds)
+        home = os.path.realpath(home)
+        os.chmod(home, 0o777)
+        with open(os.path.join(home, 'output'), 'wb') as out:
+            slow = _start(home, json.dumps(_spec(home, code, tests, seconds, megabytes, word)), out, 2*seconds)
         said = [json.loads(l) if l[:1] in '["' else l for l in _text(home, 'result', 10_000).split('\n') if l]
         walls,last = (tuple(said[0]) if said and isinstance(said[0], list) else ()),said[-1] if said else None
         ok = last == word and not slow
-        return Outcome(ok, '' if ok else slow or (last if isinstance(last, str) and last != word else 'it ended before its tests did'), _text(home, 'output', 2000), walls)
+        return Outcome(
+            ok,
+            ''
+            if ok
+            else slow or (last if isinstance(last, str) and last != word else 'it ended before its tests did'),
+            _text(home, 'output', 2000),
+            walls,
+        )
 
 def _text(home, name, n):
     p = os.path.join(home, name)
     if not os.path.isfile(p) or os.path.islink(p): return ''
-    with open(p, 'rb') as f: return f.read(n).decode('utf-8', 'replace')
+    with open(p, 'rb') as f:
+        return f.read(n).decode('utf-8', 'replace')
 
 def _start(home, spec, out, seconds)->str: # why it was ended from outside; empty where it ended by itself
-    p = subprocess.Popen([sys.executable, '-I', '-S', '-B', '-c', _kernel + _python + _run], stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT, cwd=home, start_new_session=True, close_fds=True,
-                         env=dict(HOME=home, TMPDIR=home, PATH='', LANG='C.UTF-8', OMP_NUM_THREADS='1', OPENBLAS_NUM_THREADS='1'))
-    try: p.communicate(spec.encode() + b'\n', timeout=seconds)
-    except subprocess.TimeoutExpired: return f'it took more than {seconds} s'
-    except BrokenPipeError: pass
+    p = subprocess.Popen(
+        [sys.executable, '-I', '-S', '-B', '-c', _kernel + _python + _run],
+        stdin=subprocess.PIPE,
+        stdout=out,
+        stderr=subprocess.STDOUT,
+        cwd=home,
+        start_new_session=True,
+        close_fds=True,
+        env=dict(HOME=home, TMPDIR=home, PATH='', LANG='C.UTF-8', OMP_NUM_THREADS='1', OPENBLAS_NUM_THREADS='1'),
+    )
+    try:
+        p.communicate(spec.encode() + b'\n', timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return f'it took more than {seconds} s'
+    except BrokenPipeError:
+        pass
     finally:
-        try: os.killpg(p.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError): pass
+        try:
+            os.killpg(p.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
         p.wait()
     return 'it took too much processor time' if p.returncode in (-signal.SIGXCPU, -signal.SIGKILL) else ''
 
@@ -163,4 +248,12 @@ def run_tests(
 def walls()->dict: # name -> whether it stands here
     "The walls around a program on this machine"
     held = run_code('pass').walls
-    return dict(time=True, memory=True, files=True, network='network' in held, processes='processes' in held, user='user' in held or os.getuid() != 0, python=True)
+    return dict(
+        time=True,
+        memory=True,
+        files=True,
+        network='network' in held,
+        processes='processes' in held,
+        user='user' in held or os.getuid() != 0,
+        python=True,
+    )

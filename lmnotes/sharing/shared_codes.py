@@ -19,7 +19,8 @@ def coded_groups(
 )->list[list[str]]: # names of layers, those that share a matrix together
     "The coded matrices of a model, each with the layers that use it"
     groups = {}
-    for name,m in coded_layers(model).items(): groups.setdefault(id(m.weight), []).append(name)
+    for name,m in coded_layers(model).items():
+        groups.setdefault(id(m.weight), []).append(name)
     return list(groups.values())
 
 # %% ../../nbs/04_sharing/03_shared_codes.ipynb #5c964eee
@@ -29,8 +30,13 @@ def check_shared_codes(
     "Refuse a model in which a shared matrix is read in two ways"
     layers,groups = coded_layers(model),coded_groups(model)
     for first,*others in groups:
-        c = layers[first].coded(); w = c.dense()
+        c = layers[first].coded()
+        w = c.dense()
         for name in others:
             other = layers[name].coded()
-            if (other.kind, other.bits) != (c.kind, c.bits) or not other.dense().equal(w): raise InputError(f'{first} and {name} share one matrix and code it in two ways ({c.kind} of {c.bits} bits, {other.kind} of {other.bits}); quantize them alike')
+            if (other.kind, other.bits) != (c.kind, c.bits) or not other.dense().equal(w):
+                raise InputError(
+                    f'{first} and {name} share one matrix and code it in two ways ({c.kind} of {c.bits} '
+                    f'bits, {other.kind} of {other.bits}); quantize them alike'
+                )
     return len(groups)

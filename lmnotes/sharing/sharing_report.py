@@ -33,13 +33,15 @@ def file_bytes(
     path, # a folder `save_pretrained` wrote, or a file
 )->int: # as `os.path.getsize` says, all weight files together
     "Size of a saved model's weights"
-    path = Path(path); files = [path] if path.is_file() else sorted(path.glob('*.safetensors'))
+    path = Path(path)
+    files = [path] if path.is_file() else sorted(path.glob('*.safetensors'))
     if not files: raise InputError(f'{path} holds no .safetensors file')
     return sum(f.stat().st_size for f in files)
 
 def header_bytes(file)->int: # a .safetensors file
     "The part of a file that names its tensors"
-    with open(file, 'rb') as f: return 8 + struct.unpack('<Q', f.read(8))[0]
+    with open(file, 'rb') as f:
+        return 8 + struct.unpack('<Q', f.read(8))[0]
 
 # %% ../../nbs/04_sharing/02_sharing_report.ipynb #7a999326
 def optimizer_bytes(
@@ -47,13 +49,19 @@ def optimizer_bytes(
     make=torch.optim.AdamW, # parameters -> optimizer
 )->int:
     "Bytes of an optimizer's state once it has taken a step; the model is left as it was"
-    params = [p for p in model.parameters() if p.requires_grad]; kept = [p.grad for p in params]
+    params = [p for p in model.parameters() if p.requires_grad]
+    kept = [p.grad for p in params]
     opt = make(params)
     for g in opt.param_groups: g.update(lr=0.)
     for p in params: p.grad = torch.zeros_like(p)
     opt.step()
     for p,g in zip(params, kept): p.grad = g
-    return sum(t.numel()*t.element_size() for s in opt.state.values() for t in s.values() if torch.is_tensor(t) and t.numel() > 1)
+    return sum(
+        t.numel() * t.element_size()
+        for s in opt.state.values()
+        for t in s.values()
+        if torch.is_tensor(t) and t.numel() > 1
+    )
 
 # %% ../../nbs/04_sharing/02_sharing_report.ipynb #74f0688d
 @dataclass
@@ -76,17 +84,32 @@ def account(
     with tempfile.TemporaryDirectory() as d:
         if path is None: model.save_pretrained(d)
         size = file_bytes(path or d)
-    return Account(sum(p.numel() for p in model.parameters()), matmul_weights(model), unique_bytes(model), optimizer_bytes(model), size, forward_flops(model, length), parameter_kinds(model))
+    return Account(
+        sum(p.numel() for p in model.parameters()),
+        matmul_weights(model),
+        unique_bytes(model),
+        optimizer_bytes(model),
+        size,
+        forward_flops(model, length),
+        parameter_kinds(model),
+    )
 
 # %% ../../nbs/04_sharing/02_sharing_report.ipynb #fefbeb71
-_columns = dict(stored=('stored', format_count), active=('active', format_count), memory_bytes=('memory', lambda n: f'{n/1e6:.2f} MB'),
-                optimizer_bytes=('optimizer', lambda n: f'{n/1e6:.2f} MB'), file_bytes=('file', lambda n: f'{n/1e6:.2f} MB'), flops=('FLOPs a token', format_count))
+_columns = dict(
+    stored=('stored', format_count),
+    active=('active', format_count),
+    memory_bytes=('memory', lambda n: f'{n / 1e6:.2f} MB'),
+    optimizer_bytes=('optimizer', lambda n: f'{n / 1e6:.2f} MB'),
+    file_bytes=('file', lambda n: f'{n / 1e6:.2f} MB'),
+    flops=('FLOPs a token', format_count),
+)
 
 def account_table(
     accounts:dict, # name -> `Account`; the first is what the others are measured against
 )->str: # Markdown
     "Accounts side by side"
-    base = next(iter(accounts.values())); cell = lambda a, k, show: f'{show(getattr(a, k))} ({getattr(a, k)/getattr(base, k):.0%})'
+    base = next(iter(accounts.values()))
+    cell = lambda a, k, show: f'{show(getattr(a, k))} ({getattr(a, k)/getattr(base, k):.0%})'
     rows = [['', *(name for name,_ in _columns.values())], ['---', *['--:']*len(_columns)]]
     rows += [[name, *(cell(a, k, show) for k,(_,show) in _columns.items())] for name,a in accounts.items()]
     return '\n'.join(f"| {' | '.join(r)} |" for r in rows)
@@ -98,11 +121,16 @@ def draw_accounts(
 ):
     "Stored weights by kind, a bar for each account"
     import matplotlib.pyplot as plt
-    ax = ax or plt.subplots(figsize=(5, .28*len(accounts) + .8), dpi=72)[1]; left = [0]*len(accounts)
+    ax = ax or plt.subplots(figsize=(5, .28*len(accounts) + .8), dpi=72)[1]
+    left = [0]*len(accounts)
     for kind in sorted({k for a in accounts.values() for k in a.kinds}):
         wide = [a.kinds.get(kind, 0)/1e6 for a in accounts.values()]
-        ax.barh(list(accounts), wide, left=left, label=kind); left = [l + w for l,w in zip(left, wide)]
-    ax.invert_yaxis(); ax.set(xlabel='stored weights, millions'); ax.legend(fontsize=6); ax.tick_params(labelsize=7)
+        ax.barh(list(accounts), wide, left=left, label=kind)
+        left = [l + w for l,w in zip(left, wide)]
+    ax.invert_yaxis()
+    ax.set(xlabel='stored weights, millions')
+    ax.legend(fontsize=6)
+    ax.tick_params(labelsize=7)
     return ax
 
 # %% ../../nbs/04_sharing/02_sharing_report.ipynb #3621fe7d
@@ -112,6 +140,9 @@ def ddp_gradients(
 )->dict: # name -> gradient
     "One backward pass under DDP, on the CPU, of a rank that has joined the others"
     import torch.distributed as dist
-    set_seed(0); model = build_model(name, vocab_size=61).eval(); ddp = nn.parallel.DistributedDataParallel(model)
-    mine = ids.chunk(dist.get_world_size())[dist.get_rank()]; ddp(mine, labels=mine).loss.backward()
+    set_seed(0)
+    model = build_model(name, vocab_size=61).eval()
+    ddp = nn.parallel.DistributedDataParallel(model)
+    mine = ids.chunk(dist.get_world_size())[dist.get_rank()]
+    ddp(mine, labels=mine).loss.backward()
     return {k: p.grad.numpy() for k,p in model.named_parameters()}

@@ -22,7 +22,8 @@ def shared_groups(
 )->list[list[str]]: # each with at least two names, the first in the order of the model
     "Names of parameters that are one and the same"
     groups = {}
-    for name,p in model.named_parameters(remove_duplicate=False): groups.setdefault(id(p), []).append(name)
+    for name,p in model.named_parameters(remove_duplicate=False):
+        groups.setdefault(id(p), []).append(name)
     return [names for names in groups.values() if len(names) > 1]
 
 # %% ../../nbs/04_sharing/01_strategies.ipynb #223f8d85
@@ -44,60 +45,96 @@ def layer_stacks(
     found = {}
     for path,m in model.named_modules():
         inside = any(path.startswith(f'{f}.') for f in found) or 'vision' in path
-        if isinstance(m, nn.ModuleList) and len(m) and not inside and any(part_of(n) == 'attention' for n,_ in m[0].named_parameters()): found[path] = m
+        if (
+            isinstance(m, nn.ModuleList)
+            and len(m)
+            and not inside
+            and any(part_of(n) == 'attention' for n, _ in m[0].named_parameters())
+        ):
+            found[path] = m
     return found
 
 # %% ../../nbs/04_sharing/01_strategies.ipynb #5a721b71
 patterns = Registry('pattern of sharing') # name -> (layers, argument) -> owner of each layer
 
 def _whole(arg, what, low):
-    if not arg.isdecimal() or int(arg) < low: raise InputError(f"{what} needs a whole number of at least {low}, such as {what}-{max(low, 2)}, not '{arg}'")
+    if not arg.isdecimal() or int(arg) < low:
+        raise InputError(f"{what} needs a whole number of at least {low}, such as {what}-{max(low, 2)}, not '{arg}'")
     return int(arg)
 
 def _none(arg, what):
     if arg: raise InputError(f"{what} takes no '{arg}'; write {what}, or sequential-{arg}")
 
 @patterns('all')
-def owners_all(n, arg=''): "All layers are one"; _none(arg, 'all'); return [0]*n
+def owners_all(n, arg=''):
+    "All layers are one"
+    _none(arg, 'all')
+    return [0]*n
 
 @patterns('sequential')
-def owners_sequential(n, arg): "`sequential-N`: layer i uses layer i mod N"; N = _whole(arg, 'sequential', 1); return [i % N for i in range(n)]
+def owners_sequential(n, arg):
+    "`sequential-N`: layer i uses layer i mod N"
+    N = _whole(arg, 'sequential', 1)
+    return [i % N for i in range(n)]
 
 @patterns('alternate')
-def owners_alternate(n, arg=''): "Even layers are one, odd layers another"; _none(arg, 'alternate'); return [i % 2 for i in range(n)]
+def owners_alternate(n, arg=''):
+    "Even layers are one, odd layers another"
+    _none(arg, 'alternate')
+    return [i % 2 for i in range(n)]
 
 @patterns('neighbours')
-def owners_neighbours(n, arg='2'): "`neighbours-K`: K layers in a row are one"; K = _whole(arg or '2', 'neighbours', 2); return [i//K*K for i in range(n)]
+def owners_neighbours(n, arg='2'):
+    "`neighbours-K`: K layers in a row are one"
+    K = _whole(arg or '2', 'neighbours', 2)
+    return [i//K*K for i in range(n)]
 
 # %% ../../nbs/04_sharing/01_strategies.ipynb #ce47c982
 @patterns('groups')
 def owners_groups(n, arg):
     "`groups-0.6-1.7`: layers 0 and 6 are one, layers 1 and 7 another"
-    groups = _groups(arg); layers = [i for g in groups for i in g]
+    groups = _groups(arg)
+    layers = [i for g in groups for i in g]
     twice = next((i for i in layers if layers.count(i) > 1), None)
-    if twice is not None: raise InputError(f'layer {twice} is in two groups (or twice in one); give each layer one owner')
-    if out := [i for i in layers if i >= n]: raise InputError(f'layer {out[0]} is out of range: there are {n} layers, 0 to {n-1}')
+    if twice is not None:
+        raise InputError(f'layer {twice} is in two groups (or twice in one); give each layer one owner')
+    if out := [i for i in layers if i >= n]:
+        raise InputError(f'layer {out[0]} is out of range: there are {n} layers, 0 to {n-1}')
     owner = {i: min(g) for g in groups for i in g}
     return [owner.get(i, i) for i in range(n)]
 
 def _groups(arg):
-    try: groups = [[int(i) for i in g.split('.')] for g in arg.split('-')]
-    except ValueError: raise InputError(f"'groups-{arg}' is not a list of groups; write groups-0.6-1.7 for [[0,6],[1,7]]") from None
-    if short := [g for g in groups if len(g) < 2]: raise InputError(f'a group of one layer ({short[0][0]}) shares nothing; a dot joins the layers of a group: groups-0.6-1.7')
+    try:
+        groups = [[int(i) for i in g.split('.')] for g in arg.split('-')]
+    except ValueError:
+        raise InputError(f"'groups-{arg}' is not a list of groups; write groups-0.6-1.7 for [[0,6],[1,7]]") from None
+    if short := [g for g in groups if len(g) < 2]:
+        raise InputError(
+            f'a group of one layer ({short[0][0]}) shares nothing; a dot joins the layers of a group: groups-0.6-1.7'
+        )
     return groups
 
 # %% ../../nbs/04_sharing/01_strategies.ipynb #e9c33e23
-strategies = Registry('strategy of sharing') # name -> (model, argument) -> {name of a parameter: name of the one it shall be}
+# name -> (model, argument) -> {name of a parameter: name of the one it shall be}
+strategies = Registry('strategy of sharing')
 _own = re.compile(r'relative_attention_bias|depth_lora') # held by the first layer for all of them; a depth's own
 
 def _params(layer, part): # name -> shape
-    return {k: p.shape for k,p in layer.named_parameters(remove_duplicate=False) if part in ('layer', part_of(k)) and not _own.search(k)}
+    return {
+        k: p.shape
+        for k, p in layer.named_parameters(remove_duplicate=False)
+        if part in ('layer', part_of(k)) and not _own.search(k)
+    }
 
 def _pairs(path, stack, i, owner, part):
     mine,other = _params(stack[i], part),_params(stack[owner], part)
     odd = next((k for k in {**mine, **other} if mine.get(k) != other.get(k)), None)
     said = lambda p: f'of shape {tuple(p[odd])}' if odd in p else 'missing'
-    if odd: raise InputError(f'layers {owner} and {i} of {path} are not alike: {odd} is {said(other)} in one and {said(mine)} in the other; share layers of one make')
+    if odd:
+        raise InputError(
+            f'layers {owner} and {i} of {path} are not alike: {odd} is {said(other)} in one and '
+            f'{said(mine)} in the other; share layers of one make'
+        )
     return {f'{path}.{i}.{k}': f'{path}.{owner}.{k}' for k in mine}
 
 def across_depth(
@@ -106,22 +143,32 @@ def across_depth(
     how:str='all', # a pattern and its argument, such as `sequential-4`
 )->dict: # name of a parameter -> name of the one it shall be
     "Pairs of parameters along the depth of each stack"
-    name,_,arg = how.partition('-'); pairs = {}
+    name,_,arg = how.partition('-')
+    pairs = {}
     if name.isdecimal(): name,arg = 'sequential',name
     for path,stack in layer_stacks(model).items():
         alike = {}
-        for i,layer in enumerate(stack): alike.setdefault(None if part == 'layer' or name == 'groups' else str(_params(layer, part)), []).append(i)
+        for i,layer in enumerate(stack):
+            alike.setdefault(None if part == 'layer' or name == 'groups' else str(_params(layer, part)), []).append(i)
         for at in alike.values():
-            for i,o in enumerate(patterns[name](len(at), *([arg] if arg or name in ('sequential', 'groups') else []))):
+            for i, o in enumerate(
+                patterns[name](len(at), *([arg] if arg or name in ('sequential', 'groups') else []))
+            ):
                 if i != o: pairs |= _pairs(path, stack, at[i], at[o], part)
     return pairs
 
 @strategies('layers')
-def share_layers(model, arg=''): "Whole layers"; return across_depth(model, 'layer', arg or 'all')
+def share_layers(model, arg=''):
+    "Whole layers"
+    return across_depth(model, 'layer', arg or 'all')
 @strategies('attention')
-def share_attention(model, arg=''): "Attention, or what stands in its place"; return across_depth(model, 'attention', arg or 'all')
+def share_attention(model, arg=''):
+    "Attention, or what stands in its place"
+    return across_depth(model, 'attention', arg or 'all')
 @strategies('ffn')
-def share_ffn(model, arg=''): "Feed-forwards"; return across_depth(model, 'ffn', arg or 'all')
+def share_ffn(model, arg=''):
+    "Feed-forwards"
+    return across_depth(model, 'ffn', arg or 'all')
 
 # %% ../../nbs/04_sharing/01_strategies.ipynb #c656319f
 def _names(model, module): # of the parameters of a module of it
@@ -135,44 +182,77 @@ def share_embeddings(model, arg=''):
     ends = [getattr(model, f, lambda: None)() for f in ('get_input_embeddings', 'get_output_embeddings')]
     if None in ends: raise InputError(f'{type(model).__name__} has no output head over words to tie to its embedding')
     embed,head = ends
-    if embed.weight.shape != head.weight.shape: raise InputError(f'an embedding of shape {tuple(embed.weight.shape)} and a head of shape {tuple(head.weight.shape)} cannot be one')
-    told = isinstance(model, LM) and model.config.tie # while ours is being built, the config knows it before the weights do
-    return {} if told or embed.weight is head.weight else {_names(model, head)['weight']: _names(model, embed)['weight']}
+    if embed.weight.shape != head.weight.shape:
+        raise InputError(
+            f'an embedding of shape {tuple(embed.weight.shape)} and a head of shape '
+            f'{tuple(head.weight.shape)} cannot be one'
+        )
+    # while ours is being built, the config knows it before the weights do
+    told = isinstance(model, LM) and model.config.tie
+    return (
+        {} if told or embed.weight is head.weight else {_names(model, head)['weight']: _names(model, embed)['weight']}
+    )
 
 # %% ../../nbs/04_sharing/01_strategies.ipynb #fd1a7082
 def _counterpart(name, decoder_layer): # of an encoder's parameter in the decoder
-    return name.replace('layer.1.', 'layer.2.', 1) if name.startswith('layer.1.') and hasattr(decoder_layer, 'layer') else name
+    return (
+        name.replace('layer.1.', 'layer.2.', 1)
+        if name.startswith('layer.1.') and hasattr(decoder_layer, 'layer')
+        else name
+    )
 
 @strategies('encoder-decoder')
 def share_encoder_decoder(model, arg=''):
     "Layers of the decoder use those of the encoder"
     if arg: raise InputError(f"encoder-decoder takes no '{arg}'; write encoder-decoder")
-    stacks = layer_stacks(model); sides = [next((k for k in stacks if side in k.split('.')), None) for side in ('encoder', 'decoder')]
-    if not getattr(model.config, 'is_encoder_decoder', False) or None in sides: raise InputError(f'{type(model).__name__} is no encoder-decoder; share across its depth: {", ".join(patterns)}')
+    stacks = layer_stacks(model)
+    sides = [next((k for k in stacks if side in k.split('.')), None) for side in ('encoder', 'decoder')]
+    if not getattr(model.config, 'is_encoder_decoder', False) or None in sides:
+        raise InputError(
+            f'{type(model).__name__} is no encoder-decoder; share across its depth: {", ".join(patterns)}'
+        )
     pairs,(e,d) = {},sides
     for i,(enc,dec) in enumerate(zip(stacks[e], stacks[d])):
         there = _params(dec, 'layer')
-        pairs |= {f'{d}.{i}.{to}': f'{e}.{i}.{k}' for k,shape in _params(enc, 'layer').items() if there.get(to := _counterpart(k, dec)) == shape}
+        pairs |= {
+            f'{d}.{i}.{to}': f'{e}.{i}.{k}'
+            for k, shape in _params(enc, 'layer').items()
+            if there.get(to := _counterpart(k, dec)) == shape
+        }
     return pairs
 
 # %% ../../nbs/04_sharing/01_strategies.ipynb #0f29a22d
-combinations = dict(conservative='embeddings:attention-neighbours-2', moderate='embeddings:encoder-decoder:attention-alternate:ffn-neighbours-2', aggressive='embeddings:encoder-decoder:alternate')
+combinations = dict(
+    conservative='embeddings:attention-neighbours-2',
+    moderate='embeddings:encoder-decoder:attention-alternate:ffn-neighbours-2',
+    aggressive='embeddings:encoder-decoder:alternate',
+)
 
 def _parse(word): # 'attention-alternate' -> strategy, argument
-    if word in strategies or word in patterns and word not in ('sequential', 'groups'): return (word, '') if word in strategies else ('layers', word)
+    if word in strategies or word in patterns and word not in ('sequential', 'groups'):
+        return (word, '') if word in strategies else ('layers', word)
     name = next((k for k in strategies if word.startswith(f'{k}-')), None)
-    if name: how = word[len(name) + 1:].split('-')[0]; how.isdecimal() or patterns[how]; return name,word[len(name) + 1:]
+    if name:
+        how = word[len(name) + 1:].split('-')[0]
+        how.isdecimal() or patterns[how]
+        return name,word[len(name) + 1:]
     if word.split('-')[0] in patterns: return 'layers',word
-    raise InputError(f"unknown strategy of sharing '{word}': {did_you_mean(word.split('-')[0], [*strategies, *patterns, *combinations, 'custom'])}")
+    raise InputError(
+        f"unknown strategy of sharing '{word}': "
+        f"{did_you_mean(word.split('-')[0], [*strategies, *patterns, *combinations, 'custom'])}"
+    )
 
 def parse_sharing(
     what:str, # such as `alternate`, `embeddings:attention-2:lora-4` or `moderate`
 )->tuple[list,int,bool]: # (strategy, argument) each; rank of the corrections; whether parts that cannot be are left out
     "Read the spelling of a way of sharing"
-    words = str(what).split(':'); rank = [w for w in words if re.match(r'lora(-|$)', w)]; words = [w for w in words if w not in rank]
+    words = str(what).split(':')
+    rank = [w for w in words if re.match(r'lora(-|$)', w)]
+    words = [w for w in words if w not in rank]
     r = _whole(rank[0].partition('-')[2], 'lora', 1) if rank else 0
     if words[:1] == ['custom'] and words[1:]: words = words[1:]
-    if words in ([], ['custom']): raise InputError('custom sharing needs its parts, such as custom:embeddings:attention-2')
+    if words in ([], ['custom']):
+        raise InputError('custom sharing needs its parts, such as custom:embeddings:attention-2')
     named = words[0] in combinations and len(words) == 1
     return [_parse(w) for w in (combinations[words[0]].split(':') if named else words)],r,named
 
@@ -184,16 +264,20 @@ def tie(
     merge:str='first',  # what a shared weight starts from: `first`, its owner, or `mean`, of all that are merged
 )->int: # parameters that are no longer stored
     "Make parameters one, in place"
-    if merge not in ('first', 'mean'): raise InputError(f"unknown merge '{merge}': {did_you_mean(merge, ['first', 'mean'])}")
-    now = dict(model.named_parameters(remove_duplicate=False)); names,olds = {},{}
+    if merge not in ('first', 'mean'):
+        raise InputError(f"unknown merge '{merge}': {did_you_mean(merge, ['first', 'mean'])}")
+    now = dict(model.named_parameters(remove_duplicate=False))
+    names,olds = {},{}
     for k,p in now.items(): names.setdefault(id(p), []).append(k)
     for name,owner in pairs.items():
         gone,kept = now[name],now[owner]
         if gone is kept: continue
         olds[id(kept)] = [kept, *olds.get(id(kept), [kept])[1:], *olds.pop(id(gone), [gone])]
         for k in names.pop(id(gone)):
-            parent,_,leaf = k.rpartition('.'); setattr(model.get_submodule(parent), leaf, kept)
-            now[k] = kept; names[id(kept)].append(k)
+            parent,_,leaf = k.rpartition('.')
+            setattr(model.get_submodule(parent), leaf, kept)
+            now[k] = kept
+            names[id(kept)].append(k)
     if merge == 'mean':
         for group in olds.values(): group[0].copy_(sum(group)/len(group))
     return sum(len(group) - 1 for group in olds.values())
@@ -206,7 +290,10 @@ def get_expanded_tied_weights_keys(self:LM, all_submodels:bool=False):
     "Which parameter is which: read off the model, and the head where the config says so"
     return {**(dict(type(self)._tied_weights_keys) if self.config.tie else {}), **_ties(self)}
 
-def _adjust_bias(layer, weight): # transformers fits the bias of whatever it ties to the rows of the weight, as if that were a head; a Conv1D keeps (in, out)
+def _adjust_bias(
+    layer,
+    weight,
+): # transformers fits the bias of whatever it ties to the rows of the weight, as if that were a head; a Conv1D keeps (in, out)
     if isinstance(layer, nn.Linear): PreTrainedModel._adjust_bias(None, layer, weight)
 
 def keep_ties(model:nn.Module):
@@ -220,10 +307,14 @@ class DepthLoRA(nn.Module):
     "What one depth adds to a matrix it shares: B A x"
     def __init__(self, n_in:int, n_out:int, r:int, **to): # `to`: device and dtype
         super().__init__()
-        self.a,self.b = nn.Parameter(torch.empty(r, n_in, **to)),nn.Parameter(torch.empty(n_out, r, **to)); self.reset()
+        self.a,self.b = nn.Parameter(torch.empty(r, n_in, **to)),nn.Parameter(torch.empty(n_out, r, **to))
+        self.reset()
     @torch.no_grad()
-    def reset(self): self.a.normal_(std=self.a.shape[1]**-.5); self.b.zero_()
-    def forward(self, x): return nn.functional.linear(nn.functional.linear(x, self.a), self.b) # (..., n_in) -> (..., n_out)
+    def reset(self):
+        self.a.normal_(std=self.a.shape[1]**-.5)
+        self.b.zero_()
+    def forward(self, x):
+        return nn.functional.linear(nn.functional.linear(x, self.a), self.b) # (..., n_in) -> (..., n_out)
     def add(self, layer, args, out): return out + self(args[0]) # the hook
 
 def _matrices(model): # (path, layer, inputs, outputs) of layers that multiply
@@ -237,11 +328,16 @@ def add_depth_lora(
     r:int, # rank
 )->int: # layers that got one
     "Give every layer with a matrix shared along the depth a correction of its own"
-    stacks,shared,n = tuple(f'{k}.' for k in layer_stacks(model)),{k for names in shared_groups(model) for k in names},0
+    stacks, shared, n = (
+        tuple(f'{k}.' for k in layer_stacks(model)),
+        {k for names in shared_groups(model) for k in names},
+        0,
+    )
     for path,m,n_in,n_out in list(_matrices(model)):
         if f'{path}.weight' not in shared or not path.startswith(stacks) or 'depth_lora' in m._modules: continue
         m.depth_lora = DepthLoRA(n_in, n_out, r, device=m.weight.device, dtype=m.weight.dtype)
-        m.register_forward_hook(m.depth_lora.add); n += 1
+        m.register_forward_hook(m.depth_lora.add)
+        n += 1
     return n
 
 # %% ../../nbs/04_sharing/01_strategies.ipynb #8e3765e5
@@ -257,26 +353,40 @@ def share(
     what = what if isinstance(what, str) else ':'.join(what)
     if groups: what = what.replace('groups', 'groups-' + '-'.join('.'.join(map(str, g)) for g in groups), 1)
     if lora and 'lora-' not in what: what += f':lora-{lora}'
-    steps,rank,lenient = parse_sharing(what); _can_share(model)
-    if rank and all(name == 'embeddings' for name,_ in steps): raise InputError(f'lora-{rank} corrects what layers share along the depth, and {what} shares nothing there')
-    plan,before = [(name, _plan(model, name, arg, lenient)) for name,arg in steps],_stored(model) # an error comes before anything is changed
+    steps,rank,lenient = parse_sharing(what)
+    _can_share(model)
+    if rank and all(name == 'embeddings' for name,_ in steps):
+        raise InputError(f'lora-{rank} corrects what layers share along the depth, and {what} shares nothing there')
+    # an error comes before anything is changed
+    plan,before = [(name, _plan(model, name, arg, lenient)) for name,arg in steps],_stored(model)
     gone = sum(_done(model, name, pairs, merge) for name,pairs in plan)
-    if not gone: raise InputError(f'nothing to share: {what} finds no two parts of this {type(model).__name__} that are not one already')
+    if not gone:
+        raise InputError(
+            f'nothing to share: {what} finds no two parts of this {type(model).__name__} that are not one already'
+        )
     if rank: add_depth_lora(model, rank)
     keep_ties(model)
     if steps != [('embeddings', '')]: note_rewrite(model, f'share:{what}') # of the embedding the config tells itself
-    if verbose: print(f'{what}: {gone} tensors are others of the same model now; {format_count(_stored(model))} of {format_count(before)} weights are stored ({_stored(model)/before:.0%})')
+    if verbose:
+        print(
+            f'{what}: {gone} tensors are others of the same model now; '
+            f'{format_count(_stored(model))} of {format_count(before)} weights are stored '
+            f'({_stored(model) / before:.0%})'
+        )
     return model
 
 def _stored(model): return sum(p.numel() for p in model.parameters())
 
 def _can_share(model):
-    if getattr(getattr(model, 'config', None), 'packed', None): raise InputError('a packed model cannot be shared any more; share first, then quantize and pack')
-    if getattr(model, 'is_quantized', False): raise InputError('a model in 4 or 8 bits cannot be shared any more; load it in full, share, then quantize')
+    if getattr(getattr(model, 'config', None), 'packed', None):
+        raise InputError('a packed model cannot be shared any more; share first, then quantize and pack')
+    if getattr(model, 'is_quantized', False):
+        raise InputError('a model in 4 or 8 bits cannot be shared any more; load it in full, share, then quantize')
 
 def _plan(model, name, arg, lenient):
     if lenient and name == 'encoder-decoder' and not getattr(model.config, 'is_encoder_decoder', False): return {}
-    if lenient and name == 'embeddings' and getattr(model, 'get_output_embeddings', lambda: None)() is None: return {} # a task head says labels
+    if lenient and name == 'embeddings' and getattr(model, 'get_output_embeddings', lambda: None)() is None:
+        return {} # a task head says labels
     return strategies[name](model, arg)
 
 def _done(model, name, pairs, merge):
@@ -291,5 +401,9 @@ def _config_says_tied(config):
 @rewrites('share')
 def share_rewrite(model:nn.Module, what:str=''):
     "The rewrite behind `+share:alternate` and its like"
-    if not what: raise InputError(f"share needs to be told what, such as share:alternate; there is: {', '.join([*strategies, *patterns, *combinations])}")
+    if not what:
+        raise InputError(
+            "share needs to be told what, such as share:alternate; there is: "
+            f"{', '.join([*strategies, *patterns, *combinations])}"
+        )
     return share(model, what, verbose=False)

@@ -13,30 +13,48 @@ from ..core import RunError, seed_for
 class Accumulate(Callback):
     "Make one optimizer step of `n` batches, and count steps and tokens"
     order,run_valid = 5,False # before precision (10), clipping (12), schedule (20)
-    def __init__(self, n:int=1): self.n,self.positions = n,None # batches per optimizer step; positions to expect in a batch, None: as many as the first has
+    def __init__(self, n:int=1):
+        # batches per optimizer step; positions to expect in a batch, None: as many as the first has
+        self.n,self.positions = n,None
     def after_create(self): self.learn.step,self.learn.tokens,self.learn.stopping = 0,0,None
     def before_fit(self): self.seen = 0
     def before_batch(self):
         labels = self.learn.yb[0]
-        if self.seen == 0: self.expected,self.items,self.nll,self.right,self.places = (self.positions or labels.numel())*self.n,0,0.,0,0
+        if self.seen == 0:
+            self.expected, self.items, self.nll, self.right, self.places = (
+                (self.positions or labels.numel()) * self.n,
+                0,
+                0.0,
+                0,
+                0,
+            )
         self.learn.xb[0]['num_items_in_batch'] = self.expected
         self.here = (labels != -100).sum()
     def after_loss(self):
         l = self.learn
-        self.items = self.items + self.here; self.right = self.right + l.pred.n_correct
+        self.items = self.items + self.here
+        self.right = self.right + l.pred.n_correct
         nll = l.loss_grad.detach()*self.expected
         self.nll = self.nll + nll
         l.loss = nll/self.here # what is shown: the mean over this batch's own tokens
-        l.tokens += l.yb[0].numel(); self.places += l.yb[0].numel()
+        l.tokens += l.yb[0].numel()
+        self.places += l.yb[0].numel()
     def before_step(self):
         self.seen += 1
         if self.seen < self.n: raise CancelBatchException()
         self.learn.grad_scale = self.expected/self.items
-        self.learn.step_loss,self.learn.step_accuracy,self.learn.stopping = self.nll/self.items,self.right/self.items,self.learn.stop_asked
-    def after_step(self): self.seen = 0; self.learn.step += 1
+        self.learn.step_loss, self.learn.step_accuracy, self.learn.stopping = (
+            self.nll / self.items,
+            self.right / self.items,
+            self.learn.stop_asked,
+        )
+    def after_step(self):
+        self.seen = 0
+        self.learn.step += 1
 
 # %% ../../nbs/06_training/05_accumulation.ipynb #7a65b5f7
-def _whole(t): return t.full_tensor() if hasattr(t, 'full_tensor') else t # a tensor that ranks hold in parts, put together
+def _whole(t):
+    return t.full_tensor() if hasattr(t, 'full_tensor') else t # a tensor that ranks hold in parts, put together
 def _local(t): return t.to_local() if hasattr(t, 'to_local') else t       # and the part that is here
 
 class Clip(Callback):
@@ -55,14 +73,21 @@ class Clip(Callback):
     def _check(self, norm):
         if torch.isfinite(norm): return
         if self.learn.scaler is not None: raise CancelStepException()
-        raise RunError(f'the gradient stopped being finite at step {self.learn.step + 1} (loss {float(self.learn.step_loss):.4g}); '
-                       'the last checkpoint stands. Try a lower learning rate')
+        raise RunError(
+            f'the gradient stopped being finite at step {self.learn.step + 1} (loss '
+            f'{float(self.learn.step_loss):.4g}); '
+            'the last checkpoint stands. Try a lower learning rate'
+        )
 
 # %% ../../nbs/06_training/05_accumulation.ipynb #175e8c40
 class StepSeed(Callback):
     "Make dropout a pure function of (seed, step, batch, rank)"
     order,run_valid = 6,False # after Accumulate has counted
     def __init__(self, seed:int=0, rank:int=0): store_attr()
-    def before_fit(self): self.random = any(getattr(m, 'p', 0) for m in self.learn.model.modules() if isinstance(m, nn.modules.dropout._DropoutNd))
+    def before_fit(self):
+        self.random = any(
+            getattr(m, 'p', 0) for m in self.learn.model.modules() if isinstance(m, nn.modules.dropout._DropoutNd)
+        )
     def before_batch(self): # seeding formats three stack traces, 0.1 ms: only where something is drawn
-        if self.random: torch.manual_seed(seed_for(self.seed, 'dropout', self.learn.step, self.learn.accumulate.seen, self.rank))
+        if self.random:
+            torch.manual_seed(seed_for(self.seed, 'dropout', self.learn.step, self.learn.accumulate.seen, self.rank))

@@ -18,7 +18,8 @@ def brings_weights(model)->bool:
     "Whether the model came with weights of the hub that somebody else trained"
     return model.config.model_type != 'lmnotes' and not getattr(model, 'random_weights', False)
 
-_milder = dict(lion=0.2) # every step of Lion has full size, so its rate is lower and its decay higher by the same factor (Chen et al. 2023, section 5)
+# every step of Lion has full size, so its rate is lower and its decay higher by the same factor (Chen et al. 2023, section 5)
+_milder = dict(lion=0.2)
 
 def default_lr(model, optimizer:str='adamw')->float:
     "Peak learning rate: 0.3 over the model's width for our recipes and random weights (0.3/768 where a model does not tell), 5e-5 for weights of the hub; a fifth of it for Lion"
@@ -36,7 +37,8 @@ def default_betas(model, optimizer:str='adamw')->tuple: # None: the optimizer's 
 def check_vocab(model, data):
     "Refuse a model and data that count tokens differently"
     n = model.config.get_text_config().vocab_size
-    if data.vocab_size > n or n != data.vocab_size and model.config.model_type == 'lmnotes': raise InputError(f"the data's tokenizer has {data.vocab_size} tokens but the model knows {n}; "
+    if data.vocab_size > n or n != data.vocab_size and model.config.model_type == 'lmnotes':
+        raise InputError(f"the data's tokenizer has {data.vocab_size} tokens but the model knows {n}; "
         f"build the model with vocab_size={data.vocab_size}, or load the data with the model's own tokenizer")
 
 # %% ../../nbs/06_training/08_assemble.ipynb #c5e1cec1
@@ -61,11 +63,32 @@ def lm_learner(
     device = pick_device(str(device or data.device or 'auto'))
     if not getattr(model, 'is_quantized', False): model.to(device)
     if weight_decay is None: weight_decay = default_decay(model, optimizer)
-    if optimizer in optimizers: betas = tuple(own if b is None else b for b,own in zip(betas or (None, None), default_betas(model, optimizer), strict=True))
+    if optimizer in optimizers:
+        betas = tuple(
+            own if b is None else b
+            for b, own in zip(betas or (None, None), default_betas(model, optimizer), strict=True)
+        )
     dtype = pick_dtype(device, precision, getattr(model.config, 'hidden_size', None))
     core = [Accumulate(accumulate), StepSeed(seed), Precision(dtype), Clip(max_grad_norm)]
-    learn = LMLearner(data, model, lr=lr or default_lr(model, optimizer), opt_func=opt_func_for(optimizer, model, weight_decay, betas, eps),
-                      metrics=[TokenAccuracy()] + ([] if data.masked or not hasattr(data, 'token_bytes') else [BitsPerByte(data.token_bytes)]), cbs=core + L(cbs), **kwargs)
-    learn.spec = dict(lr=learn.lr, optimizer=optimizer, precision=precision, accumulate=accumulate, max_grad_norm=max_grad_norm,
-                      weight_decay=weight_decay, betas=betas, eps=eps, seed=seed)
+    learn = LMLearner(
+        data,
+        model,
+        lr=lr or default_lr(model, optimizer),
+        opt_func=opt_func_for(optimizer, model, weight_decay, betas, eps),
+        metrics=[TokenAccuracy()]
+        + ([] if data.masked or not hasattr(data, 'token_bytes') else [BitsPerByte(data.token_bytes)]),
+        cbs=core + L(cbs),
+        **kwargs,
+    )
+    learn.spec = dict(
+        lr=learn.lr,
+        optimizer=optimizer,
+        precision=precision,
+        accumulate=accumulate,
+        max_grad_norm=max_grad_norm,
+        weight_decay=weight_decay,
+        betas=betas,
+        eps=eps,
+        seed=seed,
+    )
     return learn

@@ -29,7 +29,14 @@ from ..data.tokenizers import own_tokenizers
 from ..models.flops_and_memory import meta_model, pretend
 from ..models.decoder import LMConfig, build_model, models, saved_kind
 from ..models.task_heads import HeadedLM, adopt_head, name_labels, with_head
-from ..models.hf_load import attention_of, auto_class, hub_config, is_encoder_only, model_class, resolve_attention
+from lmnotes.models.hf_load import (
+    attention_of,
+    auto_class,
+    hub_config,
+    is_encoder_only,
+    model_class,
+    resolve_attention,
+)
 from ..models.model_zoo import known_config, known_id
 from ..models.lora import add_lora, trainable_share
 from .options import *
@@ -39,8 +46,11 @@ from .checkpoints import *
 # %% ../../nbs/06_training/10_build.ipynb #52b01375
 def base_name(o)->str: return o.model.partition('+')[0] # without rewrites
 def _is_folder(name)->bool: return Path(name).expanduser().is_dir()
-def _saved(o)->bool: return base_name(o) not in models and _is_folder(base_name(o)) # a recipe is one also where a folder bears its name
-def is_own(o)->bool: return base_name(o) in models or saved_kind(base_name(o)) == 'lmnotes' # a model of ours, not of transformers
+def _saved(o)->bool:
+    # a recipe is one also where a folder bears its name
+    return base_name(o) not in models and _is_folder(base_name(o))
+def is_own(o)->bool:
+    return base_name(o) in models or saved_kind(base_name(o)) == 'lmnotes' # a model of ours, not of transformers
 
 def weights_of(o:TrainOptions)->str: # 'random', 'saved', 'hub' or 'init'
     "Where the weights come from"
@@ -54,36 +64,46 @@ def is_masked(o:TrainOptions)->bool:
     if _saved(o): return read_json(model_folder(base_name(o))/'config.json').get('causal', True) is False
     return base_name(o) == 'encoder'
 
-def is_headed(o:TrainOptions)->bool: return o.task in ('classify', 'tag', 'span') # whether labels are to be learnt, by a task head
+def is_headed(o:TrainOptions)->bool:
+    return o.task in ('classify', 'tag', 'span') # whether labels are to be learnt, by a task head
 
 def config_of(
     name:str,       # a folder, `tiny:` family or hub id
     vocab_size=None, trust=False, **fields, # as for `hub_config`
 ):
     "The config of a model of transformers; of a known one its published sizes, where the hub does not answer"
-    try: return hub_config(name, vocab_size, trust, **fields)
+    try:
+        return hub_config(name, vocab_size, trust, **fields)
     except InputError:
         if not known_id(name): raise
         return known_config(name)
 
 def looks_both_ways(o:TrainOptions)->bool:
     "Whether the model sees both sides of a token"
-    if _saved(o) and is_own(o): return read_json(model_folder(base_name(o))/'config.json').get('causal', True) is False
-    return base_name(o) == 'encoder' if is_own(o) else is_encoder_only(config_of(base_name(o), None, o.trust_remote_code))
+    if _saved(o) and is_own(o):
+        return read_json(model_folder(base_name(o))/'config.json').get('causal', True) is False
+    return (
+        base_name(o) == 'encoder'
+        if is_own(o)
+        else is_encoder_only(config_of(base_name(o), None, o.trust_remote_code))
+    )
 
 def decoder_start(o:TrainOptions)->int|None: # None: not an encoder-decoder
     "The token with which the decoder of an encoder-decoder begins"
     if is_own(o): return None
     c = config_of(base_name(o), None, o.trust_remote_code)
     if not c.is_encoder_decoder: return None
-    return next(t for t in (getattr(c, 'decoder_start_token_id', None), getattr(c, 'pad_token_id', None), 0) if t is not None)
+    return next(
+        t for t in (getattr(c, 'decoder_start_token_id', None), getattr(c, 'pad_token_id', None), 0) if t is not None
+    )
 
 # %% ../../nbs/06_training/10_build.ipynb #3cfbeafe
 def _tokenizer(o):
     "The model's own where it has one, else bytes"
     if o.tokenizer != 'auto': return o.tokenizer
     source = o.init if base_name(o) in models else base_name(o)
-    if source is not None and not (source in models or _is_folder(source) or source.startswith('tiny:')): config_of(source, None, o.trust_remote_code) # a name that is nothing fails as a model
+    if source is not None and not (source in models or _is_folder(source) or source.startswith('tiny:')):
+        config_of(source, None, o.trust_remote_code) # a name that is nothing fails as a model
     if source is None or source.startswith('tiny:') or source in models: return 'bytes'
     return str(model_folder(source)) if _is_folder(source) else source
 
@@ -114,84 +134,250 @@ _what = dict(shards='shards', mixture='a mixture', stream='a stream')
 
 def _check_data(o):
     if is_headed(o): return _check_labels(o)
-    kind = kind_of_data(o); pairs = decoder_start(o) is not None
-    if pairs and (kind != 'one' or mode_of(o) == 'pretrain'): raise InputError(f'{base_name(o)} is an encoder-decoder: it learns pairs of a question and an answer of one dataset, not {_what.get(kind, "running text")}; choose a causal model, or a dataset with answers')
+    kind = kind_of_data(o)
+    pairs = decoder_start(o) is not None
+    if pairs and (kind != 'one' or mode_of(o) == 'pretrain'):
+        raise InputError(
+            f'{base_name(o)} is an encoder-decoder: it learns pairs of a question and an answer '
+            f'of one dataset, not {_what.get(kind, "running text")}; choose a causal model, or a '
+            'dataset with answers'
+        )
     if kind == 'one': return
-    if is_masked(o): raise InputError(f'hidden tokens are made of one loaded dataset, and {_what[kind]} was asked for; give --dataset or a text file, or a model that looks one way')
+    if is_masked(o):
+        raise InputError(
+            f'hidden tokens are made of one loaded dataset, and {_what[kind]} was asked for; give '
+            '--dataset or a text file, or a model that looks one way'
+        )
     for n in ('prompt_template', 'chat_template', 'prompt_column', 'target_column'):
-        if getattr(o, n): raise InputError(f'--{n} belongs to one dataset with answers, and {_what[kind]} was asked for; leave it out')
-    if o.mode == 'sft' and kind != 'mixture': raise InputError(f'--mode sft cannot be chosen for {_what[kind]}; leave it out')
+        if getattr(o, n):
+            raise InputError(
+                f'--{n} belongs to one dataset with answers, and {_what[kind]} was asked for; leave it out'
+            )
+    if o.mode == 'sft' and kind != 'mixture':
+        raise InputError(f'--mode sft cannot be chosen for {_what[kind]}; leave it out')
 
 def _check_labels(o): # what a task head cannot learn from
     kind = kind_of_data(o)
-    if kind != 'one': raise InputError(f'--task {o.task} learns the labels of one loaded dataset, and {_what[kind]} was asked for; give --dataset, or a file of texts and labels')
-    if o.mode in ('pretrain', 'rl'): raise InputError(f'--mode {o.mode} learns texts, and --task {o.task} labels; leave one of the two out')
+    if kind != 'one':
+        raise InputError(
+            f'--task {o.task} learns the labels of one loaded dataset, and {_what[kind]} was '
+            'asked for; give --dataset, or a file of texts and labels'
+        )
+    if o.mode in ('pretrain', 'rl'):
+        raise InputError(f'--mode {o.mode} learns texts, and --task {o.task} labels; leave one of the two out')
     for n in ('text_column', 'prompt_template', 'chat_template', 'use_packing'):
-        if getattr(o, n): raise InputError(f'--{n} is for texts that are written, and --task {o.task} gives labels; leave it out')
-    if decoder_start(o) is not None: raise InputError(f'{base_name(o)} is an encoder-decoder, and a head for {o.task} goes on one body; choose an encoder or a causal model, or --task generate')
+        if getattr(o, n):
+            raise InputError(f'--{n} is for texts that are written, and --task {o.task} gives labels; leave it out')
+    if decoder_start(o) is not None:
+        raise InputError(
+            f'{base_name(o)} is an encoder-decoder, and a head for {o.task} goes on one body; '
+            'choose an encoder or a causal model, or --task generate'
+        )
     if not o.data_path: check_head(find_dataset(o.dataset, o.dataset_config), o.task)
 
 def data_from(o:TrainOptions):
     "The data that the options ask for"
-    _check_data(o); kind,device = kind_of_data(o),str(pick_device(o.device))
-    if is_headed(o): return label_data(o.dataset, o.dataset_config, o.task, _tokenizer(o), o.max_length, o.batch_size, o.seed, o.vocab_size, o.data_dir, o.data_path, o.prompt_column,
-        o.target_column, o.limit, o.allow_eval_data, device, 'first' if looks_both_ways(o) else 'last')
-    if kind == 'shards': return shard_data(o.data_path, None if o.tokenizer == 'auto' else o.tokenizer, o.max_length, o.batch_size, o.seed, o.vocab_size, device=device)
-    if kind == 'mixture': return mixture_data(o.datasets, o.dataset_configs or None, o.mixture_rates or None, o.mixture_by, o.mixture_temperature, o.mixture_cap, _tokenizer(o), _row_length(o),
-        o.batch_size, o.seed, o.vocab_size, o.data_dir, o.limit, device, o.use_packing, o.allow_eval_data, o.mode)
-    if kind == 'stream': return stream_data(o.dataset, o.dataset_config, _tokenizer(o), o.max_length, o.batch_size, o.seed, o.vocab_size, o.data_dir, o.data_path, o.text_column,
-        walk=o.stream_walk, tokens_per_chunk=o.tokens_per_chunk, max_chunks=o.max_chunks, device=device, allow_eval_data=o.allow_eval_data)
-    same = dict(dataset=o.dataset, config=o.dataset_config, tokenizer=_tokenizer(o), max_length=_row_length(o), bs=o.batch_size, seed=o.seed, vocab_size=o.vocab_size,
-                data_dir=o.data_dir, data_path=o.data_path, limit=o.limit, device=device, allow_eval_data=o.allow_eval_data)
+    _check_data(o)
+    kind,device = kind_of_data(o),str(pick_device(o.device))
+    if is_headed(o):
+        return label_data(
+            o.dataset,
+            o.dataset_config,
+            o.task,
+            _tokenizer(o),
+            o.max_length,
+            o.batch_size,
+            o.seed,
+            o.vocab_size,
+            o.data_dir,
+            o.data_path,
+            o.prompt_column,
+            o.target_column,
+            o.limit,
+            o.allow_eval_data,
+            device,
+            'first' if looks_both_ways(o) else 'last',
+        )
+    if kind == 'shards':
+        return shard_data(
+            o.data_path,
+            None if o.tokenizer == 'auto' else o.tokenizer,
+            o.max_length,
+            o.batch_size,
+            o.seed,
+            o.vocab_size,
+            device=device,
+        )
+    if kind == 'mixture':
+        return mixture_data(
+            o.datasets,
+            o.dataset_configs or None,
+            o.mixture_rates or None,
+            o.mixture_by,
+            o.mixture_temperature,
+            o.mixture_cap,
+            _tokenizer(o),
+            _row_length(o),
+            o.batch_size,
+            o.seed,
+            o.vocab_size,
+            o.data_dir,
+            o.limit,
+            device,
+            o.use_packing,
+            o.allow_eval_data,
+            o.mode,
+        )
+    if kind == 'stream':
+        return stream_data(
+            o.dataset,
+            o.dataset_config,
+            _tokenizer(o),
+            o.max_length,
+            o.batch_size,
+            o.seed,
+            o.vocab_size,
+            o.data_dir,
+            o.data_path,
+            o.text_column,
+            walk=o.stream_walk,
+            tokens_per_chunk=o.tokens_per_chunk,
+            max_chunks=o.max_chunks,
+            device=device,
+            allow_eval_data=o.allow_eval_data,
+        )
+    same = dict(
+        dataset=o.dataset,
+        config=o.dataset_config,
+        tokenizer=_tokenizer(o),
+        max_length=_row_length(o),
+        bs=o.batch_size,
+        seed=o.seed,
+        vocab_size=o.vocab_size,
+        data_dir=o.data_dir,
+        data_path=o.data_path,
+        limit=o.limit,
+        device=device,
+        allow_eval_data=o.allow_eval_data,
+    )
     if mode_of(o) == 'pretrain': return load_data(**same, text_column=o.text_column, masked=is_masked(o))
-    if _sees_pictures(o): return picture_data(o.dataset, o.dataset_config, _tokenizer(o), max(o.max_length, 2048), o.batch_size, o.seed, o.data_dir, o.limit, o.allow_eval_data, device)
+    if _sees_pictures(o):
+        return picture_data(
+            o.dataset,
+            o.dataset_config,
+            _tokenizer(o),
+            max(o.max_length, 2048),
+            o.batch_size,
+            o.seed,
+            o.data_dir,
+            o.limit,
+            o.allow_eval_data,
+            device,
+        )
     own = {k: getattr(o, k) for k in ('prompt_column', 'target_column', 'prompt_template', 'chat_template')}
-    return load_data(**same, mode='sft', **own, packing=o.use_packing, **(dict(decoder_start=start) if (start := decoder_start(o)) is not None else {}))
+    return load_data(
+        **same,
+        mode='sft',
+        **own,
+        packing=o.use_packing,
+        **(dict(decoder_start=start) if (start := decoder_start(o)) is not None else {}),
+    )
 
 def workers_for(o:TrainOptions)->int:
     "Threads that make batches ahead: two where a GPU would wait, none where they would take its cores from the model"
-    if o.num_workers and kind_of_data(o) == 'stream': raise InputError('a stream is read by one, in order; leave --num_workers out')
+    if o.num_workers and kind_of_data(o) == 'stream':
+        raise InputError('a stream is read by one, in order; leave --num_workers out')
     if o.num_workers is not None: return o.num_workers
     return 2 if pick_device(o.device).type == 'cuda' and kind_of_data(o) != 'stream' else 0
 
 def _sees_pictures(o): # pages with questions, for a model that has a processor
-    return not o.data_path and find_dataset(o.dataset, o.dataset_config).kind == 'vision' and weights_of(o) in ('hub', 'saved') and not is_own(o)
+    return (
+        not o.data_path
+        and find_dataset(o.dataset, o.dataset_config).kind == 'vision'
+        and weights_of(o) in ('hub', 'saved')
+        and not is_own(o)
+    )
 
-def _row_length(o): return o.packing_max_length if o.use_packing and o.packing_max_length else o.max_length # places in a row
+def _row_length(o):
+    return o.packing_max_length if o.use_packing and o.packing_max_length else o.max_length # places in a row
 
 # %% ../../nbs/06_training/10_build.ipynb #938ec6f5
 _usual = {ours: theirs for theirs,ours in LMConfig.attribute_map.items()}
 _shape = ('dim', 'n_layer', 'n_head', 'ffn_dim', 'num_frequencies', 'dropout')
-_loading = ('from_scratch', 'load_in_4bit', 'load_in_8bit', 'moe_load_in_4bit', 'moe_load_in_8bit', 'trust_remote_code')
+_loading = (
+    'from_scratch',
+    'load_in_4bit',
+    'load_in_8bit',
+    'moe_load_in_4bit',
+    'moe_load_in_8bit',
+    'trust_remote_code',
+)
 
 def _sizes(o): return {k: getattr(o, k) for k in _shape if getattr(o, k) is not None}
 def _switches(o): return [k for k in _loading if getattr(o, k)]
 
 def _check_kind(o):
-    fixed,loading = [k for k in _sizes(o) if k != 'dropout'],[k for k in _switches(o) if k != 'from_scratch'] # as recipes always are
-    if base_name(o) in models and loading: raise InputError(f"--{loading[0]} is for models of the hub, and '{base_name(o)}' is a recipe with its own random weights; leave it out")
-    if weights_of(o) in ('saved', 'init') and fixed: raise InputError(f"--{fixed[0]} cannot change the saved weights of {o.init or base_name(o)}; leave it out")
+    # as recipes always are
+    fixed,loading = [k for k in _sizes(o) if k != 'dropout'],[k for k in _switches(o) if k != 'from_scratch']
+    if base_name(o) in models and loading:
+        raise InputError(
+            f"--{loading[0]} is for models of the hub, and '{base_name(o)}' is a recipe with its "
+            "own random weights; leave it out"
+        )
+    if weights_of(o) in ('saved', 'init') and fixed:
+        raise InputError(f"--{fixed[0]} cannot change the saved weights of {o.init or base_name(o)}; leave it out")
     few = next((n for n in ('use_lora', *_loading[1:5]) if getattr(o, n)), None)
-    if is_headed(o) and few: raise InputError(f'--{few} keeps the weights of a model as they are, and a new head must learn; leave it out, or --task {o.task}')
-    if o.use_lora and o.fsdp: raise InputError('--fsdp splits weights that are learnt, and --use_lora freezes nearly all of them; leave --fsdp out')
+    if is_headed(o) and few:
+        raise InputError(
+            f'--{few} keeps the weights of a model as they are, and a new head must learn; leave '
+            f'it out, or --task {o.task}'
+        )
+    if o.use_lora and o.fsdp:
+        raise InputError(
+            '--fsdp splits weights that are learnt, and --use_lora freezes nearly all of them; leave --fsdp out'
+        )
 
 def model_from(o:TrainOptions, vocab_size:int, data=None): # data: for a task head, whose labels it has
     "The model that the options ask for: a recipe or hub family with weights drawn from the seed, or a saved model"
-    _check_kind(o); set_seed(o.seed); shape = _sizes(o)
+    _check_kind(o)
+    set_seed(o.seed)
+    shape = _sizes(o)
     if is_own(o):
-        model = build_model(o.model, size=o.size, vocab_size=vocab_size, init=o.init, **(shape if o.init or _saved(o) else dict(shape, max_length=_row_length(o))))
+        model = build_model(
+            o.model,
+            size=o.size,
+            vocab_size=vocab_size,
+            init=o.init,
+            **(shape if o.init or _saved(o) else dict(shape, max_length=_row_length(o))),
+        )
         if is_headed(o): model = with_head(model, o.task, data.labels)
-        model.config._attn_implementation = resolve_attention(o.attn_implementation, pick_device(o.device), type(model), o.use_flash_attention)
+        model.config._attn_implementation = resolve_attention(
+            o.attn_implementation, pick_device(o.device), type(model), o.use_flash_attention
+        )
     else:
         few = dict(num_labels=len(data.labels)) if is_headed(o) and data.labels else {}
-        model = build_model(o.model, vocab_size=vocab_size, init=o.init, max_length=_row_length(o), task=o.task if is_headed(o) else 'mlm' if is_masked(o) else 'auto', device=str(pick_device(o.device)),
-                            attn_implementation=o.attn_implementation, use_flash_attention=o.use_flash_attention, **few, **{_usual.get(k, k): v for k,v in shape.items()}, **{k: True for k in _switches(o)})
+        model = build_model(
+            o.model,
+            vocab_size=vocab_size,
+            init=o.init,
+            max_length=_row_length(o),
+            task=o.task if is_headed(o) else 'mlm' if is_masked(o) else 'auto',
+            device=str(pick_device(o.device)),
+            attn_implementation=o.attn_implementation,
+            use_flash_attention=o.use_flash_attention,
+            **few,
+            **{_usual.get(k, k): v for k, v in shape.items()},
+            **{k: True for k in _switches(o)},
+        )
         if is_headed(o): _fit_head(model, data)
     _check_objective(o, model)
     if o.gradient_checkpointing: model.gradient_checkpointing_enable()
     return with_adapter(o, model)
 
-def _fit_head(model, data): # of transformers: it knows the names of the labels, and, where it looks one way, which token is no last word
+def _fit_head(
+    model,
+    data,
+): # of transformers: it knows the names of the labels, and, where it looks one way, which token is no last word
     if data.labels: name_labels(model.config, data.labels)
     if not is_encoder_only(model.config): model.config.pad_token_id = data.pad
     adopt_head(model)
@@ -199,17 +385,30 @@ def _fit_head(model, data): # of transformers: it knows the names of the labels,
 def with_adapter(o:TrainOptions, model):
     "The model with the adapters that the options ask for, if any"
     if not o.use_lora: return model
-    if hasattr(model, 'peft_config'): raise InputError(f'{base_name(o)} is an adapter on its base already; train it on without --use_lora, or merge it first')
+    if hasattr(model, 'peft_config'):
+        raise InputError(
+            f'{base_name(o)} is an adapter on its base already; train it on without --use_lora, or merge it first'
+        )
     return add_lora(model, o.lora_r, o.lora_alpha, o.lora_dropout, list(o.lora_target_modules) or None, verbose=False)
 
 def _check_objective(o, model):
     few = not any(p.requires_grad for p in model.parameters())
-    if few and not o.use_lora: raise InputError(f'the weights of {base_name(o)} are kept in few bits and stay as they are, so nothing would learn; add --use_lora, or leave --load_in_4bit and its like out')
+    if few and not o.use_lora:
+        raise InputError(
+            f'the weights of {base_name(o)} are kept in few bits and stay as they are, so nothing '
+            'would learn; add --use_lora, or leave --load_in_4bit and its like out'
+        )
     if is_headed(o): return
-    if isinstance(model, HeadedLM) or not (is_masked(o) or model.can_generate()): raise InputError(f'{base_name(o)} has a head for labels and writes no text; add --task classify, tag or span')
+    if isinstance(model, HeadedLM) or not (is_masked(o) or model.can_generate()):
+        raise InputError(f'{base_name(o)} has a head for labels and writes no text; add --task classify, tag or span')
     both = getattr(model.config, 'causal', True) is False
-    if both and not is_masked(o): raise InputError(f'{base_name(o)} looks both ways and cannot learn to continue a text; use --task mlm')
-    if is_masked(o) and getattr(model.config, 'causal', None) is True: raise InputError(f'{base_name(o)} sees only the past, and a gap is filled from both sides; use --model encoder, or leave --task out')
+    if both and not is_masked(o):
+        raise InputError(f'{base_name(o)} looks both ways and cannot learn to continue a text; use --task mlm')
+    if is_masked(o) and getattr(model.config, 'causal', None) is True:
+        raise InputError(
+            f'{base_name(o)} sees only the past, and a gap is filled from both sides; use --model '
+            'encoder, or leave --task out'
+        )
 
 # %% ../../nbs/06_training/10_build.ipynb #2943b034
 @dataclass
@@ -224,33 +423,64 @@ class Facts:
 def facts_of(model)->Facts:
     "What a plan says of a model that is there"
     s,c = trainable_share(model),model.config.get_text_config()
-    return Facts(s['total'], s['trainable'], attention_of(model), brings_weights(model), getattr(c, 'hidden_size', None))
+    return Facts(
+        s['total'], s['trainable'], attention_of(model), brings_weights(model), getattr(c, 'hidden_size', None)
+    )
 
 def _sketched(o, vocab_size, labels=None): # a model without contents
     if is_headed(o): return _sketched_head(o, vocab_size, labels)
     if is_own(o) and not o.init:
         if _saved(o): return meta_model(LMConfig.from_pretrained(model_folder(base_name(o))))
-        with pretend(): return build_model(base_name(o), size=o.size, vocab_size=vocab_size or 258, **dict(_sizes(o), max_length=_row_length(o)))
-    c = config_of(o.init or base_name(o), vocab_size if weights_of(o) == 'random' else None, o.trust_remote_code, **{_usual.get(k, k): v for k,v in _sizes(o).items()})
+        with pretend():
+            return build_model(
+                base_name(o), size=o.size, vocab_size=vocab_size or 258, **dict(_sizes(o), max_length=_row_length(o))
+            )
+    c = config_of(
+        o.init or base_name(o),
+        vocab_size if weights_of(o) == 'random' else None,
+        o.trust_remote_code,
+        **{_usual.get(k, k): v for k, v in _sizes(o).items()},
+    )
     return None if is_encoder_only(c) else meta_model(c)
 
 def _sketched_head(o, vocab_size, labels): # of as many labels as there are, two where only the rows could tell
     labels = None if o.task == 'span' else labels or 2
     if is_own(o):
         body = _sketched(replace(o, task='auto', init=None), vocab_size)
-        with pretend(): return with_head(body, o.task, labels)
-    c = config_of(base_name(o), vocab_size if weights_of(o) == 'random' else None, o.trust_remote_code, **{_usual.get(k, k): v for k,v in _sizes(o).items()}, **({} if labels is None else dict(num_labels=labels if isinstance(labels, int) else len(labels))))
-    with pretend(): return model_class(c, auto_class(c, o.task))(c)
+        with pretend():
+            return with_head(body, o.task, labels)
+    c = config_of(
+        base_name(o),
+        vocab_size if weights_of(o) == 'random' else None,
+        o.trust_remote_code,
+        **{_usual.get(k, k): v for k, v in _sizes(o).items()},
+        **({} if labels is None else dict(num_labels=labels if isinstance(labels, int) else len(labels))),
+    )
+    with pretend():
+        return model_class(c, auto_class(c, o.task))(c)
 
 def facts_from(o:TrainOptions, vocab_size:int|None=None, labels=None)->Facts: # labels of a task head
     "What a plan says of a model that is not built"
-    _check_kind(o); model = _sketched(o, vocab_size, labels); device = pick_device(o.device)
-    attention = resolve_attention(o.attn_implementation, device, type(model), o.use_flash_attention) if model is not None else 'unknown until it is loaded'
+    _check_kind(o)
+    model = _sketched(o, vocab_size, labels)
+    device = pick_device(o.device)
+    attention = (
+        resolve_attention(o.attn_implementation, device, type(model), o.use_flash_attention)
+        if model is not None
+        else 'unknown until it is loaded'
+    )
     if model is not None and attention_of(model) == 'none': attention = 'none'
     if model is None: return Facts(None, None, attention, weights_of(o) in ('hub', 'init'), None)
-    if o.use_lora: add_lora(model, o.lora_r, o.lora_alpha, o.lora_dropout, list(o.lora_target_modules) or None, verbose=False)
+    if o.use_lora:
+        add_lora(model, o.lora_r, o.lora_alpha, o.lora_dropout, list(o.lora_target_modules) or None, verbose=False)
     n = [p for p in model.parameters()]
-    return Facts(sum(p.numel() for p in n), sum(p.numel() for p in n if p.requires_grad), attention, weights_of(o) in ('hub', 'init'), getattr(model.config.get_text_config(), 'hidden_size', None))
+    return Facts(
+        sum(p.numel() for p in n),
+        sum(p.numel() for p in n if p.requires_grad),
+        attention,
+        weights_of(o) in ('hub', 'init'),
+        getattr(model.config.get_text_config(), 'hidden_size', None),
+    )
 
 # %% ../../nbs/06_training/10_build.ipynb #d6cce328
 @dataclass
@@ -271,13 +501,29 @@ def only_on_hub(o:TrainOptions)->list: # sentences; empty where everything is he
     "What of the data only the hub could tell"
     out = []
     if not (o.data_path or o.data_dir or os.environ.get('LMNOTES_DATA_DIR')):
-        out += [f"the rows of '{d.name}' are on the hub" for d in (_mixed(o)[0] if o.datasets else [find_dataset(o.dataset, o.dataset_config)]) if d.id not in embedded]
+        out += [
+            f"the rows of '{d.name}' are on the hub"
+            for d in (_mixed(o)[0] if o.datasets else [find_dataset(o.dataset, o.dataset_config)])
+            if d.id not in embedded
+        ]
     tok = _tokenizer(o)
     if tok not in own_tokenizers and not _is_folder(tok): out.append(f"the tokenizer of '{tok}' is on the hub")
     return out
 
 def data_sketch(o:TrainOptions)->DataSketch:
     "What can be said of data on the hub without asking it"
-    _check_data(o); found,rates = _mixed(o) if o.datasets else ([find_dataset(o.dataset, o.dataset_config)], None)
-    name = found[0].name if len(found) == 1 else mixture_name(found, rates if rates is not None else [1/len(found)]*len(found))
-    return DataSketch(name, mode_of(o), _tokenizer(o), masked=is_masked(o), notes=tuple(only_on_hub(o)), task=found[0] if len(found) == 1 and mode_of(o) != 'pretrain' else None)
+    _check_data(o)
+    found,rates = _mixed(o) if o.datasets else ([find_dataset(o.dataset, o.dataset_config)], None)
+    name = (
+        found[0].name
+        if len(found) == 1
+        else mixture_name(found, rates if rates is not None else [1 / len(found)] * len(found))
+    )
+    return DataSketch(
+        name,
+        mode_of(o),
+        _tokenizer(o),
+        masked=is_masked(o),
+        notes=tuple(only_on_hub(o)),
+        task=found[0] if len(found) == 1 and mode_of(o) != 'pretrain' else None,
+    )

@@ -18,11 +18,21 @@ from .assemble import *
 from .distributed import *
 
 # %% ../../nbs/06_training/09_checkpoints.ipynb #32104467
-def save_model(model, tokenizer, path, state=None, processor=None): # state: whole weights by name, where the model holds only a share; processor: of pictures
+def save_model(
+    model,
+    tokenizer,
+    path,
+    state=None,
+    processor=None,
+): # state: whole weights by name, where the model holds only a share; processor: of pictures
     "Weights, configuration and tokenizer into `path`, as `from_pretrained` reads them; of a model with adapters these alone"
     from transformers.utils import logging
     logging.disable_progress_bar() # a bar for every checkpoint would drown the run's own
-    model.save_pretrained(path, **({} if state is None else dict(state_dict=dict(state))), **(dict(save_embedding_layers=False) if hasattr(model, 'peft_config') else {}))
+    model.save_pretrained(
+        path,
+        **({} if state is None else dict(state_dict=dict(state))),
+        **(dict(save_embedding_layers=False) if hasattr(model, 'peft_config') else {}),
+    )
     if tokenizer is not None: tokenizer.save_pretrained(path) # shards may be numbers of a tokenizer that is not here
     if processor is not None: processor.save_pretrained(path)
 
@@ -36,13 +46,23 @@ def _write_checkpoint(learn, path, weights, optimizer, state):
     scaler = learn.scaler
     try:
         with atomic_dir(path) as d:
-            save_model(learn.model, learn.dls.tokenizer, d, weights if is_split(learn.model) else None, getattr(learn.dls, 'processor', None))
+            save_model(
+                learn.model,
+                learn.dls.tokenizer,
+                d,
+                weights if is_split(learn.model) else None,
+                getattr(learn.dls, 'processor', None),
+            )
             with open(d/'trainer.pt', 'wb') as f: # our own handle, so that a full disk says so
-                torch.save(_plain_numbers(dict(optimizer=optimizer, scaler=scaler.state_dict() if scaler else None)), f)
+                torch.save(
+                    _plain_numbers(dict(optimizer=optimizer, scaler=scaler.state_dict() if scaler else None)), f
+                )
             write_json(d/'state.json', state)
-    except (OSError, RuntimeError) as e: raise RunError(f'could not save {path}: {e}; earlier checkpoints stand') from e
+    except (OSError, RuntimeError) as e:
+        raise RunError(f'could not save {path}: {e}; earlier checkpoints stand') from e
     except Exception as e: # safetensors has an error class of its own, and tokenizers none at all
-        if type(e).__module__.startswith('safetensors') or 'os error' in str(e): raise RunError(f'could not save {path}: {e}; earlier checkpoints stand') from e
+        if type(e).__module__.startswith('safetensors') or 'os error' in str(e):
+            raise RunError(f'could not save {path}: {e}; earlier checkpoints stand') from e
         raise
 
 def save_checkpoint(
@@ -52,7 +72,8 @@ def save_checkpoint(
 ):
     "A folder from which training goes on as if it had never stopped"
     state = dict(step=learn.step, tokens=learn.tokens, fingerprint=learn.dls.fingerprint, **note)
-    if hasattr(learn.dls.train, 'state_dict'): state['walk'] = learn.dls.train.state_dict(learn.step*learn.accumulate.n) # a stream says where it stands
+    if hasattr(learn.dls.train, 'state_dict'):
+        state['walk'] = learn.dls.train.state_dict(learn.step*learn.accumulate.n) # a stream says where it stands
     weights,optimizer = full_state(learn)
     on_main(lambda: _write_checkpoint(learn, path, weights, optimizer, state))
 
@@ -66,8 +87,10 @@ def load_weights(
     if hasattr(model, 'peft_config'):
         import peft
         return peft.set_peft_model_state_dict(model, load_file(path/'adapter_model.safetensors'))
-    try: load_model(model, str(path/'model.safetensors'), device=str(next(model.parameters()).device))
-    except RuntimeError as e: raise InputError(f'{path} holds another architecture than this run: {str(e).splitlines()[0]}') from e
+    try:
+        load_model(model, str(path/'model.safetensors'), device=str(next(model.parameters()).device))
+    except RuntimeError as e:
+        raise InputError(f'{path} holds another architecture than this run: {str(e).splitlines()[0]}') from e
 
 def load_checkpoint(
     learn, # an `LMLearner` with the same model and data
@@ -75,14 +98,23 @@ def load_checkpoint(
 )->dict: # what `state.json` says
     "Put model, optimizer and counters where they were"
     from safetensors.torch import load_file
-    path = Path(path); state = read_json(path/'state.json')
-    if state['fingerprint'] != learn.dls.fingerprint: raise InputError(
-        f"{path} was trained on other data (content {state['fingerprint'][:8]}, here {learn.dls.fingerprint[:8]}); resume where the same rows and Python version are")
+    path = Path(path)
+    state = read_json(path/'state.json')
+    if state['fingerprint'] != learn.dls.fingerprint:
+        raise InputError(
+            f"{path} was trained on other data (content {state['fingerprint'][:8]}, here "
+            f"{learn.dls.fingerprint[:8]}); resume where the same rows and Python version are"
+        )
     extra = torch.load(path/'trainer.pt', weights_only=True, map_location='cpu')
     if not learn.opt: learn.create_opt()
-    if is_split(learn.model): load_full_state(learn, load_file(path/'model.safetensors'), extra['optimizer'])
-    else: load_weights(learn.model, path); learn.opt.opt.load_state_dict(extra['optimizer'])
-    if extra['scaler']: learn.scaler = torch.amp.GradScaler(learn.dls.device.type); learn.scaler.load_state_dict(extra['scaler'])
+    if is_split(learn.model):
+        load_full_state(learn, load_file(path/'model.safetensors'), extra['optimizer'])
+    else:
+        load_weights(learn.model, path)
+        learn.opt.opt.load_state_dict(extra['optimizer'])
+    if extra['scaler']:
+        learn.scaler = torch.amp.GradScaler(learn.dls.device.type)
+        learn.scaler.load_state_dict(extra['scaler'])
     learn.step,learn.tokens = state['step'],state['tokens']
     if 'walk' in state: learn.dls.train.load_state_dict(state['walk'])
     else: learn.dls.train.start = learn.step*learn.accumulate.n
@@ -118,15 +150,19 @@ class Checkpoints(Callback):
 @contextmanager
 def signals_ask(learn):
     "Inside the block SIGTERM and Ctrl-C ask the learner to stop after the step it is at"
-    if threading.current_thread() is not threading.main_thread(): yield; return # only there Python takes signals
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return # only there Python takes signals
     def ask(number, frame):
         if learn.stop_asked == 'SIGINT' == signal.Signals(number).name: raise KeyboardInterrupt
         learn.stop_asked = signal.Signals(number).name
     old = {n: signal.signal(n, ask) for n in (signal.SIGTERM, signal.SIGINT)}
-    try: yield
+    try:
+        yield
     finally:
         for n,h in old.items():
-            if h is not None: signal.signal(n, h) # None: a handler that was not set from Python, which Python cannot set again
+            if h is not None:
+                signal.signal(n, h) # None: a handler that was not set from Python, which Python cannot set again
 
 class StopWhenAsked(Callback):
     "Save and end the fit after the step at which somebody asked for it"
@@ -141,7 +177,8 @@ class StopWhenAsked(Callback):
 # %% ../../nbs/06_training/09_checkpoints.ipynb #d5209524
 def sweep(folder):
     "Remove what a killed process left half written in `folder`"
-    for p in Path(folder).glob('.*.tmp'): shutil.rmtree(p) if p.is_dir() else p.unlink()
+    for p in Path(folder).glob('.*.tmp'):
+        shutil.rmtree(p) if p.is_dir() else p.unlink()
 
 # %% ../../nbs/06_training/09_checkpoints.ipynb #858a10b9
 def save_run(
@@ -150,7 +187,8 @@ def save_run(
 )->Path:
     "Keep a learner: model, tokenizer, optimizer, counters and how its data was made"
     path = Path(path)
-    if path.exists() and not (path/'args.json').is_file(): raise InputError(f'{path} exists and is not a run; choose another folder')
+    if path.exists() and not (path/'args.json').is_file():
+        raise InputError(f'{path} exists and is not a run; choose another folder')
     aside = path.with_name(f'.{path.name}.{os.getpid()}.old')
     with atomic_dir(path.with_name(path.name + '.new')) as d:
         if not learn.opt: learn.create_opt()
@@ -165,17 +203,32 @@ def save_run(
 def data_again(spec):
     "The data that a spec describes, whatever kind it is"
     from importlib import import_module
-    kind = 'stream' if 'walk' in spec else spec.get('mode'); module,make = dict(pictures=('vision_language', 'picture_data'), shards=('shard_data', 'shard_data'), mixture=('mixture_data', 'mixture_data'), labels=('classification_data', 'label_data'), stream=('streaming', 'stream_data')).get(kind, ('dataloader', 'load_data'))
-    return getattr(import_module(f'lmnotes.data.{module}'), make)(**{k: v for k,v in spec.items() if k != 'mode' or make == 'load_data'})
+    kind = 'stream' if 'walk' in spec else spec.get('mode')
+    module, make = dict(
+        pictures=('vision_language', 'picture_data'),
+        shards=('shard_data', 'shard_data'),
+        mixture=('mixture_data', 'mixture_data'),
+        labels=('classification_data', 'label_data'),
+        stream=('streaming', 'stream_data'),
+    ).get(kind, ('dataloader', 'load_data'))
+    return getattr(import_module(f'lmnotes.data.{module}'), make)(
+        **{k: v for k, v in spec.items() if k != 'mode' or make == 'load_data'}
+    )
 
 def load_run(path):
     "The learner that `save_run` kept, or the trained model of a run folder with its data"
     from lmnotes.models.decoder import build_model
     path = Path(path)
-    if not (path/'args.json').is_file(): raise InputError(f'{path} is not a run: it has no args.json; give a folder that save_run or lmnotes train made')
-    if not (path/'final').is_dir(): raise InputError(f"{path} has no trained model yet; resume it with `lmnotes train --resume {path}`")
+    if not (path/'args.json').is_file():
+        raise InputError(
+            f'{path} is not a run: it has no args.json; give a folder that save_run or lmnotes train made'
+        )
+    if not (path/'final').is_dir():
+        raise InputError(f"{path} has no trained model yet; resume it with `lmnotes train --resume {path}`")
     args = read_json(path/'args.json')
     data = data_again(args['data'])
     learn = lm_learner(build_model(str(path/'final')), data, **args['learner'])
-    if (path/'final/trainer.pt').is_file(): load_checkpoint(learn, path/'final'); learn.dls.train.start = 0
+    if (path/'final/trainer.pt').is_file():
+        load_checkpoint(learn, path/'final')
+        learn.dls.train.start = 0
     return learn

@@ -46,7 +46,10 @@ _agreed = dict(restarts=0) # hosts count for themselves; the highest count is th
 
 def restarts()->int:
     "How often `torchrun` or SLURM has started this job again"
-    return max(_agreed['restarts'], *(int(os.environ.get(k) or 0) for k in ('TORCHELASTIC_RESTART_COUNT', 'SLURM_RESTART_COUNT')))
+    return max(
+        _agreed['restarts'],
+        *(int(os.environ.get(k) or 0) for k in ('TORCHELASTIC_RESTART_COUNT', 'SLURM_RESTART_COUNT')),
+    )
 
 def under_torchrun()->bool: return 'RANK' in os.environ and 'WORLD_SIZE' in os.environ
 
@@ -58,8 +61,10 @@ def on_main(
     if world() == 1: return f()
     said = [None, None]
     if is_main():
-        try: said[0] = f()
-        except Exception as e: said[1] = e
+        try:
+            said[0] = f()
+        except Exception as e:
+            said[1] = e
     dist.broadcast_object_list(said)
     if said[1] is not None: raise said[1]
     return said[0]
@@ -71,13 +76,23 @@ def start_ranks(
     timeout=600.,   # seconds to wait for another rank
 )->torch.device: # of this rank
     "Join the processes that `torchrun` started"
-    if not under_torchrun(): raise InputError('no other process is here to join: start with `torchrun --nproc_per_node=2 -m lmnotes train --multi_gpu ...`')
-    if backend not in ('auto', 'nccl', 'gloo'): raise InputError(f"unknown ddp_backend '{backend}': {did_you_mean(backend, ['auto', 'nccl', 'gloo'])}")
+    if not under_torchrun():
+        raise InputError(
+            'no other process is here to join: start with `torchrun --nproc_per_node=2 -m '
+            'lmnotes train --multi_gpu ...`'
+        )
+    if backend not in ('auto', 'nccl', 'gloo'):
+        raise InputError(f"unknown ddp_backend '{backend}': {did_you_mean(backend, ['auto', 'nccl', 'gloo'])}")
     kind,place = pick_device(device).type,int(os.environ.get('LOCAL_RANK', 0))
-    if kind == 'mps': raise InputError('several processes cannot share an mps device; use --device cpu, or leave --multi_gpu out')
-    if backend == 'nccl' and kind != 'cuda': raise InputError(f'nccl joins NVIDIA GPUs and this run is on {kind}; use --ddp_backend gloo')
+    if kind == 'mps':
+        raise InputError('several processes cannot share an mps device; use --device cpu, or leave --multi_gpu out')
+    if backend == 'nccl' and kind != 'cuda':
+        raise InputError(f'nccl joins NVIDIA GPUs and this run is on {kind}; use --ddp_backend gloo')
     if kind == 'cuda':
-        if place >= (n := torch.cuda.device_count()): raise InputError(f'process {place} of this host has no GPU of its own, there are {n}; start at most {n} on each host')
+        if place >= (n := torch.cuda.device_count()):
+            raise InputError(
+                f'process {place} of this host has no GPU of its own, there are {n}; start at most {n} on each host'
+            )
         torch.cuda.set_device(place)
     how = 'gloo' if kind == 'cpu' or backend == 'gloo' else 'cpu:gloo,cuda:nccl'
     _meet(how, timedelta(seconds=timeout))
@@ -85,14 +100,33 @@ def start_ranks(
 
 # %% ../../nbs/06_training/11_distributed.ipynb #73b44cd3
 def _meet(how, timeout):
-    life,one_host = restarts(),os.environ.get('LOCAL_WORLD_SIZE', os.environ['WORLD_SIZE']) == os.environ['WORLD_SIZE']
-    if not one_host and os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True' and int(os.environ.get('TORCHELASTIC_MAX_RESTARTS') or 0) > 0:
-        raise InputError('--max-restarts over several hosts can hang when ranks meet again: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 where torchrun is started')
+    life, one_host = (
+        restarts(),
+        os.environ.get('LOCAL_WORLD_SIZE', os.environ['WORLD_SIZE']) == os.environ['WORLD_SIZE'],
+    )
+    if (
+        not one_host
+        and os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True'
+        and int(os.environ.get('TORCHELASTIC_MAX_RESTARTS') or 0) > 0
+    ):
+        raise InputError(
+            '--max-restarts over several hosts can hang when ranks meet again: set '
+            'TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 where torchrun is started'
+        )
     try:
         store,r,n = next(dist.rendezvous('env://', timeout=timeout))
-        dist.init_process_group(how, store=dist.PrefixStore(f'life {life if one_host else 0}', store), rank=r, world_size=n, timeout=timeout)
-        lives = torch.tensor(life); dist.all_reduce(lives, op=dist.ReduceOp.MAX); _agreed['restarts'] = int(lives)
-    except (RuntimeError, ValueError) as e: raise RunError(f'the ranks did not find each other: {str(e).splitlines()[0][:200]}') from e
+        dist.init_process_group(
+            how,
+            store=dist.PrefixStore(f'life {life if one_host else 0}', store),
+            rank=r,
+            world_size=n,
+            timeout=timeout,
+        )
+        lives = torch.tensor(life)
+        dist.all_reduce(lives, op=dist.ReduceOp.MAX)
+        _agreed['restarts'] = int(lives)
+    except (RuntimeError, ValueError) as e:
+        raise RunError(f'the ranks did not find each other: {str(e).splitlines()[0][:200]}') from e
 
 # %% ../../nbs/06_training/11_distributed.ipynb #074a4145
 _lost = re.compile(r'gloo|nccl|ProcessGroup|connection (closed|reset)|timed out waiting', re.I)
@@ -101,11 +135,15 @@ _lost = re.compile(r'gloo|nccl|ProcessGroup|connection (closed|reset)|timed out 
 def ranks(device='auto', backend='auto', timeout=600.): # as for `start_ranks`
     "Join the other ranks for the length of a block; a lost one is a `RunError`"
     where = start_ranks(device, backend, timeout)
-    try: yield where
+    try:
+        yield where
     except RuntimeError as e:
         if isinstance(e, RunError) or not (isinstance(e, dist.DistError) or _lost.search(str(e))): raise
-        raise RunError(f'rank {rank()} of {world()} lost another rank, which died or fell silent; the last checkpoint stands') from e
-    barrier(); dist.destroy_process_group() # only when all went well: what is left of a broken group cannot be waited for
+        raise RunError(
+            f'rank {rank()} of {world()} lost another rank, which died or fell silent; the last checkpoint stands'
+        ) from e
+    barrier()
+    dist.destroy_process_group() # only when all went well: what is left of a broken group cannot be waited for
 
 # %% ../../nbs/06_training/11_distributed.ipynb #907452fc
 def same_everywhere(
@@ -117,14 +155,20 @@ def same_everywhere(
     else: seen = [what]
     for r,theirs in enumerate(seen):
         for k,v in theirs.items():
-            if v != seen[0][k]: raise RunError(f'rank {r} has {k} {v} and rank 0 has {seen[0][k]}; start every rank with the same options, files and versions')
+            if v != seen[0][k]:
+                raise RunError(
+                    f'rank {r} has {k} {v} and rank 0 has {seen[0][k]}; start every rank with the same '
+                    'options, files and versions'
+                )
 
 # %% ../../nbs/06_training/11_distributed.ipynb #662dab60
 class Distributed(Callback):
     "One model on all ranks: its gradients, counts and wishes to stop are put together once a step"
-    order,run_valid = 7,False # after Accumulate (5) has summed this rank's batches; before precision (10) and clipping (12)
+    # after Accumulate (5) has summed this rank's batches; before precision (10) and clipping (12)
+    order,run_valid = 7,False
     def __init__(self, how='ddp'): # ddp: all weights on every rank; fsdp: a share on each
-        if how not in ('ddp', 'fsdp'): raise InputError(f"unknown way to distribute '{how}': {did_you_mean(how, ['ddp', 'fsdp'])}")
+        if how not in ('ddp', 'fsdp'):
+            raise InputError(f"unknown way to distribute '{how}': {did_you_mean(how, ['ddp', 'fsdp'])}")
         self.how,self.ready = how,False
     def after_create(self): self.set_up()
     def before_fit(self):
@@ -152,9 +196,16 @@ def set_up(self:Distributed):
     "Give this rank its slice and its share of the model"
     if self.ready: return
     if not joined(): raise InputError('Distributed needs ranks: join them first, `with ranks(device): ...`')
-    l = self.learn; dl = l.dls.train
-    same_everywhere(data=l.dls.fingerprint, batch_size=dl.bs, max_length=l.dls.max_length, accumulation=l.accumulate.n,
-                    parameters=sum(p.numel() for p in l.model.parameters()), step=l.step)
+    l = self.learn
+    dl = l.dls.train
+    same_everywhere(
+        data=l.dls.fingerprint,
+        batch_size=dl.bs,
+        max_length=l.dls.max_length,
+        accumulation=l.accumulate.n,
+        parameters=sum(p.numel() for p in l.model.parameters()),
+        step=l.step,
+    )
     dl.rank,dl.world,l.step_seed.rank,l.accumulate.positions = rank(),world(),rank(),dl.bs*l.dls.max_length
     if self.how == 'fsdp': split_weights(l.model, l.opt)
     else: l.call = self.ddp = _ddp(l.model) # `torch.compile` may wrap it once more
@@ -164,7 +215,9 @@ def _ddp(model):
     from torch.nn.parallel import DistributedDataParallel
     from lmnotes.models.hf_load import is_moe
     unused = is_moe(model.config) and _ours(model) is None # ours send every expert at least an empty stretch
-    return DistributedDataParallel(model, gradient_as_bucket_view=True, forward_sync_buffers=False, find_unused_parameters=unused)
+    return DistributedDataParallel(
+        model, gradient_as_bucket_view=True, forward_sync_buffers=False, find_unused_parameters=unused
+    )
 
 def _ours(model): # the model of ours, perhaps inside an adapter, or None
     from lmnotes.models.decoder import LM
@@ -177,7 +230,8 @@ def blocks_to_split(
     "The blocks that FSDP can take one at a time; none where the stack is run in another way, adds losses on its way, or shares weights"
     from lmnotes.models.decoder import run_plain
     from lmnotes.models.hf_load import is_moe
-    if (m := _ours(model)) is not None: blocks = list(m.blocks) if (m.blocks[0].run is run_plain or m.config.plain) and not is_moe(m.config) else []
+    if (m := _ours(model)) is not None:
+        blocks = list(m.blocks) if (m.blocks[0].run is run_plain or m.config.plain) and not is_moe(m.config) else []
     else:
         names = set(getattr(model, '_no_split_modules', None) or ())
         blocks = [m for m in model.modules() if type(m).__name__ in names and list(m.parameters())]
@@ -192,16 +246,27 @@ def split_weights(
     "Leave each rank its share of the weights (FSDP2)"
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
-    if opt is not None: raise InputError("FSDP splits the weights before an optimizer is made of them; add Distributed('fsdp') right after the learner is made")
-    if getattr(model, 'is_quantized', False): raise InputError('weights in 4 or 8 bits cannot be split; leave --fsdp out')
-    for t in [*model.parameters(), *model.buffers()]: dist.broadcast(t.detach(), 0) # all begin with what rank 0 has
+    if opt is not None:
+        raise InputError(
+            "FSDP splits the weights before an optimizer is made of them; add "
+            "Distributed('fsdp') right after the learner is made"
+        )
+    if getattr(model, 'is_quantized', False):
+        raise InputError('weights in 4 or 8 bits cannot be split; leave --fsdp out')
+    for t in [*model.parameters(), *model.buffers()]:
+        dist.broadcast(t.detach(), 0) # all begin with what rank 0 has
     mesh = init_device_mesh(next(model.parameters()).device.type, (world(),))
     for m in [*blocks_to_split(model), model]:
-        name = type(m).__name__; fully_shard(m, mesh=mesh)
+        name = type(m).__name__
+        fully_shard(m, mesh=mesh)
         type(m).__name__ = name # what is saved says which class it was, not how it was trained
     model.register_forward_hook(_let_go)
 
-def _let_go(m, args, out): # FSDP keeps the outermost weights whole for a backward pass, which does not come after scoring
+def _let_go(
+    m,
+    args,
+    out,
+): # FSDP keeps the outermost weights whole for a backward pass, which does not come after scoring
     if not torch.is_grad_enabled() and m._is_fsdp_managed_module: m.reshard()
 
 def is_split(model)->bool:
@@ -210,7 +275,11 @@ def is_split(model)->bool:
     return isinstance(model, FSDPModule)
 
 # %% ../../nbs/06_training/11_distributed.ipynb #ec8ce987
-def _gathered(o, seen=None, name=None): # every share put together, one tensor at a time; None on ranks that do not keep it
+def _gathered(
+    o,
+    seen=None,
+    name=None,
+): # every share put together, one tensor at a time; None on ranks that do not keep it
     if isinstance(o, dict): return {k: _gathered(v, seen, (seen or {}).get(k)) for k,v in o.items()}
     if isinstance(o, (list, tuple)): return type(o)(_gathered(v) for v in o)
     if not hasattr(o, 'full_tensor'): return o
@@ -224,7 +293,8 @@ def full_state(
     m = learn.model
     if not is_split(m): return m.state_dict(),learn.opt.opt.state_dict()
     first,state = {},m.state_dict()
-    for n,p in m.named_parameters(remove_duplicate=False): first.setdefault(id(p), n)
+    for n,p in m.named_parameters(remove_duplicate=False):
+        first.setdefault(id(p), n)
     same = {n: first[id(p)] for n,p in m.named_parameters(remove_duplicate=False)} # tied weights stay one tensor
     whole = _gathered({k: v for k,v in state.items() if same.get(k, k) == k})
     return {k: whole[same.get(k, k)] for k in state},_gathered(learn.opt.opt.state_dict())
@@ -252,7 +322,11 @@ def load_full_state(
     lacking,unknown = m.load_state_dict({k: _share(t, here.get(k)) for k,t in model_state.items()}, strict=False)
     given = {id(here[k]) for k in model_state if k in here}
     lacking = [k for k in lacking if not (k in here and id(here[k]) in given)]
-    if lacking or unknown: raise InputError(f"these are the weights of another model: {(lacking + unknown)[0]} is {'missing' if lacking else 'not known here'}")
+    if lacking or unknown:
+        raise InputError(
+            f"these are the weights of another model: {(lacking + unknown)[0]} is "
+            f"{'missing' if lacking else 'not known here'}"
+        )
     if optimizer_state is None: return
     if not learn.opt: learn.create_opt()
     learn.opt.opt.load_state_dict(_opt_shares(optimizer_state, learn.opt.opt) if is_split(m) else optimizer_state)
@@ -266,13 +340,18 @@ def whole(
     from torch.distributed.fsdp import FSDPModule
     parts = [m for m in learn.model.modules() if isinstance(m, FSDPModule)] if is_split(learn.model) else []
     managed = [m for m in learn.model.modules() if getattr(m, '_is_fsdp_managed_module', False)]
-    for m in parts: m.set_reshard_after_forward(False, recurse=False); m.unshard()
+    for m in parts:
+        m.set_reshard_after_forward(False, recurse=False)
+        m.unshard()
     for m in managed: m._is_fsdp_managed_module = False
-    try: yield learn.model
+    try:
+        yield learn.model
     finally:
         barrier()
         for m in managed: m._is_fsdp_managed_module = True
-        for m in parts: m.set_reshard_after_forward(m is not learn.model, recurse=False); m.reshard()
+        for m in parts:
+            m.set_reshard_after_forward(m is not learn.model, recurse=False)
+            m.reshard()
 
 # %% ../../nbs/06_training/11_distributed.ipynb #23058580
 class _Every: # every `world`-th batch of a loader
@@ -282,7 +361,12 @@ class _Every: # every `world`-th batch of a loader
 def _sums(s): # from means to sums: nats, right answers, tokens, bytes
     if not s['tokens']: return [0., 0., 0., 0.]
     nats = s['loss']*s['tokens']
-    return [nats, s['accuracy']*s['tokens'], s['tokens'], nats/math.log(2)/s['bits_per_byte'] if s.get('bits_per_byte') else 0.]
+    return [
+        nats,
+        s['accuracy'] * s['tokens'],
+        s['tokens'],
+        nats / math.log(2) / s['bits_per_byte'] if s.get('bits_per_byte') else 0.0,
+    ]
 
 def evaluate_shared(
     learn,            # every rank must call this
@@ -292,17 +376,25 @@ def evaluate_shared(
     "Score the validation windows, each rank a share of the batches"
     dl = dl or learn.dls.valid
     if world() == 1: return evaluate(learn, max_batches, dl)
-    n = min(len(dl), max_batches or len(dl)); mine = _Every(dl, n)
+    n = min(len(dl), max_batches or len(dl))
+    mine = _Every(dl, n)
     s = evaluate(learn, dl=mine)
     if is_split(learn.model) and len(mine.at) < -(-n//world()): evaluate(learn, dl=[dl.batch(n-1)])
-    sums = torch.tensor(_sums(s), dtype=torch.float64); dist.all_reduce(sums)
+    sums = torch.tensor(_sums(s), dtype=torch.float64)
+    dist.all_reduce(sums)
     nats,right,tokens,size = sums.tolist()
-    return dict(loss=nats/tokens, accuracy=right/tokens, **({'bits_per_byte': nats/math.log(2)/size} if size else {}), tokens=round(tokens))
+    return dict(
+        loss=nats / tokens,
+        accuracy=right / tokens,
+        **({'bits_per_byte': nats / math.log(2) / size} if size else {}),
+        tokens=round(tokens),
+    )
 
 # %% ../../nbs/06_training/11_distributed.ipynb #75a3a121
 def _in_rank(f, args, kwargs):
     torch.set_num_threads(1)
-    with ranks('cpu', timeout=120): return f(*args, **kwargs)
+    with ranks('cpu', timeout=120):
+        return f(*args, **kwargs)
 
 def run_ranks(
     f,          # function of a package (not of a notebook), whose result pickles
@@ -314,13 +406,29 @@ def run_ranks(
     "Run `f` on `n` processes of this machine, joined by gloo"
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    multiprocessing.set_forkserver_preload([__name__, 'lmnotes.models', 'lmnotes.data.dataloader', f.__module__]) # imported once, by a server that the ranks are forked from
-    how = LaunchConfig(1, 1, n, run_id=uuid.uuid4().hex, rdzv_backend='c10d', rdzv_endpoint='localhost:0', max_restarts=restarts, start_method='forkserver')
-    logging.getLogger('torch.distributed.elastic').setLevel(logging.CRITICAL) # which would tell the whole traceback of every rank
-    try: out = elastic_launch(how, _in_rank)(f, args, kwargs)
+    # imported once, by a server that the ranks are forked from
+    multiprocessing.set_forkserver_preload([__name__, 'lmnotes.models', 'lmnotes.data.dataloader', f.__module__])
+    how = LaunchConfig(
+        1,
+        1,
+        n,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend='c10d',
+        rdzv_endpoint='localhost:0',
+        max_restarts=restarts,
+        start_method='forkserver',
+    )
+    # which would tell the whole traceback of every rank
+    logging.getLogger('torch.distributed.elastic').setLevel(logging.CRITICAL)
+    try:
+        out = elastic_launch(how, _in_rank)(f, args, kwargs)
     except ChildFailedError as e:
-        r,failure = e.get_first_failure(); said = failure.message
-        raise RunError(f"rank {r} of {n} failed (exit code {failure.exitcode}): {str(said['message'] if isinstance(said, dict) else said)[:200]}") from None
+        r,failure = e.get_first_failure()
+        said = failure.message
+        raise RunError(
+            f"rank {r} of {n} failed (exit code {failure.exitcode}): "
+            f"{str(said['message'] if isinstance(said, dict) else said)[:200]}"
+        ) from None
     return [out[r] for r in range(n)]
 
 # %% ../../nbs/06_training/11_distributed.ipynb #75698a33
@@ -339,7 +447,8 @@ def small_learner(
     from lmnotes.models import build_model
     from lmnotes.models.lora import add_lora
     dls = load_data(**{**dict(dataset='prose', max_length=32, bs=4, device='cpu'), **(data or {})})
-    set_seed(seed); m = build_model(model, vocab_size=dls.vocab_size, **(options or {}))
+    set_seed(seed)
+    m = build_model(model, vocab_size=dls.vocab_size, **(options or {}))
     if lora: m = add_lora(m, dropout=0., verbose=False)
     return lm_learner(m, dls, cbs=[*([Distributed(how)] if how else []), *cbs], precision='fp32', **kwargs)
 
@@ -347,14 +456,18 @@ def small_learner(
 class _Look(Callback):
     "Keep what each step did; stop or die at a given step on one rank; keep the state of every step"
     order,run_valid = 13,False # after clipping, before the step
-    def __init__(self, stop, die, folder): self.stop,self.die,self.folder,self.rows,self.grads = tuple(stop or ()),tuple(die or ()),folder,[],None # stop, die: (rank, step)
+    def __init__(self, stop, die, folder):
+        # stop, die: (rank, step)
+        self.stop,self.die,self.folder,self.rows,self.grads = tuple(stop or ()),tuple(die or ()),folder,[],None
     def before_batch(self):
         at = rank(),self.learn.step
         if self.stop == at: self.learn.stop_asked = 'a signal'
         if self.die == at and not restarts(): os.kill(os.getpid(), 9)
     def before_step(self):
-        l = self.learn; self.rows.append(dict(loss=float(l.step_loss), norm=float(l.grad_norm)))
-        if self.grads is None: self.grads = {n: _numpy(p.grad) for n,p in l.model.named_parameters() if p.grad is not None}
+        l = self.learn
+        self.rows.append(dict(loss=float(l.step_loss), norm=float(l.grad_norm)))
+        if self.grads is None:
+            self.grads = {n: _numpy(p.grad) for n,p in l.model.named_parameters() if p.grad is not None}
     def after_step(self):
         if self.folder: _keep(self.learn, self.folder)
         if self.learn.stopping: raise CancelFitException()
@@ -364,7 +477,9 @@ def _numpy(t): return (t.full_tensor() if hasattr(t, 'full_tensor') else t).deta
 
 def _keep(learn, folder): # one file, replaced at once
     state = full_state(learn)
-    def save(): torch.save((learn.step, learn.tokens, *state), f'{folder}/new'); os.replace(f'{folder}/new', f'{folder}/state')
+    def save():
+        torch.save((learn.step, learn.tokens, *state), f'{folder}/new')
+        os.replace(f'{folder}/new', f'{folder}/state')
     on_main(save)
 
 def _go_on(learn, folder):
@@ -381,14 +496,23 @@ def train_together(
     **kwargs,    # of `small_learner`
 )->dict: # weights, gradients of the first step, loss and norm of each, tokens, steps, scores
     "Train a few steps and tell all that can be compared between numbers of ranks"
-    learn = small_learner(**kwargs); look = _Look(stop, die, folder)
+    learn = small_learner(**kwargs)
+    look = _Look(stop, die, folder)
     learn.dls.train.n_batches = steps*learn.accumulate.n
     if folder and os.path.exists(f'{folder}/state'): _go_on(learn, folder)
     learn.remove_cbs([cb for cb in learn.cbs if cb.name in ('progress', 'recorder')])
-    with learn.no_logging(), learn.added_cbs(look): learn.fit(1)
+    with learn.no_logging(), learn.added_cbs(look):
+        learn.fit(1)
     state,_ = full_state(learn)
-    return dict(weights={k: _numpy(v) for k,v in state.items() if v is not None}, grads=look.grads, rows=look.rows, tokens=learn.tokens, steps=learn.step,
-                stopping=learn.stopping, scores=evaluate_shared(learn, 5))
+    return dict(
+        weights={k: _numpy(v) for k, v in state.items() if v is not None},
+        grads=look.grads,
+        rows=look.rows,
+        tokens=learn.tokens,
+        steps=learn.step,
+        stopping=learn.stopping,
+        scores=evaluate_shared(learn, 5),
+    )
 
 def difference(
     a, b, # of `train_together`
@@ -415,13 +539,22 @@ def launch(
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     n = torch.cuda.device_count() if nproc is None else nproc
-    if n < 2: raise InputError(f'--multi_gpu needs at least two GPUs and this machine has {n}; leave it out, or start `torchrun --nproc_per_node=2 -m lmnotes {shlex.join(argv)}`')
+    if n < 2:
+        raise InputError(
+            f'--multi_gpu needs at least two GPUs and this machine has {n}; leave it out, or '
+            f'start `torchrun --nproc_per_node=2 -m lmnotes {shlex.join(argv)}`'
+        )
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, os.cpu_count()//n)))
-    try: run.run(run.parse_args(['--standalone', f'--nproc_per_node={n}', '-m', module, *argv]))
-    except SignalException as e: raise RunError(f'ended by {e.sigval.name}; the last checkpoint stands') from None
+    try:
+        run.run(run.parse_args(['--standalone', f'--nproc_per_node={n}', '-m', module, *argv]))
+    except SignalException as e:
+        raise RunError(f'ended by {e.sigval.name}; the last checkpoint stands') from None
     except ChildFailedError as e:
         r,code = _culprit({r: f.exitcode for r,f in e.failures.items()})
-        if code < 0: raise RunError(f'rank {r} of {n} was killed (signal {-code}) and the others were ended; the last checkpoint stands') from None
+        if code < 0:
+            raise RunError(
+                f'rank {r} of {n} was killed (signal {-code}) and the others were ended; the last checkpoint stands'
+            ) from None
         return code
     return 0
 
@@ -459,11 +592,30 @@ def slurm_script(
 )->str: # for `sbatch`
     "A job that trains on several hosts, saves before its time is up, and goes on when its turn comes again"
     argv = list(argv)
-    if not any(a.startswith(('--output_dir', '--output-dir')) for a in argv): raise InputError('a job that queues up again must find its run: give --output_dir')
-    if min(nodes, gpus_per_node, hours) <= 0: raise InputError(f'nodes, gpus_per_node and hours must be above 0; {nodes}, {gpus_per_node} and {hours} came')
-    if not 60 <= grace < hours*3600: raise InputError(f'grace={grace} seconds must be at least 60 and less than the {hours:g} hours')
+    if not any(a.startswith(('--output_dir', '--output-dir')) for a in argv):
+        raise InputError('a job that queues up again must find its run: give --output_dir')
+    if min(nodes, gpus_per_node, hours) <= 0:
+        raise InputError(f'nodes, gpus_per_node and hours must be above 0; {nodes}, {gpus_per_node} and {hours} came')
+    if not 60 <= grace < hours*3600:
+        raise InputError(f'grace={grace} seconds must be at least 60 and less than the {hours:g} hours')
     if not {'--multi_gpu', '--multi-gpu'} & set(argv): argv.append('--multi_gpu')
     minutes = max(1, round(hours*60))
-    asked = [f'--job-name={shlex.quote(name)}', f'--nodes={nodes}', '--ntasks-per-node=1', f'--gpus-per-node={gpus_per_node}', f'--time={minutes//60:02d}:{minutes%60:02d}:00', f'--signal=B:TERM@{grace}',
-             '--requeue', '--open-mode=append', '--output=%x_%j.log', *extra]
-    return _SLURM.format(asked='\n'.join(f'#SBATCH {a}' for a in asked), wait=grace - 30, gpus=gpus_per_node, port=port, command=shlex.join(argv))
+    asked = [
+        f'--job-name={shlex.quote(name)}',
+        f'--nodes={nodes}',
+        '--ntasks-per-node=1',
+        f'--gpus-per-node={gpus_per_node}',
+        f'--time={minutes // 60:02d}:{minutes % 60:02d}:00',
+        f'--signal=B:TERM@{grace}',
+        '--requeue',
+        '--open-mode=append',
+        '--output=%x_%j.log',
+        *extra,
+    ]
+    return _SLURM.format(
+        asked='\n'.join(f'#SBATCH {a}' for a in asked),
+        wait=grace - 30,
+        gpus=gpus_per_node,
+        port=port,
+        command=shlex.join(argv),
+    )

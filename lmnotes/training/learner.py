@@ -38,7 +38,8 @@ class LMLearner(Learner):
         self.remove_cb(CastToTensor) # a dictionary of tensors needs no cast
     def _split(self, b): self.xb,self.yb = b,(labels_of(b[0]),)
     def _do_one_batch(self):
-        with self.forward_context(): self.pred = (self.model if self.call is None else self.call)(**self.xb[0])
+        with self.forward_context():
+            self.pred = (self.model if self.call is None else self.call)(**self.xb[0])
         self('after_pred')
         self.loss_grad = self.pred.loss
         self.loss = self.loss_grad.detach()
@@ -47,14 +48,20 @@ class LMLearner(Learner):
 
 # %% ../../nbs/06_training/02_learner.ipynb #9e30a815
 @patch
-def add_cb(self:LMLearner, cb): self._heard = {}; return Learner.add_cb(self, cb)
+def add_cb(self:LMLearner, cb):
+    self._heard = {}
+    return Learner.add_cb(self, cb)
 @patch
-def remove_cb(self:LMLearner, cb): self._heard = {}; return Learner.remove_cb(self, cb)
+def remove_cb(self:LMLearner, cb):
+    self._heard = {}
+    return Learner.remove_cb(self, cb)
 @patch
 def __call__(self:LMLearner, event_name): # one event, or a list of them
     if not isinstance(event_name, str): return [self(e) for e in event_name]
     if event_name not in self._heard:
-        self._heard[event_name] = [cb for cb in self.cbs.sorted('order') if event_name == 'after_fit' or hasattr(cb, event_name)]
+        self._heard[event_name] = [
+            cb for cb in self.cbs.sorted('order') if event_name == 'after_fit' or hasattr(cb, event_name)
+        ]
     for cb in self._heard[event_name]: cb(event_name)
 @patch
 def _set_device(self:LMLearner, b):
@@ -73,39 +80,48 @@ class TokenLoss(TokenMetric):
     name = 'loss'
     def accumulate(self, learn):
         n = int((learn.yb[0] != -100).sum())
-        self.top += float(learn.loss)*n; self.bottom += n
+        self.top += float(learn.loss)*n
+        self.bottom += n
 
 class TokenAccuracy(TokenMetric):
     "Share of supervised tokens whose most likely prediction is right"
     name = 'accuracy'
     def accumulate(self, learn):
-        self.top += float(learn.pred.n_correct); self.bottom += int((learn.yb[0] != -100).sum())
+        self.top += float(learn.pred.n_correct)
+        self.bottom += int((learn.yb[0] != -100).sum())
 
 class BitsPerByte(TokenMetric):
     "Bits needed per byte of text"
     name = 'bits_per_byte'
     def __init__(self, token_bytes): self.token_bytes = token_bytes # (vocab_size,) bytes each token stands for
     def accumulate(self, learn):
-        y = learn.yb[0]; y = y[y != -100].cpu()
-        self.top += float(learn.loss)*len(y)/math.log(2); self.bottom += int(self.token_bytes[y].sum())
+        y = learn.yb[0]
+        y = y[y != -100].cpu()
+        self.top += float(learn.loss)*len(y)/math.log(2)
+        self.bottom += int(self.token_bytes[y].sum())
 
 # %% ../../nbs/06_training/02_learner.ipynb #4c6298d3
 @torch.no_grad()
 def evaluate(
-    learn,             # an `LMLearner`
-    max_batches=None,  # stop after so many; default: all of them
-    dl=None,           # batches to score; default: all of validation
+    learn, # an `LMLearner`
+    max_batches=None, # stop after so many; default: all of them
+    dl=None, # batches to score; default: all of validation
 )->dict: # loss in nats per token or label, accuracy, bits_per_byte (of running text and answers) or a head's own scores, and how many tokens or labels that was
     "Score the learner's model on its validation windows"
     head,sums = getattr(learn.dls, 'head', None),0 # 'classify', 'tag' or 'span'
     if head: from lmnotes.models.task_heads import label_counts, label_metrics
-    metrics = [TokenLoss(), TokenAccuracy()] + ([BitsPerByte(learn.dls.token_bytes)] if hasattr(learn.dls, 'token_bytes') and not getattr(learn.dls, 'masked', False) else [])
+    metrics = [TokenLoss(), TokenAccuracy()] + (
+        [BitsPerByte(learn.dls.token_bytes)]
+        if hasattr(learn.dls, 'token_bytes') and not getattr(learn.dls, 'masked', False)
+        else []
+    )
     was_training = learn.model.training
     learn.model.eval()
     for m in metrics: m.reset()
     for b,_ in zip(dl or learn.dls.valid, range(max_batches) if max_batches else iter(int, 1)):
         b = learn._set_device(b)
-        with learn.forward_context(): pred = learn.model(**b[0])
+        with learn.forward_context():
+            pred = learn.model(**b[0])
         seen = SimpleNamespace(pred=pred, loss=pred.loss, yb=(labels_of(b[0]),))
         for m in metrics: m.accumulate(seen)
         if head: sums = sums + label_counts(head, pred, b[0]['labels'], learn.dls.names)

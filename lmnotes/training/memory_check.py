@@ -24,15 +24,27 @@ def as_it_was(
 ):
     "Put counters, dice, optimizer, scaler and loader of a learner back after the block"
     l,train,device = learn,learn.dls.train,next(learn.model.parameters()).device
-    kept = {k: getattr(l, k) for k in ('step', 'tokens', 'opt', 'scaler', 'path', 'stop_asked', 'stopping', 'skipped') if hasattr(l, k)}
+    kept = {
+        k: getattr(l, k)
+        for k in ('step', 'tokens', 'opt', 'scaler', 'path', 'stop_asked', 'stopping', 'skipped')
+        if hasattr(l, k)
+    }
     loader = {k: v for k,v in vars(train).items() if k in ('start', '_n_batches')}
-    scale,mode,dice = l.scaler and copy.deepcopy(l.scaler.state_dict()),l.model.training,(random.getstate(), np.random.get_state())
+    scale, mode, dice = (
+        l.scaler and copy.deepcopy(l.scaler.state_dict()),
+        l.model.training,
+        (random.getstate(), np.random.get_state()),
+    )
     with torch.random.fork_rng([device] if device.type == 'cuda' else []):
-        try: yield
+        try:
+            yield
         finally:
-            l.model.zero_grad(set_to_none=True); l.model.train(mode)
+            l.model.zero_grad(set_to_none=True)
+            l.model.train(mode)
             for k,v in kept.items(): setattr(l, k, v)
-            vars(train).update(loader); random.setstate(dice[0]); np.random.set_state(dice[1])
+            vars(train).update(loader)
+            random.setstate(dice[0])
+            np.random.set_state(dice[1])
             if scale: l.scaler.load_state_dict(scale)
 
 # %% ../../nbs/06_training/15_memory_check.ipynb #8441469c
@@ -44,7 +56,10 @@ def largest_batch(
     n:int=None, # rows; None: as many as in a batch
 )->dict: # tensors, on the CPU
     "The batch that needs most memory"
-    if parts := getattr(data, 'parts', None): return max((largest_batch(d, n or data.bs) for d in parts.values()), key=lambda b: sum(t.numel() for t in b.values()))
+    if parts := getattr(data, 'parts', None):
+        return max(
+            (largest_batch(d, n or data.bs) for d in parts.values()), key=lambda b: sum(t.numel() for t in b.values())
+        )
     dl,n = data.train,n or data.bs
     if hasattr(dl, 'collate'):
         lengths = [int(dl.dataset.lengths[b].sum()) for b in dl.dataset.bins]
@@ -60,34 +75,45 @@ def still(
     "Inside the block, training steps with a learning rate of zero and an optimizer of their own"
     with as_it_was(learn):
         model,buffers = learn.model.train(),{k: v.clone() for k,v in learn.model.named_buffers()}
-        learn.opt = None; learn.create_opt()
+        learn.opt = None
+        learn.create_opt()
         for g in learn.opt.opt.param_groups: g['lr'] = 0.
         def step(batch):
             batch = to_device(batch, next(model.parameters()).device)
-            with learn.forward_context(): loss = model(**batch, num_items_in_batch=batch['input_ids'].numel()).loss
+            with learn.forward_context():
+                loss = model(**batch, num_items_in_batch=batch['input_ids'].numel()).loss
             loss.backward()
             for p in model.parameters():
                 if p.grad is not None: p.grad.nan_to_num_(0., 0., 0.) # zero times infinity is not zero
-            learn.opt.opt.step(); model.zero_grad(set_to_none=True)
-        try: yield step
+            learn.opt.opt.step()
+            model.zero_grad(set_to_none=True)
+        try:
+            yield step
         finally:
             with torch.no_grad():
                 for k,v in model.named_buffers(): v.copy_(buffers[k])
 
 # %% ../../nbs/06_training/15_memory_check.ipynb #f102d1f1
-def _line(path, key): return next(int(l.split()[1])*1024 for l in open(path, encoding='utf-8') if l.startswith(key)) # bytes behind `key`
+def _line(path, key):
+    # bytes behind `key`
+    return next(int(l.split()[1])*1024 for l in open(path, encoding='utf-8') if l.startswith(key))
 
 def _give_back(): # what nobody uses, so that a reading is of memory in use
-    gc.collect(); trim = getattr(ctypes.CDLL(None), 'malloc_trim', None) if sys.platform == 'linux' else None
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None) if sys.platform == 'linux' else None
     if trim: trim(0)
 
 def _high_water(device)->tuple: # bytes now, and a function that gives the largest since
-    if device.type == 'cuda': torch.cuda.reset_peak_memory_stats(device); return torch.cuda.memory_allocated(device),lambda: torch.cuda.max_memory_allocated(device)
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device),lambda: torch.cuda.max_memory_allocated(device)
     _give_back()
     if sys.platform == 'linux':
         try:
-            with open('/proc/self/clear_refs', 'w', encoding='utf-8') as f: f.write('5')
-        except OSError: pass # then the mark is that of the whole process
+            with open('/proc/self/clear_refs', 'w', encoding='utf-8') as f:
+                f.write('5')
+        except OSError:
+            pass # then the mark is that of the whole process
         return _line('/proc/self/status', 'VmRSS'),lambda: _line('/proc/self/status', 'VmHWM')
     import psutil, resource
     unit = 1 if sys.platform == 'darwin' else 1024
@@ -100,24 +126,44 @@ def peak_of(
     above=None,   # bytes to count from; None: what is in use when `f` begins
 )->int: # bytes
     "The most memory that was in use while `f` ran"
-    before,most = _high_water(torch.device(device)); f()
+    before,most = _high_water(torch.device(device))
+    f()
     return max(most() - (before if above is None else above), 0)
 
 def free_bytes(device='cpu')->int:
     "Bytes that may still be taken: what the system has, or what the container allows"
     free,device = free_memory(device),torch.device(device)
     if device.type == 'cuda': return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    for limit,used in (('memory.max', 'memory.current'), ('memory/memory.limit_in_bytes', 'memory/memory.usage_in_bytes')):
-        try: free = min(free, max(int((Path('/sys/fs/cgroup')/limit).read_text(encoding='utf-8')) - int((Path('/sys/fs/cgroup')/used).read_text(encoding='utf-8')), 0))
-        except (OSError, ValueError): continue # no such file, or 'max'
+    for limit, used in (
+        ('memory.max', 'memory.current'),
+        ('memory/memory.limit_in_bytes', 'memory/memory.usage_in_bytes'),
+    ):
+        try:
+            free = min(
+                free,
+                max(
+                    int((Path('/sys/fs/cgroup') / limit).read_text(encoding='utf-8'))
+                    - int((Path('/sys/fs/cgroup') / used).read_text(encoding='utf-8')),
+                    0,
+                ),
+            )
+        except (OSError, ValueError):
+            continue # no such file, or 'max'
     return free
 
 # %% ../../nbs/06_training/15_memory_check.ipynb #ccc1705d
 def _options_of(learn): # what a learner knows of its options
     dl = learn.dls
-    return SimpleNamespace(batch_size=dl.bs, gradient_accumulation_steps=learn.accumulate.n, max_length=dl.max_length, gradient_checkpointing=False, use_lora=False)
+    return SimpleNamespace(
+        batch_size=dl.bs,
+        gradient_accumulation_steps=learn.accumulate.n,
+        max_length=dl.max_length,
+        gradient_checkpointing=False,
+        use_lora=False,
+    )
 
-def _smaller(b): return next((b//k for k in range(2, b + 1) if b % k == 0), None) # the largest part of a batch that divides it
+def _smaller(b):
+    return next((b//k for k in range(2, b + 1) if b % k == 0), None) # the largest part of a batch that divides it
 
 def ways_to_fit(
     learn,                # an `LMLearner`
@@ -127,12 +173,30 @@ def ways_to_fit(
     "What makes a run smaller, the mildest first"
     o,model,ways = o or _options_of(learn),learn.model,[]
     kind,device = getattr(model.config, 'residual', None),next(model.parameters()).device
-    if rows_matter and (b := _smaller(o.batch_size)): ways.append(f'--batch_size {b} --gradient_accumulation_steps {o.gradient_accumulation_steps*o.batch_size//b} (the same gradient)')
-    if rows_matter and kind not in ('reversible', 'midpoint') and not (o.gradient_checkpointing or any(getattr(m, 'gradient_checkpointing', False) for m in model.modules())):
-        ways.append('--gradient_checkpointing (a third more time)' + (', or --model reversible' if kind == 'standard' else ''))
-    if rows_matter and learn.precision.dtype == torch.float32 and has_fast_bf16(device): ways.append('--bf16 (half the activations)')
-    if brings_weights(model) and not getattr(o, 'use_lora', False): ways.append('--use_lora (gradients for a hundredth of the weights)' + (' --load_in_8bit' if device.type == 'cuda' else ''))
-    if rows_matter and o.max_length > 16: ways.append(f'--max_length {o.max_length//2} (another task: it sees half as far)')
+    if rows_matter and (b := _smaller(o.batch_size)):
+        ways.append(
+            f'--batch_size {b} --gradient_accumulation_steps '
+            f'{o.gradient_accumulation_steps * o.batch_size // b} (the same gradient)'
+        )
+    if (
+        rows_matter
+        and kind not in ('reversible', 'midpoint')
+        and not (
+            o.gradient_checkpointing or any(getattr(m, 'gradient_checkpointing', False) for m in model.modules())
+        )
+    ):
+        ways.append(
+            '--gradient_checkpointing (a third more time)' + (', or --model reversible' if kind == 'standard' else '')
+        )
+    if rows_matter and learn.precision.dtype == torch.float32 and has_fast_bf16(device):
+        ways.append('--bf16 (half the activations)')
+    if brings_weights(model) and not getattr(o, 'use_lora', False):
+        ways.append(
+            '--use_lora (gradients for a hundredth of the weights)'
+            + (' --load_in_8bit' if device.type == 'cuda' else '')
+        )
+    if rows_matter and o.max_length > 16:
+        ways.append(f'--max_length {o.max_length//2} (another task: it sees half as far)')
     return ways + ([] if brings_weights(model) else ['a smaller --size'])
 
 # %% ../../nbs/06_training/15_memory_check.ipynb #04c5ce98
@@ -151,8 +215,10 @@ def _readings(learn, batch, free, exact): # yields (rows, bytes, the fewest and 
         step(_rows_of(batch, 1)) # from now on the moments are there
         while not tried or tried[-1][0] < rows:
             n = min(2*tried[-1][0], rows) if tried else 1
-            if tried and (peak*n > free*tried[-1][0] or most <= free and not exact): return # might not fit; is sure to
-            peak = peak_of(lambda: step(_rows_of(batch, n)), device, base); tried.append((n, peak))
+            if tried and (peak*n > free*tried[-1][0] or most <= free and not exact):
+                return # might not fit; is sure to
+            peak = peak_of(lambda: step(_rows_of(batch, n)), device, base)
+            tried.append((n, peak))
             slope = max(tried[-1][1] - tried[-2][1], 0)/(n - tried[-2][0]) if len(tried) > 1 else 0
             most = int(slack*peak*rows/n)
             line = 0.8*(peak + slope*(rows - n)) # pages and the allocator's pieces bend it by a few per cent
@@ -160,7 +226,10 @@ def _readings(learn, batch, free, exact): # yields (rows, bytes, the fewest and 
 
 # %% ../../nbs/06_training/15_memory_check.ipynb #431d28e2
 def _too_large(learn, o, need, free, what, rows_matter=True):
-    return f"{what} more than {need/1e9:.3g} GB and {free/1e9:.3g} GB are free; in this order: {'; '.join(ways_to_fit(learn, o, rows_matter))}"
+    return (
+        f"{what} more than {need / 1e9:.3g} GB and {free / 1e9:.3g} GB are free; in this order: "
+        f"{'; '.join(ways_to_fit(learn, o, rows_matter))}"
+    )
 
 def probe_memory(
     learn,            # an `LMLearner` that is about to train
@@ -170,9 +239,13 @@ def probe_memory(
 )->dict: # at_least, at_most and free, bytes; tried, rows and width of the batch
     "Find out whether the largest batch fits, or say what would"
     free = free_bytes(next(learn.model.parameters()).device) if free is None else free
-    batch = largest_batch(learn.dls); rows,width = batch['input_ids'].shape; step = f'a step of {rows} x {width} tokens needs'
-    if (need := fixed_bytes(learn)) > free: raise InputError(_too_large(learn, o, need, free, 'gradients and moments need', False))
-    try: *_,(tried,peak,least,most) = _readings(learn, batch, free, exact)
+    batch = largest_batch(learn.dls)
+    rows,width = batch['input_ids'].shape
+    step = f'a step of {rows} x {width} tokens needs'
+    if (need := fixed_bytes(learn)) > free:
+        raise InputError(_too_large(learn, o, need, free, 'gradients and moments need', False))
+    try:
+        *_,(tried,peak,least,most) = _readings(learn, batch, free, exact)
     except Exception as e:
         if not is_oom(e): raise
         raise InputError(_too_large(learn, o, free, free, step)) from None
@@ -185,7 +258,10 @@ def is_oom(
 )->bool:
     "Whether memory ran out, here or in what caused this"
     if e is None: return False
-    said = isinstance(e, RuntimeError) and any(s in str(e).lower() for s in ("can't allocate memory", 'cannot allocate memory', 'not enough memory', 'out of memory'))
+    said = isinstance(e, RuntimeError) and any(
+        s in str(e).lower()
+        for s in ("can't allocate memory", 'cannot allocate memory', 'not enough memory', 'out of memory')
+    )
     return isinstance(e, (torch.OutOfMemoryError, MemoryError)) or said or is_oom(e.__cause__ or e.__context__)
 
 def oom_advice(
@@ -194,14 +270,24 @@ def oom_advice(
 )->str:
     "One line: how much there was, and what helps"
     device = next(learn.model.parameters()).device
-    peak = memory_bytes(device); there = torch.cuda.get_device_properties(device).total_memory if device.type == 'cuda' else (peak or 0) + free_bytes(device)
-    return (f"out of memory at step {learn.step + 1}, with {f'{peak/1e9:.3g}' if peak else 'an unknown number of'} GB of {there/1e9:.3g} GB in use; earlier checkpoints stand. "
-            f"Start again with, in this order: {'; '.join(ways_to_fit(learn, o))}")
+    peak = memory_bytes(device)
+    there = (
+        torch.cuda.get_device_properties(device).total_memory
+        if device.type == 'cuda'
+        else (peak or 0) + free_bytes(device)
+    )
+    return (
+        f"out of memory at step {learn.step + 1}, with "
+        f"{f'{peak / 1e9:.3g}' if peak else 'an unknown number of'} GB of {there / 1e9:.3g} GB in "
+        "use; earlier checkpoints stand. "
+        f"Start again with, in this order: {'; '.join(ways_to_fit(learn, o))}"
+    )
 
 # %% ../../nbs/06_training/15_memory_check.ipynb #7265f35c
 @patch
 def lr_find(self:LMLearner, start_lr=1e-7, end_lr=10, num_it=100, **kwargs):
     "fastai's learning rate finder, which leaves a learner of ours as it was"
     with as_it_was(self), tempfile.TemporaryDirectory() as d:
-        self.path = Path(d); self.dls.train.n_batches = self.dls.train.start + num_it
+        self.path = Path(d)
+        self.dls.train.n_batches = self.dls.train.start + num_it
         return Learner.lr_find(self, start_lr, end_lr, num_it, **kwargs)

@@ -19,8 +19,10 @@ def memory_bytes(
 )->int|None: # bytes; None where the system does not tell
     "Peak bytes on a CUDA device, or the resident bytes of this process"
     if torch.device(device).type == 'cuda': return torch.cuda.max_memory_allocated(device)
-    try: pages = int(Path('/proc/self/statm').read_text(encoding='utf-8').split()[1])
-    except OSError: return None
+    try:
+        pages = int(Path('/proc/self/statm').read_text(encoding='utf-8').split()[1])
+    except OSError:
+        return None
     return pages*4096
 
 # %% ../../nbs/06_training/07_monitor.ipynb #689abde8
@@ -38,9 +40,17 @@ class Monitor(Callback):
         self.started = self.started or time.perf_counter()
         self.last,self.last_tokens = time.perf_counter(),self.learn.tokens
     def after_step(self):
-        l = self.learn; now = time.perf_counter()
-        self.rows.append((l.step, now, torch.stack([t.detach().float().reshape(()) for t in (l.step_loss, l.step_accuracy, l.grad_norm)]),
-                          l.opt.opt.param_groups[0]['lr'], l.tokens))
+        l = self.learn
+        now = time.perf_counter()
+        self.rows.append(
+            (
+                l.step,
+                now,
+                torch.stack([t.detach().float().reshape(()) for t in (l.step_loss, l.step_accuracy, l.grad_norm)]),
+                l.opt.opt.param_groups[0]['lr'],
+                l.tokens,
+            )
+        )
         if len(self.rows) >= self.every: self.flush()
     def after_fit(self): self.flush()
 
@@ -55,8 +65,19 @@ def flush(self:Monitor):
     for (step, now, _, lr, tokens),(loss, accuracy, norm) in zip(self.rows, numbers):
         rate = (tokens - self.last_tokens)/max(now - self.last, 1e-9)
         self.last,self.last_tokens = now,tokens
-        lines.append(dict(step=step, time=round(now - self.started, 4), loss=loss, accuracy=accuracy, learning_rate=lr, grad_norm=norm,
-                          tokens_per_s=round(rate, 1), tokens=tokens, memory_bytes=memory))
+        lines.append(
+            dict(
+                step=step,
+                time=round(now - self.started, 4),
+                loss=loss,
+                accuracy=accuracy,
+                learning_rate=lr,
+                grad_norm=norm,
+                tokens_per_s=round(rate, 1),
+                tokens=tokens,
+                memory_bytes=memory,
+            )
+        )
     append_jsonl(self.path, *lines)
     self.rows = []
 
@@ -66,12 +87,16 @@ def cut_log(
     step:int, # the last one to keep
 ):
     "Drop all lines after `step`, and a torn last line"
-    if Path(path).exists(): atomic_write(path, ''.join(json.dumps(r) + '\n' for r in read_jsonl(path) if r['step'] <= step))
+    if Path(path).exists():
+        atomic_write(path, ''.join(json.dumps(r) + '\n' for r in read_jsonl(path) if r['step'] <= step))
 
 # %% ../../nbs/06_training/07_monitor.ipynb #c9e08c6e
 def progress_text(l)->str: # such as 'loss 2.314 (avg 2.402) · acc 0.31 · 256k tok'
     "What a learner has to say about itself, in a line"
-    return f"loss {float(l.step_loss):.3f} (avg {l.average_loss:.3f}) · acc {float(l.step_accuracy):.3f} · {format_count(l.tokens)} tok"
+    return (
+        f"loss {float(l.step_loss):.3f} (avg {l.average_loss:.3f}) · acc "
+        f"{float(l.step_accuracy):.3f} · {format_count(l.tokens)} tok"
+    )
 
 class StepProgress(Callback):
     "A progress bar with loss, accuracy, tokens and time left; plain lines where there is no terminal"
@@ -81,15 +106,31 @@ class StepProgress(Callback):
         from tqdm.auto import tqdm
         self.learn.average_loss,self.seen,self.shown = 0.,0,self.learn.step
         self.live = not self.quiet and (sys.stderr.isatty() or 'ipykernel' in sys.modules)
-        self.bar = tqdm(total=self.total, initial=self.learn.step, desc=self.label, unit='step', mininterval=0.3, disable=not self.live, leave=False)
+        self.bar = tqdm(
+            total=self.total,
+            initial=self.learn.step,
+            desc=self.label,
+            unit='step',
+            mininterval=0.3,
+            disable=not self.live,
+            leave=False,
+        )
         self.every = max(self.total//10, 1)
     def after_step(self):
         l = self.learn
         tenth = l.step % self.every == 0 or l.step == self.total
         if not (tenth or l.step % 10 == 0): return # a GPU waits only every tenth step
-        self.seen += 1; l.average_loss += (float(l.step_loss) - l.average_loss)/min(self.seen, 10)
-        if self.live: self.bar.set_postfix_str(progress_text(l), refresh=False); self.bar.update(l.step - self.bar.n)
+        self.seen += 1
+        l.average_loss += (float(l.step_loss) - l.average_loss)/min(self.seen, 10)
+        if self.live:
+            self.bar.set_postfix_str(progress_text(l), refresh=False)
+            self.bar.update(l.step - self.bar.n)
         elif tenth and not self.quiet:
             rate = getattr(l, 'monitor', None) and l.tokens/max(time.perf_counter() - l.monitor.started, 1e-9)
-            print(f"{self.label}: step {l.step}/{self.total} · {progress_text(l)}" + (f" · {format_count(rate)} tok/s" if rate else ''), file=sys.stderr, flush=True)
+            print(
+                f"{self.label}: step {l.step}/{self.total} · {progress_text(l)}"
+                + (f" · {format_count(rate)} tok/s" if rate else ''),
+                file=sys.stderr,
+                flush=True,
+            )
     def after_fit(self): self.bar.close()

@@ -20,7 +20,10 @@ def decay_groups(
     ps = [p for p in (model.parameters() if among is None else among) if p.requires_grad]
     spared = {id(getattr(m, n)) for m in model.modules() for n in getattr(m, 'no_decay', ())}
     decays = lambda p: p.ndim >= 2 and id(p) not in spared
-    groups = [dict(params=[p for p in ps if decays(p)], weight_decay=wd), dict(params=[p for p in ps if not decays(p)], weight_decay=0.)]
+    groups = [
+        dict(params=[p for p in ps if decays(p)], weight_decay=wd),
+        dict(params=[p for p in ps if not decays(p)], weight_decay=0.0),
+    ]
     return [g for g in groups if g['params']]
 
 # %% ../../nbs/06_training/03_optimizers.ipynb #914aef93
@@ -37,11 +40,14 @@ def sgd(model, lr, wd, momentum=0.9):
     return torch.optim.SGD(decay_groups(model, wd), lr=lr, momentum=momentum)
 
 # %% ../../nbs/06_training/03_optimizers.ipynb #8496d511
-def _local(ts): return [t.to_local() if hasattr(t, 'to_local') else t for t in ts] # of a tensor that ranks hold in parts, the part that is here
+def _local(ts):
+    # of a tensor that ranks hold in parts, the part that is here
+    return [t.to_local() if hasattr(t, 'to_local') else t for t in ts]
 
 class Lion(torch.optim.Optimizer):
     "Steps of one size, in the direction of the sign of a running mean of gradients (Chen et al. 2023)"
-    def __init__(self, params, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.): super().__init__(params, dict(lr=lr, betas=betas, weight_decay=weight_decay))
+    def __init__(self, params, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.):
+        super().__init__(params, dict(lr=lr, betas=betas, weight_decay=weight_decay))
     @torch.no_grad()
     def step(self, closure=None):
         loss = closure and torch.enable_grad()(closure)()
@@ -49,7 +55,10 @@ class Lion(torch.optim.Optimizer):
             ps = [p for p in g['params'] if p.grad is not None]
             for p in ps:
                 if not self.state[p]: self.state[p]['exp_avg'] = torch.zeros_like(p)
-            if ps: self._move(g, _local(ps), _local([p.grad for p in ps]), _local([self.state[p]['exp_avg'] for p in ps]))
+            if ps:
+                self._move(
+                    g, _local(ps), _local([p.grad for p in ps]), _local([self.state[p]['exp_avg'] for p in ps])
+                )
         return loss
     def _move(self, g, ps, grads, means):
         (b1,b2),lr = g['betas'],g['lr']
@@ -82,7 +91,8 @@ class SideBySide:
         for o in self.parts: o.step()
     def state_dict(self): return dict(parts=[o.state_dict() for o in self.parts])
     def load_state_dict(self, sd):
-        for o,s in zip(self.parts, sd['parts'], strict=True): o.load_state_dict(s)
+        for o,s in zip(self.parts, sd['parts'], strict=True):
+            o.load_state_dict(s)
 
 @optimizers('muon')
 def muon(model, lr, wd, betas=(0.9, 0.95), eps=1e-8, momentum=0.95):
@@ -91,9 +101,12 @@ def muon(model, lr, wd, betas=(0.9, 0.95), eps=1e-8, momentum=0.95):
     hidden = [p for n,p in named if is_hidden_matrix(n, p)]
     if not hidden: raise InputError('muon needs matrices inside the network and this model has none; use adamw')
     rest = [p for n,p in named if not is_hidden_matrix(n, p)]
-    groups = [dict(params=hidden, betas=betas)] # `betas` is not read: it lets fastai's momentum schedule address all groups alike
-    return SideBySide(torch.optim.AdamW(decay_groups(model, wd, rest), lr=lr, betas=betas, eps=eps, fused=True),
-                      torch.optim.Muon(groups, lr=lr, weight_decay=wd, momentum=momentum, adjust_lr_fn='match_rms_adamw'))
+    # `betas` is not read: it lets fastai's momentum schedule address all groups alike
+    groups = [dict(params=hidden, betas=betas)]
+    return SideBySide(
+        torch.optim.AdamW(decay_groups(model, wd, rest), lr=lr, betas=betas, eps=eps, fused=True),
+        torch.optim.Muon(groups, lr=lr, weight_decay=wd, momentum=momentum, adjust_lr_fn='match_rms_adamw'),
+    )
 
 # %% ../../nbs/06_training/03_optimizers.ipynb #633a121f
 def _tuned(name, betas, eps)->dict: # keyword arguments for the optimizer `name`
@@ -101,8 +114,14 @@ def _tuned(name, betas, eps)->dict: # keyword arguments for the optimizer `name`
     if betas is not None: betas = None if all(b is None for b in betas) else tuple(betas)
     asked = {k: v for k,v in dict(betas=betas, eps=eps).items() if v is not None}
     for k in asked:
-        if k not in own: raise InputError(f"{name} has no {k}; leave --{dict(betas='adam_beta1 and --adam_beta2', eps='adam_epsilon')[k]} out, or use adamw")
-    if 'betas' in asked: asked['betas'] = tuple(o if b is None else b for b,o in zip(betas, own['betas'], strict=True))
+        if k not in own:
+            raise InputError(
+                f"{name} has no {k}; leave "
+                f"--{dict(betas='adam_beta1 and --adam_beta2', eps='adam_epsilon')[k]} out, or use "
+                "adamw"
+            )
+    if 'betas' in asked:
+        asked['betas'] = tuple(o if b is None else b for b,o in zip(betas, own['betas'], strict=True))
     for k,v in [('beta1', asked.get('betas', (0,))[0]), ('beta2', asked.get('betas', (0,))[-1])]:
         if not 0 <= v < 1: raise InputError(f'--adam_{k} is the share of the past that is kept, in [0,1), not {v}')
     if asked.get('eps', 1) <= 0: raise InputError(f"--adam_epsilon must be above 0, not {asked['eps']}")

@@ -131,8 +131,15 @@ class TrainOptions:
     test: bool = False                 # shrink the run to well under a minute
 
 # %% ../../nbs/06_training/01_options.ipynb #1ad48a1e
-aliases = dict(steps='max_steps', epochs='num_train_epochs', gradient_accumulation='gradient_accumulation_steps',
-               checkpoint_interval='save_steps', model_dim='dim', num_layers='n_layer', resume='resume_from_checkpoint')
+aliases = dict(
+    steps='max_steps',
+    epochs='num_train_epochs',
+    gradient_accumulation='gradient_accumulation_steps',
+    checkpoint_interval='save_steps',
+    model_dim='dim',
+    num_layers='n_layer',
+    resume='resume_from_checkpoint',
+)
 
 def options_from(
     cls,       # a dataclass of options
@@ -143,17 +150,33 @@ def options_from(
     for k,v in options.items():
         name = aliases.get(k, k) if k not in known else k
         if name not in known: raise InputError(f"unknown option '{k}': {did_you_mean(k, known)}")
-        if name in out and out[name] != v: raise InputError(f"'{name}' was given twice, as {out[name]} and {v} (an alias is '{k}'); give it once")
+        if name in out and out[name] != v:
+            raise InputError(f"'{name}' was given twice, as {out[name]} and {v} (an alias is '{k}'); give it once")
         out[name] = v
     return cls(**out)
 
 # %% ../../nbs/06_training/01_options.ipynb #3efa589c
-_positive = ('max_length packing_max_length batch_size gradient_accumulation_steps logging_steps save_steps save_total_limit viz_interval display_samples_every max_steps max_seconds num_train_epochs '
-             'eval_steps early_stopping_patience dim n_layer n_head ffn_dim num_frequencies limit vocab_size max_chunks tokens_per_chunk lora_r lora_alpha grpo_group_size max_prompt_length max_completion_length').split()
+_positive = (
+    'max_length packing_max_length batch_size gradient_accumulation_steps logging_steps '
+    'save_steps save_total_limit viz_interval display_samples_every max_steps '
+    'max_seconds num_train_epochs '
+    'eval_steps early_stopping_patience dim n_layer n_head ffn_dim num_frequencies limit '
+    'vocab_size max_chunks tokens_per_chunk lora_r lora_alpha grpo_group_size '
+    'max_prompt_length max_completion_length'
+).split()
 _not_negative = 'warmup_steps weight_decay max_grad_norm eval_generate num_workers grpo_beta rl_warmup_steps'.split()
 _shares = 'warmup_ratio dropout lora_dropout adam_beta1 adam_beta2'.split() # in [0,1)
-_contradict = [('fp16', 'bf16'), ('fp16', 'no_mixed_precision'), ('bf16', 'no_mixed_precision'), ('load_in_4bit', 'load_in_8bit'), ('moe_load_in_4bit', 'moe_load_in_8bit'), ('max_steps', 'max_seconds'),
-               ('datasets', 'data_path'), ('datasets', 'streaming'), ('datasets', 'max_chunks')]
+_contradict = [
+    ('fp16', 'bf16'),
+    ('fp16', 'no_mixed_precision'),
+    ('bf16', 'no_mixed_precision'),
+    ('load_in_4bit', 'load_in_8bit'),
+    ('moe_load_in_4bit', 'moe_load_in_8bit'),
+    ('max_steps', 'max_seconds'),
+    ('datasets', 'data_path'),
+    ('datasets', 'streaming'),
+    ('datasets', 'max_chunks'),
+]
 
 def check_options(
     o:TrainOptions, # as given
@@ -171,15 +194,21 @@ def check_options(
     for a,b in _contradict:
         if get(a) and get(b): raise InputError(f'--{a} and --{b} contradict each other; give one')
     for n in ('dataset_configs', 'mixture_rates'):
-        if get(n) and len(get(n)) != len(o.datasets): raise InputError(f'{len(o.datasets)} --datasets and {len(get(n))} --{n}; give one for each')
+        if get(n) and len(get(n)) != len(o.datasets):
+            raise InputError(f'{len(o.datasets)} --datasets and {len(get(n))} --{n}; give one for each')
     return check_rhythm(o)
 
 def check_rhythm(o:TrainOptions)->TrainOptions:
     "Refuse evaluations that are asked for and never come"
-    if o.eval_strategy == 'steps' and not o.eval_steps: raise InputError('--eval_strategy steps needs --eval_steps, the steps between evaluations')
-    if o.eval_steps and o.eval_strategy in ('no', 'epoch'): raise InputError(f'--eval_steps {o.eval_steps} and --eval_strategy {o.eval_strategy} contradict each other; leave one out')
+    if o.eval_strategy == 'steps' and not o.eval_steps:
+        raise InputError('--eval_strategy steps needs --eval_steps, the steps between evaluations')
+    if o.eval_steps and o.eval_strategy in ('no', 'epoch'):
+        raise InputError(
+            f'--eval_steps {o.eval_steps} and --eval_strategy {o.eval_strategy} contradict each other; leave one out'
+        )
     for n in ('load_best_model_at_end', 'early_stopping_patience'):
-        if getattr(o, n) and o.eval_strategy == 'no': raise InputError(f'--{n} needs evaluations, and --eval_strategy is no')
+        if getattr(o, n) and o.eval_strategy == 'no':
+            raise InputError(f'--{n} needs evaluations, and --eval_strategy is no')
     return o
 
 # %% ../../nbs/06_training/01_options.ipynb #7adfff66
@@ -188,9 +217,24 @@ def shrink(o:TrainOptions)->TrainOptions:
     long = o.max_length > 4096 # what is tried then is the length itself
     n = min(o.max_steps or 40, 5 if long else 40)
     small = dict(grpo_group_size=4, max_prompt_length=256, max_completion_length=32, rl_warmup_steps=2) # of rewards
-    if o.mode == 'rl': o,n = replace(o, batch_size=min(o.batch_size, 2), **{k: min(getattr(o, k), v) for k,v in small.items()}),min(n, 8)
-    return replace(o, size='tiny', max_length=o.max_length if long else min(o.max_length, 128), packing_max_length=None, batch_size=1 if long else min(o.batch_size, 8), max_seconds=None, max_steps=n,
-                   eval_steps=min(o.eval_steps, max(n//2, 1)) if o.eval_steps else None, eval_max_batches=4 if long else 64, eval_generate=min(o.eval_generate, 4), limit=min(o.limit or 2000, 2000))
+    if o.mode == 'rl':
+        o, n = (
+            replace(o, batch_size=min(o.batch_size, 2), **{k: min(getattr(o, k), v) for k, v in small.items()}),
+            min(n, 8),
+        )
+    return replace(
+        o,
+        size='tiny',
+        max_length=o.max_length if long else min(o.max_length, 128),
+        packing_max_length=None,
+        batch_size=1 if long else min(o.batch_size, 8),
+        max_seconds=None,
+        max_steps=n,
+        eval_steps=min(o.eval_steps, max(n // 2, 1)) if o.eval_steps else None,
+        eval_max_batches=4 if long else 64,
+        eval_generate=min(o.eval_generate, 4),
+        limit=min(o.limit or 2000, 2000),
+    )
 
 def precision_of(o:TrainOptions)->str: # 'auto', 'fp16', 'bf16' or 'fp32', as `pick_dtype` takes it
     "The precision that the three switches ask for"

@@ -16,7 +16,9 @@ from ..files import *
 from ..files import atomic_write, read_jsonl, write_json
 
 # %% ../../nbs/06_training/12_plots.ipynb #05b061bb
-_columns = dict(steps='step', loss='loss', accuracy='accuracy', throughput='tokens_per_s', learning_rate='learning_rate') # ours, and the log's
+_columns = dict(
+    steps='step', loss='loss', accuracy='accuracy', throughput='tokens_per_s', learning_rate='learning_rate'
+) # ours, and the log's
 
 def metrics_history(
     run, # a run folder
@@ -29,7 +31,10 @@ def text_samples(
     run, # a run folder
 )->list[dict]: # step, input, output, accuracy of each; None where nothing was measured
     "What the model wrote along the way, from `samples.jsonl`"
-    return [{k: r.get(k) for k in ('step', 'input', 'output', 'accuracy')} for r in read_jsonl(Path(run)/'samples.jsonl')]
+    return [
+        {k: r.get(k) for k in ('step', 'input', 'output', 'accuracy')}
+        for r in read_jsonl(Path(run) / 'samples.jsonl')
+    ]
 
 def evaluations(
     run, # a run folder
@@ -49,7 +54,8 @@ def moving_average(
     n:int=50, # steps it looks back over, its own included
 )->np.ndarray: # as long as `y`; NaN where `y` is
     "The mean of the last `n` numbers that were measured"
-    y = as_array(y); there = ~np.isnan(y)
+    y = as_array(y)
+    there = ~np.isnan(y)
     total,count = np.cumsum(np.where(there, y, 0.)),np.cumsum(there)
     total[n:],count[n:] = total[n:] - total[:-n],count[n:] - count[:-n]
     return np.where(there, total/np.maximum(count, 1), np.nan)
@@ -64,7 +70,8 @@ def thin(
     if len(x) <= n: return x,y
     keep = {0, len(x) - 1}
     for piece in np.array_split(np.arange(len(x)), n//3):
-        v = y[piece]; gap = np.isnan(v)
+        v = y[piece]
+        gap = np.isnan(v)
         if gap.any(): keep.add(piece[gap.argmax()])
         if not gap.all(): keep |= {piece[np.nanargmin(v)], piece[np.nanargmax(v)]}
     keep = sorted(keep)
@@ -72,14 +79,22 @@ def thin(
 
 # %% ../../nbs/06_training/12_plots.ipynb #90cb5bb3
 _ink,_faint = '#222222','#8a8a8a'
-_colours = dict(loss='#3566b8', accuracy='#1d8a63', throughput='#7b52ab', learning_rate='#c46a14', evaluation='#b3263c')
+_colours = dict(
+    loss='#3566b8', accuracy='#1d8a63', throughput='#7b52ab', learning_rate='#c46a14', evaluation='#b3263c'
+)
 
 def _bare(fig, place, name, title, ylabel, xlabel='step'): # axes with no more ink than needed
     ax = fig.add_subplot(place, label=name)
-    ax.set_title(title, loc='left', fontsize=11, color=_ink, fontweight='bold'); ax.margins(x=.01)
-    ax.set_ylabel(ylabel, fontsize=9, color=_faint); ax.set_xlabel(xlabel, fontsize=8, color=_faint, loc='right', labelpad=0)
-    for side,s in ax.spines.items(): s.set_visible(side in ('left', 'bottom')); s.set_color('#cccccc')
-    ax.tick_params(colors=_faint, labelsize=8, length=3, width=.5); ax.grid(color='#eeeeee', lw=.8); ax.set_axisbelow(True)
+    ax.set_title(title, loc='left', fontsize=11, color=_ink, fontweight='bold')
+    ax.margins(x=.01)
+    ax.set_ylabel(ylabel, fontsize=9, color=_faint)
+    ax.set_xlabel(xlabel, fontsize=8, color=_faint, loc='right', labelpad=0)
+    for side,s in ax.spines.items():
+        s.set_visible(side in ('left', 'bottom'))
+        s.set_color('#cccccc')
+    ax.tick_params(colors=_faint, labelsize=8, length=3, width=.5)
+    ax.grid(color='#eeeeee', lw=.8)
+    ax.set_axisbelow(True)
     ax.xaxis.set_major_formatter(lambda v,_: format_count(v))
     return ax
 
@@ -95,7 +110,8 @@ def draw_curve(
 ):
     "Measured points, pale, and their average, strong"
     x,v = thin(steps, y)
-    def line(x, v, **look): ax.plot(x, v, color=colour, marker='.' if (alone := _alone(v)) else None, ms=4, markevery=alone, **look)
+    def line(x, v, **look):
+        ax.plot(x, v, color=colour, marker='.' if (alone := _alone(v)) else None, ms=4, markevery=alone, **look)
     line(*thin(steps, y), gid='measured', **(dict(lw=.8, alpha=.35) if average else dict(lw=1.8)))
     if average: line(*thin(steps, moving_average(y)), gid='average', lw=1.8, label='average of 50')
 
@@ -105,24 +121,50 @@ def _measured(y): return any(v is not None and v == v for v in y)
 
 def _evaluated(ax, evals, key, label):
     points = [(r['step'], r[key]) for r in evals if r.get(key) is not None]
-    if points: ax.plot(*zip(*points), color=_colours['evaluation'], lw=.8, marker='o', ms=5, mec='white', mew=.8, gid='evaluation', label=label, zorder=3)
+    if points:
+        ax.plot(
+            *zip(*points),
+            color=_colours['evaluation'],
+            lw=0.8,
+            marker='o',
+            ms=5,
+            mec='white',
+            mew=0.8,
+            gid='evaluation',
+            label=label,
+            zorder=3,
+        )
 
 def _over_steps(fig, place, history, name, title, ylabel, evals=(), average=True):
-    ax = _bare(fig, place, name, title, ylabel); y = history[name]
-    if not _measured(y) and not evals: _no_data(ax, name.replace('_', ' ')); return ax
+    ax = _bare(fig, place, name, title, ylabel)
+    y = history[name]
+    if not _measured(y) and not evals:
+        _no_data(ax, name.replace('_', ' '))
+        return ax
     draw_curve(ax, history['steps'], y, _colours[name], average)
     _evaluated(ax, evals, name, 'validation')
-    if name == 'throughput': ax.set_ylim(0, 1.08*min(np.nanmax(as_array(y)), 1.5*np.nanmax(moving_average(y)[len(y)//2:], initial=0) or np.inf) or 1)
-    if name == 'learning_rate': ax.yaxis.set_major_formatter(lambda v,_: f'{v:.2g}'); ax.set_ylim(bottom=0)
+    if name == 'throughput':
+        ax.set_ylim(
+            0,
+            1.08 * min(np.nanmax(as_array(y)), 1.5 * np.nanmax(moving_average(y)[len(y) // 2 :], initial=0) or np.inf)
+            or 1,
+        )
+    if name == 'learning_rate':
+        ax.yaxis.set_major_formatter(lambda v,_: f'{v:.2g}')
+        ax.set_ylim(bottom=0)
     if name in ('loss', 'accuracy'): ax.legend(frameon=False, fontsize=8, labelcolor=_ink)
     return ax
 
 def _recent(fig, place, history, evals, n): # the last steps of the loss, close up
     ax = _bare(fig, place, 'recent', f'The last {min(n, len(history["steps"]))} steps', 'loss, nats per token')
-    if not _measured(history['loss'][-n:]): _no_data(ax, 'loss'); return ax
+    if not _measured(history['loss'][-n:]):
+        _no_data(ax, 'loss')
+        return ax
     average = moving_average(history['loss'])[-n:]
-    steps = np.array(history['steps'][-n:]); draw_curve(ax, steps, history['loss'][-n:], _colours['loss'], average=False)
-    ax.lines[0].set(linewidth=1, alpha=.6); ax.plot(steps, average, color=_ink, lw=1.8, gid='average')
+    steps = np.array(history['steps'][-n:])
+    draw_curve(ax, steps, history['loss'][-n:], _colours['loss'], average=False)
+    ax.lines[0].set(linewidth=1, alpha=.6)
+    ax.plot(steps, average, color=_ink, lw=1.8, gid='average')
     _evaluated(ax, [r for r in evals if r['step'] >= steps[0]], 'loss', 'validation')
     return ax
 
@@ -131,12 +173,19 @@ def _against(fig, place, history, n=2000):
     ax = _bare(fig, place, 'loss against accuracy', 'Loss against accuracy', 'loss, nats per token', 'accuracy')
     a,l,s = as_array(history['accuracy']),as_array(history['loss']),np.asarray(history['steps'])
     both = np.flatnonzero(~np.isnan(a + l))
-    if not len(both): _no_data(ax, 'pair of loss and accuracy'); return ax
+    if not len(both):
+        _no_data(ax, 'pair of loss and accuracy')
+        return ax
     both = both[np.linspace(0, len(both) - 1, min(n, len(both))).astype(int)]
     dots = ax.scatter(a[both], l[both], c=s[both], cmap='viridis', s=9, lw=0, alpha=.6, gid='measured')
     ax.plot(moving_average(a)[both], moving_average(l)[both], color=_ink, lw=1.2, gid='average')
-    bar = ax.figure.colorbar(dots, ax=ax, pad=.02, aspect=30); bar.outline.set_visible(False); bar.ax.set_label('colours'); bar.ax.set_title('step', fontsize=8, color=_faint)
-    bar.ax.tick_params(colors=_faint, labelsize=8, length=0); bar.ax.yaxis.set_major_formatter(lambda v,_: format_count(v)); bar.solids.set_alpha(1)
+    bar = ax.figure.colorbar(dots, ax=ax, pad=.02, aspect=30)
+    bar.outline.set_visible(False)
+    bar.ax.set_label('colours')
+    bar.ax.set_title('step', fontsize=8, color=_faint)
+    bar.ax.tick_params(colors=_faint, labelsize=8, length=0)
+    bar.ax.yaxis.set_major_formatter(lambda v,_: format_count(v))
+    bar.solids.set_alpha(1)
     return ax
 
 # %% ../../nbs/06_training/12_plots.ipynb #07fe1a8d
@@ -151,7 +200,8 @@ def fit_text(
     end:bool=False, # keep its end, not its start
 )->str:
     "A text made to fit a cell of the table: `…` where it was cut, `□` for letters the font lacks"
-    text = ('' if text is None else str(text)).replace('\n', '↵').replace('\t', ' '); have,room = _letters(),width*lines
+    text = ('' if text is None else str(text)).replace('\n', '↵').replace('\t', ' ')
+    have,room = _letters(),width*lines
     cut = text[-room:] if end else text[:room]
     cut = ''.join(c if ord(c) in have and c.isprintable() else '□' for c in cut)
     rows = textwrap.wrap(cut, width, drop_whitespace=False, break_on_hyphens=False)
@@ -159,42 +209,75 @@ def fit_text(
     return '…' + '\n'.join(rows[-lines:])[1:] if end else '\n'.join(rows[:lines])[:-1] + '…'
 
 def _table(fig, place, samples, rows=4):
-    ax = _bare(fig, place, 'samples', 'What the model writes', ''); ax.set_axis_off(); ax.set(xlim=(0, 1), ylim=(rows, -.3))
-    if not samples: _no_data(ax, 'text'); return ax
-    texts = lambda r: ((0, str(r['step'])), (.07, fit_text(r['input'], 45, 3, end=True)), (.46, fit_text(r['output'], 57, 3)),
-                       (.94, '–' if r['accuracy'] is None else f"{r['accuracy']:.2f}"))
-    for x,t in zip((0, .07, .46, .94), ('step', 'input', 'output', 'accuracy')): ax.text(x, -.06, t, fontsize=8, color=_faint, va='bottom')
+    ax = _bare(fig, place, 'samples', 'What the model writes', '')
+    ax.set_axis_off()
+    ax.set(xlim=(0, 1), ylim=(rows, -.3))
+    if not samples:
+        _no_data(ax, 'text')
+        return ax
+    texts = lambda r: (
+        (0, str(r['step'])),
+        (0.07, fit_text(r['input'], 45, 3, end=True)),
+        (0.46, fit_text(r['output'], 57, 3)),
+        (0.94, '–' if r['accuracy'] is None else f"{r['accuracy']:.2f}"),
+    )
+    for x,t in zip((0, .07, .46, .94), ('step', 'input', 'output', 'accuracy')):
+        ax.text(x, -.06, t, fontsize=8, color=_faint, va='bottom')
     for i,r in enumerate(list(samples)[:-rows-1:-1]):
         ax.axhline(i, color='#e4e4e4', lw=.8)
-        for x,t in texts(r): ax.text(x, i + .1, t, fontsize=8, va='top', family='DejaVu Sans Mono', parse_math=False, color=_colours['loss'] if x == .46 else _ink, linespacing=1.25)
+        for x,t in texts(r):
+            ax.text(
+                x,
+                i + 0.1,
+                t,
+                fontsize=8,
+                va='top',
+                family='DejaVu Sans Mono',
+                parse_math=False,
+                color=_colours['loss'] if x == 0.46 else _ink,
+                linespacing=1.25,
+            )
     return ax
 
 # %% ../../nbs/06_training/12_plots.ipynb #e4a4c67d
 def _headline(h, evals): # such as 'step 300 · loss 2.314 (average 2.402) · accuracy 31.0% · 12.3k tokens/s'
     if not h['steps']: return 'no step yet'
     last,average = ({k: f(h[k])[-1] for k in ('loss', 'accuracy', 'throughput')} for f in (as_array, moving_average))
-    said = [f"step {h['steps'][-1]:,}", f"loss {last['loss']:.3f} (average {average['loss']:.3f})", f"accuracy {last['accuracy']:.1%}", f"{format_count(average['throughput'])} tokens/s"]
+    said = [
+        f"step {h['steps'][-1]:,}",
+        f"loss {last['loss']:.3f} (average {average['loss']:.3f})",
+        f"accuracy {last['accuracy']:.1%}",
+        f"{format_count(average['throughput'])} tokens/s",
+    ]
     scored = [r['loss'] for r in evals if r.get('loss') is not None]
     return ' · '.join([s for s in said if 'nan' not in s] + ([f'validation loss {scored[-1]:.3f}'] if scored else []))
 
 def draw_pictures(
-    history:dict,    # as `metrics_history` gives it
-    samples=(),      # as `text_samples` gives them; the newest are shown
-    evals=(),        # as `evaluations` gives them
-    title:str='',    # in the upper left; the run's name
-    recent:int=100,  # steps of the recent window
+    history:dict, # as `metrics_history` gives it
+    samples=(), # as `text_samples` gives them; the newest are shown
+    evals=(), # as `evaluations` gives them
+    title:str='', # in the upper left; the run's name
+    recent:int=100, # steps of the recent window
 ): # a matplotlib figure; its axes are labelled loss, accuracy, throughput, learning_rate, loss against accuracy, recent, samples
     "The seven pictures of a run on one page"
     from matplotlib.figure import Figure
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    fig = Figure(figsize=(15, 10), dpi=80, facecolor='white'); FigureCanvasAgg(fig)
-    g = fig.add_gridspec(3, 3, left=.05, right=.985, top=.9, bottom=.055, wspace=.18, hspace=.34, height_ratios=(1.15, 1, 1.1))
-    fig.text(.05, .962, title, fontsize=14, color=_ink, fontweight='bold', parse_math=False); fig.text(.05, .938, _headline(history, evals), fontsize=10, color=_faint)
-    _over_steps(fig, g[0, :2], history, 'loss', 'Loss', 'nats per token', evals); _recent(fig, g[0, 2], history, evals, recent)
+    fig = Figure(figsize=(15, 10), dpi=80, facecolor='white')
+    FigureCanvasAgg(fig)
+    g = fig.add_gridspec(
+        3, 3, left=0.05, right=0.985, top=0.9, bottom=0.055, wspace=0.18, hspace=0.34, height_ratios=(1.15, 1, 1.1)
+    )
+    fig.text(.05, .962, title, fontsize=14, color=_ink, fontweight='bold', parse_math=False)
+    fig.text(.05, .938, _headline(history, evals), fontsize=10, color=_faint)
+    _over_steps(fig, g[0, :2], history, 'loss', 'Loss', 'nats per token', evals)
+    _recent(fig, g[0, 2], history, evals, recent)
     _over_steps(fig, g[1, 0], history, 'accuracy', 'Accuracy', 'share of tokens right', evals)
-    _over_steps(fig, g[1, 1], history, 'throughput', 'Speed', 'tokens per second').yaxis.set_major_formatter(lambda v,_: format_count(v))
+    _over_steps(fig, g[1, 1], history, 'throughput', 'Speed', 'tokens per second').yaxis.set_major_formatter(
+        lambda v, _: format_count(v)
+    )
     _over_steps(fig, g[1, 2], history, 'learning_rate', 'Learning rate, as applied', '', average=False)
-    _against(fig, g[2, 0], history); _table(fig, g[2, 1:], samples)
+    _against(fig, g[2, 0], history)
+    _table(fig, g[2, 1:], samples)
     return fig
 
 # %% ../../nbs/06_training/12_plots.ipynb #1842f100
@@ -202,7 +285,9 @@ def png_bytes(
     fig, # a matplotlib figure on an Agg canvas
 )->bytes:
     "The figure as a PNG file"
-    buf = io.BytesIO(); fig.savefig(buf, format='png', pil_kwargs=dict(compress_level=4)); return buf.getvalue()
+    buf = io.BytesIO()
+    fig.savefig(buf, format='png', pil_kwargs=dict(compress_level=4))
+    return buf.getvalue()
 
 # %% ../../nbs/06_training/12_plots.ipynb #3c7b9ed9
 def write_pictures(
@@ -210,12 +295,16 @@ def write_pictures(
     step:int=None, # in the name of the picture; default: that of the last line of the log
 )->Path: # the picture
     "Draw a run's pictures into its folder `viz`, and write the lists they were drawn from"
-    run = Path(run); viz = run/'viz'
+    run = Path(run)
+    viz = run/'viz'
     history,samples = metrics_history(run),text_samples(run)
     if step is None: step = history['steps'][-1] if history['steps'] else 0
-    png = png_bytes(draw_pictures(history, samples, evaluations(run), run.resolve().name)); path = viz/f'training_step_{step:06d}.png'
-    write_json(viz/'metrics_history.json', history); write_json(viz/'text_samples.json', samples)
-    atomic_write(path, png); atomic_write(viz/'training_latest.png', png)
+    png = png_bytes(draw_pictures(history, samples, evaluations(run), run.resolve().name))
+    path = viz/f'training_step_{step:06d}.png'
+    write_json(viz/'metrics_history.json', history)
+    write_json(viz/'text_samples.json', samples)
+    atomic_write(path, png)
+    atomic_write(viz/'training_latest.png', png)
     return path
 
 # %% ../../nbs/06_training/12_plots.ipynb #85bf159b
@@ -230,7 +319,8 @@ class Pictures(Callback):
         clock=time.perf_counter,
     ):
         self.run_folder,self.every,self.share,self.at_end,self.clock = Path(run),every,share,at_end,clock
-        self.spent,self.cost,self.left_out,self.drawn = 0.,.5,0,None # seconds in all and of the last page (at first a guess), pages left out, step of the last
+        # seconds in all and of the last page (at first a guess), pages left out, step of the last
+        self.spent,self.cost,self.left_out,self.drawn = 0.,.5,0,None
     def before_fit(self):
         self.began = self.clock()
         for p in (self.run_folder/'viz').glob('training_step_*.png'): # a resumed run draws these again
@@ -247,4 +337,6 @@ class Pictures(Callback):
         began = self.clock()
         if hasattr(self.learn, 'monitor'): self.learn.monitor.flush()
         write_pictures(self.run_folder, self.learn.step)
-        self.cost = self.clock() - began; self.spent += self.cost; self.drawn = self.learn.step
+        self.cost = self.clock() - began
+        self.spent += self.cost
+        self.drawn = self.learn.step

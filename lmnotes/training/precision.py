@@ -15,21 +15,29 @@ class Precision(Callback):
     order,run_valid = 10,True # after Accumulate (5): unscale once a step; before Clip (12)
     least = 2.**-8 # scale below which no gradient was too large, but the loss is broken
     def __init__(self, dtype=torch.bfloat16): self.dtype = dtype
-    def after_create(self): self.learn.skipped = 0; self._set()
+    def after_create(self):
+        self.learn.skipped = 0
+        self._set()
     def before_fit(self):
         self._set()
-        if self.dtype == torch.float16 and self.learn.scaler is None: self.learn.scaler = torch.amp.GradScaler(self._kind())
+        if self.dtype == torch.float16 and self.learn.scaler is None:
+            self.learn.scaler = torch.amp.GradScaler(self._kind())
     def _kind(self): return torch.device(getattr(self.learn.dls, 'device', None) or 'cpu').type
     def _set(self):
-        if self.dtype != torch.float32: self.learn.forward_context = partial(torch.autocast, self._kind(), dtype=self.dtype)
+        if self.dtype != torch.float32:
+            self.learn.forward_context = partial(torch.autocast, self._kind(), dtype=self.dtype)
     def before_backward(self):
         if self.learn.scaler: self.learn.loss_grad = self.learn.scaler.scale(self.learn.loss_grad)
     def before_step(self):
         if self.learn.scaler: self.learn.scaler.unscale_(self.learn.opt.opt)
     def after_cancel_step(self):
         self.learn.skipped += 1
-        if self.learn.scaler and self.learn.scaler.get_scale() < self.least: raise RunError(
-            f'{self.learn.skipped} steps were skipped, and at step {self.learn.step + 1} the gradient is not finite even with the loss scaled by {self.least:g}: '
-            'the loss itself broke, not its range. The last checkpoint stands. Try a lower learning rate, or --bf16')
+        if self.learn.scaler and self.learn.scaler.get_scale() < self.least:
+            raise RunError(
+                f'{self.learn.skipped} steps were skipped, and at step {self.learn.step + 1} the '
+                f'gradient is not finite even with the loss scaled by {self.least:g}: '
+                'the loss itself broke, not its range. The last checkpoint stands. Try a lower '
+                'learning rate, or --bf16'
+            )
     def after_step(self):
         if self.learn.scaler: self.learn.scaler.update()

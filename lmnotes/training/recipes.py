@@ -61,10 +61,16 @@ def edge(self:Recipe)->bool:
 
 @patch
 def __str__(self:Recipe):
-    if self.source == 'hub': return 'default of the hub family, not searched: for AdamW 5e-05, linear, no warm-up, no weight decay'
+    if self.source == 'hub':
+        return 'default of the hub family, not searched: for AdamW 5e-05, linear, no warm-up, no weight decay'
     if self.source == 'rule': return 'general rule, not searched: for AdamW 0.3 over the width, cosine, 5 % warm-up'
-    return (f"learning rate {self.learning_rate:.2g} for {self.dataset} x {self.model}, {self.size}: from {len(self.trials)} equal trials of {self.steps} steps "
-            f"({100*self.warmup_ratio:g} % warm-up, batch {self.batch_size}, length {self.max_length}; {self.best:.3f} nats{'; at the edge of the grid' if self.edge else ''})")
+    return (
+        f"learning rate {self.learning_rate:.2g} for {self.dataset} x {self.model}, "
+        f"{self.size}: from {len(self.trials)} equal trials of {self.steps} steps "
+        f"({100 * self.warmup_ratio:g} % warm-up, batch {self.batch_size}, length "
+        f"{self.max_length}; {self.best:.3f} "
+        f"nats{'; at the edge of the grid' if self.edge else ''})"
+    )
 
 # %% ../../nbs/06_training/16_recipes.ipynb #cab65944
 def rate_grid(
@@ -73,7 +79,8 @@ def rate_grid(
     factor:float=2., # from one to the next
 )->list[float]:
     "Rates around `middle`, evenly spaced in their logarithm"
-    if trials < 3 or trials % 2 == 0: raise InputError(f'a grid with a middle and two sides needs 3, 5, 7 … trials, not {trials}')
+    if trials < 3 or trials % 2 == 0:
+        raise InputError(f'a grid with a middle and two sides needs 3, 5, 7 … trials, not {trials}')
     return [float(f'{middle*factor**(k - trials//2):.3g}') for k in range(trials)]
 
 # %% ../../nbs/06_training/16_recipes.ipynb #882a4a5d
@@ -88,15 +95,25 @@ def run_trial(
     from lmnotes.training.assemble import lm_learner
     from lmnotes.training.learner import evaluate
     from lmnotes.training.schedules import Schedule
-    learn = lm_learner(model_from(o, data.vocab_size), data, lr=o.learning_rate, optimizer=o.optimizer, accumulate=o.gradient_accumulation_steps,
-                       max_grad_norm=o.max_grad_norm, weight_decay=o.weight_decay, seed=o.seed)
+    learn = lm_learner(
+        model_from(o, data.vocab_size),
+        data,
+        lr=o.learning_rate,
+        optimizer=o.optimizer,
+        accumulate=o.gradient_accumulation_steps,
+        max_grad_norm=o.max_grad_norm,
+        weight_decay=o.weight_decay,
+        seed=o.seed,
+    )
     data.train.start,data.train.n_batches = 0,o.max_steps*o.gradient_accumulation_steps
     schedule = Schedule(o.lr_scheduler_type, o.learning_rate, o.max_steps, round(o.warmup_ratio*o.max_steps))
     learn.remove_cbs([cb for cb in learn.cbs if cb.name in ('progress', 'recorder')])
     learn.add_cbs([schedule, SkipValidation()])
     try:
-        with learn.no_logging(): learn.fit(1)
-    except RunError: return None
+        with learn.no_logging():
+            learn.fit(1)
+    except RunError:
+        return None
     loss = evaluate(learn, -(-windows//o.batch_size))['loss']
     return round(loss, 5) if math.isfinite(loss) else None
 
@@ -125,10 +142,31 @@ def search_arm(
     rates = rate_grid(middle, trials, factor)
     found = tuple((r, run_trial(replace(o, learning_rate=r), data, windows)) for r in rates)
     same = {f.name: getattr(o, f.name) for f in fields(Recipe) if f.name in _shared}
-    return Recipe(**same, learning_rate=choose_rate(found, middle), steps=o.max_steps, dataset=data.name, mode=data.mode, tokenizer=data.spec['tokenizer'],
-                  trials=found, fingerprint=data.fingerprint, python=platform.python_version(), source='search')
+    return Recipe(
+        **same,
+        learning_rate=choose_rate(found, middle),
+        steps=o.max_steps,
+        dataset=data.name,
+        mode=data.mode,
+        tokenizer=data.spec['tokenizer'],
+        trials=found,
+        fingerprint=data.fingerprint,
+        python=platform.python_version(),
+        source='search',
+    )
 
-_shared = {'lr_scheduler_type', 'warmup_ratio', 'weight_decay', 'batch_size', 'gradient_accumulation_steps', 'max_length', 'model', 'size', 'optimizer', 'seed'}
+_shared = {
+    'lr_scheduler_type',
+    'warmup_ratio',
+    'weight_decay',
+    'batch_size',
+    'gradient_accumulation_steps',
+    'max_length',
+    'model',
+    'size',
+    'optimizer',
+    'seed',
+}
 
 # %% ../../nbs/06_training/16_recipes.ipynb #b8a33ca3
 recipes_file = Path(inspect.getfile(InputError)).parent/'training'/'recipes.json' # inside the package, whoever asks
@@ -137,7 +175,10 @@ def _key(r): return r.dataset, r.model, r.size, r.mode
 
 @lru_cache(4)
 def _table(path, stamp):
-    return tuple(Recipe(**{**e, 'trials': tuple(map(tuple, e['trials'])), 'source': 'search'}) for e in read_json(path)['recipes'])
+    return tuple(
+        Recipe(**{**e, 'trials': tuple(map(tuple, e['trials'])), 'source': 'search'})
+        for e in read_json(path)['recipes']
+    )
 
 def recipe_table(path=None)->tuple: # of `Recipe`
     "All recipes that were searched, from the package's own file or another"
@@ -170,18 +211,38 @@ def find_recipe(
         if k in options: raise InputError(f"'{k}' is what the search sets itself; leave it out")
     out = []
     for d in names(datasets):
-        base = check_options(options_from(TrainOptions, **{'lr_scheduler_type': general_recipe.lr_scheduler_type, 'warmup_ratio': general_recipe.warmup_ratio, **options}, dataset=d, size=size, max_steps=steps)); data = None
+        base = check_options(
+            options_from(
+                TrainOptions,
+                **{
+                    'lr_scheduler_type': general_recipe.lr_scheduler_type,
+                    'warmup_ratio': general_recipe.warmup_ratio,
+                    **options,
+                },
+                dataset=d,
+                size=size,
+                max_steps=steps,
+            )
+        )
+        data = None
         for m in names(models):
             from lmnotes.training.build import data_from
-            o = replace(base, model=m); data = data or data_from(o)
+            o = replace(base, model=m)
+            data = data or data_from(o)
             r = _kept(path, o, data, trials) or search_arm(o, data, trials, factor, windows)
-            out.append(r); say(str(r))
+            out.append(r)
+            say(str(r))
             if path: save_recipes([r], path)
     return out
 
 def _kept(path, o, data, trials): # an entry of an equal search
     for r in recipe_table(path) if path else ():
-        if _key(r) == (data.name, o.model, o.size, data.mode) and (r.fingerprint, r.steps, len(r.trials)) == (data.fingerprint, o.max_steps, trials): return r
+        if _key(r) == (data.name, o.model, o.size, data.mode) and (r.fingerprint, r.steps, len(r.trials)) == (
+            data.fingerprint,
+            o.max_steps,
+            trials,
+        ):
+            return r
 
 # %% ../../nbs/06_training/16_recipes.ipynb #4b778ac1
 def recipe_for(
@@ -197,15 +258,26 @@ def recipe_for(
     from lmnotes.data.catalog import find_dataset
     from lmnotes.models.decoder import models
     name = find_dataset(dataset, config).name
-    found = [r for r in recipe_table(path) if (r.dataset, r.model, r.size, r.optimizer) == (name, model, size, optimizer) and mode in (None, r.mode)]
+    found = [
+        r
+        for r in recipe_table(path)
+        if (r.dataset, r.model, r.size, r.optimizer) == (name, model, size, optimizer) and mode in (None, r.mode)
+    ]
     if found: return found[0]
     return general_recipe if model.partition('+')[0] in models or model.startswith('tiny:') else hub_recipe
 
 # %% ../../nbs/06_training/16_recipes.ipynb #47dad32e
 def is_searched_run(o:TrainOptions)->bool:
     "Whether the run is of the kind that is searched: one dataset of the catalog, one recipe of ours in a named size with random weights, bytes"
-    changed = 'dim n_layer n_head num_frequencies init data_path datasets streaming max_chunks use_lora text_column prompt_template chat_template'.split()
-    return o.tokenizer in ('auto', 'bytes') and o.task in ('auto', 'generate') and not any(getattr(o, n, None) for n in changed)
+    changed = (
+        'dim n_layer n_head num_frequencies init data_path datasets streaming max_chunks '
+        'use_lora text_column prompt_template chat_template'
+    ).split()
+    return (
+        o.tokenizer in ('auto', 'bytes')
+        and o.task in ('auto', 'generate')
+        and not any(getattr(o, n, None) for n in changed)
+    )
 
 def _learnt_by_others(o): # weights of the hub, whether loaded, saved after some training, or poured into a recipe
     from lmnotes.models.decoder import saved_kind
@@ -228,10 +300,22 @@ def apply_recipe(
     "The options with what was not given filled in from the recipe, and the recipe"
     r = recipe_of(o, path)
     open_ = [n for n in _filled if hasattr(o, n) and (n not in given or getattr(o, n) is None)]
-    if o.optimizer not in ('adamw', 'muon'): open_ = [n for n in open_ if not n.startswith('adam_') and (n != 'learning_rate' or r.source == 'search')]
+    if o.optimizer not in ('adamw', 'muon'):
+        open_ = [n for n in open_ if not n.startswith('adam_') and (n != 'learning_rate' or r.source == 'search')]
     return replace(o, **{n: getattr(r, n) for n in open_ if getattr(r, n) is not None}), r
 
-_filled = ('learning_rate', 'lr_scheduler_type', 'warmup_ratio', 'weight_decay', 'adam_beta1', 'adam_beta2', 'adam_epsilon', 'batch_size', 'gradient_accumulation_steps', 'max_length')
+_filled = (
+    'learning_rate',
+    'lr_scheduler_type',
+    'warmup_ratio',
+    'weight_decay',
+    'adam_beta1',
+    'adam_beta2',
+    'adam_epsilon',
+    'batch_size',
+    'gradient_accumulation_steps',
+    'max_length',
+)
 
 # %% ../../nbs/06_training/16_recipes.ipynb #66e72eda
 def equal_rates(
@@ -241,4 +325,6 @@ def equal_rates(
     "The learning rates of several models on one dataset, where all were found by equal searches; else None"
     rs = [recipe_for(dataset, m, size, mode, config, path=path) for m in models]
     searches = {(r.source, r.steps, len(r.trials), r.fingerprint, r.batch_size, r.max_length) for r in rs}
-    return {m: r.learning_rate for m,r in zip(models, rs)} if len(searches) == 1 and rs[0].source == 'search' else None
+    return (
+        {m: r.learning_rate for m, r in zip(models, rs)} if len(searches) == 1 and rs[0].source == 'search' else None
+    )

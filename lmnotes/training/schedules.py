@@ -12,28 +12,42 @@ from fastai.basics import *
 from ..core import InputError, Registry, did_you_mean
 
 # %% ../../nbs/06_training/04_schedules.ipynb #b6d4f0b8
-schedule_aliases = dict(cosine_with_hard_restarts='cosine_with_restarts', cosine_restarts='cosine_with_restarts', cosine_annealing='cosine', poly='polynomial',
-                        rsqrt='inverse_sqrt', inverse_square_root='inverse_sqrt', const='constant', flat='constant')
+schedule_aliases = dict(
+    cosine_with_hard_restarts='cosine_with_restarts',
+    cosine_restarts='cosine_with_restarts',
+    cosine_annealing='cosine',
+    poly='polynomial',
+    rsqrt='inverse_sqrt',
+    inverse_square_root='inverse_sqrt',
+    const='constant',
+    flat='constant',
+)
 
 class Schedules(Registry):
     "Schedules by name, in any spelling, with their number behind a colon where they have one"
     def __missing__(self, name):
         base,_,n = str(name).lower().replace('-', '_').replace(' ', '_').partition(':')
         base = schedule_aliases.get(base, base)
-        if not dict.__contains__(self, base): raise InputError(f"unknown schedule '{name}': {did_you_mean(base, self)}")
+        if not dict.__contains__(self, base):
+            raise InputError(f"unknown schedule '{name}': {did_you_mean(base, self)}")
         return self._numbered(base, n) if n else self[base]
     def _numbered(self, base, n):
         f = self[base]
-        try: n = float(n)
-        except ValueError: n = 0.
+        try:
+            n = float(n)
+        except ValueError:
+            n = 0.
         if not getattr(f, 'number', None): raise InputError(f"the schedule '{base}' takes no number; write {base}")
-        if not 0 < n < math.inf: raise InputError(f"behind '{base}:' stands {f.number}, a number above 0, such as {base}:2")
+        if not 0 < n < math.inf:
+            raise InputError(f"behind '{base}:' stands {f.number}, a number above 0, such as {base}:2")
         return partial(f, n=n)
 
 schedules = Schedules('schedule')
 
 def _numbered(what): # a decorator: the schedule's keyword `n` is `what`
-    def note(f): f.number = what; return f
+    def note(f):
+        f.number = what
+        return f
     return note
 
 # %% ../../nbs/06_training/04_schedules.ipynb #5bb4b97d
@@ -77,7 +91,8 @@ class Schedule(Callback):
     order = 20 # after gradients are ready (accumulation, clipping), before the step itself
     run_valid = False
     def __init__(self, kind:str, lr:float, total:int, warmup:int=0):
-        schedules[kind]; store_attr()
+        schedules[kind]
+        store_attr()
     def before_step(self):
         lr = self.lr*lr_factor(self.kind, self.learn.step, self.total, self.warmup)
         for g in self.opt.opt.param_groups: g['lr'] = lr

@@ -21,7 +21,9 @@ class LogTail:
     def __init__(self, path): self.path,self.offset = Path(path),0
     def new(self)->list[dict]: # a line that is still being written waits for the next time
         if not self.path.exists(): return []
-        with open(self.path, 'rb') as f: f.seek(self.offset); more = f.read()
+        with open(self.path, 'rb') as f:
+            f.seek(self.offset)
+            more = f.read()
         *whole,rest = more.split(b'\n')
         self.offset += len(more) - len(rest)
         return [json.loads(l) for l in whole]
@@ -36,18 +38,23 @@ def scalars_of(
     "The measured numbers of a line, by tag"
     out = {}
     for k,v in row.items():
-        if isinstance(v, dict): out |= scalars_of(v, f'{group}/{k}')
-        elif isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) and k not in _skip: out[f'{group}/{k}'] = v
+        if isinstance(v, dict):
+            out |= scalars_of(v, f'{group}/{k}')
+        elif isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) and k not in _skip:
+            out[f'{group}/{k}'] = v
     return out
 
 # %% ../../nbs/06_training/13_trackers.ipynb #c75abfcd
 def _table(d:dict): # as Markdown, which TensorBoard shows as a table
     cell = lambda v: str(v).replace('|', '\\|').replace('\n', ' ')
-    return '\n'.join(['| | |', '|---|---|', *(f'| {k} | {cell(v)} |' for k,v in d.items() if v not in (None, (), [], ''))])
+    return '\n'.join(
+        ['| | |', '|---|---|', *(f'| {k} | {cell(v)} |' for k, v in d.items() if v not in (None, (), [], ''))]
+    )
 
 def _device(learn, ranks): # such as 'cuda:0 (NVIDIA H100), bfloat16, 2 ranks'
     import torch
-    d = torch.device(learn.dls.device or 'cpu'); name = f' ({torch.cuda.get_device_name(d)})' if d.type == 'cuda' else ''
+    d = torch.device(learn.dls.device or 'cpu')
+    name = f' ({torch.cuda.get_device_name(d)})' if d.type == 'cuda' else ''
     dtype = learn.precision.dtype if hasattr(learn, 'precision') else next(learn.model.parameters()).dtype
     return f"{d}{name}, {str(dtype).removeprefix('torch.')}, {ranks} {'rank' if ranks == 1 else 'ranks'}"
 
@@ -60,9 +67,27 @@ def run_facts(
     "What is known of a run before its first step"
     n,learns = learn.model.num_parameters(),learn.model.num_parameters(only_trainable=True)
     many = lambda n: format_count(n) if n < math.inf else 'nobody knows how many'
-    data = dict(name=learn.dls.name, tokens=f'{many(learn.dls.n_tokens[0])} to train on, {many(learn.dls.n_tokens[1])} to validate') | learn.dls.spec
-    return dict(numbers={'budget/tokens': tokens, 'model/parameters': n, 'model/trainable_parameters': learns, 'model/trainable_percent': 100*learns/n},
-                texts=dict(configuration=_table(options or learn.spec), attention=attention_of(learn.model), device=_device(learn, ranks), datasets=_table(data)))
+    data = (
+        dict(
+            name=learn.dls.name,
+            tokens=f'{many(learn.dls.n_tokens[0])} to train on, {many(learn.dls.n_tokens[1])} to validate',
+        )
+        | learn.dls.spec
+    )
+    return dict(
+        numbers={
+            'budget/tokens': tokens,
+            'model/parameters': n,
+            'model/trainable_parameters': learns,
+            'model/trainable_percent': 100 * learns / n,
+        },
+        texts=dict(
+            configuration=_table(options or learn.spec),
+            attention=attention_of(learn.model),
+            device=_device(learn, ranks),
+            datasets=_table(data),
+        ),
+    )
 
 # %% ../../nbs/06_training/13_trackers.ipynb #394769fc
 class Tracker(Callback):
@@ -74,16 +99,24 @@ class Tracker(Callback):
         at_end:bool=True,   # close when the fit ends; False where the caller does, after a last evaluation, by `sync(close=True)`
     ): self.folder,self.facts,self.at_end,self.logs = Path(run),facts or dict(numbers={}, texts={}),at_end,None
     def before_fit(self):
-        if not hasattr(self.learn, 'monitor'): raise InputError(f'{type(self).__name__} reads the log of a Monitor, and this learner has none; add Monitor({str(self.folder)!r} + "/metrics.jsonl")')
-        self.logs = None; self.sync()
+        if not hasattr(self.learn, 'monitor'):
+            raise InputError(
+                f'{type(self).__name__} reads the log of a Monitor, and this learner has none; add '
+                f'Monitor({str(self.folder)!r} + "/metrics.jsonl")'
+            )
+        self.logs = None
+        self.sync()
     def after_step(self):
         if not self.learn.monitor.rows: self.sync() # it has just written
     def after_fit(self): self.sync(close=self.at_end)
     def sync(self, close=False):
         "Tell what is new; at first, all of it"
-        if self.logs is None: self.logs = dict(train=LogTail(self.folder/'metrics.jsonl'), eval=LogTail(self.folder/'evals.jsonl')); self.open()
+        if self.logs is None:
+            self.logs = dict(train=LogTail(self.folder/'metrics.jsonl'), eval=LogTail(self.folder/'evals.jsonl'))
+            self.open()
         new = [(row['step'], scalars_of(row, group)) for group,log in self.logs.items() for row in log.new()]
-        for step,scalars in sorted(new, key=lambda o: o[0]): self.scalars(step, scalars)
+        for step,scalars in sorted(new, key=lambda o: o[0]):
+            self.scalars(step, scalars)
         self.flush()
         if close: self.close()
     def open(self, encoding='utf-8'): "Begin, and tell the facts"
@@ -101,18 +134,28 @@ class TensorBoard(Tracker):
         for old in place.glob('events.out.tfevents.*'): old.unlink()
         self.writer = SummaryWriter(str(place))
         self.scalars(0, self.facts['numbers'])
-        for tag,text in self.facts['texts'].items(): self.writer.add_text(tag, text, 0)
+        for tag,text in self.facts['texts'].items():
+            self.writer.add_text(tag, text, 0)
     def scalars(self, step, scalars):
         from tensorboard.compat.proto.summary_pb2 import Summary
-        self.writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=t, simple_value=v) for t,v in scalars.items()]), step)
+        self.writer.file_writer.add_summary(
+            Summary(value=[Summary.Value(tag=t, simple_value=v) for t, v in scalars.items()]), step
+        )
     def flush(self): self.writer.flush()
     def close(self): self.writer.close()
 
 # %% ../../nbs/06_training/13_trackers.ipynb #c860e642
 def check_wandb():
     "Refuse `--wandb` where W&B is not installed"
-    if 'wandb' not in sys.modules and importlib.util.find_spec('wandb') is None or sys.modules.get('wandb', 0) is None:
-        raise InputError('--wandb needs the package wandb, which is not installed: `pip install wandb`, or leave --wandb out; TensorBoard files are written anyway')
+    if (
+        'wandb' not in sys.modules
+        and importlib.util.find_spec('wandb') is None
+        or sys.modules.get('wandb', 0) is None
+    ):
+        raise InputError(
+            '--wandb needs the package wandb, which is not installed: `pip install wandb`, or '
+            'leave --wandb out; TensorBoard files are written anyway'
+        )
 
 def wandb_mode(
     wait:float=2., # seconds for the server to answer
@@ -120,9 +163,14 @@ def wandb_mode(
     "Where W&B may write: to its server when that answers, else to the run folder alone, and it says so"
     if mode := os.environ.get('WANDB_MODE'): return mode
     url = urlparse(os.environ.get('WANDB_BASE_URL', 'https://api.wandb.ai'))
-    try: socket.create_connection((url.hostname, url.port or 443), timeout=wait).close(); return 'online'
+    try:
+        socket.create_connection((url.hostname, url.port or 443), timeout=wait).close()
+        return 'online'
     except OSError:
-        print(f'{url.hostname} does not answer, so W&B writes into the run folder only; `wandb sync` sends it later', file=sys.stderr)
+        print(
+            f'{url.hostname} does not answer, so W&B writes into the run folder only; `wandb sync` sends it later',
+            file=sys.stderr,
+        )
         return 'offline'
 
 # %% ../../nbs/06_training/13_trackers.ipynb #84cb1c31
@@ -134,13 +182,28 @@ def _wandb_id(folder): # drawn once, kept with the run
 class WandB(Tracker):
     "Curves and facts to Weights & Biases"
     name = 'wandb'
-    def __init__(self, run, facts=None, project:str='lmnotes', **kwargs): check_wandb(); super().__init__(run, facts, **kwargs); self.project = project
+    def __init__(self, run, facts=None, project:str='lmnotes', **kwargs):
+        check_wandb()
+        super().__init__(run, facts, **kwargs)
+        self.project = project
     def open(self, encoding='utf-8'):
         import wandb
         mode = wandb_mode()
-        try: self.sent = wandb.init(project=self.project, name=self.folder.resolve().name, id=_wandb_id(self.folder), dir=str(self.folder), resume='allow', mode=mode,
-                                    config=self.facts['numbers'] | self.facts['texts'])
-        except Exception as e: raise InputError(f"W&B did not start: {str(e).splitlines()[0] if str(e) else type(e).__name__}; `wandb login` first, or set WANDB_MODE=offline") from e
+        try:
+            self.sent = wandb.init(
+                project=self.project,
+                name=self.folder.resolve().name,
+                id=_wandb_id(self.folder),
+                dir=str(self.folder),
+                resume='allow',
+                mode=mode,
+                config=self.facts['numbers'] | self.facts['texts'],
+            )
+        except Exception as e:
+            raise InputError(
+                f"W&B did not start: {str(e).splitlines()[0] if str(e) else type(e).__name__}; `wandb "
+                "login` first, or set WANDB_MODE=offline"
+            ) from e
         self.first = self.sent.step # of a run that is known there: the step after its last
     def scalars(self, step, scalars):
         if step >= self.first: self.sent.log(scalars, step=step)

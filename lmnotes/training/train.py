@@ -67,8 +67,10 @@ def step_seconds(
     start = {k: v.detach().clone() for k,v in learn.model.state_dict().items()}
     timer,n = StepTimer(seconds),learn.dls.train.n_batches
     learn.dls.train.n_batches = 10**9
-    with learn.no_bar(), learn.no_logging(), learn.added_cbs(timer): learn.fit(1)
-    learn.model.load_state_dict(start); learn.dls.train.n_batches = n
+    with learn.no_bar(), learn.no_logging(), learn.added_cbs(timer):
+        learn.fit(1)
+    learn.model.load_state_dict(start)
+    learn.dls.train.n_batches = n
     learn.opt,learn.step,learn.tokens,learn.stop_asked,learn.stopping = None,0,0,None,None
     return statistics.median(b - a for a,b in zip(timer.ends[2:], timer.ends[3:]))
 
@@ -79,28 +81,60 @@ def _count(n): return 'an unknown number of' if n is None or n == math.inf else 
 
 def _model_line(o, f):
     what = _whence[weights_of(o)].format(o.init) + (f', {o.size}' if base_name(o) in models and not o.init else '')
-    learns = f', of which {format_count(f.trainable)} learn' if f.trainable is not None and f.trainable < f.parameters else ''
+    learns = (
+        f', of which {format_count(f.trainable)} learn'
+        if f.trainable is not None and f.trainable < f.parameters
+        else ''
+    )
     return f'{o.model} ({what}, {_count(f.parameters)} parameters{learns})'
 
 def _data_line(data):
     known = data.n_tokens[0] is not None
-    counts = f'{_count(data.n_tokens[0])} tokens to train on, {_count(data.n_tokens[1])} to validate; ' if known else 'how many tokens only the hub could tell; '
-    return f"{data.name} ({counts}tokenizer {data.spec['tokenizer']}{f', {data.vocab_size} tokens' if data.vocab_size else ''})"
+    counts = (
+        f'{_count(data.n_tokens[0])} tokens to train on, {_count(data.n_tokens[1])} to validate; '
+        if known
+        else 'how many tokens only the hub could tell; '
+    )
+    return (
+        f"{data.name} ({counts}tokenizer "
+        f"{data.spec['tokenizer']}{f', {data.vocab_size} tokens' if data.vocab_size else ''})"
+    )
 
 def _bytes(n): return f'{n/1e9:.3g} GB' if n >= 1e9 else f'{n/1e6:.3g} MB'
 
 def _memory_line(f): # AdamW keeps two numbers for each that learns
-    return 'unknown' if f.parameters is None else f'{_bytes(4*f.parameters + 12*f.trainable)} for weights, gradients and optimizer; activations come on top'
+    return (
+        'unknown'
+        if f.parameters is None
+        else (
+            f'{_bytes(4 * f.parameters + 12 * f.trainable)} for weights, gradients and optimizer; '
+            'activations come on top'
+        )
+    )
 
 def _steps_lines(o, data, steps):
     per_step = rows_per_step(o)*o.max_length
-    if not steps: return dict(steps=(f'as many as fit in {o.max_seconds:g} s' if o.max_seconds else f'{o.num_train_epochs:g} passes over the data') + f', of {per_step} tokens', tokens='unknown until the probe' if o.max_seconds else 'unknown')
+    if not steps:
+        return dict(
+            steps=(
+                f'as many as fit in {o.max_seconds:g} s'
+                if o.max_seconds
+                else f'{o.num_train_epochs:g} passes over the data'
+            )
+            + f', of {per_step} tokens',
+            tokens='unknown until the probe' if o.max_seconds else 'unknown',
+        )
     known = data.n_tokens[0] not in (None, math.inf)
-    return dict(steps=f'{steps} of {per_step} tokens', tokens=format_count(steps*per_step), passes=f'{steps*per_step/max(data.n_tokens[0], 1):.2f}' if known else 'unknown')
+    return dict(
+        steps=f'{steps} of {per_step} tokens',
+        tokens=format_count(steps * per_step),
+        passes=f'{steps * per_step / max(data.n_tokens[0], 1):.2f}' if known else 'unknown',
+    )
 
 def _optimizer_line(o, f):
     k = dict(lion=0.2).get(o.optimizer, 1) # Lion steps by signs: a fifth of the rate, and five times the decay
-    lr = o.learning_rate or (5e-5 if f.others else 0.3/(f.width or 768))*k; decay = (0. if f.others else 0.1/k) if o.weight_decay is None else o.weight_decay
+    lr = o.learning_rate or (5e-5 if f.others else 0.3/(f.width or 768))*k
+    decay = (0. if f.others else 0.1/k) if o.weight_decay is None else o.weight_decay
     warm = f'{o.warmup_steps} steps' if o.warmup_steps else f'{100*(o.warmup_ratio or 0):g} %'
     return f'{o.optimizer}, peak rate {lr:.2g}, {o.lr_scheduler_type}, {warm} of warm-up, weight decay {decay:g}'
 
@@ -113,65 +147,121 @@ def plan(
     recipe='',      # where the rates come from
 )->dict:
     "What the run will be, in words and numbers"
-    device = pick_device(o.device); ranks = f', {world()} ranks' if world() > 1 else ', every GPU of this machine a rank' if o.multi_gpu else ''
-    how = f', {o.task} by a head' if is_headed(o) else ', masked tokens' if data.masked else ', packed' if o.use_packing and mode_of(o) == 'sft' else ''
-    p = dict(model=_model_line(o, f), data=_data_line(data), mode=mode_of(o) + how,
-             device=f"{device}, {str(pick_dtype(device, precision_of(o), f.width))[6:]}, attention {f.attention}{ranks}" + (', FSDP' if o.fsdp else ''),
-             memory=_memory_line(f), **_steps_lines(o, data, steps), optimizer=_optimizer_line(o, f))
+    device = pick_device(o.device)
+    ranks = f', {world()} ranks' if world() > 1 else ', every GPU of this machine a rank' if o.multi_gpu else ''
+    how = (
+        f', {o.task} by a head'
+        if is_headed(o)
+        else ', masked tokens'
+        if data.masked
+        else ', packed'
+        if o.use_packing and mode_of(o) == 'sft'
+        else ''
+    )
+    p = dict(
+        model=_model_line(o, f),
+        data=_data_line(data),
+        mode=mode_of(o) + how,
+        device=f"{device}, {str(pick_dtype(device, precision_of(o), f.width))[6:]}, attention "
+        f"{f.attention}{ranks}" + (', FSDP' if o.fsdp else ''),
+        memory=_memory_line(f),
+        **_steps_lines(o, data, steps),
+        optimizer=_optimizer_line(o, f),
+    )
     if str(recipe) and o.mode != 'rl': p['recipe'] = str(recipe)
     if getattr(data, 'labels', None): p['labels'] = ', '.join(data.labels)
-    if o.mode == 'rl': p |= _rl_lines(o, data, steps); p.pop('passes', None)
+    if o.mode == 'rl':
+        p |= _rl_lines(o, data, steps)
+        p.pop('passes', None)
     p['writes'] = o.output_dir or f"runs/{datetime.now():%Y-%m-%d_%Hh%Mm}_{slug(o, data)}"
     return p | (dict(note='; '.join(data.notes)) if data.notes else {})
 
 def _rl_lines(o, data, steps): # of a run on rewards, whose steps are made of prompts and of answers to each
-    source = f'the reward model {o.reward_model}' if o.reward_model else 'a coin for each completion (the control)' if o.reward == 'random' else f"{data.name}'s own score"
+    source = (
+        f'the reward model {o.reward_model}'
+        if o.reward_model
+        else 'a coin for each completion (the control)'
+        if o.reward == 'random'
+        else f"{data.name}'s own score"
+    )
     prompts,longest = rows_per_step(o),o.max_prompt_length + o.max_completion_length
-    return dict(steps=f"{steps or 'as many as there are'} of {prompts} prompts, each with {o.grpo_group_size} completions", tokens=f'at most {format_count(steps*prompts*o.grpo_group_size*longest)}' if steps else 'unknown',
-                optimizer=f'{o.optimizer}, peak rate {o.rl_learning_rate:.2g} after {o.rl_warmup_steps} steps of warm-up', rewards=f'{source}; groups of {o.grpo_group_size}, beta {o.grpo_beta:g}, peak rate {o.rl_learning_rate:.2g} after {o.rl_warmup_steps} steps, '
-                f'prompts of {o.max_prompt_length} and completions of {o.max_completion_length} tokens')
+    return dict(
+        steps=f"{steps or 'as many as there are'} of {prompts} prompts, each with {o.grpo_group_size} completions",
+        tokens=f'at most {format_count(steps * prompts * o.grpo_group_size * longest)}' if steps else 'unknown',
+        optimizer=f'{o.optimizer}, peak rate {o.rl_learning_rate:.2g} after {o.rl_warmup_steps} steps of warm-up',
+        rewards=f'{source}; groups of {o.grpo_group_size}, beta {o.grpo_beta:g}, peak rate '
+        f'{o.rl_learning_rate:.2g} after {o.rl_warmup_steps} steps, '
+        f'prompts of {o.max_prompt_length} and completions of {o.max_completion_length} tokens',
+    )
 
 def slug(o:TrainOptions, data)->str: # such as 'gpt2_imdb-sentiment_sft_bs8_len256_acc4_multigpu'
     "The name of a run, without its date"
-    name = Path(base_name(o)).resolve().name + o.model[len(base_name(o)):] if weights_of(o) == 'saved' else o.model.replace(':', '-')
+    name = (
+        Path(base_name(o)).resolve().name + o.model[len(base_name(o)) :]
+        if weights_of(o) == 'saved'
+        else o.model.replace(':', '-')
+    )
     task = data.task if data.mode != 'pretrain' and getattr(data.task, 'id', 'own') != 'own' else None
     what = dataset_slug(task) if task is not None else data.name.removeprefix('embedded/')
     acc = f'_acc{o.gradient_accumulation_steps}' if o.gradient_accumulation_steps > 1 else ''
-    return f"{name}_{what}_{o.task if is_headed(o) else mode_of(o)}_bs{o.batch_size}_len{o.max_length}{acc}{'_multigpu' if o.multi_gpu else ''}".replace('/', '-')
+    return f"{name}_{what}_{o.task if is_headed(o) else mode_of(o)}_bs{o.batch_size}_len{o.max_length}{acc}{'_multigpu' if o.multi_gpu else ''}".replace(
+        '/', '-'
+    )
 
 def show_plan(p:dict, file=None):
     for k,v in p.items(): print(f'{k:>10}  {v}', file=file or sys.stdout)
 
 # %% ../../nbs/06_training/17_train.ipynb #fa997f88
-may_change = set("""data_dir device num_workers ddp_backend multi_gpu fsdp logging_steps eval_strategy eval_steps eval_on_start eval_max_batches eval_generate separate_mixture_eval log_eval_spread
+may_change = set(
+    """data_dir device num_workers ddp_backend multi_gpu fsdp logging_steps eval_strategy eval_steps eval_on_start eval_max_batches eval_generate separate_mixture_eval log_eval_spread
     load_best_model_at_end metric_for_best_model greater_is_better early_stopping_patience save_strategy save_steps save_total_limit viz_interval display_samples_every wandb output_dir
-    resume_from_checkpoint dry_run""".split())
+    resume_from_checkpoint dry_run""".split()
+)
 _rows_of_a_step = {'batch_size', 'gradient_accumulation_steps'}
 
 def _remembered(run): # what was typed when a run began, over what followed from it
     args = read_json(run/'args.json')
     return args['options'] | args.get('asked', {})
 
-def _same(a, b): return a == b or isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and list(a) == list(b) # json knows no tuples
+def _same(a, b):
+    # json knows no tuples
+    return a == b or isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and list(a) == list(b)
 
 def newest_run(given:dict, root='runs')->Path:
     "The newest run under `root` whose options agree with those `given`"
     def agrees(p):
-        try: saved = _remembered(p)
-        except (OSError, ValueError, KeyError): return False
-        return all(_same(saved.get(k), v) for k,v in given.items() if k not in may_change) and bool(steps_in(p/'checkpoints'))
+        try:
+            saved = _remembered(p)
+        except (OSError, ValueError, KeyError):
+            return False
+        return all(_same(saved.get(k), v) for k, v in given.items() if k not in may_change) and bool(
+            steps_in(p / 'checkpoints')
+        )
     runs = [p for p in Path(root).glob('*') if agrees(p)] if Path(root).is_dir() else []
-    if not runs: raise InputError(f"--resume latest found no run with checkpoints under {root}/ that has these options; give the run's folder")
+    if not runs:
+        raise InputError(
+            f"--resume latest found no run with checkpoints under {root}/ that has these options; "
+            "give the run's folder"
+        )
     return max(runs, key=lambda p: (p/'args.json').stat().st_mtime)
 
 def _check_unchanged(run, given):
     args,saved,n = read_json(run/'args.json'),_remembered(run),world()
-    was = args.get('ranks', 1); rows = lambda of: math.prod(of(k) for k in _rows_of_a_step)
+    was = args.get('ranks', 1)
+    rows = lambda of: math.prod(of(k) for k in _rows_of_a_step)
     for k,v in given.items():
         if k not in may_change and not (n != was and k in _rows_of_a_step) and not _same(saved.get(k), v):
-            raise InputError(f'--{k} was {saved.get(k)} when {run.name} began and cannot become {v} on resume; leave it out or start a new run')
+            raise InputError(
+                f'--{k} was {saved.get(k)} when {run.name} began and cannot become {v} on resume; '
+                'leave it out or start a new run'
+            )
     old,new = rows(args['options'].get)*was,rows(lambda k: given.get(k, args['options'][k]))*n
-    if old != new: raise InputError(f'a step of {run.name} is made of {old} rows ({was} ranks), and here it would be {new} ({n} ranks); choose --batch_size and --gradient_accumulation_steps so that it stays')
+    if old != new:
+        raise InputError(
+            f'a step of {run.name} is made of {old} rows ({was} ranks), and here it would be '
+            f'{new} ({n} ranks); choose --batch_size and --gradient_accumulation_steps so that it '
+            'stays'
+        )
 
 def resumed(
     given:dict, # the options that were given, by name
@@ -179,11 +269,20 @@ def resumed(
     "What to go on with, and from where"
     where = given['resume_from_checkpoint']
     if where == 'latest': where = given.get('output_dir') or newest_run(given)
-    ck = find_checkpoint(where); run = ck.parent.parent
-    if not (run/'args.json').is_file(): raise InputError(f'{ck} is not part of a run folder (no args.json beside its checkpoints); give a folder that lmnotes train made')
+    ck = find_checkpoint(where)
+    run = ck.parent.parent
+    if not (run/'args.json').is_file():
+        raise InputError(
+            f'{ck} is not part of a run folder (no args.json beside its checkpoints); give a '
+            'folder that lmnotes train made'
+        )
     _check_unchanged(run, given)
     kept = {k: tuple(v) if isinstance(v, list) else v for k,v in read_json(run/'args.json')['options'].items()}
-    here = dict(multi_gpu=bool(given.get('multi_gpu')), fsdp=bool(given.get('multi_gpu') and given.get('fsdp', kept['fsdp'])), output_dir=str(run)) # how many ranks there are is not the run's to remember
+    here = dict(
+        multi_gpu=bool(given.get('multi_gpu')),
+        fsdp=bool(given.get('multi_gpu') and given.get('fsdp', kept['fsdp'])),
+        output_dir=str(run),
+    ) # how many ranks there are is not the run's to remember
     return TrainOptions(**kept | {k: v for k,v in given.items() if k in may_change | _rows_of_a_step} | here), ck
 
 # %% ../../nbs/06_training/17_train.ipynb #b837d58a
@@ -198,7 +297,15 @@ class Evaluate(Callback):
         every:int|None,   # steps; None: only when asked
         score,            # from a learner to a dict
         start:bool=False, # before the first step too
-    ): self.path,self.every,self.score,self.start,self.rows,self.seconds = Path(path),every,score,start,read_jsonl(path),0. # seconds: spent on it so far
+    ):
+        self.path, self.every, self.score, self.start, self.rows, self.seconds = (
+            Path(path),
+            every,
+            score,
+            start,
+            read_jsonl(path),
+            0.0,
+        ) # seconds: spent on it so far
     def before_train(self):
         if self.start and self.learn.step == 0: self.run_now()
     def after_step(self):
@@ -208,22 +315,29 @@ class Evaluate(Callback):
         step,began = self.learn.step,time.perf_counter()
         if not self.rows or self.rows[-1]['step'] != step:
             self.rows.append(dict(step=step, trained=self.learn.tokens) | self.score(self.learn))
-            on_main(lambda: append_jsonl(self.path, self.rows[-1])); self.seconds += time.perf_counter() - began
+            on_main(lambda: append_jsonl(self.path, self.rows[-1]))
+            self.seconds += time.perf_counter() - began
         return self.rows[-1]
 
 def _batches(o): return o.eval_max_batches if o.eval_max_batches > 0 else None
 
-def scores_of(learn, o, asked=())->dict: # as `evaluate`; of a mixture also `sources`, by name, with their mean and spread; of answers `task_score`
+def scores_of(
+    learn,
+    o,
+    asked=(),
+)->dict: # as `evaluate`; of a mixture also `sources`, by name, with their mean and spread; of answers `task_score`
     "Validation scores"
     if is_headed(o) and world() > 1: # a head's own scores are sums over all texts
-        with whole(learn): return on_main(lambda: evaluate(learn, _batches(o)))
+        with whole(learn):
+            return on_main(lambda: evaluate(learn, _batches(o)))
     scores = evaluate_shared(learn, _batches(o))
     sources = getattr(learn.dls, 'sources', {}) if o.separate_mixture_eval else {}
     if sources:
         each = per_source(sources, lambda dl: evaluate_shared(learn, _batches(o), dl))
         scores['sources'] = each if o.log_eval_spread else {k: v for k,v in each.items() if k != 'spread'}
     if asked:
-        with whole(learn): scores |= on_main(lambda: generated_scores(learn, asked))
+        with whole(learn):
+            scores |= on_main(lambda: generated_scores(learn, asked))
     return scores
 
 # %% ../../nbs/06_training/17_train.ipynb #c03aa6b4
@@ -242,9 +356,13 @@ def run_folder(o:TrainOptions, data)->Path:
     if not o.output_dir: return new_run_folder(slug(o, data))
     path = Path(o.output_dir)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise InputError(f'{path} already holds something; choose another --output_dir, or go on with --resume {path}')
-    try: path.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise InputError(f'cannot write into {path}: {e.strerror}; choose another --output_dir') from e
+        raise InputError(
+            f'{path} already holds something; choose another --output_dir, or go on with --resume {path}'
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise InputError(f'cannot write into {path}: {e.strerror}; choose another --output_dir') from e
     return path
 
 def eval_every(o:TrainOptions, per_epoch:int)->int|None: # steps; None: at the end only
@@ -253,33 +371,56 @@ def eval_every(o:TrainOptions, per_epoch:int)->int|None: # steps; None: at the e
     return per_epoch if o.eval_strategy in ('auto', 'epoch') else None
 
 def _loggers(o, path, steps, facts, quiet): # rank 0 alone
-    cbs = [Monitor(path/'metrics.jsonl', o.logging_steps or o.eval_steps or 10), StepProgress(steps, quiet=quiet), Pictures(path, every=o.viz_interval, at_end=False), TensorBoard(path, facts, at_end=False)]
+    cbs = [
+        Monitor(path / 'metrics.jsonl', o.logging_steps or o.eval_steps or 10),
+        StepProgress(steps, quiet=quiet),
+        Pictures(path, every=o.viz_interval, at_end=False),
+        TensorBoard(path, facts, at_end=False),
+    ]
     return cbs + ([WandB(path, facts, at_end=False)] if o.wandb else [])
 
 def _callbacks(o, path, learn, steps, asked, evals, facts, quiet):
     per_epoch = steps_for(replace(o, max_steps=None, num_train_epochs=1), learn.dls)
     every = dict(no=None, steps=o.save_steps, epoch=per_epoch)[o.save_strategy]
     best = evals.best_step if o.load_best_model_at_end else lambda: None
-    cbs = [Schedule(o.lr_scheduler_type, learn.lr, steps, o.warmup_steps or round((o.warmup_ratio or 0)*steps)), SkipValidation(), StopWhenAsked(),
-           Evaluate(path/'evals.jsonl', eval_every(o, per_epoch), lambda learn: scores_of(learn, o, asked), o.eval_on_start),
-           Checkpoints(path/'checkpoints', every, o.save_total_limit, dict(total_steps=steps), best), *warm_callbacks(learn.model, steps)]
+    cbs = [
+        Schedule(o.lr_scheduler_type, learn.lr, steps, o.warmup_steps or round((o.warmup_ratio or 0) * steps)),
+        SkipValidation(),
+        StopWhenAsked(),
+        Evaluate(
+            path / 'evals.jsonl', eval_every(o, per_epoch), lambda learn: scores_of(learn, o, asked), o.eval_on_start
+        ),
+        Checkpoints(path / 'checkpoints', every, o.save_total_limit, dict(total_steps=steps), best),
+        *warm_callbacks(learn.model, steps),
+    ]
     if o.early_stopping_patience: cbs.append(EarlyStopping(evals, o.early_stopping_patience))
-    if is_main() or o.fsdp: cbs.append(TextSamples(path/'samples.jsonl', o.viz_interval*o.display_samples_every, seed=o.seed, writes=is_main()))
+    if is_main() or o.fsdp:
+        cbs.append(
+            TextSamples(
+                path / 'samples.jsonl', o.viz_interval * o.display_samples_every, seed=o.seed, writes=is_main()
+            )
+        )
     return cbs + (_loggers(o, path, steps, facts, quiet) if is_main() else [])
 
 def _open_run(o, path, learn, p, asked):
-    write_json(path/'args.json', dict(options=asdict(o), asked=asked, data=learn.dls.spec, learner=learn.spec, ranks=world()))
+    write_json(
+        path / 'args.json',
+        dict(options=asdict(o), asked=asked, data=learn.dls.spec, learner=learn.spec, ranks=world()),
+    )
     atomic_write(path/'args.txt', ''.join(f'--{k} {v}\n' for k,v in asdict(o).items() if v not in (None, False, ())))
     write_json(path/'env.json', env_info() | dict(fingerprint=learn.dls.fingerprint, device=str(learn.dls.device)))
     (path/'logs').mkdir(exist_ok=True)
-    with open(path/'logs/training.log', 'a', encoding='utf-8') as f: f.write(f'{datetime.now():%Y-%m-%d %H:%M:%S} start at step {learn.step}\n'); show_plan(p, f)
+    with open(path/'logs/training.log', 'a', encoding='utf-8') as f:
+        f.write(f'{datetime.now():%Y-%m-%d %H:%M:%S} start at step {learn.step}\n')
+        show_plan(p, f)
 
 # %% ../../nbs/06_training/17_train.ipynb #b316fd7c
 def _fit(learn, steps, accumulate):
     learn.dls.train.n_batches = steps*accumulate
     began = time.perf_counter()
     if learn.step < steps:
-        with learn.no_logging(), signals_ask(learn): learn.fit(1)
+        with learn.no_logging(), signals_ask(learn):
+            learn.fit(1)
     if learn.dls.device.type == 'cuda': torch.cuda.synchronize()
     return time.perf_counter() - began - learn.evaluate.seconds # of training alone
 
@@ -290,12 +431,16 @@ def _take_weights(learn, at): # of a checkpoint
     else: load_weights(learn.model, at)
 
 def _save_final(learn, path): # of a model with adapters the whole, and the adapters beside it
-    m,tok = learn.model,learn.dls.tokenizer; state = full_state(learn)[0] if is_split(m) else None
+    m,tok = learn.model,learn.dls.tokenizer
+    state = full_state(learn)[0] if is_split(m) else None
     def write():
         if (path/'final').exists(): shutil.rmtree(path/'final')
         with atomic_dir(path/'final') as d:
-            if hasattr(m, 'peft_config') and not m.get_base_model().__dict__.get('is_quantized'): save_model(merge_lora(deepcopy(m)), tok, d); save_model(m, None, d/'adapter')
-            else: save_model(m, tok, d, state, getattr(learn.dls, 'processor', None))
+            if hasattr(m, 'peft_config') and not m.get_base_model().__dict__.get('is_quantized'):
+                save_model(merge_lora(deepcopy(m)), tok, d)
+                save_model(m, None, d/'adapter')
+            else:
+                save_model(m, tok, d, state, getattr(learn.dls, 'processor', None))
     on_main(write)
 
 # %% ../../nbs/06_training/17_train.ipynb #df804606
@@ -309,15 +454,30 @@ def overlap_of(data)->dict: # evaluation set -> `Contamination`; empty where the
 
 def mark_tainted(model, data):
     "Note in the model's configuration which evaluation sets it has learnt from"
-    if names := {*getattr(data, 'tainted', []), *(getattr(model.config, 'trained_on_eval', None) or [])}: model.config.trained_on_eval = sorted(names)
+    if names := {*getattr(data, 'tainted', []), *(getattr(model.config, 'trained_on_eval', None) or [])}:
+        model.config.trained_on_eval = sorted(names)
 
 # %% ../../nbs/06_training/17_train.ipynb #07505dea
 def _summary(learn, o, seconds, begun_at, best, scores):
     n,d = learn.step - begun_at,learn.dls
-    out = dict(status='done', steps=learn.step, tokens=learn.tokens, parameters=learn.model.num_parameters(), flops=model_flops(learn.model, learn.tokens, o.max_length),
-               attention=attention_of(learn.model), train_seconds=seconds, resumed_at_step=begun_at or None, tokens_per_s=n*rows_per_step(o)*o.max_length/max(seconds, 1e-9),
-               eval_loss=scores['loss'], bits_per_byte=scores.get('bits_per_byte'), accuracy=scores['accuracy'], eval_tokens=scores['tokens'])
-    out |= {k: v for k,v in scores.items() if k not in ('loss', 'bits_per_byte', 'accuracy', 'tokens', 'step', 'trained')}
+    out = dict(
+        status='done',
+        steps=learn.step,
+        tokens=learn.tokens,
+        parameters=learn.model.num_parameters(),
+        flops=model_flops(learn.model, learn.tokens, o.max_length),
+        attention=attention_of(learn.model),
+        train_seconds=seconds,
+        resumed_at_step=begun_at or None,
+        tokens_per_s=n * rows_per_step(o) * o.max_length / max(seconds, 1e-9),
+        eval_loss=scores['loss'],
+        bits_per_byte=scores.get('bits_per_byte'),
+        accuracy=scores['accuracy'],
+        eval_tokens=scores['tokens'],
+    )
+    out |= {
+        k: v for k, v in scores.items() if k not in ('loss', 'bits_per_byte', 'accuracy', 'tokens', 'step', 'trained')
+    }
     if best != learn.step: out['best_step'] = best
     if why := learn.stop_when_asked.why: out['stopped'] = why
     if tainted := getattr(learn.model.config, 'trained_on_eval', None): out['tainted'] = tainted
@@ -329,28 +489,43 @@ def _may_leak(o, learn): return not (learn.dls.masked or is_headed(o)) # gaps an
 
 def _finish(learn, o, path, evals, seconds, begun_at):
     learn.evaluate.run_now()
-    best = (evals.best_step() if o.load_best_model_at_end else None) or learn.step # the step whose weights the run ends with
+    # the step whose weights the run ends with
+    best = (evals.best_step() if o.load_best_model_at_end else None) or learn.step
     if best != learn.step: _take_weights(learn, path/'checkpoints'/step_name(best))
     with whole(learn):
         if _may_leak(o, learn) and not is_split(learn.model): check_causal(learn.model)
         if is_main(): learn.text_samples.write()
     scores = next(r for r in reversed(learn.evaluate.rows) if r['step'] == best)
     _save_final(learn, path)
-    if _may_leak(o, learn) and is_split(learn.model): on_main(lambda: check_causal(build_model(str(path/'final')))) # shares cannot be looked through; what was saved can
+    if _may_leak(o, learn) and is_split(learn.model):
+        # shares cannot be looked through; what was saved can
+        on_main(lambda: check_causal(build_model(str(path/'final'))))
     summary = _summary(learn, o, seconds, begun_at, best, scores)
     if is_main():
         for cb in learn.cbs:
             if isinstance(cb, Tracker): cb.sync(close=True)
-        learn.pictures.draw(); write_json(path/'summary.json', summary)
+        learn.pictures.draw()
+        write_json(path/'summary.json', summary)
     return summary
 
 def _say_result(s, data):
-    head = getattr(data, 'head', None); what = 'hidden token' if data.masked else 'label' if head else 'token'
-    score = f"{s['bits_per_byte']:.4f} bits per byte" if s['bits_per_byte'] else f"{s['eval_loss']:.4f} {'squared error' if head and len(data.names) == 1 else 'nats'} per {what}"
+    head = getattr(data, 'head', None)
+    what = 'hidden token' if data.masked else 'label' if head else 'token'
+    score = (
+        f"{s['bits_per_byte']:.4f} bits per byte"
+        if s['bits_per_byte']
+        else (f"{s['eval_loss']:.4f} {'squared error' if head and len(data.names) == 1 else 'nats'} per {what}")
+    )
     own = ''.join(f', {k} {s[k]:.3f}' for k in (label_metric_names(head, data.names) if head else ()))
-    task = f", task score {s['task_score']:.3f} over {s['task_score_n']} generated answers" if 'task_score' in s else ''
-    print(f"{'result':>10}  {score}, {s['accuracy']:.1%} of {what}s right{own}{task}, {format_count(s['tokens_per_s'])} tokens/s, {s['train_seconds']:.1f} s")
-    if 'tainted' in s: print(f"{'tainted':>10}  has learnt from what is kept for evaluation: {', '.join(s['tainted'])}")
+    task = (
+        f", task score {s['task_score']:.3f} over {s['task_score_n']} generated answers" if 'task_score' in s else ''
+    )
+    print(
+        f"{'result':>10}  {score}, {s['accuracy']:.1%} of {what}s right{own}{task}, "
+        f"{format_count(s['tokens_per_s'])} tokens/s, {s['train_seconds']:.1f} s"
+    )
+    if 'tainted' in s:
+        print(f"{'tainted':>10}  has learnt from what is kept for evaluation: {', '.join(s['tainted'])}")
 
 # %% ../../nbs/06_training/17_train.ipynb #c2df9b06
 class Interrupted(RunError): "A run that was asked to stop, and has saved everything"
@@ -358,17 +533,25 @@ class Interrupted(RunError): "A run that was asked to stop, and has saved everyt
 def _check_interrupted(learn, path, steps):
     why = learn.stop_when_asked.why
     if not (why or '').startswith('SIG'): return
-    if is_main(): write_json(path/'summary.json', dict(status='stopped', reason=why, steps=learn.step, tokens=learn.tokens))
-    raise Interrupted(f'stopped by {why} after step {learn.step} of {steps}; everything is saved. Go on with `lmnotes train --resume {path}`')
+    if is_main():
+        write_json(path/'summary.json', dict(status='stopped', reason=why, steps=learn.step, tokens=learn.tokens))
+    raise Interrupted(
+        f'stopped by {why} after step {learn.step} of {steps}; everything is saved. Go on '
+        f'with `lmnotes train --resume {path}`'
+    )
 
 def _go_back(learn, path, ck): # logs and learner as they were at a checkpoint
     if is_main():
         sweep(path/'checkpoints')
-        for log in ('metrics.jsonl', 'evals.jsonl', 'samples.jsonl'): cut_log(path/log, read_json(ck/'state.json')['step'])
-    barrier(); load_checkpoint(learn, ck)
+        for log in ('metrics.jsonl', 'evals.jsonl', 'samples.jsonl'):
+            cut_log(path/log, read_json(ck/'state.json')['step'])
+    barrier()
+    load_checkpoint(learn, ck)
 
 def _train(o, learn, path, steps, ck, p, quiet, asked, items, metric):
-    if steps is None: seconds = step_seconds(learn, min(max(1., 0.05*o.max_seconds), 5.)); steps = on_main(lambda: max(int(o.max_seconds/seconds), 1))
+    if steps is None:
+        seconds = step_seconds(learn, min(max(1., 0.05*o.max_seconds), 5.))
+        steps = on_main(lambda: max(int(o.max_seconds/seconds), 1))
     if ck: _go_back(learn, path, ck)
     begun_at,evals = learn.step,EvalLog(path/'evals.jsonl', metric, o.greater_is_better)
     facts = run_facts(learn, steps*rows_per_step(o)*o.max_length, asdict(o), world()) if is_main() else None
@@ -385,19 +568,25 @@ def _train(o, learn, path, steps, ck, p, quiet, asked, items, metric):
 
 # %% ../../nbs/06_training/17_train.ipynb #24f9015f
 def _options(options)->tuple: # options, checkpoint or None, recipe, what was given
-    given = {aliases.get(k, k): v for k,v in options.items()}; o = check_options(options_from(TrainOptions, **options))
+    given = {aliases.get(k, k): v for k,v in options.items()}
+    o = check_options(options_from(TrainOptions, **options))
     if restarts() and not o.resume_from_checkpoint: given = _as_restarted(given)
-    if given.get('resume_from_checkpoint'): o,ck = on_main(lambda: resumed(given)); return check_options(o),ck,'',given
-    o = long_windows(o, set(given)); o,recipe = apply_recipe(o, set(given))
+    if given.get('resume_from_checkpoint'):
+        o,ck = on_main(lambda: resumed(given))
+        return check_options(o),ck,'',given
+    o = long_windows(o, set(given))
+    o,recipe = apply_recipe(o, set(given))
     schedules[o.lr_scheduler_type]
     return (shrink(o) if o.test else o),None,recipe,given
 
 def _as_restarted(given): # started again by torchrun or SLURM: go on where the last start came to
     run = Path(given['output_dir']) if given.get('output_dir') else None
-    try: return given | dict(resume_from_checkpoint=str(find_checkpoint(run or newest_run(given))))
+    try:
+        return given | dict(resume_from_checkpoint=str(find_checkpoint(run or newest_run(given))))
     except InputError: # it had not come to a checkpoint
         if run and (run/'args.json').is_file() and is_main(): shutil.rmtree(run)
-        barrier(); return given
+        barrier()
+        return given
 
 def _dry_run(o, recipe, quiet):
     unknown = bool(only_on_hub(o)) and kind_of_data(o) != 'shards'
@@ -408,9 +597,22 @@ def _dry_run(o, recipe, quiet):
     return p
 
 def _learner(o, data, model):
-    learn = lm_learner(model, data, lr=o.learning_rate, optimizer=o.optimizer, precision=precision_of(o), accumulate=o.gradient_accumulation_steps,
-                       max_grad_norm=o.max_grad_norm, weight_decay=o.weight_decay, seed=o.seed, betas=(o.adam_beta1, o.adam_beta2), eps=o.adam_epsilon)
-    if o.multi_gpu: learn.add_cb(Distributed('fsdp' if o.fsdp else 'ddp')); learn.distributed.set_up()
+    learn = lm_learner(
+        model,
+        data,
+        lr=o.learning_rate,
+        optimizer=o.optimizer,
+        precision=precision_of(o),
+        accumulate=o.gradient_accumulation_steps,
+        max_grad_norm=o.max_grad_norm,
+        weight_decay=o.weight_decay,
+        seed=o.seed,
+        betas=(o.adam_beta1, o.adam_beta2),
+        eps=o.adam_epsilon,
+    )
+    if o.multi_gpu:
+        learn.add_cb(Distributed('fsdp' if o.fsdp else 'ddp'))
+        learn.distributed.set_up()
     if o.compile: learn.call = torch.compile(model if learn.call is None else learn.call)
     data.train.num_workers = workers_for(o)
     return learn
@@ -418,27 +620,46 @@ def _learner(o, data, model):
 # %% ../../nbs/06_training/17_train.ipynb #7e35dcd3
 def _check_ranks(o):
     if o.wandb: check_wandb()
-    if under_torchrun() and int(os.environ['WORLD_SIZE']) > 1 and not o.multi_gpu: raise InputError(f"torchrun started {os.environ['WORLD_SIZE']} processes; add --multi_gpu, or each would train a model of its own")
-    if o.multi_gpu and not under_torchrun() and not o.dry_run: raise InputError('--multi_gpu in Python needs the processes that torchrun starts; use `lmnotes train --multi_gpu`, or `torchrun -m lmnotes train --multi_gpu`')
-    if o.fsdp and not o.multi_gpu: raise InputError('--fsdp splits a model over ranks; add --multi_gpu, or leave it out')
+    if under_torchrun() and int(os.environ['WORLD_SIZE']) > 1 and not o.multi_gpu:
+        raise InputError(
+            f"torchrun started {os.environ['WORLD_SIZE']} processes; add --multi_gpu, or each "
+            "would train a model of its own"
+        )
+    if o.multi_gpu and not under_torchrun() and not o.dry_run:
+        raise InputError(
+            '--multi_gpu in Python needs the processes that torchrun starts; use `lmnotes train '
+            '--multi_gpu`, or `torchrun -m lmnotes train --multi_gpu`'
+        )
+    if o.fsdp and not o.multi_gpu:
+        raise InputError('--fsdp splits a model over ranks; add --multi_gpu, or leave it out')
 
 def _probed(o, learn): # what a step needs, found out before a folder is there
-    if world() > 1 or kind_of_data(o) == 'stream' or getattr(learn.model, 'is_quantized', False): return {} # ranks would wait for each other; a stream is read once
+    if world() > 1 or kind_of_data(o) == 'stream' or getattr(learn.model, 'is_quantized', False):
+        return {} # ranks would wait for each other; a stream is read once
     need = probe_memory(learn, o)
-    return dict(memory=f"a step on the largest batch ({need['rows']} x {need['width']} tokens) takes {_bytes(need['at_most'])} at most, and {_bytes(need['free'])} are free")
+    return dict(
+        memory=f"a step on the largest batch ({need['rows']} x {need['width']} tokens) takes "
+        f"{_bytes(need['at_most'])} at most, and {_bytes(need['free'])} are free"
+    )
 
 def _guarded(o, path, learn, run):
     "Every way to fail is one line, on the screen and in the summary"
-    try: return run()
-    except (InputError, Interrupted): raise
-    except RunError as e: said = oom_advice(learn, o) if is_oom(e) else str(e).split(':\n\t')[-1] # fastai puts the callback's name in front
-    except OSError as e: said = f'the run stopped while writing to {path}: {e.strerror or e}; its last checkpoint stands'
+    try:
+        return run()
+    except (InputError, Interrupted):
+        raise
+    except RunError as e:
+        # fastai puts the callback's name in front
+        said = oom_advice(learn, o) if is_oom(e) else str(e).split(':\n\t')[-1]
+    except OSError as e:
+        said = f'the run stopped while writing to {path}: {e.strerror or e}; its last checkpoint stands'
     except (MemoryError, RuntimeError) as e:
         if not is_oom(e): raise
         said = oom_advice(learn, o)
     try:
         if is_main(): write_json(path/'summary.json', dict(status='failed', reason=said))
-    except RunError: pass # a full disk has no room for its own obituary; the line on the screen stands
+    except RunError:
+        pass # a full disk has no room for its own obituary; the line on the screen stands
     raise RunError(said)
 
 def train(
@@ -446,19 +667,26 @@ def train(
     **options,        # fields of `TrainOptions`, or their aliases
 )->Run|dict: # the run; with `dry_run` only its plan
     "Train a model as `lmnotes train` does, leaving a run folder"
-    first = check_options(options_from(TrainOptions, **options)); _check_ranks(first)
+    first = check_options(options_from(TrainOptions, **options))
+    _check_ranks(first)
     with ranks(first.device, first.ddp_backend) if first.multi_gpu and under_torchrun() else nullcontext():
-        o,ck,recipe,given = _options(options); quiet = quiet or not is_main()
+        o,ck,recipe,given = _options(options)
+        quiet = quiet or not is_main()
         if o.dry_run: return _dry_run(o, recipe, quiet)
-        if o.mode == 'rl': from lmnotes.rl.grpo import train_rl; return train_rl(o, ck, recipe, given, quiet)
-        data = data_from(o); model = model_from(o, data.vocab_size, data)
+        if o.mode == 'rl':
+            from lmnotes.rl.grpo import train_rl
+            return train_rl(o, ck, recipe, given, quiet)
+        data = data_from(o)
+        model = model_from(o, data.vocab_size, data)
         if pick_device(o.device).type == 'cpu': keep_memory()
         if not (data.masked or is_headed(o)): check_causal(model) # the label is not in the text
         mark_tainted(model, data)
-        f = facts_of(model); learn = _learner(o, data, model)
+        f = facts_of(model)
+        learn = _learner(o, data, model)
         steps = read_json(ck/'state.json')['total_steps'] if ck else None if o.max_seconds else steps_for(o, data)
         items = fixed_items(data, o.eval_generate, o.seed) if o.eval_generate and not data.masked else []
-        metric = find_metric(o.metric_for_best_model, eval_metrics(data, items)); rises(metric, o.greater_is_better)
+        metric = find_metric(o.metric_for_best_model, eval_metrics(data, items))
+        rises(metric, o.greater_is_better)
         p = plan(o, data, f, steps, recipe) | _probed(o, learn)
         if not quiet: show_plan(p)
         path = Path(o.output_dir) if ck else on_main(lambda: run_folder(o, data))

@@ -18,7 +18,12 @@ from ..catalog import *
 # %% ../../../nbs/01_data/datasets/01_classification.ipynb #64df82d9
 @dataset('imdb')
 class IMDB(Labelled):
-    id, role, instruction, cue = 'stanfordnlp/imdb', 'both', 'Say whether the review is negative or positive.', 'Sentiment'
+    id, role, instruction, cue = (
+        'stanfordnlp/imdb',
+        'both',
+        'Say whether the review is negative or positive.',
+        'Sentiment',
+    )
     words, modes = dict(neg='negative', pos='positive'), ('pretrain', 'sft', 'rl')
     splits = dict(Labelled.splits, unsupervised='unsupervised') # its labels are hidden
     def fields(self, row): return dict(Review=row['text'])
@@ -27,7 +32,12 @@ class IMDB(Labelled):
 
 @dataset('opinions')
 class Opinions(Labelled):
-    id, role, instruction, cue = 'embedded/opinions', 'both', 'Say whether the review is negative or positive.', 'Sentiment'
+    id, role, instruction, cue = (
+        'embedded/opinions',
+        'both',
+        'Say whether the review is negative or positive.',
+        'Sentiment',
+    )
     words, modes = dict(negative='negative', positive='positive'), ('pretrain', 'sft', 'rl')
     def fields(self, row): return dict(Review=row['text'])
 
@@ -35,16 +45,57 @@ class Opinions(Labelled):
 _pair = dict(Sentence_1='sentence1', Sentence_2='sentence2')
 _entails = 'entailment', 'not_entailment'
 
-glue_tasks = dict( # configuration -> instruction, cue, words, prompt field -> column
-    cola=('Say whether the grammar of the sentence is unacceptable or acceptable.', 'Grammar', ('unacceptable', 'acceptable'), dict(Sentence='sentence')),
-    sst2=('Say whether the sentence is negative or positive.', 'Sentiment', ('negative', 'positive'), dict(Sentence='sentence')),
-    mrpc=('Say whether the two sentences are not_equivalent or equivalent.', 'Relation', ('not_equivalent', 'equivalent'), _pair),
-    qqp=('Say whether the two questions are not_duplicate or duplicate.', 'Duplicate', ('not_duplicate', 'duplicate'), dict(Question_1='question1', Question_2='question2')),
-    mnli=('Say how the hypothesis follows from the premise: entailment, neutral or contradiction.', 'Relation', ('entailment', 'neutral', 'contradiction'), dict(Premise='premise', Hypothesis='hypothesis')),
-    qnli=('Say whether the sentence answers the question: entailment or not_entailment.', 'Relation', _entails, dict(Question='question', Sentence='sentence')),
-    rte=('Say whether the second sentence follows from the first: entailment or not_entailment.', 'Relation', _entails, _pair),
-    wnli=('Say whether the second sentence follows from the first: entailment or not_entailment.', 'Relation', _entails, _pair),
-    stsb=('Say how similar the two sentences are, from 0.0 to 5.0.', 'Similarity', (), _pair))
+glue_tasks = dict(  # configuration -> instruction, cue, words, prompt field -> column
+    cola=(
+        'Say whether the grammar of the sentence is unacceptable or acceptable.',
+        'Grammar',
+        ('unacceptable', 'acceptable'),
+        dict(Sentence='sentence'),
+    ),
+    sst2=(
+        'Say whether the sentence is negative or positive.',
+        'Sentiment',
+        ('negative', 'positive'),
+        dict(Sentence='sentence'),
+    ),
+    mrpc=(
+        'Say whether the two sentences are not_equivalent or equivalent.',
+        'Relation',
+        ('not_equivalent', 'equivalent'),
+        _pair,
+    ),
+    qqp=(
+        'Say whether the two questions are not_duplicate or duplicate.',
+        'Duplicate',
+        ('not_duplicate', 'duplicate'),
+        dict(Question_1='question1', Question_2='question2'),
+    ),
+    mnli=(
+        'Say how the hypothesis follows from the premise: entailment, neutral or contradiction.',
+        'Relation',
+        ('entailment', 'neutral', 'contradiction'),
+        dict(Premise='premise', Hypothesis='hypothesis'),
+    ),
+    qnli=(
+        'Say whether the sentence answers the question: entailment or not_entailment.',
+        'Relation',
+        _entails,
+        dict(Question='question', Sentence='sentence'),
+    ),
+    rte=(
+        'Say whether the second sentence follows from the first: entailment or not_entailment.',
+        'Relation',
+        _entails,
+        _pair,
+    ),
+    wnli=(
+        'Say whether the second sentence follows from the first: entailment or not_entailment.',
+        'Relation',
+        _entails,
+        _pair,
+    ),
+    stsb=('Say how similar the two sentences are, from 0.0 to 5.0.', 'Similarity', (), _pair),
+)
 
 # %% ../../../nbs/01_data/datasets/01_classification.ipynb #cd20c578
 @dataset(*[(t, t) for t in glue_tasks])
@@ -55,10 +106,14 @@ class GLUE(Labelled):
         super().__init__(config)
         self.instruction,self.cue,words,self.columns = glue_tasks[self.config]
         self.words = {w: w for w in words}
-        if self.config == 'mnli': self.splits = dict(train='train', validation='validation_matched', test='test_matched', **{s: s for s in _mnli_splits})
+        if self.config == 'mnli':
+            self.splits = dict(
+                train='train', validation='validation_matched', test='test_matched', **{s: s for s in _mnli_splits}
+            )
     def fields(self, row): return {k: row[c].strip() for k,c in self.columns.items()}
     def text(self, row): return row['sentence'].strip() if [*self.columns] == ['Sentence'] else super().text(row)
-    def documents(self, rows): return [self.text(r) for r in rows if self.scored(r) or [*self.columns] == ['Sentence']]
+    def documents(self, rows):
+        return [self.text(r) for r in rows if self.scored(r) or [*self.columns] == ['Sentence']]
 
 _mnli_splits = 'validation_matched', 'validation_mismatched', 'test_mismatched'
 
@@ -66,7 +121,8 @@ class SentenceSimilarity(GLUE):
     kind = 'similarity'
     def prepare(self, splits): return splits
     def answer(self, row):
-        if not self.scored(row): raise InputError(f"gold missing: '{self.name}' hides the score of this row; ask `scored(row)` first")
+        if not self.scored(row):
+            raise InputError(f"gold missing: '{self.name}' hides the score of this row; ask `scored(row)` first")
         return f"{float(row['label']):.1f}"
     def choices(self, row): return None
     def score(self, row, text): return scale_score(text, float(self.answer(row)))
@@ -84,8 +140,19 @@ class PhraseBank(Labelled):
 @dataset('twitter')
 class FinanceTweets(Labelled):
     id, role = 'zeroshot/twitter-financial-news-sentiment', 'both'
-    instruction, cue, published = 'Say whether the tweet is bearish, bullish or neutral.', 'Sentiment', ('bearish', 'bullish', 'neutral')
-    words = dict(bearish='bearish', bullish='bullish', neutral='neutral', Bearish='bearish', Bullish='bullish', Neutral='neutral')
+    instruction, cue, published = (
+        'Say whether the tweet is bearish, bullish or neutral.',
+        'Sentiment',
+        ('bearish', 'bullish', 'neutral'),
+    )
+    words = dict(
+        bearish='bearish',
+        bullish='bullish',
+        neutral='neutral',
+        Bearish='bearish',
+        Bullish='bullish',
+        Neutral='neutral',
+    )
     def fields(self, row): return dict(Tweet=row['text'].strip())
 
 # %% ../../../nbs/01_data/datasets/01_classification.ipynb #f93726ba
@@ -99,10 +166,17 @@ def fiqa_label(
 
 @dataset('fiqa_sentiment')
 class FiQASentiment(Labelled):
-    id, role, labels, splits = 'TheFinAI/fiqa-sentiment-classification', 'both', 'score', dict(train='train', validation='valid', test='test')
+    id, role, labels, splits = (
+        'TheFinAI/fiqa-sentiment-classification',
+        'both',
+        'score',
+        dict(train='train', validation='valid', test='test'),
+    )
     instruction, cue = 'Say whether the text is negative, neutral or positive for the target.', 'Sentiment'
     words = dict(negative='negative', neutral='neutral', positive='positive')
-    def prepare(self, splits): self.names = list(self.words); return splits
+    def prepare(self, splits):
+        self.names = list(self.words)
+        return splits
     def fields(self, row): return dict(Text=row['sentence'].strip(), Target=row['target'])
     def answer(self, row):
         if not self.scored(row): raise InputError(f"gold missing: a row of '{self.name}' has no score")
@@ -112,7 +186,12 @@ class FiQASentiment(Labelled):
 # %% ../../../nbs/01_data/datasets/01_classification.ipynb #67584308
 @dataset('finance_tasks')
 class FinanceTasks(Answered):
-    id, role, configs, kind = 'AdaptLLM/finance-tasks', 'eval', ('ConvFinQA', 'FPB', 'FiQA_SA', 'Headline', 'NER'), 'classification'
+    id, role, configs, kind = (
+        'AdaptLLM/finance-tasks',
+        'eval',
+        ('ConvFinQA', 'FPB', 'FiQA_SA', 'Headline', 'NER'),
+        'classification',
+    )
     instruction, cue = 'Answer the last question.', 'Answer'
     def __init__(self, config=None):
         super().__init__(config)
@@ -121,9 +200,12 @@ class FinanceTasks(Answered):
     def options(self, row): return [o.strip() for o in row['options']] if 'options' in row else None
     def answer(self, row):
         if (o := self.options(row)) is None: return str(row['label']).strip()
-        if not 0 <= row['gold_index'] < len(o): raise InputError(f"gold missing: '{self.name}' marks option {row['gold_index']} of {len(o)}")
+        if not 0 <= row['gold_index'] < len(o):
+            raise InputError(f"gold missing: '{self.name}' marks option {row['gold_index']} of {len(o)}")
         return o[row['gold_index']]
-    def choices(self, row): o = self.options(row); return o and [' ' + s for s in o]
+    def choices(self, row):
+        o = self.options(row)
+        return o and [' ' + s for s in o]
     def scored(self, row): return row['gold_index'] >= 0 if 'options' in row else row.get('label') not in (None, '')
     def score(self, row, text):
         answer = self.references(row)[0]
@@ -143,8 +225,11 @@ us_foreign_policy virology world_religions'''.split()
 class MMLU(Choice):
     id, config, configs, labels = 'cais/mmlu', 'all', ('all', *_subjects), 'answer'
     published,names = ('A', 'B', 'C', 'D'),None
-    splits = dict(train='auxiliary_train', validation='validation', test='test', dev='dev') # `dev`: five rows a subject, to show as examples
-    def prepare(self, splits): self.names = label_names(self, splits); return splits
+    # `dev`: five rows a subject, to show as examples
+    splits = dict(train='auxiliary_train', validation='validation', test='test', dev='dev')
+    def prepare(self, splits):
+        self.names = label_names(self, splits)
+        return splits
     def options(self, row): return row['choices']
     def gold(self, row):
         a = row['answer']
@@ -156,7 +241,8 @@ class MMLUPro(Choice):
     id = 'TIGER-Lab/MMLU-Pro'
     def gold(self, row):
         i,a = row['answer_index'],row.get('answer')
-        if i >= 0 and a and a != chr(ord('A') + i): raise InputError(f"'{self.name}' gives the answer as {a} and as option {i}; one of the two is wrong")
+        if i >= 0 and a and a != chr(ord('A') + i):
+            raise InputError(f"'{self.name}' gives the answer as {a} and as option {i}; one of the two is wrong")
         return i
 
 # %% ../../../nbs/01_data/datasets/01_classification.ipynb #fa2a3475
@@ -174,9 +260,14 @@ class Entities(CoNLL2003):
 
 @dataset('ud')
 class UniversalDependencies(Tagged):
-    id, hub_id, revision = 'universal_dependencies', 'universal-dependencies/universal_dependencies', 'refs/convert/parquet'
+    id, hub_id, revision = (
+        'universal_dependencies',
+        'universal-dependencies/universal_dependencies',
+        'refs/convert/parquet',
+    )
     role, labels, config = 'both', 'upos', 'en_ewt'
-    configs = 'en_ewt', 'en_gum', 'en_lines', 'en_partut', 'de_gsd', 'es_ancora', 'fr_gsd', 'it_isdt' # the best known; any `language_treebank` is taken
+    # the best known; any `language_treebank` is taken
+    configs = 'en_ewt', 'en_gum', 'en_lines', 'en_partut', 'de_gsd', 'es_ancora', 'fr_gsd', 'it_isdt'
     instruction = 'Give the part of speech of each word.'
     published = 'NOUN PUNCT ADP NUM SYM SCONJ ADJ PART DET CCONJ PROPN PRON X _ ADV INTJ VERB AUX'.split()
     def __init__(self, config=None):

@@ -25,7 +25,8 @@ class Corpus(Dataset):
     "A dataset of plain text, in one column"
     column = 'text'
     def target(self, row): return row[self.column]
-    def references(self, row): raise InputError(f"gold missing: '{self.name}' is text to read, and its rows have no answer to score")
+    def references(self, row):
+        raise InputError(f"gold missing: '{self.name}' is text to read, and its rows have no answer to score")
 
 # %% ../../../nbs/01_data/datasets/03_corpora.ipynb #b558a290
 @dataset('wikitext', 'wikitext2', ('wikitext103', 'wikitext-103-raw-v1'))
@@ -33,16 +34,29 @@ class WikiText(Corpus):
     id, hub_id, config, role = 'wikitext', 'Salesforce/wikitext', 'wikitext-2-raw-v1', 'both'
     configs = 'wikitext-2-raw-v1', 'wikitext-2-v1', 'wikitext-103-raw-v1', 'wikitext-103-v1'
     def documents(self, rows):
-        lines = [r['text'] for r in rows]; blank = [not l.strip() for l in lines] + [True]
-        starts = [i for i,l in enumerate(lines) if re.fullmatch(r' = [^=].*[^=] = \n?| = [^=] = \n?', l) and blank[i-1] and blank[i+1]]
+        lines = [r['text'] for r in rows]
+        blank = [not l.strip() for l in lines] + [True]
+        starts = [
+            i
+            for i, l in enumerate(lines)
+            if re.fullmatch(r' = [^=].*[^=] = \n?| = [^=] = \n?', l) and blank[i - 1] and blank[i + 1]
+        ]
         ends = [*starts[1:], len(lines)]
-        if not starts or any(l.strip() for l in lines[:starts[0]]): starts,ends = [0, *starts],[*starts[:1], *ends] if starts else ends
+        if not starts or any(l.strip() for l in lines[:starts[0]]):
+            starts,ends = [0, *starts],[*starts[:1], *ends] if starts else ends
         return [''.join(l or '\n' for l in lines[a:b]) for a,b in zip(starts, ends)]
 
 # %% ../../../nbs/01_data/datasets/03_corpora.ipynb #1e4584c0
 @dataset('enwik8')
 class Enwik8(Corpus):
-    id, hub_id, revision, config, configs, role = 'enwik8', 'LTCB/enwik8', 'refs/convert/parquet', 'enwik8-raw', ('enwik8-raw', 'enwik8'), 'both'
+    id, hub_id, revision, config, configs, role = (
+        'enwik8',
+        'LTCB/enwik8',
+        'refs/convert/parquet',
+        'enwik8-raw',
+        ('enwik8-raw', 'enwik8'),
+        'both',
+    )
     def documents(self, rows): return ['\n'.join(r['text'] for r in rows)]
 
 @dataset('tiny_shakespeare', 'shakespeare')
@@ -51,7 +65,8 @@ class TinyShakespeare(Corpus): id, revision, role = 'karpathy/tiny_shakespeare',
 @dataset('bookcorpus')
 class BookCorpus(Corpus):
     id, revision, sentences = 'bookcorpus/bookcorpus', 'refs/convert/parquet', 512
-    def documents(self, rows): return ['\n'.join(r['text'] for r in rows[i:i+self.sentences]) for i in range(0, len(rows), self.sentences)]
+    def documents(self, rows):
+        return ['\n'.join(r['text'] for r in rows[i:i+self.sentences]) for i in range(0, len(rows), self.sentences)]
 
 # %% ../../../nbs/01_data/datasets/03_corpora.ipynb #527dc478
 @dataset('openwebtext')
@@ -59,7 +74,11 @@ class OpenWebText(Corpus): id, revision = 'Skylion007/openwebtext', 'refs/conver
 
 @dataset('fineweb_edu')
 class FineWebEdu(Corpus):
-    id, config, configs = 'HuggingFaceFW/fineweb-edu', 'sample-10BT', ('sample-10BT', 'sample-100BT', 'sample-350BT', 'default')
+    id, config, configs = (
+        'HuggingFaceFW/fineweb-edu',
+        'sample-10BT',
+        ('sample-10BT', 'sample-100BT', 'sample-350BT', 'default'),
+    )
     def __init__(self, config=None):
         if config and re.fullmatch(r'CC-MAIN-20\d\d-\d\d', config): self.configs = *self.configs, config
         super().__init__(config)
@@ -79,33 +98,58 @@ class CodeParrot(Corpus): id, kind, column = 'codeparrot/codeparrot-clean', 'cod
 # %% ../../../nbs/01_data/datasets/03_corpora.ipynb #f718a923
 @dataset('sec')
 class FinancialReports(Answered):
-    id, revision, kind, modes, role = 'JanosAudran/financial-reports-sec', 'refs/convert/parquet', 'corpus', ('pretrain', 'sft'), 'both'
+    id, revision, kind, modes, role = (
+        'JanosAudran/financial-reports-sec',
+        'refs/convert/parquet',
+        'corpus',
+        ('pretrain', 'sft'),
+        'both',
+    )
     config, configs = 'small_lite', ('small_lite', 'small_full', 'large_lite', 'large_full')
     labels, names, published = 'section', None, None
     instruction, cue = 'Say which item of the annual report the sentence is from.', 'Item'
-    def prepare(self, splits): self.names = label_names(self, splits); return splits
+    def prepare(self, splits):
+        self.names = label_names(self, splits)
+        return splits
     def fields(self, row): return dict(Sentence=row['sentence'].strip())
     def answer(self, row):
         s = row['section']
-        if not isinstance(s, str) and not self.names: raise InputError(f"'{self.name}' has sections as numbers, and the file does not say what they stand for; give a parquet file that carries their names")
+        if not isinstance(s, str) and not self.names:
+            raise InputError(
+                f"'{self.name}' has sections as numbers, and the file does not say what they stand "
+                "for; give a parquet file that carries their names"
+            )
         return (s if isinstance(s, str) else self.names[s]).replace('section_', 'Item ')
     def references(self, row): return [self.answer(row)]
-    def score(self, row, text): return label_score(text, self.answer(row), [self.answer(dict(section=i)) for i in range(len(self.names or ()))] or [self.answer(row)])
+    def score(self, row, text):
+        return label_score(
+            text,
+            self.answer(row),
+            [self.answer(dict(section=i)) for i in range(len(self.names or ()))] or [self.answer(row)],
+        )
     def text(self, row): return row['sentence']
     def group(self, row): return row['docID']
     def documents(self, rows):
         filings = {}
-        for r in rows: filings.setdefault(r['docID'], []).append(r['sentence'].strip())
+        for r in rows:
+            filings.setdefault(r['docID'], []).append(r['sentence'].strip())
         return [' '.join(f) for f in filings.values()]
 
 # %% ../../../nbs/01_data/datasets/03_corpora.ipynb #16f668a7
 @dataset('news')
 class FinancialNews(Answered):
-    id, kind, modes, instruction, cue = 'ashraq/financial-news-articles', 'corpus', ('pretrain', 'sft'), 'Write the headline of the article.', 'Headline'
+    id, kind, modes, instruction, cue = (
+        'ashraq/financial-news-articles',
+        'corpus',
+        ('pretrain', 'sft'),
+        'Write the headline of the article.',
+        'Headline',
+    )
     def fields(self, row): return dict(Article=row['text'].strip())
     def answer(self, row): return self.references(row)[0]
     def references(self, row):
-        if not self.scored(row): raise InputError(f"gold missing: a row of '{self.name}' has no headline; leave it out")
+        if not self.scored(row):
+            raise InputError(f"gold missing: a row of '{self.name}' has no headline; leave it out")
         return [row['title'].strip()]
     def scored(self, row): return bool((row.get('title') or '').strip())
     def score(self, row, text): return token_f1(text, self.references(row))
@@ -118,7 +162,13 @@ class Instructions(Answered):
     kind, modes, cue = 'instructions', ('sft',), '### Response'
     def prompt(self, row):
         given = (row.get('input') or '').strip()
-        return '\n\n'.join([f"### Instruction:\n{row['instruction'].strip()}", *([f'### Input:\n{given}'] if given else []), f'{self.cue}:'])
+        return '\n\n'.join(
+            [
+                f"### Instruction:\n{row['instruction'].strip()}",
+                *([f'### Input:\n{given}'] if given else []),
+                f'{self.cue}:',
+            ]
+        )
     def answer(self, row): return row['output'].strip()
     def scored(self, row): return bool((row['output'] or '').strip())
     def text(self, row): return self.prompt(row) + self.target(row)
@@ -142,13 +192,28 @@ def chrf(
     parts = []
     for n in range(1, min(order, len(said), len(gold)) + 1):
         a,b = (Counter(t[i:i+n] for i in range(len(t) - n + 1)) for t in (said, gold))
-        same = sum((a & b).values()); parts.append((same/sum(a.values()), same/sum(b.values())))
+        same = sum((a & b).values())
+        parts.append((same/sum(a.values()), same/sum(b.values())))
     if not parts: return 0.
     p,r = (sum(x)/len(parts) for x in zip(*parts))
     return (1 + beta**2)*p*r/(beta**2*p + r) if p + r else 0.
 
 # %% ../../../nbs/01_data/datasets/03_corpora.ipynb #13e7dab7
-_languages = dict(ar='Arabic', cs='Czech', de='German', en='English', fr='French', hi='Hindi', it='Italian', ja='Japanese', ko='Korean', nl='Dutch', ro='Romanian', ru='Russian', zh='Chinese')
+_languages = dict(
+    ar='Arabic',
+    cs='Czech',
+    de='German',
+    en='English',
+    fr='French',
+    hi='Hindi',
+    it='Italian',
+    ja='Japanese',
+    ko='Korean',
+    nl='Dutch',
+    ro='Romanian',
+    ru='Russian',
+    zh='Chinese',
+)
 
 class Translation(Answered):
     "Sentences in two languages, from the first of the configuration to the second"
@@ -165,29 +230,46 @@ class Translation(Answered):
     def score(self, row, text): return chrf(text, self.references(row)[0])
 
 @dataset('wmt14')
-class WMT14(Translation): id, hub_id, config, configs = 'wmt14', 'wmt/wmt14', 'de-en', ('cs-en', 'de-en', 'fr-en', 'hi-en', 'ru-en')
+class WMT14(Translation):
+    id, hub_id, config, configs = 'wmt14', 'wmt/wmt14', 'de-en', ('cs-en', 'de-en', 'fr-en', 'hi-en', 'ru-en')
 
 @dataset('iwslt2017')
 class IWSLT2017(Translation):
     id, hub_id, revision, config = 'iwslt2017', 'IWSLT/iwslt2017', 'refs/convert/parquet', 'iwslt2017-en-de'
-    configs = tuple(f'iwslt2017-{p}' for p in ('ar-en de-en en-ar en-de en-fr en-it en-ja en-ko en-nl en-ro en-zh fr-en it-en it-nl it-ro ja-en ko-en nl-en nl-it nl-ro ro-en ro-it ro-nl zh-en').split())
+    configs = tuple(
+        f'iwslt2017-{p}'
+        for p in (
+            'ar-en de-en en-ar en-de en-fr en-it en-ja en-ko en-nl en-ro en-zh fr-en it-en it-nl '
+            'it-ro ja-en ko-en nl-en nl-it nl-ro ro-en ro-it ro-nl zh-en'
+        ).split()
+    )
 
 # %% ../../../nbs/01_data/datasets/03_corpora.ipynb #2b67b704
 @dataset('finance_vision')
 class FinanceVision(Answered):
     id, kind, modes, role = 'sujet-ai/Sujet-Finance-QA-Vision-100k', 'vision', ('sft',), 'both'
     instruction, cue = 'Answer the question about the page.', 'Answer'
-    def prepare(self, splits): return {s: Rows((q for r in rows for q in self.questions(r)), rows.labels) for s,rows in splits.items()}
+    def prepare(self, splits):
+        return {s: Rows((q for r in rows for q in self.questions(r)), rows.labels) for s,rows in splits.items()}
     def questions(self, row)->list: # a row for each question
-        try: pairs = [(p['question'], p['answer']) for p in json.loads(row['qa_pairs'])]
-        except (ValueError, TypeError, KeyError): raise InputError(f"'{self.name}': qa_pairs is not a JSON list of questions and answers ({str(row.get('qa_pairs'))[:40]!r})") from None
+        try:
+            pairs = [(p['question'], p['answer']) for p in json.loads(row['qa_pairs'])]
+        except (ValueError, TypeError, KeyError):
+            raise InputError(
+                f"'{self.name}': qa_pairs is not a JSON list of questions and answers "
+                f"({str(row.get('qa_pairs'))[:40]!r})"
+            ) from None
         rest = {k: v for k,v in row.items() if k != 'qa_pairs'} | dict(page=f"{content_hash(row['qa_pairs']):016x}")
         return [dict(rest, question=q, answer=a) for q,a in pairs]
     def group(self, row): return row['page'] # its questions stay together
     def fields(self, row): return dict(Question=row['question'].strip())
     def answer(self, row): return row['answer'].strip()
     def score(self, row, text): return token_f1(text, self.references(row))
-    def documents(self, rows): raise InputError(f"'{self.name}' is pictures with questions and has no text to read; fine-tune a vision-language model with it (--mode sft)")
+    def documents(self, rows):
+        raise InputError(
+            f"'{self.name}' is pictures with questions and has no text to read; fine-tune a "
+            "vision-language model with it (--mode sft)"
+        )
 
 # %% ../../../nbs/01_data/datasets/03_corpora.ipynb #57864347
 def check_vision(
@@ -199,17 +281,24 @@ def check_vision(
     forward = getattr(model, 'forward', model)
     if ds.kind == 'vision' and 'pixel_values' not in inspect.signature(forward).parameters:
         name = model.__name__ if inspect.isclass(model) else type(model).__name__
-        raise InputError(f"'{ds.name}' has a picture in every row, and {name} reads text only; take a vision-language model of the hub, such as HuggingFaceTB/SmolVLM-256M-Instruct")
+        raise InputError(
+            f"'{ds.name}' has a picture in every row, and {name} reads text only; take a "
+            "vision-language model of the hub, such as HuggingFaceTB/SmolVLM-256M-Instruct"
+        )
 
 def picture(
     image, # what a row holds: {'bytes': ..., 'path': ...}, a path, or a picture
 ): # a PIL picture in RGB
     "The picture of a row"
-    try: from PIL import Image
-    except ImportError: raise InputError('reading pictures needs Pillow: `pip install pillow`') from None
+    try:
+        from PIL import Image
+    except ImportError:
+        raise InputError('reading pictures needs Pillow: `pip install pillow`') from None
     if isinstance(image, dict): image = io.BytesIO(image['bytes']) if image.get('bytes') else image.get('path')
-    try: return (Image.open(image) if isinstance(image, (str, Path, io.BytesIO)) else image).convert('RGB')
-    except (OSError, AttributeError, ValueError): raise InputError(f'a row holds no picture that can be read ({str(image)[:40]})') from None
+    try:
+        return (Image.open(image) if isinstance(image, (str, Path, io.BytesIO)) else image).convert('RGB')
+    except (OSError, AttributeError, ValueError):
+        raise InputError(f'a row holds no picture that can be read ({str(image)[:40]})') from None
 
 # %% ../../../nbs/01_data/datasets/03_corpora.ipynb #adbc6d5d
 def vision_batch(
@@ -222,14 +311,21 @@ def vision_batch(
     prompts = [_vision_prompt(processor, ds.prompt(r)) for r in rows]
     full = [p + ds.target(r) + tok.eos_token for p,r in zip(prompts, rows)]
     tok.padding_side = 'right'
-    if tok.pad_token is None: raise InputError(f"the processor's tokenizer has no padding token; set processor.tokenizer.pad_token before training")
+    if tok.pad_token is None:
+        raise InputError(f"the processor's tokenizer has no padding token; set processor.tokenizer.pad_token before training")
     make = lambda texts, images: processor(text=texts, images=images, padding=True, return_tensors='pt')
-    batch = dict(make(full, images)); labels = batch['input_ids'].masked_fill(batch['attention_mask'] == 0, -100)
+    batch = dict(make(full, images))
+    labels = batch['input_ids'].masked_fill(batch['attention_mask'] == 0, -100)
     for i,(p,im) in enumerate(zip(prompts, images)):
         asked = make([p], [im])['input_ids'][0]
-        if not asked.equal(batch['input_ids'][i, :len(asked)]): raise RunError(f"the processor of '{type(processor).__name__}' writes a prompt differently when an answer follows; its labels cannot be placed")
+        if not asked.equal(batch['input_ids'][i, :len(asked)]):
+            raise RunError(
+                f"the processor of '{type(processor).__name__}' writes a prompt differently when an "
+                "answer follows; its labels cannot be placed"
+            )
         labels[i, :len(asked)] = -100
-    batch['shift_labels'] = labels.roll(-1, 1); batch['shift_labels'][:, -1] = -100
+    batch['shift_labels'] = labels.roll(-1, 1)
+    batch['shift_labels'][:, -1] = -100
     return batch
 
 def _vision_prompt(processor, text)->str:
@@ -244,7 +340,11 @@ def check_role(
 )->bool: # whether the run is tainted
     "Refuse to train on a set that is kept for evaluation"
     if ds.role != 'eval': return False
-    if not allow_eval_data: raise InputError(f"'{ds.name}' is kept for evaluation, and a model trained on it has read the answers; take another set, or give --allow_eval_data (summary and reports will say so)")
+    if not allow_eval_data:
+        raise InputError(
+            f"'{ds.name}' is kept for evaluation, and a model trained on it has read the answers; "
+            "take another set, or give --allow_eval_data (summary and reports will say so)"
+        )
     return True
 
 # %% ../../../nbs/01_data/datasets/03_corpora.ipynb #124fc2e7
@@ -262,10 +362,16 @@ def hub_is_up(
     if os.environ.get('HF_HUB_OFFLINE', '0').lower() in ('1', 'true', 'yes', 'on'): return False
     url, said = os.environ.get('HF_ENDPOINT', 'https://huggingface.co'), []
     def knock():
-        try: urlopen(Request(url, method='HEAD'), timeout=timeout).close(); said.append(True)
-        except HTTPError as e: said.append(True) if e.code in (401, 404, 405, 501) else None # it is there and does not like the question
-        except Exception: pass # no answer, whatever the reason, is the answer
-    t = threading.Thread(target=knock, daemon=True); t.start(); t.join(timeout)
+        try:
+            urlopen(Request(url, method='HEAD'), timeout=timeout).close()
+            said.append(True)
+        except HTTPError as e:
+            said.append(True) if e.code in (401, 404, 405, 501) else None # it is there and does not like the question
+        except Exception:
+            pass # no answer, whatever the reason, is the answer
+    t = threading.Thread(target=knock, daemon=True)
+    t.start()
+    t.join(timeout)
     return bool(said)
 
 def local_configs(
@@ -274,7 +380,11 @@ def local_configs(
 )->list: # the configurations found there
     "What lies under a local root of a dataset"
     home = Path(data_dir)/cls.id.replace('/', '__') if data_dir else None
-    return sorted(f.name for f in home.iterdir() if f.is_dir() and any(x.suffix in readers for x in f.iterdir())) if home and home.is_dir() else []
+    return (
+        sorted(f.name for f in home.iterdir() if f.is_dir() and any(x.suffix in readers for x in f.iterdir()))
+        if home and home.is_dir()
+        else []
+    )
 
 # %% ../../../nbs/01_data/datasets/03_corpora.ipynb #372efcc7
 def catalog_rows(
@@ -292,7 +402,16 @@ def _catalog_row(cls, data_dir, hub)->dict:
     where = 'embedded' if cls.id in embedded else 'data_dir' if here else 'hub' if hub else 'not here'
     some = f' ({len(here)} of {len(cls.configs)})' if where == 'data_dir' and len(cls.configs) > 1 else ''
     short = [s for s,(id,_) in short_names.items() if id == cls.id]
-    return dict(id=cls.id, short=short, configs=len(cls.configs) or 1, config=cls.config, role=cls.role, modes=list(cls.modes), kind=cls.kind, where=where + some)
+    return dict(
+        id=cls.id,
+        short=short,
+        configs=len(cls.configs) or 1,
+        config=cls.config,
+        role=cls.role,
+        modes=list(cls.modes),
+        kind=cls.kind,
+        where=where + some,
+    )
 
 def catalog_table(
     data_dir=None, # root in hub layout
@@ -301,7 +420,10 @@ def catalog_table(
     "The list that `lmnotes data list` prints"
     from rich.table import Table
     rows = catalog_rows(data_dir, hub)
-    t = Table('dataset', 'short', 'configs', 'task', 'role', 'modes', 'now', title=f'{len(rows)} datasets'); t.columns[0].no_wrap = t.columns[-1].no_wrap = True
+    t = Table('dataset', 'short', 'configs', 'task', 'role', 'modes', 'now', title=f'{len(rows)} datasets')
+    t.columns[0].no_wrap = t.columns[-1].no_wrap = True
     for r in sorted(rows, key=lambda r: (r['kind'], r['id'])):
-        t.add_row(r['id'], ' '.join(r['short']), str(r['configs']), r['kind'], r['role'], ' '.join(r['modes']), r['where'])
+        t.add_row(
+            r['id'], ' '.join(r['short']), str(r['configs']), r['kind'], r['role'], ' '.join(r['modes']), r['where']
+        )
     return rows, t

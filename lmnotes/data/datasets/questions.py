@@ -31,7 +31,10 @@ def gold_of(
 )->list: # those that say something
     "The references of a row; none is an error"
     found = [r.strip() for r in references if isinstance(r, str) and r.strip()]
-    if not found: raise InputError(f"gold missing: a row of '{ds.name}' has no answer ({str(row)[:60]}…); leave the row out or mend the file")
+    if not found:
+        raise InputError(
+            f"gold missing: a row of '{ds.name}' has no answer ({str(row)[:60]}…); leave the row out or mend the file"
+        )
     return found
 
 # %% ../../../nbs/01_data/datasets/02_questions.ipynb #f6d1e430
@@ -45,7 +48,11 @@ class SQuAD(Questions):
 # %% ../../../nbs/01_data/datasets/02_questions.ipynb #4c99244b
 @dataset('squad2')
 class SQuADv2(SQuAD):
-    id, hub_id, instruction = 'squad_v2', 'rajpurkar/squad_v2', 'Answer the question with words from the context, or write unanswerable.'
+    id, hub_id, instruction = (
+        'squad_v2',
+        'rajpurkar/squad_v2',
+        'Answer the question with words from the context, or write unanswerable.',
+    )
     none = 'unanswerable' # the target where the context has no answer
     def references(self, row): return gold_of(row['answers']['text'] or [self.none], self, row)
     def score(self, row, text):
@@ -93,9 +100,12 @@ class FinanceMath(Answered):
     instruction, cue, tolerance = 'Solve the problem and give one number.', 'Answer', 0.0015
     def fields(self, row):
         tables = row.get('tables') or []
-        return {f'Table {i}' if len(tables) > 1 else 'Table': '\n' + t.strip() for i,t in enumerate(tables, 1)} | dict(Problem=row['question'])
+        return {
+            f'Table {i}' if len(tables) > 1 else 'Table': '\n' + t.strip() for i, t in enumerate(tables, 1)
+        } | dict(Problem=row['question'])
     def scored(self, row): return row['ground_truth'] is not None and not math.isnan(row['ground_truth'])
-    def references(self, row): return gold_of([plain_number(row['ground_truth'])] if self.scored(row) else [], self, row)
+    def references(self, row):
+        return gold_of([plain_number(row['ground_truth'])] if self.scored(row) else [], self, row)
     def answer(self, row): return self.references(row)[0]
     def score(self, row, text): return same_number(text, self.references(row)[0], self.tolerance)
 
@@ -111,21 +121,28 @@ def unbytes(
 )->str:
     "What a bytes literal says; any other text as it is, without white space around it"
     if re.match(r'''b(['"]).*\1$''', s.strip(), re.S):
-        try: s = ast.literal_eval(s.strip()).decode('utf-8', 'replace')
-        except (SyntaxError, ValueError): pass
+        try:
+            s = ast.literal_eval(s.strip()).decode('utf-8', 'replace')
+        except (SyntaxError, ValueError):
+            pass
     return s.strip()
 
 # %% ../../../nbs/01_data/datasets/02_questions.ipynb #21f86aa5
 _kinds = dict(
-    algebra='linear_1d linear_1d_composed linear_2d linear_2d_composed polynomial_roots polynomial_roots_composed sequence_next_term sequence_nth_term',
-    arithmetic='add_or_sub add_or_sub_in_base add_sub_multiple div mixed mul mul_div_multiple nearest_integer_root simplify_surd',
+    algebra='linear_1d linear_1d_composed linear_2d linear_2d_composed polynomial_roots '
+    'polynomial_roots_composed sequence_next_term sequence_nth_term',
+    arithmetic='add_or_sub add_or_sub_in_base add_sub_multiple div mixed mul mul_div_multiple '
+    'nearest_integer_root simplify_surd',
     calculus='differentiate differentiate_composed',
     comparison='closest closest_composed kth_biggest kth_biggest_composed pair pair_composed sort sort_composed',
     measurement='conversion time',
-    numbers='base_conversion div_remainder div_remainder_composed gcd gcd_composed is_factor is_factor_composed is_prime is_prime_composed lcm lcm_composed '
-            'list_prime_factors list_prime_factors_composed place_value place_value_composed round_number round_number_composed',
+    numbers='base_conversion div_remainder div_remainder_composed gcd gcd_composed is_factor '
+    'is_factor_composed is_prime is_prime_composed lcm lcm_composed '
+    'list_prime_factors list_prime_factors_composed place_value place_value_composed '
+    'round_number round_number_composed',
     polynomials='add coefficient_named collect compose evaluate evaluate_composed expand simplify_power',
-    probability='swr_p_level_set swr_p_sequence')
+    probability='swr_p_level_set swr_p_sequence',
+)
 
 @dataset('math_dataset')
 class MathDataset(Answered):
@@ -157,9 +174,14 @@ def find_function(
     "The function of that name at the top level of a program that parses"
     if len(source) > 100_000 or '\0' in source: return None
     try:
-        with warnings.catch_warnings(action='ignore'): tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError): return None
-    return next((f for f in reversed(tree.body) if isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef)) and f.name == name), None)
+        with warnings.catch_warnings(action='ignore'):
+            tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    return next(
+        (f for f in reversed(tree.body) if isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef)) and f.name == name),
+        None,
+    )
 
 # %% ../../../nbs/01_data/datasets/02_questions.ipynb #2d12eca1
 def signature_of(f)->tuple: # names and kinds of the arguments, and which may be left out
@@ -182,14 +204,16 @@ def signature_score(
 )->float: # 0. or 1.
     "Whether a program parses and has the function that was asked for, with something in it"
     wanted,f = find_function(asked.rstrip() + '\n    pass', name),find_function(code_of(text), name)
-    if wanted is None: raise InputError(f"gold missing: the lines given do not hold a function '{name}' ({asked[:40]!r})")
+    if wanted is None:
+        raise InputError(f"gold missing: the lines given do not hold a function '{name}' ({asked[:40]!r})")
     return float(f is not None and signature_of(f) == signature_of(wanted) and does_something(f))
 
 # %% ../../../nbs/01_data/datasets/02_questions.ipynb #aac07da3
 @dataset('bigcodebench')
 class BigCodeBench(Answered):
     id, role, kind = 'bigcode/bigcodebench', 'eval', 'code'
-    splits = dict(test='v0.1.0_hf') # the hub's splits are versions of the same 1,140 tasks; a version belongs to a result
+    # the hub's splits are versions of the same 1,140 tasks; a version belongs to a result
+    splits = dict(test='v0.1.0_hf')
     instruction, cue = 'Write the Python function that is asked for.', 'Code'
     def fields(self, row): return dict(Task=row['instruct_prompt'])
     def references(self, row): return gold_of([row['code_prompt'] + row['canonical_solution']], self, row)
