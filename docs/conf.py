@@ -1,5 +1,6 @@
 "Sphinx settings; what the site holds and in which order is said in `_quarto.yml`"
-import shutil, sys
+import shutil
+import sys
 from importlib.metadata import distribution
 from pathlib import Path
 

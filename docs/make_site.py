@@ -3,7 +3,15 @@
 nbdev runs the exported cells and the imports of every notebook and lets `show_doc` write the API;
 what it leaves in `_proc/` is Quarto's dialect. This file turns that into the dialect of MyST, page by page, and runs Sphinx, whose
 warnings are errors: a link that leads nowhere fails the build."""
-import ast, inspect, json, os, posixpath, re, shutil, subprocess, sys
+import ast
+import inspect
+import json
+import os
+import posixpath
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import yaml
@@ -192,5 +200,5 @@ def main():
     print(f'the site: {(OUT/"index.html").as_uri()}')
 
 if __name__ == '__main__':
-    import make_site # by its name, since the shells that run notebooks take the place of __main__
+    import make_site  # by its name, since the shells that run notebooks take the place of __main__
     sys.exit(make_site.main())

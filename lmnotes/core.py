@@ -8,10 +8,18 @@ __all__ = ['InputError', 'RunError', 'did_you_mean', 'Registry', 'set_seed', 'se
            'keep_memory']
 
 # %% ../nbs/00_core.ipynb #4f5e8f85
-import difflib, hashlib, os, pkgutil, platform, random, sys, warnings
+import difflib
+import hashlib
+import os
+import pkgutil
+import platform
+import random
+import sys
+import warnings
 from importlib import import_module, metadata, util
-from fastcore.basics import patch
 from pathlib import Path
+
+from fastcore.basics import patch
 
 # %% ../nbs/00_core.ipynb #be7d7fad
 class InputError(ValueError):
@@ -103,7 +111,8 @@ def discover(self:Registry,
 # %% ../nbs/00_core.ipynb #845b7f71
 def set_seed(seed:int):
     "Seed Python, NumPy and PyTorch (all devices)"
-    import numpy as np, torch
+    import numpy as np
+    import torch
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

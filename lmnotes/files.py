@@ -7,10 +7,13 @@ __all__ = ['atomic_write', 'atomic_dir', 'write_json', 'read_json', 'append_json
            'steps_in', 'find_checkpoint', 'model_folder']
 
 # %% ../nbs/00_files.ipynb #552540be
-import json, os, shutil
+import json
+import os
+import shutil
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+
 from .core import *
 
 # %% ../nbs/00_files.ipynb #9215aaff

@@ -7,6 +7,7 @@ def pytest_terminal_summary(terminalreporter):
             if key == 'contract': results.setdefault(value[0], {})[value[1]] = value[2]
     if not results: return
     from rich.console import Console
+
     from lmnotes.models.conformance import clauses, contract_table
     whole = {k: {n: r.get(n) for n in clauses} for k,r in sorted(results.items())}
     Console(width=110).print(contract_table(whole))

@@ -1,8 +1,14 @@
 "Benches give the figures they promise, and the instruments see what hides from one another"
-import json, subprocess, sys, warnings
-import pytest, torch
-from lmnotes.core import InputError
+import json
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+
 from lmnotes.benchmarks.bench import get_bench, is_met, run_benches
+from lmnotes.core import InputError
 from lmnotes.evaluation.memory import LiveTensors, held_bytes, peak_memory, per_layer, saved_bytes, training_memory
 from lmnotes.evaluation.speed import Timing, interleave, paired_ratio
 

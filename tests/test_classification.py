@@ -1,9 +1,11 @@
 "A label goes from its number to a word and back as the data's own features say; prompts end with their cue, and only the target is worth 1"
-import json, os
+import json
+import os
 from pathlib import Path
+
 import pytest
+
 from lmnotes.core import InputError
-from lmnotes.data.sources import Rows
 from lmnotes.data.catalog import (
     Choice,
     Labelled,
@@ -16,6 +18,7 @@ from lmnotes.data.catalog import (
     short_names,
 )
 from lmnotes.data.datasets.classification import glue_tasks
+from lmnotes.data.sources import Rows
 
 real = Path(os.environ.get('LMNOTES_DATA_DIR') or Path(__file__).parents[2]/'shared/data')
 has_real = pytest.mark.skipif(

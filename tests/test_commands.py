@@ -1,8 +1,11 @@
 "Command lines as people type them: each has a plan, offline too, and those whose rows are at hand run"
-import os, shlex
+import os
+import shlex
 from pathlib import Path
 
-import numpy as np, pytest
+import numpy as np
+import pytest
+
 from lmnotes.app.cli import main
 from lmnotes.files import read_json
 

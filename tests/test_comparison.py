@@ -1,18 +1,29 @@
 "A comparison refuses what would mislead, and its report says what its JSON says"
-import json, math, os, re, shutil, signal, threading, time
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import threading
+import time
 from html.parser import HTMLParser
 from types import SimpleNamespace
-import numpy as np, pytest, torch
-from lmnotes.core import InputError, RunError
-from lmnotes.files import read_json
-from lmnotes.comparison.experiment_run import read_cell
-from lmnotes.comparison.comparison import Comparison, compare, flops_formula, rerun
+
+import numpy as np
+import pytest
+import torch
+
 from lmnotes.comparison.compare_checkpoints import compare_models
+from lmnotes.comparison.comparison import Comparison, compare, flops_formula, rerun
 from lmnotes.comparison.executors import to_do
+from lmnotes.comparison.experiment_run import read_cell
 from lmnotes.comparison.spec import Plan, plan_comparison
-from lmnotes.evaluation.metrics import evaluate_lm, unigram_scores
 from lmnotes.comparison.statistics import paired_difference, verdict
+from lmnotes.core import InputError, RunError
 from lmnotes.data.dataloader import load_data
+from lmnotes.evaluation.metrics import evaluate_lm, unigram_scores
+from lmnotes.files import read_json
 from lmnotes.models.decoder import build_model
 
 tiny = dict(dim=32, n_layer=2, n_head=2, max_length=32, batch_size=4, limit=60, device='cpu')

@@ -1,9 +1,10 @@
 "Every recipe, mixer and hub family keeps the contract; the numbers stand in a table at the end of the run"
 import warnings
+
 import pytest
 
 import lmnotes.models
-from lmnotes.models.conformance import clauses, check_clause, contract_models, excused, is_kept
+from lmnotes.models.conformance import check_clause, clauses, contract_models, excused, is_kept
 
 MODELS = contract_models()
 

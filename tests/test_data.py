@@ -1,10 +1,17 @@
 """What cuts across the data room: real rows, a root in hub layout, the same data in another process, and wrong input."""
-import json, os, subprocess, sys
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
-import numpy as np, pytest, torch
+
+import numpy as np
+import pytest
+import torch
+
 from lmnotes.core import InputError
-from lmnotes.data.dataloader import BlockLoader, load_data
 from lmnotes.data.catalog import catalog, find_dataset, load_documents, load_rows
+from lmnotes.data.dataloader import BlockLoader, load_data
 from lmnotes.data.tokenizers import encode_documents, get_tokenizer, token_bytes
 
 real = Path(os.environ.get('LMNOTES_DATA_DIR') or Path(__file__).parents[2]/'shared/data')

@@ -1,7 +1,15 @@
 "Several processes train what one would have trained; they stop together, die honestly, and go on"
-import os, signal, subprocess, sys, time
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
-import pytest, torch
+
+import pytest
+import torch
+
+from lmnotes.benchmarks.bench_distributed import case_of, death, finish, on_two_hosts, torchrun, why_no_hosts
 from lmnotes.core import InputError, RunError
 from lmnotes.training.distributed import (
     Distributed,
@@ -23,7 +31,6 @@ from lmnotes.training.distributed import (
     whole,
     world,
 )
-from lmnotes.benchmarks.bench_distributed import case_of, death, finish, on_two_hosts, torchrun, why_no_hosts
 
 @pytest.fixture(scope='module')
 def letters(tmp_path_factory): return letters_file(tmp_path_factory.mktemp('data')/'letters.jsonl')

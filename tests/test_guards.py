@@ -1,18 +1,21 @@
 "What guards a run: memory asked for before it starts, a line of advice when it runs out, a stop where numbers are none, and a rate finder without traces"
-import os, subprocess, sys
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
-import pytest, torch
+import pytest
+import torch
 from fastai.basics import Callback
+
 from lmnotes.core import InputError, RunError
-from lmnotes.files import read_json
 from lmnotes.data.dataloader import load_data
 from lmnotes.data.mixture_data import mixture_data
 from lmnotes.data.streaming import stream_data
+from lmnotes.files import find_checkpoint, read_json
 from lmnotes.models import build_model
 from lmnotes.training.assemble import lm_learner
 from lmnotes.training.checkpoints import Checkpoints, load_checkpoint
-from lmnotes.files import find_checkpoint
 from lmnotes.training.memory_check import *
 from lmnotes.training.optimizers import optimizers
 from lmnotes.training.train import SkipValidation

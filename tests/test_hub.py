@@ -1,6 +1,14 @@
 "Models of the hub families, all paths, without a hub: round trips, adoption, few bits, LoRA, attention, and one line for each mistake"
-import copy, inspect, json, math, pickle, shutil, warnings
-import pytest, torch
+import copy
+import inspect
+import json
+import math
+import pickle
+import shutil
+import warnings
+
+import pytest
+import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers.utils import logging

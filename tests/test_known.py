@@ -1,14 +1,17 @@
 "Counts before anything is loaded: hub models known by name, what fits, FLOPs against PyTorch's own books, and the model builder"
 import time
-import pytest, torch
+
+import pytest
+import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
 from lmnotes.core import InputError
 from lmnotes.models import *
-from lmnotes.models.flops_and_memory import *
-from lmnotes.models.model_zoo import *
-from lmnotes.models.layers import mixers, ffns, norms
 from lmnotes.models.decoder import residuals
+from lmnotes.models.flops_and_memory import *
+from lmnotes.models.layers import ffns, mixers, norms
+from lmnotes.models.model_zoo import *
 
 # millions of parameters as published (paper, card, or size of the checkpoint), tied heads once; and, for experts, those active for a token
 PUBLISHED = {

@@ -1,7 +1,13 @@
 "Labels from rows to scores: nothing reversed, every tag on its word, every span on its answer, every label counted once"
-import json, os, random
-import numpy as np, pytest, torch
+import json
+import os
+import random
+
+import numpy as np
+import pytest
+import torch
 from fastai.optimizer import SGD
+
 from lmnotes.core import InputError
 from lmnotes.data.catalog import find_dataset, load_rows
 from lmnotes.data.classification_data import (
@@ -16,10 +22,10 @@ from lmnotes.data.tokenizers import get_tokenizer
 from lmnotes.models.decoder import build_model, models
 from lmnotes.models.task_heads import task_heads, with_head
 from lmnotes.training.assemble import lm_learner
+from lmnotes.training.build import data_from, facts_from, facts_of, model_from
 from lmnotes.training.checkpoints import load_run
 from lmnotes.training.learner import evaluate
 from lmnotes.training.options import TrainOptions
-from lmnotes.training.build import data_from, facts_from, facts_of, model_from
 from lmnotes.training.train import train
 
 tasks = dict(classify='opinions', tag='entities', span='reading')

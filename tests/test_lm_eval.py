@@ -1,7 +1,14 @@
 "lm-evaluation-harness, unmodified, scores a saved model of ours on local task files, and its figures are our own"
-import json, math, os, subprocess, sys
-import pytest, torch
+import json
+import math
+import os
+import subprocess
+import sys
 from importlib.util import find_spec
+
+import pytest
+import torch
+
 from lmnotes.data.tokenizers import byte_tokenizer
 from lmnotes.models import *
 from lmnotes.training.checkpoints import save_model
@@ -102,7 +109,8 @@ def _ours(model, tok):
 
 def test_the_library(place, monkeypatch):
     root,model,tok = place
-    import datasets, lm_eval
+    import datasets
+    import lm_eval
     monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', root/'cache')
     from lm_eval.tasks import TaskManager
     out = lm_eval.simple_evaluate(

@@ -1,17 +1,24 @@
 "Our metrics are the published ones: SQuAD's definition, sacrebleu, rouge-score, nervaluate, scikit-learn, scipy; and they do not depend on the batch size"
-import math, random, re, string
+import math
+import random
+import re
+import string
 from collections import Counter
-import numpy as np, pytest, torch
 from importlib.util import find_spec
-from lmnotes.evaluation.metrics import evaluate_lm, metrics_of, valid_windows
-from lmnotes.evaluation.evaluate import lm_data
-from lmnotes.evaluation.tasks import *
-from lmnotes.evaluation.generative_tasks import *
+
+import numpy as np
+import pytest
+import torch
+
 from lmnotes.core import *
-from lmnotes.data.dataloader import load_data
-from lmnotes.data.catalog import find_dataset
 from lmnotes.data.answer_metrics import *
+from lmnotes.data.catalog import find_dataset
+from lmnotes.data.dataloader import load_data
 from lmnotes.data.tokenizers import byte_tokenizer
+from lmnotes.evaluation.evaluate import lm_data
+from lmnotes.evaluation.generative_tasks import *
+from lmnotes.evaluation.metrics import evaluate_lm, metrics_of, valid_windows
+from lmnotes.evaluation.tasks import *
 from lmnotes.models import build_model
 
 # -- SQuAD: the functions of the official evaluation script (Rajpurkar et al. 2016, v1.1 and v2.0), written out from its definition

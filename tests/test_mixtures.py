@@ -1,5 +1,8 @@
 "Mixtures: proportions that hold, draws that do not remember, lists that fit"
-import numpy as np, pytest, torch
+import numpy as np
+import pytest
+import torch
+
 from lmnotes.core import InputError
 from lmnotes.data.dataloader import BlockLoader, Blocks
 from lmnotes.data.mixtures import (

@@ -1,13 +1,19 @@
 "Every registered recipe obeys one contract; reversible equals its plain twin, also over two processes"
-import json, math, subprocess, sys, warnings
+import json
+import math
+import subprocess
+import sys
+import warnings
 from pathlib import Path
-import pytest, torch
+
+import pytest
+import torch
 from torch import nn
 from torch.nn import functional as F
 
+import lmnotes.quantizers
 from lmnotes.core import InputError
 from lmnotes.models import *
-import lmnotes.quantizers
 
 RECIPES = [
     *(n for n in models.names() if n != 'encoder'),
@@ -259,7 +265,8 @@ class TestReversible:
         assert saved(8) == saved(2)
 
     def test_the_tape_is_let_go(self):
-        import gc, weakref
+        import gc
+        import weakref
         m,ids = make('reversible'),tokens()
         out = m(ids, labels=ids)
         tape = out.loss.grad_fn

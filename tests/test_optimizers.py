@@ -1,7 +1,10 @@
 "Optimizers, schedules and the loss scaler: by their formulas, beside transformers, and bit for bit through a checkpoint"
 import math
-import pytest, torch
+
+import pytest
+import torch
 from fastai.callback.core import Callback, CancelValidException
+
 from lmnotes.core import InputError, RunError, set_seed
 from lmnotes.data.dataloader import load_data
 from lmnotes.models.decoder import build_model

@@ -1,7 +1,11 @@
 "Packing: full rows, nothing lost, nothing leaked, the same batches after a restart"
 import os
 from pathlib import Path
-import numpy as np, pytest, torch
+
+import numpy as np
+import pytest
+import torch
+
 from lmnotes.core import InputError
 from lmnotes.data.sequence_packing import (
     Packed,

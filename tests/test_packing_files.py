@@ -1,11 +1,16 @@
 "Packed models keep their bits, their logits and their memory, and every mistake costs one line"
-import json, os, subprocess, sys
-import pytest, torch
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
 from lmnotes.core import InputError
 from lmnotes.models import build_model
 from lmnotes.models.hf_load import find_model, hub_model
-from lmnotes.quantizers.ste import quantize
-from lmnotes.quantizers.packed_model import export_dense, is_packed, load_packed, pack
+from lmnotes.quantizers import kernels
 from lmnotes.quantizers.bitpacking import (
     layouts,
     n_bytes,
@@ -15,7 +20,8 @@ from lmnotes.quantizers.bitpacking import (
     read_packed,
     unpack_codes,
 )
-from lmnotes.quantizers import kernels
+from lmnotes.quantizers.packed_model import export_dense, is_packed, load_packed, pack
+from lmnotes.quantizers.ste import quantize
 
 IDS = torch.randint(256, (1, 12), generator=torch.Generator().manual_seed(0))
 

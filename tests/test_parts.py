@@ -1,10 +1,12 @@
 "Parts that carry a state, add a loss or change the residual keep their promises in any combination"
-import pytest, torch
+import pytest
+import torch
+
 from lmnotes.core import InputError
 from lmnotes.models import build_model, leak_probe
-from lmnotes.models.recurrent import *
-from lmnotes.models.moe import *
 from lmnotes.models.midpoint import *
+from lmnotes.models.moe import *
+from lmnotes.models.recurrent import *
 
 V = 47
 CELLS = ['lstm', 'gru']

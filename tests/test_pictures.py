@@ -1,8 +1,16 @@
 "What a run shows of itself: pictures, TensorBoard and the live monitor, also after it was killed"
-import io, json, os, signal, subprocess, sys, threading, time
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
-import numpy as np, pytest
+import numpy as np
+import pytest
 from PIL import Image
 
 from lmnotes.files import append_jsonl, read_json, read_jsonl

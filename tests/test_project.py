@@ -1,8 +1,18 @@
 "The project hangs together: notebooks, package, README, site and archives say the same"
-import ast, importlib.util, json, os, re, shutil, subprocess, sys, tarfile, zipfile
+import ast
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
-import pytest, yaml
+import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS, PACKAGE = ROOT/'nbs', ROOT/'lmnotes'

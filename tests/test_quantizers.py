@@ -1,16 +1,20 @@
 "Few bits, in every spelling and on every kind of model: codes are what is computed with, saved, loaded, trained and adapted"
-import copy, itertools, math
-import pytest, torch
+import copy
+import itertools
+import math
+
+import pytest
+import torch
 
 import lmnotes.quantizers
+from lmnotes.benchmarks.bench_distributed import case_of
 from lmnotes.core import InputError
 from lmnotes.models.decoder import build_model, models
 from lmnotes.quantizers import *
+from lmnotes.training.assemble import lm_learner
 from lmnotes.training.checkpoints import load_checkpoint, save_checkpoint
 from lmnotes.training.distributed import difference, letters_file, run_ranks, train_together
 from lmnotes.training.learner import *
-from lmnotes.training.assemble import lm_learner
-from lmnotes.benchmarks.bench_distributed import case_of
 
 SPELLINGS = [
     'ternary',

@@ -1,8 +1,18 @@
 """Questions, corpora and what they share: every set on real rows or on rows in its published schema, under odd answers, and held against itself."""
-import io, json, os, random, re, socket, string, time, tracemalloc
+import io
+import json
+import os
+import random
+import re
+import socket
+import string
+import time
+import tracemalloc
 from collections import Counter
 from pathlib import Path
+
 import pytest
+
 from lmnotes.core import InputError
 from lmnotes.data.catalog import catalog, find_dataset, finish_rows, load_documents, load_rows
 from lmnotes.data.contamination import contamination, plain_words

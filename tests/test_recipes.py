@@ -2,7 +2,9 @@
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+
 import pytest
+
 from lmnotes.core import InputError, RunError
 from lmnotes.training import recipes as R
 from lmnotes.training.options import TrainOptions

@@ -1,15 +1,20 @@
 "Reports say what their JSON says, in four forms, of whatever folders they are given"
-import json, re, shutil, subprocess
+import json
+import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+
 import pytest
+
 from lmnotes.app.cli import main
-from lmnotes.reports.model_card import model_card
-from lmnotes.reports.comparison_report import summarize, write_report
-from lmnotes.reports.charts import made_up_comparison
-from lmnotes.reports.document import Document, Lead, Num, Points, Samples, Section, Table, as_html, as_md, as_tex
-from lmnotes.reports.run_report import gather, report_runs
 from lmnotes.files import append_jsonl, write_json
+from lmnotes.reports.charts import made_up_comparison
+from lmnotes.reports.comparison_report import summarize, write_report
+from lmnotes.reports.document import Document, Lead, Num, Points, Samples, Section, Table, as_html, as_md, as_tex
+from lmnotes.reports.model_card import model_card
+from lmnotes.reports.run_report import gather, report_runs
 
 class Page(HTMLParser):
     void = {'meta', 'br', 'link', 'img', 'input', 'hr'}

@@ -1,12 +1,14 @@
 "Resonance and hybrid across notebooks: caches, documents, precision, the reversible residual, limits, the bench"
 import math
-import pytest, torch
+
+import pytest
+import torch
 from torch import nn
 
 from lmnotes.core import InputError
 from lmnotes.models import *
-from lmnotes.models.resonance import *
 from lmnotes.models.layers import mixers
+from lmnotes.models.resonance import *
 
 V,ARMS = 61,[('resonance', {}), ('resonance', dict(mixer='associative')), ('hybrid', {})]
 

@@ -1,12 +1,18 @@
 "Rewards that cannot be cheated, runs on rewards from the command line: killed, resumed, on two ranks, with a reward model"
-import json, os, signal, subprocess, sys, time
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
-import pytest, torch
+import pytest
+import torch
 
 from lmnotes.core import InputError
-from lmnotes.files import read_json, read_jsonl
 from lmnotes.data.catalog import find_dataset, load_rows
+from lmnotes.files import read_json, read_jsonl
 from lmnotes.rl.rewards import cheats, format_total, paid_cheats, reward_of, right_from
 from lmnotes.training.train import train
 

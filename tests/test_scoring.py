@@ -1,22 +1,27 @@
 "Scores while training: of text the model wrote, from the same questions every time, and nothing about a run changes because somebody looked"
-import json, os, subprocess, sys
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest, torch
-from torch import nn
+import pytest
+import torch
 from fastai.basics import Callback, CancelFitException
-from lmnotes.files import append_jsonl, read_jsonl
-from lmnotes.data.dataloader import load_data
+from torch import nn
+
 from lmnotes.data.catalog import find_dataset, finish_rows, load_rows
+from lmnotes.data.dataloader import load_data
 from lmnotes.data.mixture_data import mixture_data
+from lmnotes.evaluation.generation_eval import *
+from lmnotes.files import append_jsonl, read_jsonl
 from lmnotes.models import LMConfig, build_model, generate, generate_batch
 from lmnotes.models.decoder import models
 from lmnotes.models.hf_load import families
 from lmnotes.training.assemble import lm_learner
 from lmnotes.training.checkpoints import load_checkpoint, save_checkpoint
 from lmnotes.training.monitor import cut_log
-from lmnotes.evaluation.generation_eval import *
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 questions = dict(mode='sft', max_length=160, bs=4, limit=80, packing=False, device='cpu')

@@ -1,7 +1,14 @@
 "Shards: every fault in a line, no pickle opened, splits that share nothing, reading that holds nothing"
-import json, os, pickle
+import json
+import os
+import pickle
 from pathlib import Path
-import numpy as np, pytest, torch
+
+import numpy as np
+import pytest
+import torch
+
+from lmnotes.app.size_advice import recommend
 from lmnotes.core import InputError
 from lmnotes.data.shards import (
     LARGEST,
@@ -20,7 +27,6 @@ from lmnotes.data.shards import (
     tokenize,
     validate,
 )
-from lmnotes.app.size_advice import recommend
 from lmnotes.data.tokenizers import get_tokenizer
 
 def text_rows(n, L=1024, seed=0, vocab=400): # order and frequencies as text has them: words from a list, by Zipf's law

@@ -1,7 +1,10 @@
 "Shared weights are one storage: in memory, in the optimizer, on two ranks, in a file, after quantizing and packing"
-import pytest, torch
 from pathlib import Path
+
+import pytest
+import torch
 from torch import nn
+
 from lmnotes.app.cli import main
 from lmnotes.core import InputError
 from lmnotes.models import build_model
@@ -254,7 +257,8 @@ def test_layers_that_differ_are_refused():
     assert len(shared_groups(m)) == 1 + 6
 
 def test_names_of_the_room_are_its_own(): # `from lmnotes.all import *` gives them and not others of the same name
-    import lmnotes.all as everything, lmnotes.sharing as room
+    import lmnotes.all as everything
+    import lmnotes.sharing as room
     for k in (
         'share',
         'account',

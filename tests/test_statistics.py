@@ -1,8 +1,11 @@
 "The rules behind a verdict: p values that agree with intervals, families, few items, few seeds"
 import math
-import numpy as np, pytest
-from lmnotes.core import InputError
+
+import numpy as np
+import pytest
+
 from lmnotes.comparison.statistics import *
+from lmnotes.core import InputError
 
 rng = np.random.default_rng(0)
 def scores(effect, seeds=3, items=80, noise=.05):

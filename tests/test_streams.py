@@ -1,11 +1,22 @@
 """Walking datasets that are far away: a hub on this machine that also stalls, breaks off and sends garbage; 100,000 documents; a kill and a resume."""
-import io, json, os, signal, subprocess, sys, threading, time
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
 from urllib.parse import unquote
-import numpy as np, pytest, torch
+
+import numpy as np
+import pytest
+import torch
 from fastai.data.core import DataLoaders
+
 from lmnotes.core import InputError, RunError, set_seed
 from lmnotes.data.catalog import find_dataset, load_documents, load_rows
 from lmnotes.data.sources import Patience, converted, hub_files, hub_rows, pick_config
@@ -22,6 +33,7 @@ from lmnotes.data.tokenizers import (
 
 pa = pytest.importorskip('pyarrow')
 import pyarrow.parquet as pq
+
 real = Path(os.environ.get('LMNOTES_DATA_DIR') or Path(__file__).parents[2]/'shared/data')
 needs_real = pytest.mark.skipif(
     not (real / 'MANIFEST.json').is_file(), reason=f'no sample of the real datasets at {real}; set LMNOTES_DATA_DIR'

@@ -1,18 +1,28 @@
 "The suite tells models apart by what they do, refuses what it should, and measures nothing it was not asked"
-import contextlib, io, json, os, random
-import numpy as np, pytest, torch
+import contextlib
+import io
+import json
+import os
+import random
 from pathlib import Path
-import lmnotes.evaluation.tasks as tasks, lmnotes.evaluation.generative_tasks as written, lmnotes.evaluation.long_range
+
+import numpy as np
+import pytest
+import torch
+
+import lmnotes.evaluation.generative_tasks as written
+import lmnotes.evaluation.long_range
+import lmnotes.evaluation.tasks as tasks
 from lmnotes.app.cli import main
-from lmnotes.evaluation.evaluate import *
-from lmnotes.evaluation.tasks import *
 from lmnotes.core import *
-from lmnotes.files import *
 from lmnotes.data.catalog import find_dataset, load_rows
-from lmnotes.data.sft_examples import examples_of
 from lmnotes.data.classification_data import encode_texts, label_text
+from lmnotes.data.sft_examples import examples_of
 from lmnotes.data.sources import Rows
 from lmnotes.data.tokenizers import byte_tokenizer
+from lmnotes.evaluation.evaluate import *
+from lmnotes.evaluation.tasks import *
+from lmnotes.files import *
 from lmnotes.models import build_model
 from lmnotes.models.task_heads import with_head
 from lmnotes.training.checkpoints import save_model

@@ -1,9 +1,15 @@
 "A run as a process: killed, resumed, out of disk; and the wrong things a stranger types"
-import os, signal, subprocess, sys, time
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
-import pytest, torch
+import pytest
+import torch
 from safetensors.torch import load_file
+
 from lmnotes.core import RunError
 from lmnotes.files import read_json, read_jsonl
 
@@ -127,8 +133,8 @@ def test_samples_are_what_the_model_wrote(tmp_path, monkeypatch):
         and [s['input'] for s in a] == [s['input'] for s in other]
         and [s['output'] for s in a] != [s['output'] for s in other]
     )
-    from lmnotes.models import build_model
     from lmnotes.evaluation import generation_eval
+    from lmnotes.models import build_model
     monkeypatch.setattr(
         generation_eval, 'generate_batch', lambda model, tok, prompts, *args, **kwargs: ['xyz'] * len(prompts)
     )
@@ -265,7 +271,8 @@ def test_dry_run_writes_nothing(tmp_path, monkeypatch, capsys):
 
 def test_the_notebook_api(tmp_path, monkeypatch):
     "The lines of the README as they are written there"
-    import pyarrow as pa, pyarrow.parquet as pq
+    import pyarrow as pa
+    import pyarrow.parquet as pq
     root = tmp_path/'root/stanfordnlp__imdb/default'
     root.mkdir(parents=True)
     rows = dict(

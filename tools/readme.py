@@ -1,7 +1,9 @@
 """README.md from `nbs/index.ipynb`: `python tools/readme.py` writes it, `python tools/readme.py --check` only compares.
 
 nbdev's own `nbdev_readme` needs Quarto; a front page of prose and code needs twenty lines."""
-import posixpath, re, sys
+import posixpath
+import re
+import sys
 from pathlib import Path
 
 from nbdev.process import NBProcessor

@@ -1,6 +1,12 @@
 "Run the notebooks, each in a process of its own, so that what one defines or leaves behind cannot reach the next"
-import argparse, importlib, multiprocessing as mp, os, sys, time
+import argparse
+import importlib
+import multiprocessing as mp
+import os
+import sys
+import time
 from pathlib import Path
+
 from nbdev.config import get_config
 from nbdev.doclinks import nbglob
 from nbdev.test import test_nb

@@ -9,12 +9,18 @@ __all__ = ['commands', 'command', 'train_command', 'CompareOptions', 'compare_co
            'models_command', 'DoctorOptions', 'doctor_command', 'normalize', 'parse', 'usage', 'main']
 
 # %% ../../nbs/11_app/01_cli.ipynb #841abde5
-import contextlib, io, os, sys, warnings
-from dataclasses import dataclass, fields, asdict
+import contextlib
+import io
+import os
+import sys
+import warnings
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+
 from tyro.conf import Positional
+
 from .. import __version__
-from ..core import InputError, RunError, Registry, did_you_mean
+from ..core import InputError, Registry, RunError, did_you_mean
 from ..files import *
 from ..training.options import TrainOptions, aliases
 
@@ -156,8 +162,8 @@ def ready_model(
     "A saved model or one of the hub, with its tokenizer"
     from lmnotes.core import pick_device
     from lmnotes.data.tokenizers import get_tokenizer
-    from lmnotes.models import build_model, models
     from lmnotes.files import model_folder
+    from lmnotes.models import build_model, models
     name = o.model.partition('+')[0]
     device = str(pick_device(o.device))
     if name in models:

@@ -15,7 +15,9 @@ def list_datasets(
 )->list: # a dict for each dataset
     "Print every dataset with its task, role, modes and where it can be had now"
     import sys
+
     from rich.console import Console
+
     from lmnotes.data.datasets.corpora import catalog_table
     rows,table = catalog_table(data_dir)
     Console(highlight=False, width=None if sys.stdout.isatty() else 150).print(table)
@@ -34,6 +36,7 @@ def show_dataset(
 ):
     "Print rows of a dataset as the model will see them"
     import sys
+
     from lmnotes.data.catalog import find_dataset, finish_rows, load_documents, load_rows
     from lmnotes.data.sft_examples import examples_of, mark_example, supervised_share
     from lmnotes.data.tokenizers import get_tokenizer

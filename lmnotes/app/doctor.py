@@ -8,7 +8,10 @@ __all__ = ['Finding', 'check_python', 'installed', 'requirements', 'check_packag
            'exit_code', 'doctor']
 
 # %% ../../nbs/11_app/02_doctor.ipynb #cc544a01
-import os, platform, shutil, sys
+import os
+import platform
+import shutil
+import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -132,6 +135,7 @@ def check_speed(m:Machine)->list[Finding]:
 def look()->Machine:
     "This machine"
     import torch
+
     from lmnotes.core import has_fast_bf16, pick_device
     device = pick_device()
     props = torch.cuda.get_device_properties(device) if device.type == 'cuda' else None

@@ -7,6 +7,7 @@ __all__ = ['task_words', 'check_words', 'evaluate_action']
 
 # %% ../../nbs/11_app/07_evaluate_command.ipynb #ee21f70e
 from pathlib import Path
+
 from ..core import InputError, did_you_mean
 
 # %% ../../nbs/11_app/07_evaluate_command.ipynb #fcd225dd
@@ -33,6 +34,7 @@ def evaluate_action(o)->int: # options of the command; the exit code
     import sys
     tasks = check_words(o.model, o.tasks, o.output)
     from rich.console import Console
+
     from lmnotes.evaluation.evaluate import evaluate_model, evaluation_tables
     how = {k: getattr(o, k) for k in ('attn_implementation', 'load_in_4bit', 'load_in_8bit', 'trust_remote_code')}
     r = evaluate_model(

@@ -6,10 +6,13 @@
 __all__ = ['total_steps', 'run_state', 'state_text', 'samples_html', 'LiveMonitor', 'Live', 'live']
 
 # %% ../../nbs/11_app/06_live_monitor.ipynb #12b340c1
-import tempfile, time
+import tempfile
+import time
 from html import escape
 from pathlib import Path
+
 from fastai.callback.core import Callback
+
 from ..core import format_count
 from ..files import *
 from ..files import append_jsonl, read_json, read_jsonl

@@ -7,6 +7,7 @@ __all__ = ['row_html', 'row_caption', 'mask_viewer']
 
 # %% ../../nbs/11_app/05_mask_viewer.ipynb #475165e4
 from html import escape
+
 from ..core import InputError
 
 # %% ../../nbs/11_app/05_mask_viewer.ipynb #7d84ec2c

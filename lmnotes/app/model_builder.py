@@ -8,11 +8,12 @@ __all__ = ['describe', 'code_for', 'draw_description', 'description_table', 'mod
 # %% ../../nbs/11_app/03_model_builder.ipynb #0bfc6162
 import io
 from html import escape
+
 from ..core import *
 from ..models import *
-from ..models.flops_and_memory import *
-from ..models.layers import mixers, ffns, norms
 from ..models.decoder import residuals
+from ..models.flops_and_memory import *
+from ..models.layers import ffns, mixers, norms
 
 # %% ../../nbs/11_app/03_model_builder.ipynb #f1c78951
 def describe(

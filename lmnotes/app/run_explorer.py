@@ -9,7 +9,9 @@ __all__ = ['find_runs', 'filter_runs', 'picked', 'curves_png', 'picked_html', 'R
 import io
 from html import escape
 from pathlib import Path
+
 from fastcore.basics import patch
+
 from ..core import *
 from ..files import *
 

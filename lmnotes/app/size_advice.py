@@ -7,7 +7,9 @@ __all__ = ['recommend']
 
 # %% ../../nbs/11_app/09_size_advice.ipynb #efcc3c6a
 import time
+
 import torch
+
 from ..core import *
 from ..data.shards import *
 from ..models import build_model, models

@@ -7,9 +7,13 @@ __all__ = ['benches', 'bench_modules', 'bench_names', 'get_bench', 'worst', 'is_
            'run_bench', 'run_benches']
 
 # %% ../../nbs/10_benchmarks/01_bench.ipynb #ea0f068e
-import importlib, inspect, sys, time
+import importlib
+import inspect
+import sys
+import time
 from pathlib import Path
-from ..core import Registry, InputError, did_you_mean, env_info, pick_device
+
+from ..core import InputError, Registry, did_you_mean, env_info, pick_device
 from ..files import *
 from ..files import write_json
 

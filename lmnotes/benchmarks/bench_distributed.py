@@ -8,14 +8,23 @@ __all__ = ['CASES', 'TARGETS', 'case_of', 'rank_errors', 'accumulation_error', '
            'bench_distributed']
 
 # %% ../../nbs/10_benchmarks/09_bench_distributed.ipynb #1bf620ea
-import json, os, shutil, signal, subprocess, sys, tempfile, time
-import numpy as np
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
 from contextlib import contextmanager
 from pathlib import Path
+
+import numpy as np
+
+from .bench import benches
 from ..core import InputError, RunError, did_you_mean
 from ..files import *
 from ..files import read_jsonl
-from .bench import benches
 from ..training.distributed import difference, is_main, letters_file, ranks, run_ranks, train_together
 
 # %% ../../nbs/10_benchmarks/09_bench_distributed.ipynb #dc13adeb

@@ -6,21 +6,28 @@
 __all__ = ['RL', 'TARGETS', 'Additions', 'addition_rows', 'addition_data', 'exact', 'half_knowing', 'learn_from', 'bench_grpo']
 
 # %% ../../nbs/10_benchmarks/14_bench_grpo.ipynb #faf56699
-import random, re, shutil, tempfile, time, torch
+import random
+import re
+import shutil
+import tempfile
+import time
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
-from ..core import seed_for, set_seed
-from ..files import *
-from ..files import read_jsonl
+
+import torch
+
 from .bench import benches
 from ..comparison.statistics import t_interval
-from ..data.catalog import Answered, load_rows, find_dataset
-from ..data.sft_examples import examples_of
+from ..core import seed_for, set_seed
 from ..data.answer_metrics import same_number
+from ..data.catalog import Answered, find_dataset, load_rows
+from ..data.sft import TaskData
+from ..data.sft_examples import examples_of
 from ..data.sources import Rows
 from ..data.tokenizers import get_tokenizer
-from ..data.sft import TaskData
+from ..files import *
+from ..files import read_jsonl
 from ..models import build_model
 from ..models.generation import generate_batch
 

@@ -6,9 +6,11 @@
 __all__ = ['SIZES', 'TARGETS', 'head_problem', 'head_step', 'max_error', 'bench_head']
 
 # %% ../../nbs/10_benchmarks/03_bench_head.ipynb #437a19af
-import torch, torch.nn.functional as F
-from ..core import InputError, has_fast_bf16
+import torch
+import torch.nn.functional as F
+
 from .bench import benches, worst
+from ..core import InputError, has_fast_bf16
 from ..evaluation.memory import frozen_gc, peak_memory
 from ..evaluation.speed import interleave, paired_ratio
 from ..models.chunked_loss import head_loss

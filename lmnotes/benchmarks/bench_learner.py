@@ -7,14 +7,18 @@ __all__ = ['HYPER', 'TARGETS', 'StopWatch', 'bare_loop', 'WatchCallback', 'Watch
            'bench_learner']
 
 # %% ../../nbs/10_benchmarks/04_bench_learner.ipynb #e3dc1fae
-import tempfile, time, torch
+import tempfile
+import time
 from contextlib import nullcontext
+
+import torch
 from fastai.callback.core import Callback, CancelValidException
-from ..core import InputError, did_you_mean, pick_dtype, set_seed
+
 from .bench import benches, worst
+from ..core import InputError, did_you_mean, pick_dtype, set_seed
+from ..data.dataloader import load_data
 from ..evaluation.memory import frozen_gc
 from ..evaluation.speed import interleave, paired_ratio, synchronize
-from ..data.dataloader import load_data
 from ..models import build_model
 from ..models.decoder import sizes
 from ..training.assemble import lm_learner

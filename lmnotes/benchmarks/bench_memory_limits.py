@@ -6,8 +6,8 @@
 __all__ = ['STRESS_TARGETS', 'bench_stress']
 
 # %% ../../nbs/10_benchmarks/15_bench_memory_limits.ipynb #92357436
-from ..core import *
 from .bench import benches
+from ..core import *
 from ..evaluation.memory_limits import *
 
 # %% ../../nbs/10_benchmarks/15_bench_memory_limits.ipynb #cc0ab5ca

@@ -8,19 +8,22 @@ __all__ = ['TARGETS', 'MODELS', 'packing_examples', 'packing_errors', 'compare_m
 
 # %% ../../nbs/10_benchmarks/07_bench_packing.ipynb #deb5061d
 import os
-import numpy as np, torch
+
+import numpy as np
+import torch
+
+from .bench import benches, worst
+from .bench_head import max_error
 from ..core import InputError, did_you_mean, pick_dtype, set_seed
 from ..data.catalog import catalog, find_dataset, load_rows
-from ..data.sft_examples import examples_of
 from ..data.sequence_packing import *
+from ..data.sft_examples import examples_of
 from ..data.tokenizers import get_tokenizer
+from ..evaluation.memory import frozen_gc
+from ..evaluation.speed import interleave, train_step
 from ..models import build_model
 from ..models.decoder import sizes
 from ..models.hf_load import hub_model
-from .bench import benches, worst
-from .bench_head import max_error
-from ..evaluation.memory import frozen_gc
-from ..evaluation.speed import interleave, train_step
 
 # %% ../../nbs/10_benchmarks/07_bench_packing.ipynb #534431f2
 def packing_examples(

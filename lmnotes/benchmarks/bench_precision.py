@@ -6,16 +6,20 @@
 __all__ = ['dtypes', 'TARGETS', 'precise_step', 'speed_rows', 'trained_loss', 'loss_figures', 'bench_precision']
 
 # %% ../../nbs/10_benchmarks/10_bench_precision.ipynb #3228e180
-import math, statistics, torch
+import math
+import statistics
+
+import torch
 from fastai.callback.core import Callback, CancelValidException
-from ..core import InputError, did_you_mean, has_fast_bf16, pick_dtype, set_seed
+
 from .bench import benches, worst
+from ..core import InputError, did_you_mean, has_fast_bf16, pick_dtype, set_seed
+from ..data.dataloader import load_data
 from ..evaluation.memory import frozen_gc, release_memory
 from ..evaluation.speed import interleave, matmul_peak, mfu, paired_ratio
-from ..data.dataloader import load_data
 from ..models import build_model
-from ..models.flops_and_memory import model_flops
 from ..models.decoder import sizes
+from ..models.flops_and_memory import model_flops
 from ..training.assemble import lm_learner
 from ..training.learner import evaluate
 from ..training.schedules import Schedule

@@ -7,9 +7,12 @@ __all__ = ['WORDS', 'MIXERS', 'SHAPE', 'SIZES', 'TARGETS', 'recall_batch', 'copy
            'recall_at', 'copy_at', 'bench_recall']
 
 # %% ../../nbs/10_benchmarks/06_bench_recall.ipynb #891b409a
-import torch, lmnotes.models.recurrent, lmnotes.models.resonance
-from ..core import InputError, seed_for
+import torch
+
+import lmnotes.models.recurrent
+import lmnotes.models.resonance
 from .bench import benches
+from ..core import InputError, seed_for
 from ..models import build_model, count_parameters
 
 # %% ../../nbs/10_benchmarks/06_bench_recall.ipynb #0422be3e

@@ -7,13 +7,17 @@ __all__ = ['SIZES', 'TARGETS', 'core_steps', 'layer_steps', 'growth_times', 'rec
            'bench_resonance']
 
 # %% ../../nbs/10_benchmarks/05_bench_resonance.ipynb #ddca3d8a
-import math, torch, torch.nn.functional as F
-from ..core import InputError, has_fast_bf16, keep_memory
+import math
+
+import torch
+import torch.nn.functional as F
+
 from .bench import benches, worst
+from ..core import InputError, has_fast_bf16, keep_memory
 from ..evaluation.memory import frozen_gc, peak_memory
 from ..evaluation.speed import interleave, paired_ratio
-from ..models.layers import Attention, Context, mixers, rope_tables
 from ..models.decoder import LM, LMCache, LMConfig
+from ..models.layers import Attention, Context, mixers, rope_tables
 from ..models.resonance import Resonance
 
 # %% ../../nbs/10_benchmarks/05_bench_resonance.ipynb #ecf27ba5

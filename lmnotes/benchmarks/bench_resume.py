@@ -7,13 +7,21 @@ __all__ = ['small', 'guest', 'runs', 'TARGETS', 'run_in', 'spawn', 'steps_logged
            'live_through', 'same_end', 'equal', 'small_disk', 'full_disk', 'bench_resume']
 
 # %% ../../nbs/10_benchmarks/11_bench_resume.ipynb #6c0c48ff
-import multiprocessing as mp, random, shutil, subprocess, sys, tempfile, threading, time
+import multiprocessing as mp
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
+
+from .bench import benches
 from ..core import RunError
 from ..files import *
 from ..files import read_json, read_jsonl
-from .bench import benches
 
 # %% ../../nbs/10_benchmarks/11_bench_resume.ipynb #32125b5d
 small = dict(
@@ -49,6 +57,7 @@ runs = dict(
 def run_in(options, folder, resume): # a child's whole life
     import torch
     from tqdm import tqdm
+
     from lmnotes.training.train import train
     torch.set_num_threads(1)
     # its own lock belongs to all processes, and one that is killed would leave it behind
@@ -66,7 +75,7 @@ def run_in(options, folder, resume): # a child's whole life
 
 def spawn(options, folder):
     "Start a run, or go on with it where it has a checkpoint"
-    from lmnotes.benchmarks.bench_resume import run_in # a process imports it from the package
+    from lmnotes.benchmarks.bench_resume import run_in  # a process imports it from the package
     ctx = mp.get_context('forkserver')
     ctx.set_forkserver_preload(
         [
@@ -190,6 +199,7 @@ def full_disk(
 )->float|None: # 1.: a clear error, and the checkpoint before is whole; None: no disk of our own here
     "What happens when the disk fills up during a save"
     from safetensors.torch import load_file
+
     from lmnotes.files import find_checkpoint
     with small_disk() as disk:
         if disk is None: return None

@@ -7,10 +7,13 @@ __all__ = ['WAYS', 'VOCAB', 'TARGETS', 'way', 'random_batch', 'gradients', 'wors
            'memory_of', 'memory_slopes', 'step_times', 'bench_reversible']
 
 # %% ../../nbs/10_benchmarks/02_bench_reversible.ipynb #35b84196
-import statistics, torch
-from ..core import InputError, did_you_mean, has_fast_bf16, set_seed
+import statistics
+
+import torch
+
 from .bench import benches, worst
-from ..evaluation.memory import frozen_gc, held_bytes, peak_memory, per_layer, lm_loss
+from ..core import InputError, did_you_mean, has_fast_bf16, set_seed
+from ..evaluation.memory import frozen_gc, held_bytes, lm_loss, peak_memory, per_layer
 from ..evaluation.speed import interleave, paired_ratio, train_step
 from ..models import build_model
 from ..models.decoder import sizes

@@ -7,15 +7,21 @@ __all__ = ['TARGETS', 'token_pool', 'make_shards', 'read_raw', 'anonymous_bytes'
            'bench_shards']
 
 # %% ../../nbs/10_benchmarks/08_bench_shards.ipynb #be51548a
-import os, shutil, sys, tempfile, time
-import numpy as np
+import os
+import shutil
+import sys
+import tempfile
+import time
 from functools import lru_cache
 from pathlib import Path
+
+import numpy as np
+
+from .bench import benches
 from ..core import InputError, seed_for
 from ..data.catalog import find_dataset, load_documents
 from ..data.shards import *
 from ..data.tokenizers import bpe_tokenizer, encode_documents
-from .bench import benches
 from ..evaluation.memory import frozen_gc, release_memory
 from ..evaluation.speed import interleave, paired_ratio
 

@@ -7,18 +7,28 @@ __all__ = ['LAYOUTS', 'SHAPES', 'QUICK', 'SPELLING', 'TARGETS', 'float_model', '
            'file_figures', 'memory_added', 'seconds_to_write', 'decoding', 'bench_ternary']
 
 # %% ../../nbs/10_benchmarks/13_bench_ternary.ipynb #c00d2a0a
-import contextlib, copy, json, os, subprocess, sys, tempfile, time, torch
+import contextlib
+import copy
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
-from ..core import InputError, did_you_mean, set_seed
+
+import torch
+
 from .bench import benches
+from ..core import InputError, did_you_mean, set_seed
 from ..evaluation.memory import frozen_gc
 from ..evaluation.speed import interleave
 from ..models import build_model
 from ..models.decoder import LMCache
-from ..quantizers.ste import quantize
 from ..quantizers.bitpacking import read_packed
-from ..quantizers.packed_model import bits_per_weight, load_packed, pack
 from ..quantizers.kernels import kernel_path
+from ..quantizers.packed_model import bits_per_weight, load_packed, pack
+from ..quantizers.ste import quantize
 
 # %% ../../nbs/10_benchmarks/13_bench_ternary.ipynb #459ec27c
 LAYOUTS = ('base3', '2bit')

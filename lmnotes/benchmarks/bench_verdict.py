@@ -7,13 +7,16 @@ __all__ = ['TARGETS', 'Pool', 'small_models', 'token_pool', 'text_pool', 'task_p
            'bench_verdict']
 
 # %% ../../nbs/10_benchmarks/12_bench_verdict.ipynb #ea97495b
-import numpy as np, torch
 from dataclasses import dataclass
-from ..core import set_seed
+
+import numpy as np
+import torch
+
 from .bench import benches
-from ..evaluation.metrics import evaluate_lm, window_bpb
 from ..comparison.statistics import *
 from ..comparison.statistics import _noise
+from ..core import set_seed
+from ..evaluation.metrics import evaluate_lm, window_bpb
 
 # %% ../../nbs/10_benchmarks/12_bench_verdict.ipynb #ce32bf75
 @dataclass

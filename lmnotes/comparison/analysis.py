@@ -10,13 +10,15 @@ __all__ = ['window_metrics', 'difference_of', 'task_difference', 'gather', 'diff
 import math
 from collections import Counter
 from pathlib import Path
+
 import numpy as np
-from ..core import *
-from .experiment_run import *
+
 from .dynamics import dynamics_of, loss_log
-from ..evaluation.metrics import *
+from .experiment_run import *
 from .spec import *
 from .statistics import *
+from ..core import *
+from ..evaluation.metrics import *
 
 # %% ../../nbs/08_comparison/09_analysis.ipynb #ce4b9fce
 def _per_token(s, x):

@@ -9,6 +9,7 @@ __all__ = ['Budget', 'parse_budget', 'budget_options', 'fit_width', 'shape_for']
 import math
 from bisect import bisect_left
 from dataclasses import dataclass
+
 from ..core import *
 
 # %% ../../nbs/08_comparison/02_budgets.ipynb #f4b09af1

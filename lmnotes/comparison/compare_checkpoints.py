@@ -9,15 +9,17 @@ __all__ = ['about_weights', 'text_pieces', 'piece_scores', 'reads_with', 'compar
 import hashlib
 from datetime import datetime
 from pathlib import Path
+
 import numpy as np
-from ..core import *
-from ..files import *
-from .comparison import Comparison, _new_folder
+
 from .analysis import *
-from ..evaluation.metrics import *
-from ..reports.comparison_report import *
+from .comparison import Comparison, _new_folder
 from .statistics import *
+from ..core import *
+from ..evaluation.metrics import *
 from ..evaluation.tasks import choice_nll, run_suite
+from ..files import *
+from ..reports.comparison_report import *
 
 # %% ../../nbs/08_comparison/11_compare_checkpoints.ipynb #8d9a0e7e
 def text_pieces(
@@ -89,8 +91,8 @@ def _reader(model, name, tokenizer): # the tokenizer of a model
 
 def _opened(name, model, tokenizer): # (model, tokenizer) of an object or a folder
     if isinstance(model, (str, Path)):
-        from lmnotes.models.decoder import build_model
         from lmnotes.files import model_folder
+        from lmnotes.models.decoder import build_model
         folder = str(model_folder(Path(model).expanduser()))
         model = build_model(folder)
         if not (tokenizer.get(name) if isinstance(tokenizer, dict) else tokenizer):

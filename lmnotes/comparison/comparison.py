@@ -9,16 +9,18 @@ __all__ = ['flops_formula', 'Comparison', 'rich_table', 'task_table', 'plan_line
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
+
 from fastcore.basics import patch
-from ..core import *
-from ..files import *
-from .experiment_run import *
+
 from .analysis import *
 from .efficiency import measure_costs
 from .executors import *
-from ..evaluation.metrics import LMScores
-from .spec import *
+from .experiment_run import *
 from .lr_search import tune_rates
+from .spec import *
+from ..core import *
+from ..evaluation.metrics import LMScores
+from ..files import *
 from ..reports.comparison_report import *
 
 # %% ../../nbs/08_comparison/10_comparison.ipynb #662aa169

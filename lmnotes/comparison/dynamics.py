@@ -7,8 +7,10 @@ __all__ = ['loss_log', 'running', 'unrest', 'span', 'final_loss', 'tokens_to', '
 
 # %% ../../nbs/08_comparison/04_dynamics.ipynb #8318e792
 import math
-import numpy as np
 from pathlib import Path
+
+import numpy as np
+
 from ..core import *
 from ..files import *
 

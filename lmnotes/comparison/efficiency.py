@@ -8,9 +8,12 @@ __all__ = ['cost_measures', 'quartiles', 'training_costs', 'decoding_costs', 'me
 # %% ../../nbs/08_comparison/07_efficiency.ipynb #5e3e829c
 import gc
 from contextlib import contextmanager
-import numpy as np, torch
-from ..core import *
+
+import numpy as np
+import torch
+
 from .spec import *
+from ..core import *
 
 # %% ../../nbs/08_comparison/07_efficiency.ipynb #813d5ac6
 def quartiles(x)->dict:

@@ -7,12 +7,19 @@ __all__ = ['launchers', 'run_local', 'serve', 'Worker', 'lost_cell', 'run_proces
            'check_launcher', 'work_off', 'to_do']
 
 # %% ../../nbs/08_comparison/08_executors.ipynb #164d01ae
-import json, os, queue, signal, subprocess, sys, threading
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
 from pathlib import Path
-from ..core import *
-from ..files import *
+
 from .experiment_run import *
 from .spec import *
+from ..core import *
+from ..files import *
 
 # %% ../../nbs/08_comparison/08_executors.ipynb #8e521606
 launchers = Registry('launcher')
@@ -27,7 +34,9 @@ def serve(root):
     "Work off the cells named on standard input, a line of JSON each, and answer each with a line"
     answers = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1) # whatever is printed belongs into the log
-    import torch, lmnotes.all
+    import torch
+
+    import lmnotes.all
     p = Plan.load(Path(root)/'plan.json')
     if p.threads: torch.set_num_threads(p.threads)
     for line in sys.stdin:
@@ -118,7 +127,9 @@ def _ray():
 
 def ray_cell(root, job):
     "One cell on a Ray worker"
-    import torch, lmnotes.all
+    import torch
+
+    import lmnotes.all
     p = Plan.load(Path(root)/'plan.json')
     if p.threads: torch.set_num_threads(p.threads)
     run_cell(p, *job, root)

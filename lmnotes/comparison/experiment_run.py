@@ -7,16 +7,22 @@ __all__ = ['cell_options', 'loss_curve', 'CellResult', 'write_cell', 'is_finishe
            'run_cell', 'fail_cell', 'controls_for']
 
 # %% ../../nbs/08_comparison/05_experiment_run.ipynb #728aef1c
-import gc, io, math, shutil
+import gc
+import io
+import math
+import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-import numpy as np, torch
-from ..core import *
-from ..files import *
+
+import numpy as np
+import torch
+
 from .budgets import *
 from .dynamics import loss_log
-from ..evaluation.metrics import *
 from .spec import *
+from ..core import *
+from ..evaluation.metrics import *
+from ..files import *
 
 # %% ../../nbs/08_comparison/05_experiment_run.ipynb #2312665a
 def cell_options(p:Plan, arm, ds, seed, path)->dict:

@@ -8,11 +8,13 @@ __all__ = ['tuning_data', 'tuning_seed', 'trial_options', 'trial_steps', 'tune_a
 # %% ../../nbs/08_comparison/06_lr_search.ipynb #22893d0e
 import copy
 from dataclasses import replace
+
 import numpy as np
-from ..core import *
+
 from .budgets import budget_options
 from .experiment_run import cell_options
 from .spec import *
+from ..core import *
 from ..training.options import TrainOptions, options_from
 
 # %% ../../nbs/08_comparison/06_lr_search.ipynb #18843402

@@ -10,11 +10,13 @@ __all__ = ['folder_name', 'Arm', 'parse_arm', 'Plan', 'load_for', 'build_for', '
 import re
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
-from fastcore.basics import patch
 from pathlib import Path
+
+from fastcore.basics import patch
+
+from .budgets import *
 from ..core import *
 from ..files import *
-from .budgets import *
 from ..training.options import TrainOptions, check_options, options_from
 
 # %% ../../nbs/08_comparison/03_spec.ipynb #89f8dc9f
@@ -143,8 +145,8 @@ def load_for(o:TrainOptions, dataset, seed=0):
 
 def build_for(o:TrainOptions, arm, vocab_size, seed=0, **shape):
     "An arm with fresh weights, as `train` would build it, rewritten as it will be scored; a folder with its own"
-    from lmnotes.models.decoder import build_model, find_rewrite
     from lmnotes.files import model_folder
+    from lmnotes.models.decoder import build_model, find_rewrite
     from lmnotes.training.train import model_from
     a = parse_arm(arm)
     model = (
@@ -292,6 +294,7 @@ def _shapes(arms, b, o, data): # arm -> overrides at which parameters match
 def _checked(arms, names, seeds, b, o, max_windows, test):
     "Load each dataset and build each arm, so that a name that does not exist is found now"
     import torch
+
     from lmnotes.models.flops_and_memory import model_flops
     _check_arms(arms, o)
     data = {d: load_for(o, d, seeds[0]) for d in names}

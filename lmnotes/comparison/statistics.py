@@ -8,10 +8,12 @@ __all__ = ['t_interval', 'cluster_means', 'neighbour_clusters', 'bootstrap_se', 
            'verdict', 'holm', 'detectable_in', 'settle']
 
 # %% ../../nbs/08_comparison/01_statistics.ipynb #9b0f00f1
-import numpy as np
 from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
+
+import numpy as np
 from scipy import stats
+
 from ..core import *
 
 # %% ../../nbs/08_comparison/01_statistics.ipynb #dab37a2a

@@ -7,9 +7,11 @@ __all__ = ['normalize_answer', 'exact_match', 'token_f1', 'numbers_of', 'last_nu
            'choice_letter', 'scale_score', 'tags_of', 'tag_accuracy', 'entity_spans', 'entity_f1']
 
 # %% ../../nbs/01_data/04_answer_metrics.ipynb #3326692c
-import re, string
+import re
+import string
 from collections import Counter
 from fractions import Fraction
+
 from ..core import *
 
 # %% ../../nbs/01_data/04_answer_metrics.ipynb #2a257c02

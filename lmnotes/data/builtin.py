@@ -8,9 +8,15 @@ __all__ = ['python_cap', 'stories', 'embedded', 'entity_tags', 'library_files', 
            'embedded_hash']
 
 # %% ../../nbs/01_data/02_builtin.ipynb #8a26b039
-import ast, gc, hashlib, random, re, sysconfig
+import ast
+import gc
+import hashlib
+import random
+import re
+import sysconfig
 from functools import cache
 from pathlib import Path
+
 from ..core import *
 from .sources import *
 

@@ -8,12 +8,18 @@ __all__ = ['kinds', 'catalog', 'short_names', 'Dataset', 'dataset', 'ask', 'Answ
            'finish_documents', 'finish_rows']
 
 # %% ../../nbs/01_data/05_catalog.ipynb #c216184c
-import importlib, os, random, re, string
+import importlib
+import os
+import random
+import re
+import string
+
 from fastcore.basics import patch
+
 from ..core import *
-from .sources import *
-from .builtin import *
 from .answer_metrics import *
+from .builtin import *
+from .sources import *
 
 # %% ../../nbs/01_data/05_catalog.ipynb #6682fe73
 kinds = (

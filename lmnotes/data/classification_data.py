@@ -8,20 +8,24 @@ __all__ = ['head_of', 'check_head', 'label_text', 'label_list', 'label_id', 'enc
            'LabelData', 'label_data']
 
 # %% ../../nbs/01_data/21_classification_data.ipynb #7110c284
-import hashlib, os
-import numpy as np, torch
-from fastai.data.core import DataLoaders
+import hashlib
+import os
 from functools import lru_cache
 from pathlib import Path
+
+import numpy as np
+import torch
+from fastai.data.core import DataLoaders
+
 from ..core import *
-from .dataloader import _stamp
+from .builtin import embedded
 from .catalog import *
+from .dataloader import _stamp
 from .datasets.classification import SentenceSimilarity
 from .datasets.corpora import check_role, taint_note
-from .builtin import embedded
-from .sft_examples import OwnPairs, own_pairs
-from .sequence_packing import *
 from .datasets.questions import SQuAD
+from .sequence_packing import *
+from .sft_examples import OwnPairs, own_pairs
 from .tokenizers import *
 
 # %% ../../nbs/01_data/21_classification_data.ipynb #fe89ac6b

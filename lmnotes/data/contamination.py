@@ -9,7 +9,9 @@ __all__ = ['plain_words', 'Contamination', 'contamination', 'contamination_table
 import re
 from dataclasses import dataclass, field
 from itertools import repeat
+
 import numpy as np
+
 from ..core import *
 from .sources import content_hash
 

@@ -6,21 +6,25 @@
 __all__ = ['Blocks', 'epoch_order', 'BlockLoader', 'ahead', 'fingerprint', 'LMData', 'documents_of', 'is_shards', 'load_data']
 
 # %% ../../nbs/01_data/09_dataloader.ipynb #a7e921b7
-import hashlib, os
+import hashlib
+import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from itertools import islice
-import numpy as np, torch
+from pathlib import Path
+
+import numpy as np
+import torch
 from fastai.data.core import DataLoaders
 from fastcore.basics import patch
-from functools import lru_cache
-from pathlib import Path
+
 from ..core import *
-from .sources import *
 from .builtin import *
-from .tokenizers import *
 from .catalog import *
 from .datasets.corpora import check_role, taint_note
+from .sources import *
+from .tokenizers import *
 
 # %% ../../nbs/01_data/09_dataloader.ipynb #4d318492
 class Blocks:

@@ -7,7 +7,10 @@ __all__ = ['with_mask', 'damage', 'MaskedLoader', 'masked_data']
 
 # %% ../../nbs/01_data/10_masked_lm.ipynb #0978f3d1
 import copy
-import numpy as np, torch
+
+import numpy as np
+import torch
+
 from ..core import *
 from .dataloader import *
 

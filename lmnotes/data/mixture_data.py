@@ -7,15 +7,17 @@ __all__ = ['shared_tokenizer', 'MixtureData', 'mixture_data']
 
 # %% ../../nbs/01_data/19_mixture_data.ipynb #f8f37b65
 import hashlib
+
 import numpy as np
 from fastai.data.core import DataLoaders
+
 from ..core import *
-from ..files import *
-from .tokenizers import *
 from .catalog import *
-from .datasets.corpora import check_role
 from .dataloader import *
+from .datasets.corpora import check_role
 from .mixtures import *
+from .tokenizers import *
+from ..files import *
 
 # %% ../../nbs/01_data/19_mixture_data.ipynb #a96bef49
 def shared_tokenizer(

@@ -8,11 +8,13 @@ __all__ = ['N_BLOCK', 'PHI', 'check_rates', 'capped', 'size_rates', 'token_rates
            'per_source', 'spread']
 
 # %% ../../nbs/01_data/13_mixtures.ipynb #fac8fa08
-import numpy as np, torch
+import numpy as np
+import torch
 from fastcore.basics import patch
+
 from ..core import *
-from .dataloader import *
 from .catalog import *
+from .dataloader import *
 
 # %% ../../nbs/01_data/13_mixtures.ipynb #3e3d8384
 def check_rates(

@@ -6,7 +6,9 @@
 __all__ = ['split_pair', 'pair_batch', 'PairLoader', 'pair_loader']
 
 # %% ../../nbs/01_data/20_seq2seq.ipynb #a580bde1
-import numpy as np, torch
+import numpy as np
+import torch
+
 from ..core import *
 from .sequence_packing import *
 

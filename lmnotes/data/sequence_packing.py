@@ -8,8 +8,11 @@ __all__ = ['fill', 'alone', 'best_fit', 'pack', 'fit_to', 'answers_cut', 'Packed
 
 # %% ../../nbs/01_data/12_sequence_packing.ipynb #7792b5d4
 import bisect
-import numpy as np, torch
+
+import numpy as np
+import torch
 from fastcore.basics import patch
+
 from ..core import *
 from .dataloader import *
 

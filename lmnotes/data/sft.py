@@ -6,19 +6,22 @@
 __all__ = ['TaskData', 'task_data']
 
 # %% ../../nbs/01_data/17_sft.ipynb #41f9440b
-import hashlib, os
-from fastai.data.core import DataLoaders
+import hashlib
+import os
 from functools import lru_cache, partial
 from pathlib import Path
+
+from fastai.data.core import DataLoaders
+
 from ..core import *
 from .builtin import embedded
-from .tokenizers import *
 from .catalog import *
 from .dataloader import *
-from .sft_examples import *
-from .sequence_packing import *
-from .seq2seq import *
 from .datasets.corpora import check_role, taint_note
+from .seq2seq import *
+from .sequence_packing import *
+from .sft_examples import *
+from .tokenizers import *
 
 # %% ../../nbs/01_data/17_sft.ipynb #826b5740
 class TaskData(DataLoaders):

@@ -9,11 +9,13 @@ __all__ = ['encode_example', 'encode_examples', 'chat_example', 'templated', 'ex
 # %% ../../nbs/01_data/11_sft_examples.ipynb #ba985b24
 import html
 from pathlib import Path
+
 import numpy as np
+
 from ..core import *
+from .catalog import *
 from .sources import *
 from .tokenizers import *
-from .catalog import *
 
 # %% ../../nbs/01_data/11_sft_examples.ipynb #0cc909b2
 def encode_example(

@@ -6,16 +6,19 @@
 __all__ = ['cache_folder', 'divided', 'ShardData', 'shard_data']
 
 # %% ../../nbs/01_data/18_shard_data.ipynb #556d4bf6
-import hashlib, os
+import hashlib
+import os
+from pathlib import Path
+
 import numpy as np
 from fastai.data.core import DataLoaders
-from pathlib import Path
+
 from ..core import *
-from ..files import *
-from .tokenizers import *
 from .dataloader import *
 from .datasets.corpora import taint_note
 from .shards import *
+from .tokenizers import *
+from ..files import *
 
 # %% ../../nbs/01_data/18_shard_data.ipynb #de4d09e9
 def cache_folder()->Path:

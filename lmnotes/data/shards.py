@@ -7,19 +7,27 @@ __all__ = ['shard_kinds', 'LARGEST', 'shard_files', 'shard_splits', 'open_shard'
            'ShardReport', 'shard_meta', 'validate', 'split', 'Shards', 'block_order', 'ShardLoader', 'tokenize']
 
 # %% ../../nbs/01_data/15_shards.ipynb #bbea961c
-import hashlib, math, os, time, zipfile, zlib
-import numpy as np, torch
+import hashlib
+import math
+import os
+import time
+import zipfile
+import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
+
+import numpy as np
+import torch
+
 from ..core import *
-from ..files import *
-from .dataloader import *
 from .catalog import *
+from .dataloader import *
 from .datasets.corpora import check_role
 from .tokenizers import *
+from ..files import *
 
 # %% ../../nbs/01_data/15_shards.ipynb #c068eb23
 shard_kinds = '.npy', '.pt'

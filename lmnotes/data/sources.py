@@ -9,13 +9,22 @@ __all__ = ['readers', 'ways_on', 'converted', 'Rows', 'read_file', 'local_config
            'held_out']
 
 # %% ../../nbs/01_data/01_sources.ipynb #acd6b520
-import csv, hashlib, json, math, os, re, socket, sys, time
+import csv
+import hashlib
+import json
+import math
+import os
+import re
+import socket
+import sys
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 from urllib.request import getproxies
+
 from ..core import *
 
 # %% ../../nbs/01_data/01_sources.ipynb #4279e9e4
@@ -71,7 +80,8 @@ def _inner(f): # what a list of labels is a list of
 
 def _read_parquet(path)->Rows:
     try:
-        import pyarrow as pa, pyarrow.parquet as pq
+        import pyarrow as pa
+        import pyarrow.parquet as pq
     except ImportError:
         raise InputError(f'reading {path} needs pyarrow: `pip install pyarrow`, or give jsonl, csv or txt') from None
     try:

@@ -7,21 +7,26 @@ __all__ = ['RemoteFile', 'StreamSource', 'stream_source', 'Place', 'Walk', 'Samp
            'StreamData', 'stream_data']
 
 # %% ../../nbs/01_data/14_streaming.ipynb #f947857b
-import hashlib, json, os
-import numpy as np, torch
+import hashlib
+import json
+import os
 from collections import deque
 from dataclasses import asdict, dataclass, replace
-from fastai.data.core import DataLoaders
-from fastcore.basics import patch
 from itertools import count as numbers, islice
 from pathlib import Path
+
+import numpy as np
+import torch
+from fastai.data.core import DataLoaders
+from fastcore.basics import patch
+
 from ..core import *
-from .sources import *
 from .builtin import embedded
-from .tokenizers import *
 from .catalog import *
-from .datasets.corpora import check_role, taint_note
 from .dataloader import *
+from .datasets.corpora import check_role, taint_note
+from .sources import *
+from .tokenizers import *
 
 # %% ../../nbs/01_data/14_streaming.ipynb #78ec7488
 class RemoteFile:
@@ -57,7 +62,8 @@ class RemoteFile:
 # %% ../../nbs/01_data/14_streaming.ipynb #ea722e2c
 def _parquet_file(source, f):
     try:
-        import pyarrow as pa, pyarrow.parquet as pq
+        import pyarrow as pa
+        import pyarrow.parquet as pq
     except ImportError:
         raise InputError(
             f"reading '{source.name}' needs pyarrow: `pip install pyarrow`, or give jsonl, csv or txt"

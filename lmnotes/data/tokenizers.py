@@ -8,14 +8,19 @@ __all__ = ['EOS', 'PAD', 'UNK', 'own_tokenizers', 'sized_tokenizers', 'tokenizer
            'get_tokenizer', 'tokenizer_kind', 'encode_documents', 'encode_each', 'token_bytes']
 
 # %% ../../nbs/01_data/03_tokenizers.ipynb #c955dc84
-import io, json, re
-import numpy as np, torch
+import io
+import json
+import re
 from collections import Counter
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
+
+import numpy as np
+import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
 from ..core import *
 from .sources import offline_if_silent
 

@@ -6,14 +6,17 @@
 __all__ = ['PictureLoader', 'PictureData', 'picture_data', 'find_processor']
 
 # %% ../../nbs/01_data/22_vision_language.ipynb #e1ff62dc
-import hashlib, os
+import hashlib
+import os
+
 from fastai.data.core import DataLoaders
+
 from ..core import *
+from .catalog import *
+from .dataloader import *
+from .datasets.corpora import *
 from .sources import offline_if_silent
 from .tokenizers import *
-from .catalog import *
-from .datasets.corpora import *
-from .dataloader import *
 
 # %% ../../nbs/01_data/22_vision_language.ipynb #76ae3bfa
 class PictureLoader(BlockLoader):

@@ -8,20 +8,25 @@ __all__ = ['measurements', 'item_error', 'lm_data', 'tokenizer_label', 'characte
            'evaluation_tables', 'run_suite']
 
 # %% ../../nbs/05_evaluation/09_evaluate.ipynb #3ce3c97a
-import math, os
+import math
+import os
 from pathlib import Path
-import numpy as np, torch
+
+import numpy as np
+import torch
+
 from ..core import *
-from ..files import *
-from ..data.dataloader import LMData, is_shards
 from ..data.catalog import find_dataset
+from ..data.dataloader import LMData, is_shards
 from ..data.sft_examples import own_pairs
 from ..data.sources import own_texts
 from ..data.tokenizers import encode_documents, tokenizer_kind
-from .metrics import evaluate_lm, metrics_of
-from .tasks import *
 from .generative_tasks import held_documents
 from .memory_limits import memory_course, random_tokens
+from .metrics import evaluate_lm, metrics_of
+from .tasks import *
+from ..files import *
+
 _all_ = ['run_suite']
 
 # %% ../../nbs/05_evaluation/09_evaluate.ipynb #99752dfe
@@ -170,9 +175,9 @@ def read_model(
 )->tuple: # the model, its tokenizer
     "A saved model with its tokenizer"
     from lmnotes.data.tokenizers import get_tokenizer
+    from lmnotes.files import model_folder
     from lmnotes.models import build_model, models
     from lmnotes.models.hf_load import find_model
-    from lmnotes.files import model_folder
     base,plus,rest = str(name).partition('+')
     if base in models:
         raise InputError(f"'{base}' is a recipe with random weights; train it first, and give the folder of the run")

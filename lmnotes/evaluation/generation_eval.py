@@ -8,16 +8,21 @@ __all__ = ['metric_names', 'Asked', 'fixed_items', 'metric_of', 'score_name', 'a
            'patience_spent', 'EvalLog', 'EarlyStopping']
 
 # %% ../../nbs/05_evaluation/04_generation_eval.ipynb #c816cf36
-import itertools, math, random, re
-import numpy as np
+import itertools
+import math
+import random
+import re
 from dataclasses import dataclass
+
+import numpy as np
 from fastai.basics import *
+
 from ..core import *
-from ..files import *
 from ..data.catalog import Dataset, short_names
 from ..data.sft_examples import examples_of
-from ..models.task_heads import label_metric_names
+from ..files import *
 from ..models.generation import fill, generate_batch
+from ..models.task_heads import label_metric_names
 
 # %% ../../nbs/05_evaluation/04_generation_eval.ipynb #71d4f5b2
 @dataclass

@@ -8,21 +8,25 @@ __all__ = ['tag_report', 'score_tagging', 'score_qa', 'text_report', 'HeldPart',
            'Functions', 'functions_of', 'program_report', 'score_code']
 
 # %% ../../nbs/05_evaluation/06_generative_tasks.ipynb #82522725
-import ast, difflib, math
+import ast
+import difflib
+import math
 from collections import Counter
+
 import numpy as np
+
 from ..core import *
 from ..data.answer_metrics import *
-from ..data.sources import Rows
 from ..data.catalog import *
-from ..data.datasets.corpora import chrf
 from ..data.classification_data import label_text, places_of, word_spans
+from ..data.datasets.corpora import chrf
 from ..data.datasets.questions import code_of, find_function, signature_of
-from ..models.generation import generate_batch
-from ..models.task_heads import best_span
+from ..data.sources import Rows
 from .generation_eval import answers, metric_of
 from .tasks import *
 from .tasks import _draw, _load, _samples
+from ..models.generation import generate_batch
+from ..models.task_heads import best_span
 
 # %% ../../nbs/05_evaluation/06_generative_tasks.ipynb #2c2cbd9d
 def tag_report(

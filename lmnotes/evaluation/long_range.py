@@ -9,11 +9,14 @@ __all__ = ['long_tasks', 'copy_item', 'mqar_item', 'needle_item', 'binding_item'
 # %% ../../nbs/05_evaluation/07_long_range.ipynb #b0995ea4
 import random
 from dataclasses import dataclass
-import numpy as np, torch
+
+import numpy as np
+import torch
+
 from ..core import *
-from ..models.chunked_loss import token_scores
 from .tasks import *
 from .tasks import _plain, _start
+from ..models.chunked_loss import token_scores
 
 # %% ../../nbs/05_evaluation/07_long_range.ipynb #b76c8508
 long_tasks = Registry('long-range task')

@@ -7,11 +7,18 @@ __all__ = ['saved_bytes', 'LiveTensors', 'frozen_gc', 'release_memory', 'bytes_i
            'lm_loss', 'training_memory']
 
 # %% ../../nbs/05_evaluation/02_memory.ipynb #bb9f2673
-import contextlib, ctypes, gc, sys, warnings, weakref
+import contextlib
+import ctypes
+import gc
+import sys
+import warnings
+import weakref
+
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
 from ..core import InputError
 
 # %% ../../nbs/05_evaluation/02_memory.ipynb #b57546aa

@@ -6,10 +6,17 @@
 __all__ = ['stress_kinds', 'random_tokens', 'step_memory', 'memory_course', 'Prober', 'longest_that_fits', 'stress']
 
 # %% ../../nbs/05_evaluation/08_memory_limits.ipynb #6eb79368
-import json, math, os, subprocess, sys, traceback
+import json
+import math
+import os
+import subprocess
+import sys
+import traceback
+
 import torch
+
 from ..core import *
-from .memory import frozen_gc, lm_loss, peak_memory, saved_bytes, _proc
+from .memory import _proc, frozen_gc, lm_loss, peak_memory, saved_bytes
 from ..models import build_model
 
 # %% ../../nbs/05_evaluation/08_memory_limits.ipynb #7881c12f

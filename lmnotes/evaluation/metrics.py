@@ -8,10 +8,13 @@ __all__ = ['LMScores', 'window_bpb', 'metrics_of', 'valid_windows', 'unigram_sco
 # %% ../../nbs/05_evaluation/01_metrics.ipynb #cb3f5fe8
 import math
 from dataclasses import dataclass
-import numpy as np, torch
+
+import numpy as np
+import torch
+
 from ..core import *
-from ..models.chunked_loss import token_scores
 from ..models.causality import check_causal
+from ..models.chunked_loss import token_scores
 
 # %% ../../nbs/05_evaluation/01_metrics.ipynb #0664eb46
 @dataclass

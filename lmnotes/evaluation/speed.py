@@ -7,12 +7,16 @@ __all__ = ['Timing', 'synchronize', 'interleave', 'paired_ratio', 'matmul_peak',
            'training_speed', 'time_to_first_token', 'decoding_speed']
 
 # %% ../../nbs/05_evaluation/03_speed.ipynb #2d88cef5
-import gc, statistics, time
+import gc
+import statistics
+import time
 from dataclasses import dataclass
+
 import torch
+
 from ..core import InputError
-from ..models.flops_and_memory import model_flops
 from .memory import frozen_gc, lm_loss
+from ..models.flops_and_memory import model_flops
 
 # %% ../../nbs/05_evaluation/03_speed.ipynb #092ae17a
 @dataclass

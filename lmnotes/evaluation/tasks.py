@@ -9,21 +9,27 @@ __all__ = ['task_benches', 'TaskScores', 'Subject', 'way_of', 'shorten', 'choice
            'task_groups', 'run_suite']
 
 # %% ../../nbs/05_evaluation/05_tasks.ipynb #dd5a3e23
-import math, os, random, re
+import math
+import os
+import random
+import re
 from collections import Counter
 from dataclasses import dataclass, field
-import numpy as np, torch
+
+import numpy as np
+import torch
+
 from ..core import *
 from ..data.answer_metrics import label_of
-from ..data.sources import Rows
 from ..data.catalog import *
-from ..data.tokenizers import encode_each
+from ..data.classification_data import cut_closed, encode_marked, label_list, label_text
 from ..data.sft_examples import examples_of
-from ..data.classification_data import encode_marked, cut_closed, label_list, label_text
+from ..data.sources import Rows
+from ..data.tokenizers import encode_each
+from .generation_eval import Asked, answers, metric_of, score_name
+from ..models.causality import check_causal
 from ..models.chunked_loss import token_scores
 from ..models.task_heads import task_heads
-from ..models.causality import check_causal
-from .generation_eval import Asked, answers, metric_of, score_name
 
 # %% ../../nbs/05_evaluation/05_tasks.ipynb #6a2ba4a1
 @dataclass

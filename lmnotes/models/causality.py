@@ -6,8 +6,11 @@
 __all__ = ['in_precision', 'leak_probe', 'check_causal']
 
 # %% ../../nbs/02_models/09_causality.ipynb #5fc6e294
-import copy, torch
-from torch import nn, Tensor
+import copy
+
+import torch
+from torch import Tensor, nn
+
 from ..core import *
 
 # %% ../../nbs/02_models/09_causality.ipynb #b37fbd71

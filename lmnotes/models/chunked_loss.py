@@ -6,10 +6,14 @@
 __all__ = ['count_supervised', 'chunk_rows', 'head_loss', 'head_scores', 'head_matrix', 'module_loss', 'token_scores']
 
 # %% ../../nbs/02_models/02_chunked_loss.ipynb #73a73106
-import math, torch, torch.nn.functional as F
-from torch import nn, Tensor
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
+
 from ..core import *
 
 # %% ../../nbs/02_models/02_chunked_loss.ipynb #94dc66ee

@@ -8,15 +8,20 @@ __all__ = ['V', 'clauses', 'excused', 'contract_models', 'kind_of', 'example', '
            'half_precision', 'check_clause', 'is_kept', 'check_contract', 'contract_table']
 
 # %% ../../nbs/02_models/16_conformance.ipynb #9941f450
-import math, tempfile, torch, torch.nn.functional as F
+import math
+import tempfile
+
+import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers.utils import logging
+
 from ..core import *
-from .layers import mixers
-from .decoder import *
-from .chunked_loss import token_scores
 from .causality import in_precision, leak_probe
+from .chunked_loss import token_scores
+from .decoder import *
 from .hf_load import families
+from .layers import mixers
 
 # %% ../../nbs/02_models/16_conformance.ipynb #6f608b1c
 V = 31 # words, in these checks

@@ -9,18 +9,21 @@ __all__ = ['residuals', 'models', 'rewrites', 'sizes', 'donors', 'LMConfig', 'Br
            'saved_kind', 'from_qwen3', 'from_gpt2']
 
 # %% ../../nbs/02_models/03_decoder.ipynb #2d6f045d
-import inspect, torch
+import inspect
 from dataclasses import dataclass, fields
-from fastcore.basics import patch
 from pathlib import Path
-from torch import nn, Tensor
+
+import torch
+from fastcore.basics import patch
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel, initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
+
 from ..core import *
 from ..files import *
-from .layers import *
 from .chunked_loss import *
+from .layers import *
 
 # %% ../../nbs/02_models/03_decoder.ipynb #d8e2241e
 residuals,models,rewrites = Registry('residual'),Registry('model'),Registry('rewrite')

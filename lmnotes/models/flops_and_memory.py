@@ -7,16 +7,18 @@ __all__ = ['precisions', 'extra_flops', 'pretend', 'meta_model', 'parameter_kind
            'matmul_weights', 'forward_flops', 'model_flops', 'activation_bytes']
 
 # %% ../../nbs/02_models/14_flops_and_memory.ipynb #90c460a6
-import torch
 from contextlib import contextmanager
 from copy import copy
 from math import log2
+
+import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
 from ..core import *
-from .layers import *
 from .decoder import *
 from .hf_load import expert_counts
+from .layers import *
 
 # %% ../../nbs/02_models/14_flops_and_memory.ipynb #616aa833
 class _Pretend(FakeTensorMode):

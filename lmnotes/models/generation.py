@@ -8,6 +8,7 @@ __all__ = ['StopAt', 'OwnDice', 'generate_batch', 'generate', 'fill']
 # %% ../../nbs/02_models/10_generation.ipynb #bb096cdf
 import torch
 from transformers import LogitsProcessor, StoppingCriteria, TemperatureLogitsWarper, TopPLogitsWarper
+
 from ..core import *
 
 # %% ../../nbs/02_models/10_generation.ipynb #3563773f

@@ -9,15 +9,25 @@ __all__ = ['families', 'tiny_config', 'field_names', 'find_model', 'describe_mod
            'adopt', 'decoder_logits', 'quantize_experts', 'true_numel', 'quantized_share', 'hub_model', 'create_model']
 
 # %% ../../nbs/02_models/12_hf_load.ipynb #7683524a
-import functools, importlib.util, json, logging, re, tempfile, torch, torch.nn.utils.parametrize, warnings
+import functools
+import importlib.util
+import json
+import logging
+import re
+import tempfile
+import warnings
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from torch import nn, Tensor
+
+import torch
+import torch.nn.utils.parametrize
+from torch import Tensor, nn
+
 from ..core import *
 from ..files import *
-from .layers import who_sees
 from .chunked_loss import *
 from .decoder import *
+from .layers import who_sees
 from .task_heads import adopt_head
 
 # %% ../../nbs/02_models/12_hf_load.ipynb #a7621482

@@ -8,10 +8,13 @@ __all__ = ['mixers', 'ffns', 'norms', 'attentions', 'RMSNorm', 'LayerNorm', 'rop
            'flash_attention_3', 'Attention', 'FeedForward', 'GELU', 'ReLU2', 'SwiGLU']
 
 # %% ../../nbs/02_models/01_layers.ipynb #11398b74
-import torch, torch.nn.functional as F
 from dataclasses import dataclass
-from torch import nn, Tensor
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
 from ..core import *
 
 # %% ../../nbs/02_models/01_layers.ipynb #14c18d30

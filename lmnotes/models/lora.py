@@ -7,9 +7,16 @@ __all__ = ['projections', 'has_fused_experts', 'find_targets', 'is_quantized', '
            'save_lora', 'load_lora', 'merge_lora']
 
 # %% ../../nbs/02_models/13_lora.ipynb #bc268b01
-import importlib.util, logging, re, torch, torch.nn.utils.parametrize, warnings
+import importlib.util
+import logging
+import re
+import warnings
 from pathlib import Path
-from torch import nn, Tensor
+
+import torch
+import torch.nn.utils.parametrize
+from torch import Tensor, nn
+
 from ..core import *
 from ..files import *
 from .decoder import *

@@ -8,9 +8,10 @@ __all__ = ['Stride', 'MidpointBlock', 'midpoint_lm']
 # %% ../../nbs/02_models/05_midpoint.ipynb #2ed18bc0
 import torch
 from torch import nn
+
 from ..core import *
-from .layers import *
 from .decoder import *
+from .layers import *
 from .reversible import *
 
 # %% ../../nbs/02_models/05_midpoint.ipynb #1312f0df

@@ -7,8 +7,10 @@ __all__ = ['known_models', 'known_id', 'known_config', 'kv_cache_bytes', 'count_
            'memory_needed', 'model_rows', 'own_rows', 'models_table', 'show_models', 'tiny_families']
 
 # %% ../../nbs/02_models/15_model_zoo.ipynb #b0618422
-import re, sys
+import re
+import sys
 from functools import lru_cache
+
 from ..core import *
 from .decoder import *
 from .flops_and_memory import *
@@ -287,7 +289,8 @@ def parse_memory(s)->int: # bytes
 
 def machine_memory()->tuple[int,str]: # bytes, and of what
     "What models have to fit into here"
-    import torch, psutil
+    import psutil
+    import torch
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(0).total_memory, torch.cuda.get_device_name(0)
     if torch.backends.mps.is_available(): return torch.mps.recommended_max_memory(), 'Apple GPU'
@@ -331,7 +334,7 @@ def _own_row(name, size):
 
 def own_rows(memory:int)->list[dict]: # as `model_rows`
     "What `lmnotes models` knows about our recipes"
-    import lmnotes.models # all of them
+    import lmnotes.models  # all of them
     rows = [_own_row(n, s) for n in models.names() for s in getattr(models[n], 'sizes', sizes)]
     return [dict(r, fits={p: memory_needed(r, p) <= memory for p in precisions}) for r in rows]
 

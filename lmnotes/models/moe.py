@@ -7,10 +7,11 @@ __all__ = ['route', 'dispatch', 'balance_loss', 'z_loss', 'MoE', 'moe_lm', 'expe
 
 # %% ../../nbs/02_models/08_moe.ipynb #60ba69d8
 import torch
-from torch import nn, Tensor
+from torch import Tensor, nn
+
 from ..core import *
-from .layers import *
 from .decoder import *
+from .layers import *
 
 # %% ../../nbs/02_models/08_moe.ipynb #e6124f25
 def route(

@@ -7,11 +7,12 @@ __all__ = ['Recurrent', 'LSTM', 'GRU', 'rnn_lm']
 
 # %% ../../nbs/02_models/06_recurrent.ipynb #6a237be9
 import torch
-from torch import nn, Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
 from ..core import *
-from .layers import *
 from .decoder import *
+from .layers import *
 
 # %% ../../nbs/02_models/06_recurrent.ipynb #41a8cdc3
 def _pack(state):

@@ -7,13 +7,17 @@ __all__ = ['oscillator_kernel', 'fast_length', 'fft_conv', 'short_conv', 'cut_st
            'free_response', 'Resonance', 'AssociativeResonance', 'resonance_lm', 'hybrid_lm']
 
 # %% ../../nbs/02_models/07_resonance.ipynb #01e31f4e
-import math, torch, torch.nn.functional as F
+import math
+
+import torch
+import torch.nn.functional as F
 from fastcore.basics import patch
-from torch import nn, Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
 from ..core import *
-from .layers import *
 from .decoder import *
+from .layers import *
 
 # %% ../../nbs/02_models/07_resonance.ipynb #bdff5bda
 def _wide(device): # where and in what tables are made: not every device has double precision

@@ -6,14 +6,16 @@
 __all__ = ['snap', 'ReversibleBlock', 'run_reversible']
 
 # %% ../../nbs/02_models/04_reversible.ipynb #928f262e
-import torch
 from contextlib import contextmanager
 from itertools import groupby
-from torch import nn, Tensor
+
+import torch
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
 from ..core import *
-from .layers import *
 from .decoder import *
+from .layers import *
 
 # %% ../../nbs/02_models/04_reversible.ipynb #8c1aaac8
 class _Snap(torch.autograd.Function):

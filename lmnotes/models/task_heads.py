@@ -8,11 +8,16 @@ __all__ = ['task_heads', 'pool', 'label_loss', 'number_loss', 'HeadOutput', 'Hea
            'label_counts', 'label_metrics', 'label_metric_names']
 
 # %% ../../nbs/02_models/11_task_heads.ipynb #7d029aab
-import functools, math
-import numpy as np, torch, torch.nn.functional as F
+import functools
+import math
 from dataclasses import dataclass
-from torch import nn, Tensor
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 from transformers.modeling_outputs import ModelOutput
+
 from ..core import *
 from ..data.answer_metrics import entity_spans
 from .decoder import *
@@ -179,7 +184,9 @@ def with_head(
     labels=None, # names of the labels in the order of their ids, or how many there are; 1 for a number; none for span
 ):
     "The same body with a head for `task`"
-    import copy, transformers
+    import copy
+
+    import transformers
     if task not in task_heads: raise InputError(f"unknown task '{task}' for a head: {did_you_mean(task, task_heads)}")
     if (labels is None) != (task == 'span'):
         raise InputError(

@@ -8,13 +8,16 @@ __all__ = ['bit_widths', 'code_as', 'RowBands', 'RowBandsLinear', 'RowBandsConv1
            'check_budget', 'shapes_of', 'plan_bits', 'bits_coder', 'bits_rewrite', 'QuantConfig', 'Quantized']
 
 # %% ../../nbs/03_quantizers/04_bit_allocation.ipynb #5cb59f1b
-import math, torch
+import math
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
-from torch import nn, Tensor
+
+import torch
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from transformers.pytorch_utils import Conv1D
+
 from ..core import *
 from ..models.decoder import *
 from .ste import *

@@ -6,14 +6,17 @@
 __all__ = ['route_widths', 'route_coder', 'route_rewrite', 'layer_facts', 'Router', 'route_bits']
 
 # %% ../../nbs/03_quantizers/05_bit_router.ipynb #e0263be4
-import math, torch
-from torch import nn, Tensor
+import math
+
+import torch
+from torch import Tensor, nn
+
 from ..core import *
 from ..models.decoder import *
+from .bit_allocation import *
 from .ste import *
 from .ternary import *
 from .uniform import *
-from .bit_allocation import *
 
 # %% ../../nbs/03_quantizers/05_bit_router.ipynb #b0417a35
 route_widths = tuple(f'codebook:{2**b}' for b in (1, 2, 3, 4, 5, 6, 8))

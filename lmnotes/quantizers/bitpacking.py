@@ -8,10 +8,18 @@ __all__ = ['layouts', 'FORMAT', 'per_byte', 'n_levels', 'to_bytes', 'from_bytes'
            'write_packed', 'digest', 'stored_at', 'packed_header', 'read_packed']
 
 # %% ../../nbs/03_quantizers/07_bitpacking.ipynb #7c158bcf
-import functools, hashlib, json, math, os, struct, torch
+import functools
+import hashlib
+import json
+import math
+import os
+import struct
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 from torch import Tensor
+
 from ..core import *
 from ..files import *
 

@@ -6,13 +6,19 @@
 __all__ = ['FEW', 'tile_rows', 'tiled', 'whole_product', 'ways', 'kernel_path', 'in_parts', 'packed_product']
 
 # %% ../../nbs/03_quantizers/08_kernels.ipynb #70aa6166
-import functools, math, os, torch, warnings
+import functools
+import math
+import os
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
+
+import torch
 from torch import Tensor
+
 from ..core import *
-from .ste import token_codes
 from .bitpacking import *
+from .ste import token_codes
 
 # %% ../../nbs/03_quantizers/08_kernels.ipynb #f9ded5ae
 def tile_rows(n_in:int, numbers:int=2**16)->int: # a multiple of 40, where rows of 5 and of 8 to a byte begin together
@@ -240,7 +246,8 @@ def _has_vnni():
 @functools.cache
 def _compiled(vnni):
     "The loops as machine code"
-    import numba, numpy
+    import numba
+    import numpy
     g,e = globals(),_emitters()
     g['np'] = numpy
     for n in (2, 3, 4, 16, 256):

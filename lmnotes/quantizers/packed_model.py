@@ -8,16 +8,23 @@ __all__ = ['PackedLayer', 'PackedLinear', 'PackedEmbedding', 'pack_parts', 'beco
            'export_dense', 'pack_and_tell']
 
 # %% ../../nbs/03_quantizers/09_packed_model.ipynb #7d19305b
-import copy, math, os, re, torch, torch.nn.functional as F
+import copy
+import math
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from torch import nn, Tensor
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
 from ..core import *
 from ..files import *
 from ..models.decoder import *
-from .ste import *
 from .bitpacking import *
 from .kernels import *
+from .ste import *
 
 # %% ../../nbs/03_quantizers/09_packed_model.ipynb #453eacbf
 _no_training = (
@@ -277,6 +284,7 @@ def file_table(model, folder)->str: # see `file_sizes`
 def _empty(config, name): # a model whose parameters have no storage
     from accelerate import init_empty_weights
     from transformers import initialization
+
     from lmnotes.models import decoder
     noted,config.rewrites = list(getattr(config, 'rewrites', None) or []),[]
     with init_empty_weights(include_buffers=False), initialization.no_init_weights():
@@ -314,6 +322,7 @@ def load_packed(
 )->nn.Module: # in evaluation mode, frozen
     "A packed model, its layers still packed"
     from transformers import AutoConfig, GenerationConfig
+
     from lmnotes.models import hf_load
     folder = packed_folder(path)
     if folder is None: raise InputError(f'{path} holds no packed model; make one with lmnotes pack')

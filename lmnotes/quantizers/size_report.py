@@ -7,8 +7,9 @@ __all__ = ['size_columns', 'width_bytes', 'tensor_sizes', 'waterfall', 'size_tab
 
 # %% ../../nbs/03_quantizers/06_size_report.ipynb #37cfbe91
 import torch
-from torch import nn, Tensor
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+
 from ..core import *
 from ..models.decoder import *
 from ..models.flops_and_memory import _kind, _stored

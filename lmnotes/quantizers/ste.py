@@ -8,11 +8,15 @@ __all__ = ['quantizers', 'straight_through', 'Coded', 'FewBits', 'FewBitsLinear'
            'check_layer', 'recode', 'stored_bytes']
 
 # %% ../../nbs/03_quantizers/01_ste.ipynb #28c1a8aa
-import re, torch, torch.nn.functional as F
+import re
 from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
 from fastcore.basics import patch
-from torch import nn, Tensor
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+
 from ..core import *
 from ..models.decoder import *
 

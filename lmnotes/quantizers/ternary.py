@@ -9,8 +9,9 @@ __all__ = ['tiniest', 'largest', 'stored_scale', 'ternarize', 'Ternary', 'Ternar
 # %% ../../nbs/03_quantizers/02_ternary.ipynb #26208c56
 import torch
 from fastai.callback.core import Callback
-from torch import nn, Tensor
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+
 from ..core import *
 from ..models.decoder import *
 from .ste import *

@@ -8,12 +8,13 @@ __all__ = ['group_of', 'round_groups', 'IntWidth', 'IntLinear', 'IntConv1D', 'In
 
 # %% ../../nbs/03_quantizers/03_uniform.ipynb #20835758
 import torch
-from torch import nn, Tensor
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+
 from ..core import *
 from ..models.decoder import *
 from .ste import *
-from .ternary import stored_scale, largest
+from .ternary import largest, stored_scale
 
 # %% ../../nbs/03_quantizers/03_uniform.ipynb #fc2aec0c
 # scales to try, as shares of the one that reaches the largest entry

@@ -9,10 +9,12 @@ __all__ = ['units', 'costs', 'made_up_comparison', 'short_name', 'arm_colour', '
 
 # %% ../../nbs/09_reports/02_charts.ipynb #3fb3c7b2
 import math
+
 import numpy as np
+
+from ..comparison.statistics import *
 from ..core import *
 from .document import *
-from ..comparison.statistics import *
 
 # %% ../../nbs/09_reports/02_charts.ipynb #bd30158a
 def _made_up_cell(arm, dataset, seed, bpb, curve):

@@ -9,10 +9,11 @@ __all__ = ['forms', 'lead_parts', 'outcome_charts', 'side_charts', 'sample_parts
 
 # %% ../../nbs/09_reports/04_comparison_report.ipynb #1df6a017
 from pathlib import Path
+
 from ..core import *
 from ..files import *
-from .document import *
 from .charts import *
+from .document import *
 from .tables import *
 
 # %% ../../nbs/09_reports/04_comparison_report.ipynb #a8653880

@@ -8,10 +8,15 @@ __all__ = ['chart_ink', 'chart_faint', 'show_number', 'Num', 'Mark', 'tex_text',
            'svg', 'Chart', 'Charts', 'Section', 'Document', 'as_html', 'as_md', 'as_tex']
 
 # %% ../../nbs/09_reports/01_document.ipynb #cf75abc6
-import io, math, re, unicodedata
+import io
+import math
+import re
+import unicodedata
 from dataclasses import dataclass, field
 from html import escape
+
 import numpy as np
+
 from ..core import *
 
 # %% ../../nbs/09_reports/01_document.ipynb #e925b1b0

@@ -8,11 +8,12 @@ __all__ = ['card_facts', 'measured_rows', 'unmeasured', 'card_document', 'model_
 # %% ../../nbs/09_reports/06_model_card.ipynb #7087ae34
 import os
 from pathlib import Path
+
 from ..core import *
 from ..files import *
 from .document import *
-from .tables import flat
 from .run_report import read_run
+from .tables import flat
 
 # %% ../../nbs/09_reports/06_model_card.ipynb #ba6a92ab
 def _run_of(folder): # the run a model lies in, if any

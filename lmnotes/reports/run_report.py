@@ -8,15 +8,18 @@ __all__ = ['read_run', 'tokenizer_of', 'gather', 'option_differences', 'refusals
            'report_runs']
 
 # %% ../../nbs/09_reports/05_run_report.ipynb #afaea9dd
-import hashlib, math
-import numpy as np
+import hashlib
+import math
 from pathlib import Path
+
+import numpy as np
+
 from ..core import *
 from ..files import *
-from .document import *
 from .charts import short_name
+from .comparison_report import comparison_document, forms, write_document
+from .document import *
 from .tables import flat
-from .comparison_report import comparison_document, write_document, forms
 
 # %% ../../nbs/09_reports/05_run_report.ipynb #559692b3
 def _read(path, what, read, notes, default):

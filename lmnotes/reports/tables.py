@@ -10,9 +10,10 @@ __all__ = ['tables', 'outcome_name', 'verdict_sentence', 'tasks_sentence', 'tain
 
 # %% ../../nbs/09_reports/03_tables.ipynb #5c3c1d1e
 import numpy as np
+
 from ..core import *
-from .document import *
 from .charts import *
+from .document import *
 
 # %% ../../nbs/09_reports/03_tables.ipynb #03ace726
 def outcome_name(

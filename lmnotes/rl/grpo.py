@@ -9,23 +9,38 @@ __all__ = ['RLSettings', 'check_settings', 'short_prompt', 'prompts_of', 'prompt
            'rl_settings', 'train_rl']
 
 # %% ../../nbs/07_rl/04_grpo.ipynb #615e47d0
-import functools, inspect, logging, math, os, random, shutil, sys, time, torch, warnings
+import functools
+import inspect
+import logging
+import math
+import os
+import random
+import shutil
+import sys
+import time
+import warnings
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, asdict, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch as patched
+
+import torch
 from fastcore.basics import patch
+
 from ..core import *
-from ..files import *
-from ..data.dataloader import load_data
 from ..data.catalog import find_dataset
+from ..data.dataloader import load_data
+from ..files import *
 from ..models.decoder import LM
 from ..models.generation import generate_batch
 from ..models.lora import merge_lora
+from .reward_models import load_reward_model
+from .rewards import *
+from .sandbox import run_tests
 from ..training.checkpoints import *
 from ..training.distributed import barrier, is_main, on_main, rank, world
 from ..training.monitor import cut_log, memory_bytes
@@ -34,9 +49,6 @@ from ..training.options import options_from
 from ..training.plots import write_pictures
 from ..training.schedules import schedules
 from ..training.trackers import TensorBoard, WandB, run_facts
-from .rewards import *
-from .reward_models import load_reward_model
-from .sandbox import run_tests
 
 # %% ../../nbs/07_rl/04_grpo.ipynb #9ed1835a
 @dataclass
@@ -264,7 +276,8 @@ def need_trl():
     for n in ('transformers.trainer', 'trl', 'accelerate', 'trl.trainer.grpo_trainer'):
         logging.getLogger(n).setLevel(logging.ERROR)
     with _hushed():
-        import trl, trl.trainer.grpo_trainer
+        import trl
+        import trl.trainer.grpo_trainer
         return trl
 
 # %% ../../nbs/07_rl/04_grpo.ipynb #3b2e6bb3
@@ -851,7 +864,7 @@ def _room(o): # a recipe is built as long as prompt and completion need it
     )
 
 def _data(o): # rows are not cut for training on answers; prompts are, and say so
-    from lmnotes.training.build import data_from, is_masked, decoder_start
+    from lmnotes.training.build import data_from, decoder_start, is_masked
     if is_masked(o):
         raise InputError(f'{o.model} fills gaps and writes no text, and rewards are for texts; choose a causal model')
     if not o.data_path and not o.datasets and 'rl' not in (ds := find_dataset(o.dataset, o.dataset_config)).modes:
@@ -889,8 +902,8 @@ def train_rl(
     recipe='', given=(), quiet=False,
 )->RLRun:
     "What `lmnotes train --mode rl` does"
-    from lmnotes.training.build import model_from, facts_of
-    from lmnotes.training.train import plan, show_plan, run_folder, mark_tainted, _open_run
+    from lmnotes.training.build import facts_of, model_from
+    from lmnotes.training.train import _open_run, mark_tainted, plan, run_folder, show_plan
     need_trl()
     given = given or {}
     s = rl_settings(o, 10**9, 1, given)

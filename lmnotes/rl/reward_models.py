@@ -6,17 +6,22 @@
 __all__ = ['opinion_pairs', 'check_pairs', 'RewardModel', 'pair_loss', 'pair_accuracy', 'train_reward_model', 'load_reward_model']
 
 # %% ../../nbs/07_rl/03_reward_models.ipynb #fd0554c8
-import random, re, torch, torch.nn.functional as F
+import random
+import re
 from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
 from ..core import *
-from ..files import *
 from ..data.builtin import _praise, opinion_rows
 from ..data.tokenizers import get_tokenizer
-from ..models.decoder import build_model
-from ..models.task_heads import with_head
-from ..models.hf_load import find_model, saved_head
-from ..training.checkpoints import save_model
+from ..files import *
 from ..files import model_folder
+from ..models.decoder import build_model
+from ..models.hf_load import find_model, saved_head
+from ..models.task_heads import with_head
+from ..training.checkpoints import save_model
 
 # %% ../../nbs/07_rl/03_reward_models.ipynb #24adfacf
 def _is_kind(remark)->bool: # praise, or blame turned round

@@ -10,10 +10,11 @@ __all__ = ['least_right', 'format_total', 'format_terms', 'terms_of_kind', 'inje
 # %% ../../nbs/07_rl/01_rewards.ipynb #168b0989
 import re
 from dataclasses import dataclass
+
 from ..core import *
+from ..data.answer_metrics import *
 from ..data.catalog import *
 from ..data.datasets.questions import code_of, find_function
-from ..data.answer_metrics import *
 
 # %% ../../nbs/07_rl/01_rewards.ipynb #38babcf4
 least_right = dict(similarity=0.8) # kind of dataset -> the score from which on an answer counts; others: a half

@@ -7,7 +7,8 @@ __all__ = ['coded_groups', 'check_shared_codes']
 
 # %% ../../nbs/04_sharing/03_shared_codes.ipynb #1e4f72f1
 import torch
-from torch import nn, Tensor
+from torch import Tensor, nn
+
 from ..core import *
 from ..models.decoder import *
 from ..quantizers.ste import *

@@ -7,10 +7,15 @@ __all__ = ['storages', 'unique_bytes', 'file_bytes', 'header_bytes', 'optimizer_
            'draw_accounts', 'ddp_gradients']
 
 # %% ../../nbs/04_sharing/02_sharing_report.ipynb #d57a484c
-import copy, struct, tempfile, torch
+import copy
+import struct
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from torch import nn, Tensor
+
+import torch
+from torch import Tensor, nn
+
 from ..core import *
 from ..models.decoder import *
 from ..models.flops_and_memory import forward_flops, matmul_weights, parameter_kinds

@@ -9,10 +9,13 @@ __all__ = ['patterns', 'strategies', 'combinations', 'shared_groups', 'part_of',
            'tie', 'keep_ties', 'DepthLoRA', 'add_depth_lora', 'share', 'share_rewrite']
 
 # %% ../../nbs/04_sharing/01_strategies.ipynb #f99fd8ce
-import re, torch
+import re
+
+import torch
 from fastcore.basics import patch
-from torch import nn, Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+
 from ..core import *
 from ..models.decoder import *
 

@@ -7,6 +7,7 @@ __all__ = ['Accumulate', 'Clip', 'StepSeed']
 
 # %% ../../nbs/06_training/05_accumulation.ipynb #f7ddd7b8
 from fastai.basics import *
+
 from ..core import RunError, seed_for
 
 # %% ../../nbs/06_training/05_accumulation.ipynb #0fb6c09c

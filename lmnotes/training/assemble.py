@@ -7,10 +7,11 @@ __all__ = ['brings_weights', 'default_lr', 'default_decay', 'default_betas', 'ch
 
 # %% ../../nbs/06_training/08_assemble.ipynb #8a7b5052
 from fastai.basics import *
+
 from ..core import InputError, pick_device, pick_dtype
+from .accumulation import *
 from .learner import *
 from .optimizers import *
-from .accumulation import *
 from .precision import *
 
 # %% ../../nbs/06_training/08_assemble.ipynb #1e97d508

@@ -11,24 +11,25 @@ __all__ = ['base_name', 'is_own', 'weights_of', 'is_masked', 'is_headed', 'confi
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+
 from fastai.basics import *
+
 from ..core import *
-from ..files import *
-from ..data.dataloader import is_shards, load_data
-from ..data.catalog import find_dataset
 from ..data.builtin import embedded
+from ..data.catalog import find_dataset
 from ..data.classification_data import check_head, label_data
-from ..data.sft_examples import own_pairs
+from ..data.dataloader import is_shards, load_data
 from ..data.mixture_data import mixture_data
 from ..data.mixtures import dataset_slug, find_mixture, mixture_name
-from ..data.vision_language import picture_data
+from ..data.sft_examples import own_pairs
 from ..data.shard_data import shard_data
 from ..data.shards import open_shard, shard_files
 from ..data.streaming import stream_data
 from ..data.tokenizers import own_tokenizers
-from ..models.flops_and_memory import meta_model, pretend
+from ..data.vision_language import picture_data
+from ..files import *
 from ..models.decoder import LMConfig, build_model, models, saved_kind
-from ..models.task_heads import HeadedLM, adopt_head, name_labels, with_head
+from ..models.flops_and_memory import meta_model, pretend
 from lmnotes.models.hf_load import (
     attention_of,
     auto_class,
@@ -37,11 +38,12 @@ from lmnotes.models.hf_load import (
     model_class,
     resolve_attention,
 )
-from ..models.model_zoo import known_config, known_id
 from ..models.lora import add_lora, trainable_share
-from .options import *
+from ..models.model_zoo import known_config, known_id
+from ..models.task_heads import HeadedLM, adopt_head, name_labels, with_head
 from .assemble import *
 from .checkpoints import *
+from .options import *
 
 # %% ../../nbs/06_training/10_build.ipynb #52b01375
 def base_name(o)->str: return o.model.partition('+')[0] # without rewrites

@@ -7,15 +7,20 @@ __all__ = ['save_model', 'save_checkpoint', 'load_weights', 'load_checkpoint', '
            'sweep', 'save_run', 'data_again', 'load_run']
 
 # %% ../../nbs/06_training/09_checkpoints.ipynb #0c450ec3
-import os, shutil, signal, threading
+import os
+import shutil
+import signal
+import threading
 from contextlib import contextmanager
 from pathlib import Path
+
 from fastai.basics import *
+
 from ..core import *
 from ..files import *
-from .monitor import *
 from .assemble import *
 from .distributed import *
+from .monitor import *
 
 # %% ../../nbs/06_training/09_checkpoints.ipynb #32104467
 def save_model(

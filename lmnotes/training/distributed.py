@@ -9,14 +9,25 @@ __all__ = ['letters_file', 'joined', 'rank', 'world', 'is_main', 'barrier', 'res
            'difference', 'launch', 'slurm_script']
 
 # %% ../../nbs/06_training/11_distributed.ipynb #9284d91f
-import json, logging, multiprocessing, os, random, re, shlex, string, uuid
-import torch, torch.distributed as dist
+import json
+import logging
+import multiprocessing
+import os
+import random
+import re
+import shlex
+import string
+import uuid
 from contextlib import contextmanager
 from datetime import timedelta
+
+import torch
+import torch.distributed as dist
 from fastai.basics import *
+
 from ..core import InputError, RunError, did_you_mean, pick_device, set_seed
-from .learner import evaluate
 from .assemble import lm_learner
+from .learner import evaluate
 
 # %% ../../nbs/06_training/11_distributed.ipynb #4ee91f1d
 def letters_file(
@@ -213,6 +224,7 @@ def set_up(self:Distributed):
 
 def _ddp(model):
     from torch.nn.parallel import DistributedDataParallel
+
     from lmnotes.models.hf_load import is_moe
     unused = is_moe(model.config) and _ours(model) is None # ours send every expert at least an empty stretch
     return DistributedDataParallel(
@@ -404,8 +416,8 @@ def run_ranks(
     **kwargs,   # for `f`
 )->list: # what each rank returned
     "Run `f` on `n` processes of this machine, joined by gloo"
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
     # imported once, by a server that the ranks are forked from
     multiprocessing.set_forkserver_preload([__name__, 'lmnotes.models', 'lmnotes.data.dataloader', f.__module__])
     how = LaunchConfig(

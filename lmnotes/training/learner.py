@@ -9,9 +9,11 @@ __all__ = ['labels_of', 'LMLearner', 'TokenMetric', 'TokenLoss', 'TokenAccuracy'
 import math
 from contextlib import nullcontext
 from types import SimpleNamespace
+
 from fastai.basics import *
 from fastai.callback.progress import *
 from fastai.callback.schedule import *
+
 from ..core import InputError
 
 # %% ../../nbs/06_training/02_learner.ipynb #b4bf3ae2

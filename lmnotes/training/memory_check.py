@@ -7,10 +7,19 @@ __all__ = ['as_it_was', 'largest_batch', 'still', 'peak_of', 'free_bytes', 'ways
            'oom_advice']
 
 # %% ../../nbs/06_training/15_memory_check.ipynb #93d293ef
-import copy, ctypes, gc, math, random, re, sys, tempfile
+import copy
+import ctypes
+import gc
+import math
+import random
+import re
+import sys
+import tempfile
 from contextlib import contextmanager
+
 from fastai.basics import *
 from fastai.callback.schedule import *
+
 from ..core import *
 from ..models.hf_load import free_memory
 from .assemble import brings_weights
@@ -115,7 +124,9 @@ def _high_water(device)->tuple: # bytes now, and a function that gives the large
         except OSError:
             pass # then the mark is that of the whole process
         return _line('/proc/self/status', 'VmRSS'),lambda: _line('/proc/self/status', 'VmHWM')
-    import psutil, resource
+    import resource
+
+    import psutil
     unit = 1 if sys.platform == 'darwin' else 1024
     return psutil.Process().memory_info().rss,lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*unit
 

@@ -6,12 +6,16 @@
 __all__ = ['memory_bytes', 'Monitor', 'cut_log', 'progress_text', 'StepProgress']
 
 # %% ../../nbs/06_training/07_monitor.ipynb #75f08c4e
-import json, sys, time
+import json
+import sys
+import time
 from pathlib import Path
+
 from fastai.basics import *
+
 from ..core import format_count
 from ..files import *
-from ..files import append_jsonl, read_jsonl, atomic_write
+from ..files import append_jsonl, atomic_write, read_jsonl
 
 # %% ../../nbs/06_training/07_monitor.ipynb #57f6e320
 def memory_bytes(

@@ -7,7 +7,9 @@ __all__ = ['optimizers', 'decay_groups', 'adamw', 'sgd', 'Lion', 'lion', 'is_hid
 
 # %% ../../nbs/06_training/03_optimizers.ipynb #e63317f5
 import inspect
+
 from fastai.basics import *
+
 from ..core import InputError, Registry
 
 # %% ../../nbs/06_training/03_optimizers.ipynb #3f8f78da

@@ -6,8 +6,9 @@
 __all__ = ['aliases', 'TrainOptions', 'options_from', 'check_options', 'check_rhythm', 'shrink', 'precision_of']
 
 # %% ../../nbs/06_training/01_options.ipynb #53b62cff
-from dataclasses import dataclass, fields, asdict, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Literal
+
 from ..core import InputError, did_you_mean
 
 # %% ../../nbs/06_training/01_options.ipynb #24f4a34b

@@ -7,10 +7,14 @@ __all__ = ['metrics_history', 'text_samples', 'evaluations', 'as_array', 'moving
            'draw_pictures', 'png_bytes', 'write_pictures', 'Pictures']
 
 # %% ../../nbs/06_training/12_plots.ipynb #09493c53
-import io, textwrap, time
-import numpy as np
+import io
+import textwrap
+import time
 from pathlib import Path
+
+import numpy as np
 from fastai.callback.core import Callback
+
 from ..core import format_count
 from ..files import *
 from ..files import atomic_write, read_jsonl, write_json
@@ -260,8 +264,8 @@ def draw_pictures(
     recent:int=100, # steps of the recent window
 ): # a matplotlib figure; its axes are labelled loss, accuracy, throughput, learning_rate, loss against accuracy, recent, samples
     "The seven pictures of a run on one page"
-    from matplotlib.figure import Figure
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
     fig = Figure(figsize=(15, 10), dpi=80, facecolor='white')
     FigureCanvasAgg(fig)
     g = fig.add_gridspec(

@@ -7,6 +7,7 @@ __all__ = ['Precision']
 
 # %% ../../nbs/06_training/06_precision.ipynb #ffc65623
 from fastai.basics import *
+
 from ..core import RunError
 
 # %% ../../nbs/06_training/06_precision.ipynb #3037fb89

@@ -8,11 +8,15 @@ __all__ = ['general_recipe', 'hub_recipe', 'recipes_file', 'Recipe', 'rate_grid'
            'equal_rates']
 
 # %% ../../nbs/06_training/16_recipes.ipynb #ec42aa32
-import inspect, math, platform
+import inspect
+import math
+import platform
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
+
 from fastcore.basics import patch
+
 from ..core import *
 from ..files import *
 from .options import TrainOptions, check_options, options_from
@@ -90,11 +94,11 @@ def run_trial(
     windows:int=128,  # validation rows to score
 )->float|None: # validation loss, in nats per token; None where the run broke off
     "Train once as `train` would, without a folder, and score"
-    from lmnotes.training.build import model_from
-    from lmnotes.training.train import SkipValidation
     from lmnotes.training.assemble import lm_learner
+    from lmnotes.training.build import model_from
     from lmnotes.training.learner import evaluate
     from lmnotes.training.schedules import Schedule
+    from lmnotes.training.train import SkipValidation
     learn = lm_learner(
         model_from(o, data.vocab_size),
         data,
@@ -136,8 +140,8 @@ def search_arm(
     trials:int=5, factor:float=2., windows:int=128,
 )->Recipe:
     "The recipe of one dataset and one model, by trials that differ in the learning rate alone"
-    from lmnotes.training.build import model_from
     from lmnotes.training.assemble import default_lr
+    from lmnotes.training.build import model_from
     middle = default_lr(model_from(o, data.vocab_size))
     rates = rate_grid(middle, trials, factor)
     found = tuple((r, run_trial(replace(o, learning_rate=r), data, windows)) for r in rates)

@@ -8,7 +8,9 @@ __all__ = ['schedule_aliases', 'schedules', 'Schedules', 'constant', 'constant_w
 
 # %% ../../nbs/06_training/04_schedules.ipynb #92a62a7b
 import math
+
 from fastai.basics import *
+
 from ..core import InputError, Registry, did_you_mean
 
 # %% ../../nbs/06_training/04_schedules.ipynb #b6d4f0b8

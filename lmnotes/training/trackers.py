@@ -6,10 +6,18 @@
 __all__ = ['LogTail', 'scalars_of', 'run_facts', 'Tracker', 'TensorBoard', 'check_wandb', 'wandb_mode', 'WandB']
 
 # %% ../../nbs/06_training/13_trackers.ipynb #dbfc45cc
-import importlib.util, json, math, os, socket, sys, uuid
+import importlib.util
+import json
+import math
+import os
+import socket
+import sys
+import uuid
 from pathlib import Path
 from urllib.parse import urlparse
+
 from fastai.callback.core import Callback
+
 from ..core import InputError, format_count
 from ..files import *
 from ..files import read_json, write_json

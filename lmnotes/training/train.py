@@ -8,37 +8,44 @@ __all__ = ['may_change', 'rows_per_step', 'steps_for', 'StepTimer', 'step_second
            'mark_tainted', 'Interrupted', 'train']
 
 # %% ../../nbs/06_training/17_train.ipynb #b5524441
-import math, os, shutil, statistics, sys, time
+import math
+import os
+import shutil
+import statistics
+import sys
+import time
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, asdict, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
+
 from fastai.basics import *
+
 from ..core import *
-from ..files import *
 from ..data.contamination import data_overlap
 from ..data.mixtures import dataset_slug, per_source
-from ..models.flops_and_memory import model_flops
+from ..evaluation.generation_eval import *
+from ..files import *
+from ..models.causality import check_causal
 from ..models.decoder import build_model, models
-from ..models.task_heads import label_metric_names
+from ..models.flops_and_memory import model_flops
 from ..models.hf_load import attention_of
 from ..models.lora import merge_lora
-from ..models.causality import check_causal
+from ..models.task_heads import label_metric_names
 from ..quantizers.ternary import warm_callbacks
-from .options import *
-from .learner import *
-from .schedules import *
-from .monitor import *
 from .assemble import *
-from .checkpoints import *
 from .build import *
+from .checkpoints import *
 from .distributed import *
-from .plots import *
-from .trackers import *
-from ..evaluation.generation_eval import *
+from .learner import *
 from .memory_check import *
+from .monitor import *
+from .options import *
+from .plots import *
 from .recipes import *
+from .schedules import *
+from .trackers import *
 
 # %% ../../nbs/06_training/17_train.ipynb #b916459e
 def rows_per_step(o:TrainOptions)->int: return o.batch_size*o.gradient_accumulation_steps*world() # on all ranks

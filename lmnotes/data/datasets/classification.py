@@ -9,11 +9,12 @@ __all__ = ['glue_tasks', 'IMDB', 'Opinions', 'GLUE', 'SentenceSimilarity', 'Phra
 
 # %% ../../../nbs/01_data/datasets/01_classification.ipynb #37dd3c67
 import re
+
 from ...core import *
-from ..sources import *
-from ..builtin import *
 from ..answer_metrics import *
+from ..builtin import *
 from ..catalog import *
+from ..sources import *
 
 # %% ../../../nbs/01_data/datasets/01_classification.ipynb #64df82d9
 @dataset('imdb')

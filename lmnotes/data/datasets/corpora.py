@@ -9,16 +9,21 @@ __all__ = ['Corpus', 'WikiText', 'Enwik8', 'TinyShakespeare', 'BookCorpus', 'Ope
            'vision_batch', 'check_role', 'taint_note', 'hub_is_up', 'local_configs', 'catalog_rows', 'catalog_table']
 
 # %% ../../../nbs/01_data/datasets/03_corpora.ipynb #b65d01dd
-import io, json, os, re, threading
+import io
+import json
+import os
+import re
+import threading
 from collections import Counter
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
+
 from ...core import *
-from ..sources import *
-from ..builtin import embedded
 from ..answer_metrics import *
+from ..builtin import embedded
 from ..catalog import *
+from ..sources import *
 
 # %% ../../../nbs/01_data/datasets/03_corpora.ipynb #32f4e481
 class Corpus(Dataset):

@@ -8,11 +8,16 @@ __all__ = ['Questions', 'gold_of', 'SQuAD', 'SQuADv2', 'FiQA', 'FinancialQA10K',
            'signature_score', 'BigCodeBench']
 
 # %% ../../../nbs/01_data/datasets/02_questions.ipynb #9663e950
-import ast, math, re, textwrap, warnings
+import ast
+import math
+import re
+import textwrap
+import warnings
+
 from ...core import *
-from ..sources import *
 from ..answer_metrics import *
 from ..catalog import *
+from ..sources import *
 
 # %% ../../../nbs/01_data/datasets/02_questions.ipynb #69e3be59
 class Questions(Answered):
