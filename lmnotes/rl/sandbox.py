@@ -6,10 +6,19 @@
 __all__ = ['reaching', 'reaches_around', 'Outcome', 'run_code', 'run_tests', 'walls']
 
 # %% ../../nbs/07_rl/02_sandbox.ipynb #d4e35e34
-import ast, json, os, secrets, signal, subprocess, sys, sysconfig, tempfile
+import ast
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
 from ..core import *
 
 # %% ../../nbs/07_rl/02_sandbox.ipynb #676de39c

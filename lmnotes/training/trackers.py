@@ -127,7 +127,7 @@ class Tracker(Callback):
             self.scalars(step, scalars)
         self.flush()
         if close: self.close()
-    def open(self, encoding='utf-8'): "Begin, and tell the facts"
+    def open(self): "Begin, and tell the facts"
     def scalars(self, step, scalars): "Tell the numbers of one step"
     def flush(self): "Have it written"
     def close(self): "No more to come"
@@ -136,7 +136,7 @@ class Tracker(Callback):
 class TensorBoard(Tracker):
     "Curves, facts and texts into the folder `tensorboard` of a run"
     name = 'tensorboard'
-    def open(self, encoding='utf-8'):
+    def open(self):
         from torch.utils.tensorboard import SummaryWriter
         place = self.folder/'tensorboard'
         for old in place.glob('events.out.tfevents.*'): old.unlink()
@@ -194,7 +194,7 @@ class WandB(Tracker):
         check_wandb()
         super().__init__(run, facts, **kwargs)
         self.project = project
-    def open(self, encoding='utf-8'):
+    def open(self):
         import wandb
         mode = wandb_mode()
         try:
