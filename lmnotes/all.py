@@ -5,6 +5,7 @@ from fastai.callback.schedule import *
 
 from lmnotes.core import *
 from lmnotes.files import *
+from lmnotes.plugins import *
 from lmnotes.data.sources import *
 from lmnotes.data.builtin import *
 from lmnotes.data.tokenizers import *
