@@ -99,7 +99,7 @@ from lmnotes.evaluation.tasks import *
 from lmnotes.evaluation.generative_tasks import *
 from lmnotes.evaluation.long_range import *
 from lmnotes.evaluation.memory_limits import *
-from lmnotes.benchmarks.bench_memory_limits import *
+from lmnotes.benchmarks.bench_stress import *
 from lmnotes.evaluation.evaluate import *
 from lmnotes.app.model_builder import *
 from lmnotes.app.mask_viewer import *

@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-from lmnotes.benchmarks.bench import get_bench, is_met, run_benches
+from lmnotes.benchmarks.bench import is_met, run_benches
 from lmnotes.core import InputError
 from lmnotes.evaluation.memory import LiveTensors, held_bytes, peak_memory, per_layer, saved_bytes, training_memory
 from lmnotes.evaluation.speed import Timing, interleave, paired_ratio
@@ -109,8 +109,8 @@ def test_exact_figures_hold_even_when_quick(quick):
 
 def test_an_unknown_bench_is_answered_without_importing_any():
     code = (
-        "from lmnotes.benchmarks.bench import get_bench; import sys\ntry: "
-        "get_bench('haed')\nexcept ValueError as e: print(e, 'lmnotes.models' in sys.modules)"
+        "from lmnotes.benchmarks.bench import benches; import sys\ntry: "
+        "benches['haed']\nexcept ValueError as e: print(e, 'lmnotes.models' in sys.modules)"
     )
     out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True).stdout
     assert "did you mean 'head'?" in out and out.strip().endswith('False')

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lmnotes.benchmarks.bench_distributed import case_of, death, finish, on_two_hosts, torchrun, why_no_hosts
+from lmnotes.benchmarks.bench_distributed import build_case, rank_failure_errors, wait_for_exit, on_two_hosts, torchrun
+from lmnotes.benchmarks.network_hosts import missing_for_hosts
 from lmnotes.core import InputError, RunError
 from lmnotes.training.distributed import (
     Distributed,
@@ -35,9 +36,9 @@ from lmnotes.training.distributed import (
 @pytest.fixture(scope='module')
 def letters(tmp_path_factory): return letters_file(tmp_path_factory.mktemp('data')/'letters.jsonl')
 
-def one(letters, name='standard', **kw): return train_together(**{**case_of(name, letters, accumulate=1), **kw})
+def one(letters, name='standard', **kw): return train_together(**{**build_case(name, letters, accumulate=1), **kw})
 def two(letters, name='standard', how='ddp', **kw):
-    return run_ranks(train_together, 2, how=how, **{**case_of(name, letters, world=2), **kw})
+    return run_ranks(train_together, 2, how=how, **{**build_case(name, letters, world=2), **kw})
 
 # ---- the same model
 
@@ -56,7 +57,7 @@ def test_fsdp_is_ddp(letters, name):
 
 def test_the_check_would_notice(letters): # a rank that took the mean over its own tokens
     a = one(letters)
-    assert 0.01 < difference(run_ranks(own_mean, 2, case_of('standard', letters, world=2))[0], a, 'grads') < 1
+    assert 0.01 < difference(run_ranks(own_mean, 2, build_case('standard', letters, world=2))[0], a, 'grads') < 1
 
 def own_mean(case):
     from fastai.callback.core import Callback
@@ -114,7 +115,7 @@ def words(m):
         return m.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=8, do_sample=False)[0].tolist()
 
 def save_and_sample(letters, folder):
-    learn = small_learner(**case_of('standard', letters, world=2), how='fsdp')
+    learn = small_learner(**build_case('standard', letters, world=2), how='fsdp')
     learn.dls.train.n_batches = 2
     with learn.no_bar(), learn.no_logging():
         learn.fit(1)
@@ -202,15 +203,15 @@ def test_started_again_it_ends_with_the_same_weights(letters, tmp_path, how):
         two(letters, how=how, die=(1, 1))
 
 def test_torchrun_ends_or_restarts_a_job_whose_rank_is_killed(letters, tmp_path):
-    assert death(letters, tmp_path/'x') == dict(killed_is_error=1., restart_error=0.)
+    assert rank_failure_errors(letters, tmp_path/'x') == dict(killed_is_error=1., restart_error=0.)
 
 def test_two_hosts(letters, tmp_path):
-    if why := why_no_hosts(): pytest.skip(why)
-    case = case_of('standard', letters, world=2)
+    if why := missing_for_hosts(): pytest.skip(why)
+    case = build_case('standard', letters, world=2)
     # as two ranks of one host, to the last bit
     assert difference(on_two_hosts(dict(case, how='ddp', steps=3), tmp_path), two(letters)[0]) == 0
     assert (
-        not why_no_hosts()
+        not missing_for_hosts()
         and f'lm{os.getpid()}' not in subprocess.run(['ip', 'netns', 'list'], capture_output=True, text=True).stdout
     )
 

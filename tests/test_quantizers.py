@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import lmnotes.quantizers
-from lmnotes.benchmarks.bench_distributed import case_of
+from lmnotes.benchmarks.bench_distributed import build_case
 from lmnotes.core import InputError
 from lmnotes.models.decoder import build_model, models
 from lmnotes.quantizers import *
@@ -204,7 +204,7 @@ def test_warming_in_resumes_to_the_very_same_weights(letters, tmp_path):
 
 @pytest.mark.parametrize('name', ['standard+ternary', 'standard+bits:2.5:all'])
 def test_two_ranks_train_what_one_does(letters, name):
-    one = train_together(**case_of('standard', letters, accumulate=1, model=name), steps=3)
+    one = train_together(**build_case('standard', letters, accumulate=1, model=name), steps=3)
     for how in ('ddp', 'fsdp'):
-        a,b = run_ranks(train_together, 2, how=how, steps=3, **case_of('standard', letters, world=2, model=name))
+        a,b = run_ranks(train_together, 2, how=how, steps=3, **build_case('standard', letters, world=2, model=name))
         assert difference(a, one, 'grads') < 1e-5 and difference(a, one) < 1e-4
