@@ -31,7 +31,7 @@ docs: install     ## build the site into _docs/ (open _docs/index.html)
 	@python docs/make_site.py
 
 export: install   ## after editing notebooks: write the package, clean the notebooks, renew the README
-	@nbdev_export
+	@python tools/export.py
 	@nbdev_clean
 	@python tools/readme.py
 

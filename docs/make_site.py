@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import yaml
 from execnb.nbio import mk_cell, read_nb, write_nb
@@ -71,6 +72,22 @@ def signature(o, **kwargs):
     except NameError:
         return inspect.signature(o)
 
+SECTION = re.compile(r'^(Parameters|Returns):\n((?: +.*(?:\n|$))+)', re.M)
+parse_docstring = docments.parse_docstring
+
+def sections(o):
+    "A parsed docstring with the comments that `tools/export.py` moved into it: those of an inherited `__init__` stand in its class"
+    parsed = parse_docstring(o)
+    if not (getattr(o, '__module__', None) or '').startswith(CFG.lib_name): return parsed
+    doc = inspect.getdoc(o) or ''
+    if inspect.isfunction(o) and o.__name__ == '__init__' and not o.__doc__:
+        doc = inspect.getdoc(vars(sys.modules[o.__module__]).get(o.__qualname__.partition('.')[0])) or ''
+    found = {k: re.sub(r'\n {5,}', ' ', v) for k, v in SECTION.findall(doc)}
+    for names, comment in re.findall(r'^ {4}([\w, ]+): (.*)', found.get('Parameters', ''), re.M):
+        for n in names.split(', '): parsed['Parameters'].setdefault(n, SimpleNamespace(desc=[comment]))
+    if 'Returns' in found: parsed['Returns'] = SimpleNamespace(desc=[found['Returns'].strip()])
+    return parsed
+
 def split_title(nb):
     "Title and quote in a cell of their own: nbdev makes them the page's head and drops what else their cell holds"
     first = next(c for c in nb.cells if c.cell_type == 'markdown')
@@ -82,7 +99,7 @@ def split_title(nb):
 
 def process(page):
     "What nbdev makes of a notebook: links, the API where something is exported, nothing hidden"
-    docments.signature = signature
+    docments.signature,docments.parse_docstring = signature,sections
     (PROC/page).parent.mkdir(parents=True, exist_ok=True)
     nb = read_nb(NBS/page)
     head = split_title(nb)

@@ -29,29 +29,33 @@ class RunError(RuntimeError):
     "The run failed though the input was right: a full disk, a lost process, a leaking model (exit code 1)"
 
 # %% ../nbs/00_core.ipynb #2d33291d
-def did_you_mean(
-    name:str, # what came
-    names,    # what there is
-)->str: # one sentence to put behind an error
-    "The nearest of `names`, or all of them when none is near"
+def did_you_mean(name:str, names)->str:
+    """The nearest of `names`, or all of them when none is near
+
+    Parameters:
+        name: what came
+        names: what there is
+    Returns: one sentence to put behind an error"""
     names = sorted(map(str, names))
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
     return f"did you mean '{near[0]}'?" if near else f"there is: {', '.join(names) or 'nothing yet'}."
 
 # %% ../nbs/00_core.ipynb #c7be50e5
 class Registry(dict):
-    "Table of the implementations of one `kind` by name: `@models('gpt')` adds one, `models.build('gpt', dim=64)` calls it"
-    def __init__(self,
-        kind:str # what the names stand for, used in messages: 'model', 'dataset'
-    ):
+    """Table of the implementations of one `kind` by name: `@models('gpt')` adds one, `models.build('gpt', dim=64)` calls it
+
+    Parameters:
+        kind: what the names stand for, used in messages: 'model', 'dataset'"""
+    def __init__(self, kind:str):
         super().__init__()
         self.kind = kind
         self.targets = {}
         self.packages = []
-    def __call__(self,
-        name:str # name to register the decorated object under
-    ):
-        "Decorate a function or class to register it under `name`; a different object under a taken name is a `ValueError`"
+    def __call__(self, name:str):
+        """Decorate a function or class to register it under `name`; a different object under a taken name is a `ValueError`
+
+        Parameters:
+            name: name to register the decorated object under"""
         def register(o):
             if (owner := self.owner(name)) not in (None, o.__qualname__):
                 raise ValueError(f"{self.kind} '{name}' is already {owner}; choose another name for {o.__qualname__}")
@@ -92,20 +96,22 @@ class Registry(dict):
 
 # %% ../nbs/00_core.ipynb #7c84aed4
 @patch
-def lazy(self:Registry,
-    name:str,   # name to register
-    target:str, # 'module:attribute', imported when `name` is first looked up
-):
-    "Register an object by the address it can be imported from"
+def lazy(self:Registry, name:str, target:str):
+    """Register an object by the address it can be imported from
+
+    Parameters:
+        name: name to register
+        target: 'module:attribute', imported when `name` is first looked up"""
     if (owner := self.owner(name)) not in (None, target.partition(':')[2]):
         raise ValueError(f"{self.kind} '{name}' is already {owner}; choose another name for {target}")
     self.targets[name] = target
 
 @patch
-def discover(self:Registry,
-    package:str, # package whose modules register names, such as 'lmnotes.data.datasets'
-):
-    "Import every module of `package` before the registry is first read"
+def discover(self:Registry, package:str):
+    """Import every module of `package` before the registry is first read
+
+    Parameters:
+        package: package whose modules register names, such as 'lmnotes.data.datasets'"""
     self.packages.append(package)
 
 # %% ../nbs/00_core.ipynb #845b7f71
@@ -117,14 +123,19 @@ def set_seed(seed:int):
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
-def seed_for(*parts)->int: # 63 bits, the same on every machine
-    "A seed that is a pure function of `parts`"
+def seed_for(*parts)->int:
+    """A seed that is a pure function of `parts`
+
+    Returns: 63 bits, the same on every machine"""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, 'big') >> 1
 
 # %% ../nbs/00_core.ipynb #c1fbe333
-def pick_device(name:str='auto'): # one of auto, cuda, mps, cpu
-    "The `torch.device` of that name; `auto` takes CUDA, then MPS, then the CPU"
+def pick_device(name:str='auto'):
+    """The `torch.device` of that name; `auto` takes CUDA, then MPS, then the CPU
+
+    Parameters:
+        name: one of auto, cuda, mps, cpu"""
     import torch
     have = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
     if name == 'auto': name = next(k for k,ok in have.items() if ok)
@@ -146,12 +157,13 @@ def has_fast_bf16(device)->bool:
     return platform.machine() in ('x86_64', 'AMD64') and any(
         getattr(torch.cpu, f, bool)() for f in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'))
 
-def pick_dtype(
-    device,              # where the model runs
-    precision:str='auto', # auto, fp32, bf16 or fp16
-    dim:int=None,        # model width in features; `auto` keeps narrow models on a CPU in fp32
-):
-    "The `torch.dtype` to compute in; parameters stay in float32"
+def pick_dtype(device, precision:str='auto', dim:int=None):
+    """The `torch.dtype` to compute in; parameters stay in float32
+
+    Parameters:
+        device: where the model runs
+        precision: auto, fp32, bf16 or fp16
+        dim: model width in features; `auto` keeps narrow models on a CPU in fp32"""
     import torch
     dtypes = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
     device = torch.device(device)
@@ -205,8 +217,10 @@ def env_info()->dict:
     )
 
 # %% ../nbs/00_core.ipynb #e6486dd3
-def torchvision_state()->str: # 'absent', 'fine' or 'broken'
-    "Whether the installed torchvision can load beside the installed torch"
+def torchvision_state()->str:
+    """Whether the installed torchvision can load beside the installed torch
+
+    Returns: 'absent', 'fine' or 'broken'"""
     if sys.modules.get('torchvision', 0) is None: return 'broken'
     spec = util.find_spec('torchvision')
     if spec is None: return 'absent'
@@ -232,8 +246,10 @@ def hide_broken_torchvision():
     )
 
 # %% ../nbs/00_core.ipynb #d7ffe346
-def keep_memory()->bool: # whether this C library can be asked (glibc, on Linux)
-    "Keep freed memory for the next tensor instead of returning it to the system"
+def keep_memory()->bool:
+    """Keep freed memory for the next tensor instead of returning it to the system
+
+    Returns: whether this C library can be asked (glibc, on Linux)"""
     import ctypes
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -24,11 +24,12 @@ def _fsync(path):
     finally:
         os.close(fd)
 
-def atomic_write(
-    path, # file to make or replace
-    data, # str or bytes
-):
-    "Write `data` to `path` so that a reader finds the old file or the new one, never a part"
+def atomic_write(path, data):
+    """Write `data` to `path` so that a reader finds the old file or the new one, never a part
+
+    Parameters:
+        path: file to make or replace
+        data: str or bytes"""
     path = Path(path)
     aside = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,8 +43,11 @@ def atomic_write(
         raise
 
 @contextmanager
-def atomic_dir(path): # folder that must not exist yet
-    "Fill the folder that is yielded; it takes its name `path` only when the block ends well"
+def atomic_dir(path):
+    """Fill the folder that is yielded; it takes its name `path` only when the block ends well
+
+    Parameters:
+        path: folder that must not exist yet"""
     path = Path(path)
     aside = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
@@ -83,12 +87,13 @@ def read_jsonl(path)->list:
     return [json.loads(l) for l in whole]
 
 # %% ../nbs/00_files.ipynb #0ae7e832
-def new_run_folder(
-    slug:str,        # what the run is, such as `standard_prose_pretrain_bs8_len128`
-    root='runs',     # where run folders live
-    now=None,        # a `datetime`, for tests
-)->Path:
-    "Make a folder `root/<date>_<time>_<slug>` that nobody else has"
+def new_run_folder(slug:str, root='runs', now=None)->Path:
+    """Make a folder `root/<date>_<time>_<slug>` that nobody else has
+
+    Parameters:
+        slug: what the run is, such as `standard_prose_pretrain_bs8_len128`
+        root: where run folders live
+        now: a `datetime`, for tests"""
     now = now or datetime.now()
     stem = f"{now:%Y-%m-%d_%Hh%Mm}_{slug.replace('/', '-')}"
     for i in range(1000):
@@ -109,16 +114,20 @@ def step_name(step:int)->str:
     "Folder name of the checkpoint of a step"
     return f'step_{step:06d}'
 
-def steps_in(
-    folder, # folder of checkpoints
-)->list: # of `Path`
-    "Complete checkpoints in a folder, oldest first"
+def steps_in(folder)->list:
+    """Complete checkpoints in a folder, oldest first
+
+    Parameters:
+        folder: folder of checkpoints
+    Returns: of `Path`"""
     complete = [p for p in Path(folder).glob('step_*') if (p/'state.json').is_file()]
     return sorted(complete, key=lambda p: int(p.name.removeprefix('step_')))
 
 # %% ../nbs/00_files.ipynb #7dff0615
-def find_checkpoint(path)->Path: # a checkpoint folder
-    "The checkpoint at `path`: itself, or the newest of a run folder"
+def find_checkpoint(path)->Path:
+    """The checkpoint at `path`: itself, or the newest of a run folder
+
+    Returns: a checkpoint folder"""
     path = Path(path)
     if (path/'state.json').is_file(): return path
     if not path.exists():
@@ -133,8 +142,10 @@ def find_checkpoint(path)->Path: # a checkpoint folder
     raise InputError(f'{path} holds no checkpoint yet; start the run anew, or with a smaller --save_steps')
 
 # %% ../nbs/00_files.ipynb #2029b369
-def model_folder(path)->Path: # a folder `from_pretrained` reads
-    "The folder of the model that `path` names: a run, a checkpoint, or a saved model"
+def model_folder(path)->Path:
+    """The folder of the model that `path` names: a run, a checkpoint, or a saved model
+
+    Returns: a folder `from_pretrained` reads"""
     path = Path(path)
     for p in (path, path/'final'):
         if (p/'config.json').is_file(): return p

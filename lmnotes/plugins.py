@@ -20,25 +20,31 @@ from .core import *
 ENTRY_POINT_GROUP = 'lmnotes.plugins'
 _hashes = {} # name as it was asked for, files as absolute paths -> SHA-256 of the source
 
-def loaded_plugins()->dict: # name or absolute path -> SHA-256 of the source, hexadecimal
-    "Return the plugins that this process has imported"
+def loaded_plugins()->dict:
+    """Return the plugins that this process has imported
+
+    Returns: name or absolute path -> SHA-256 of the source, hexadecimal"""
     return dict(_hashes)
 
 def is_file_plugin(name:str)->bool:
     "Whether `name` is a path to a Python file and not a module's dotted name"
     return name.endswith('.py') or '/' in name or '\\' in name
 
-def plugin_name(
-    name:str, # path to a file, or a module's dotted name
-)->str: # absolute path, or the dotted name as it came
-    "Name a plugin so that it means the same from every folder"
+def plugin_name(name:str)->str:
+    """Name a plugin so that it means the same from every folder
+
+    Parameters:
+        name: path to a file, or a module's dotted name
+    Returns: absolute path, or the dotted name as it came"""
     return str(Path(name).expanduser().resolve()) if is_file_plugin(name) else name
 
 # %% ../nbs/00_plugins.ipynb #321c7e61
-def plugin_source(
-    name:str, # as `plugin_name` gives it
-)->Path: # the file that will be run
-    "Find the source of a plugin; an `InputError` where there is none"
+def plugin_source(name:str)->Path:
+    """Find the source of a plugin; an `InputError` where there is none
+
+    Parameters:
+        name: as `plugin_name` gives it
+    Returns: the file that will be run"""
     if is_file_plugin(name):
         path = Path(name)
         if not path.is_file():
@@ -57,10 +63,12 @@ def plugin_source(
         )
     return Path(spec.origin)
 
-def source_hash(
-    path, # file
-)->str: # 64 hexadecimal digits
-    "Compute the SHA-256 of a file"
+def source_hash(path)->str:
+    """Compute the SHA-256 of a file
+
+    Parameters:
+        path: file
+    Returns: 64 hexadecimal digits"""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 # %% ../nbs/00_plugins.ipynb #66632c24
@@ -70,18 +78,20 @@ def trust_file()->Path:
     "Return the file in which this user's trusted hashes are kept, one a line"
     return Path(os.environ.get('XDG_STATE_HOME') or '~/.local/state').expanduser()/'lmnotes/trusted_plugins'
 
-def is_trusted(
-    digest:str, # SHA-256 of a source
-)->bool:
-    "Whether this user has imported that content from a command line or from Python"
+def is_trusted(digest:str)->bool:
+    """Whether this user has imported that content from a command line or from Python
+
+    Parameters:
+        digest: SHA-256 of a source"""
     path = trust_file()
     kept = path.read_text(encoding='utf-8').split() if path.is_file() else []
     return digest in kept or digest in os.environ.get(TRUSTED, '').split(',')
 
-def trust(
-    digest:str, # SHA-256 of a source
-):
-    "Trust content from now on, in this process, its children and later ones of this user"
+def trust(digest:str):
+    """Trust content from now on, in this process, its children and later ones of this user
+
+    Parameters:
+        digest: SHA-256 of a source"""
     if is_trusted(digest): return
     os.environ[TRUSTED] = ','.join(filter(None, [os.environ.get(TRUSTED), digest]))
     path = trust_file()
@@ -127,11 +137,14 @@ def _check_recorded(name, source, digest, recorded):
             f'then add --import {source}'
         )
 
-def import_plugins(
-    names, # paths of Python files and dotted names of modules
-    recorded=None, # name -> SHA-256 as a run folder has it, where `names` come from that folder; None: the user named them
-)->dict: # name or absolute path -> SHA-256
-    "Import user code once a process; refuse a file that is not what the run recorded"
+def import_plugins(names, recorded=None)->dict:
+    """Import user code once a process; refuse a file that is not what the run recorded
+
+    Parameters:
+        names: paths of Python files and dotted names of modules
+        recorded: name -> SHA-256 as a run folder has it, where `names` come from that folder; None: the user
+            named them
+    Returns: name or absolute path -> SHA-256"""
     found = {}
     for name in map(plugin_name, names or ()):
         source = plugin_source(name)
@@ -145,8 +158,10 @@ def import_plugins(
     return found
 
 # %% ../nbs/00_plugins.ipynb #80148858
-def import_entry_points()->list: # of names
-    "Import the plugins that installed packages offer"
+def import_entry_points()->list:
+    """Import the plugins that installed packages offer
+
+    Returns: of names"""
     names = []
     for point in metadata.entry_points(group=ENTRY_POINT_GROUP):
         try:

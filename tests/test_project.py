@@ -46,11 +46,7 @@ def exported(tmp_path_factory):
         (copy/f.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(f, copy/f.relative_to(ROOT))
     subprocess.run(
-        [sys.executable, '-c', 'import nbdev; nbdev.nbdev_export()'],
-        cwd=copy,
-        check=True,
-        capture_output=True,
-        env=clean_env(),
+        [sys.executable, ROOT/'tools/export.py'], cwd=copy, check=True, capture_output=True, env=clean_env()
     )
     return copy/'lmnotes'
 

@@ -284,10 +284,10 @@ def own_parameters(thing):
 
 
 def written_doc(thing):
-    "Return the docstring as written, without a list of parameters that was built into it"
+    "Return the docstring, with the comments of parameters that the export moved into it"
     init = thing.__init__.__doc__ or '' if inspect.isclass(thing) and '__init__' in vars(thing) else ''
     doc = thing.__doc__ if has_docstring(thing) else ''
-    return re.split(r'\n\s*(?:Parameters|Args|Arguments)\b', f'{doc}\n{init}')[0]
+    return f'{doc}\n{init}'
 
 
 def comments(thing):

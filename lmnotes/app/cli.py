@@ -30,11 +30,13 @@ def takes_list(options:type, name:str)->bool:
 def _split(word, options, name):
     return word.split(',') if name and takes_list(options, name) else [word]
 
-def normalize(
-    words:list[str], # what was typed after the command
-    options:type,    # dataclass of the command
-)->tuple[list[str],set[str]]: # words for the parser, and the names that were typed
-    "Write options in their canonical spelling; an unknown or a repeated one is an `InputError`"
+def normalize(words:list[str], options:type)->tuple[list[str],set[str]]:
+    """Write options in their canonical spelling; an unknown or a repeated one is an `InputError`
+
+    Parameters:
+        words: what was typed after the command
+        options: dataclass of the command
+    Returns: words for the parser, and the names that were typed"""
     known = {f.name for f in dataclasses.fields(options)} | {'config'}
     out,typed,last = [],{},None
     for word in words:
@@ -53,11 +55,13 @@ def normalize(
     return out, set(typed)
 
 # %% ../../nbs/11_app/03_cli.ipynb #17af8a63
-def take_option(
-    words:list, # in canonical spelling
-    name:str,   # an option
-)->tuple[list,list]: # the words without the option, its values
-    "Take an option and its values out of the words"
+def take_option(words:list, name:str)->tuple[list,list]:
+    """Take an option and its values out of the words
+
+    Parameters:
+        words: in canonical spelling
+        name: an option
+    Returns: the words without the option, its values"""
     left,values,inside = [],[],False
     for word in words:
         if word.startswith('--'): inside = word == f'--{name}'
@@ -66,11 +70,13 @@ def take_option(
     return left,values
 
 # %% ../../nbs/11_app/03_cli.ipynb #0939b90d
-def parser_class(
-    name:str,     # of the command
-    options:type, # its dataclass
-)->type: # dataclass with a field for each group
-    "Build the dataclass that tyro parses: one nested dataclass a group, each option with its comment as help"
+def parser_class(name:str, options:type)->type:
+    """Build the dataclass that tyro parses: one nested dataclass a group, each option with its comment as help
+
+    Parameters:
+        name: of the command
+        options: its dataclass
+    Returns: dataclass with a field for each group"""
     import tyro
     comments,fields = option_comments(options),{f.name: f for f in dataclasses.fields(options)}
     def parsed(option):
@@ -107,11 +113,13 @@ def _first_sentence(box:str)->str:
     body = lines[:lines.index('')] if '' in lines else lines
     return ' '.join(body) or box.strip()
 
-def parse(
-    name:str,        # a command
-    words:list[str], # what was typed after it
-)->tuple: # its options, as an instance of the dataclass; the names that were given, typed or in a file
-    "Parse the words of a command; a wrong one is an `InputError`"
+def parse(name:str, words:list[str])->tuple:
+    """Parse the words of a command; a wrong one is an `InputError`
+
+    Parameters:
+        name: a command
+        words: what was typed after it
+    Returns: its options, as an instance of the dataclass; the names that were given, typed or in a file"""
     options = option_classes[name]
     words,given = normalize(words, options)
     words,configs = take_option(words, 'config')
@@ -146,11 +154,13 @@ def usage()->str:
     lines = [f'  {name:<{width}}  {option_classes[name].__doc__}' for name in option_classes.names()]
     return USAGE.format(commands='\n'.join(lines))
 
-def run_command(
-    name:str,        # a command
-    words:list[str], # what was typed after it
-)->int: # exit code
-    "Parse the words of a command and run it"
+def run_command(name:str, words:list[str])->int:
+    """Parse the words of a command and run it
+
+    Parameters:
+        name: a command
+        words: what was typed after it
+    Returns: exit code"""
     option_classes[name]
     import_entry_points()
     options,given = parse(name, words)
@@ -168,10 +178,12 @@ def _prepare_process():
     os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
     os.environ.setdefault('HF_HUB_DISABLE_PROGRESS_BARS', '1') # a bar for loading one file tells nobody anything
 
-def main(
-    argv=None, # words after `lmnotes`; None: those of this process
-)->int: # exit code: 0 done, 1 the run failed, 2 the input was wrong
-    "Run one command"
+def main(argv=None)->int:
+    """Run one command
+
+    Parameters:
+        argv: words after `lmnotes`; None: those of this process
+    Returns: exit code: 0 done, 1 the run failed, 2 the input was wrong"""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ('-h', '--help', 'help'):
         print(usage())

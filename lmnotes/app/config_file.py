@@ -15,10 +15,11 @@ from ..training.options import aliases
 TRUST_OPTIONS = 'trust_remote_code', 'allow_execution', 'imports' # they run code, so they are typed
 PLACE_OPTIONS = 'output_dir', 'resume_from_checkpoint'            # where the run lies that left the file
 
-def read_mapping(
-    path, # file, YAML or JSON
-)->dict:
-    "Read a file that holds one mapping; an `InputError` where it does not"
+def read_mapping(path)->dict:
+    """Read a file that holds one mapping; an `InputError` where it does not
+
+    Parameters:
+        path: file, YAML or JSON"""
     import yaml
     try:
         text = Path(path).read_text(encoding='utf-8')
@@ -32,19 +33,22 @@ def read_mapping(
         raise InputError(f"--config {path}: expected lines such as 'batch_size: 8', and got {type(values).__name__}")
     return values
 
-def run_options(
-    values:dict, # content of a config file
-)->dict:
-    "Return the options that were typed for a run, where `values` is the `args.json` it left"
+def run_options(values:dict)->dict:
+    """Return the options that were typed for a run, where `values` is the `args.json` it left
+
+    Parameters:
+        values: content of a config file"""
     if not {'options', 'asked'} <= set(values): return values
     return {k: v for k,v in values['asked'].items() if k not in PLACE_OPTIONS}
 
 # %% ../../nbs/11_app/02_config_file.ipynb #44e3b894
-def option_name(
-    typed:str,    # as it is typed or written, without the two dashes
-    options:type, # dataclass of a command
-)->str: # name of the field; an unknown one comes back as it is
-    "Resolve dashes and aliases in the name of an option"
+def option_name(typed:str, options:type)->str:
+    """Resolve dashes and aliases in the name of an option
+
+    Parameters:
+        typed: as it is typed or written, without the two dashes
+        options: dataclass of a command
+    Returns: name of the field; an unknown one comes back as it is"""
     names = {f.name for f in fields(options)}
     name = typed.replace('-', '_')
     return name if name in names else aliases.get(name, name)
@@ -55,12 +59,14 @@ def _words(name, value):
     if isinstance(value, list | tuple): return [f'--{name}', *map(str, value)] if value else []
     return [f'--{name}', str(value)]
 
-def config_words(
-    path,         # file, YAML or JSON
-    options:type, # dataclass of the command
-    typed=(),     # names of options that are on the command line, which win
-)->list: # of words
-    "Turn a config file into words of a command line; unknown and untrusted options are an `InputError`"
+def config_words(path, options:type, typed=())->list:
+    """Turn a config file into words of a command line; unknown and untrusted options are an `InputError`
+
+    Parameters:
+        path: file, YAML or JSON
+        options: dataclass of the command
+        typed: names of options that are on the command line, which win
+    Returns: of words"""
     words,known = [],{f.name for f in fields(options)}
     for key,value in run_options(read_mapping(path)).items():
         name = option_name(str(key), options)

@@ -21,11 +21,12 @@ from ..data.tokenizers import get_tokenizer
 # %% ../../nbs/11_app/06_data_command.ipynb #6d80ab78
 data_actions = Registry('data action')
 
-def data_action(
-    name:str,    # word after `lmnotes data`
-    *options:str, # names of the options it takes
-):
-    "Register a function of (options, name of a dataset or None) as an action"
+def data_action(name:str, *options:str):
+    """Register a function of (options, name of a dataset or None) as an action
+
+    Parameters:
+        name: word after `lmnotes data`
+        options: names of the options it takes"""
     def register(f):
         f.takes = options
         return data_actions(name)(f)
@@ -37,10 +38,12 @@ def required(o, name):
     return getattr(o, name)
 
 # %% ../../nbs/11_app/06_data_command.ipynb #32fe55b2
-def list_datasets(
-    data_dir=None, # root in hub layout
-)->list: # a dict for each dataset
-    "Print every dataset with its task, role, modes and where it can be had now"
+def list_datasets(data_dir=None)->list:
+    """Print every dataset with its task, role, modes and where it can be had now
+
+    Parameters:
+        data_dir: root in hub layout
+    Returns: a dict for each dataset"""
     rows,table = catalog_table(data_dir)
     Console(highlight=False, width=None if sys.stdout.isatty() else 150).print(table)
     return rows
@@ -80,17 +83,18 @@ def _scores(ds, row):
     return f'its answer scores {ds.score(row, right):g}; {others}'
 
 # %% ../../nbs/11_app/06_data_command.ipynb #003fddbc
-def show_dataset(
-    name:str,            # short name, id or id/configuration
-    config:str=None,     # its configuration
-    data_dir=None,       # root in hub layout
-    tokenizer:str='bytes',
-    n:int=3,             # rows
-    vocab_size:int=None, # of a tokenizer that is trained
-    form:str=None,       # terminal, plain or html; default: colours where they can be seen
-    file=None,           # where it is printed; None: stdout
-):
-    "Print rows of a dataset as the model will see them"
+def show_dataset(name:str, config:str=None, data_dir=None, tokenizer:str='bytes', n:int=3,
+        vocab_size:int=None, form:str=None, file=None):
+    """Print rows of a dataset as the model will see them
+
+    Parameters:
+        name: short name, id or id/configuration
+        config: its configuration
+        data_dir: root in hub layout
+        n: rows
+        vocab_size: of a tokenizer that is trained
+        form: terminal, plain or html; default: colours where they can be seen
+        file: where it is printed; None: stdout"""
     say = lambda text: print(text, file=file)
     form = form or ('terminal' if sys.stdout.isatty() else 'plain')
     ds = find_dataset(name, config)
@@ -159,11 +163,12 @@ def recommend_action(o, name):
     print(f"\n{r['command']}")
 
 # %% ../../nbs/11_app/06_data_command.ipynb #3b620681
-def data_command(
-    o,        # `DataOptions`
-    given=(), # names of the options that were typed
-):
-    "Run `lmnotes data ACTION`"
+def data_command(o, given=()):
+    """Run `lmnotes data ACTION`
+
+    Parameters:
+        o: `DataOptions`
+        given: names of the options that were typed"""
     word,*rest = list(o.words) or ['']
     if word not in data_actions:
         raise InputError(f'lmnotes data {word}: say what to do; {did_you_mean(word, data_actions)}')

@@ -33,8 +33,11 @@ class Finding:
         return line + (f"\n{'':19}{self.advice}" if self.advice else '')
 
 # %% ../../nbs/11_app/07_doctor.ipynb #19f784ff
-def check_python(version): # (major, minor, micro)
-    "Python 3.11 to 3.13 are tested"
+def check_python(version):
+    """Python 3.11 to 3.13 are tested
+
+    Parameters:
+        version: (major, minor, micro)"""
     text = '.'.join(map(str, version[:3]))
     if (3,11) <= tuple(version[:2]) <= (3,13): return Finding('python', text)
     return Finding(
@@ -42,8 +45,10 @@ def check_python(version): # (major, minor, micro)
     )
 
 # %% ../../nbs/11_app/07_doctor.ipynb #11ae8ee5
-def installed(name:str)->str: # '' when it is not there
-    "Version of an installed package"
+def installed(name:str)->str:
+    """Version of an installed package
+
+    Returns: '' when it is not there"""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -56,11 +61,12 @@ def requirements()->list[str]:
     except metadata.PackageNotFoundError:
         return []
 
-def check_packages(
-    requires,            # requirement strings, such as `torch>=2.11,<2.14`
-    version_of=installed, # package name -> version, '' when absent
-)->list[Finding]:
-    "One finding for each base requirement that is missing or out of range; a single one when all is well"
+def check_packages(requires, version_of=installed)->list[Finding]:
+    """One finding for each base requirement that is missing or out of range; a single one when all is well
+
+    Parameters:
+        requires: requirement strings, such as `torch>=2.11,<2.14`
+        version_of: package name -> version, '' when absent"""
     from packaging.requirements import Requirement
     base = [r for r in map(Requirement, requires) if not r.marker or r.marker.evaluate(dict(extra=''))]
     bad = []
@@ -73,8 +79,11 @@ def check_packages(
     return bad or [Finding('packages', f'all {len(base)} requirements within their tested ranges')]
 
 # %% ../../nbs/11_app/07_doctor.ipynb #47a3fe9e
-def check_torchvision(state:str): # from `lmnotes.core.torchvision_state`: absent, fine or broken
-    "A torchvision built for another torch breaks `import transformers`"
+def check_torchvision(state:str):
+    """A torchvision built for another torch breaks `import transformers`
+
+    Parameters:
+        state: from `lmnotes.core.torchvision_state`: absent, fine or broken"""
     if state != 'broken': return Finding('torchvision', {'absent': 'absent (not needed)', 'fine': 'loads'}[state])
     return Finding(
         'torchvision',
@@ -156,11 +165,12 @@ def look()->Machine:
     )
 
 # %% ../../nbs/11_app/07_doctor.ipynb #009cfb61
-def check_disk(
-    free:float,  # bytes
-    where='.',   # folder that was asked about
-):
-    "Whether a run's checkpoints will fit"
+def check_disk(free:float, where='.'):
+    """Whether a run's checkpoints will fit
+
+    Parameters:
+        free: bytes
+        where: folder that was asked about"""
     GB = 2**30
     value = f'{free/GB:.1f} GB free in {where}'
     if free >= 5*GB: return Finding('disk', value)
@@ -172,11 +182,12 @@ def check_disk(
     )
 
 # %% ../../nbs/11_app/07_doctor.ipynb #0b797e5d
-def reachable(
-    url:str,          # asked for its head only
-    seconds:float=3., # the longest this may take, whatever happens
-)->bool:
-    "Whether a server answers at `url`, be it with an error"
+def reachable(url:str, seconds:float=3.)->bool:
+    """Whether a server answers at `url`, be it with an error
+
+    Parameters:
+        url: asked for its head only
+        seconds: the longest this may take, whatever happens"""
     answer = []
     def ask():
         try:
@@ -192,12 +203,13 @@ def reachable(
     return bool(answer)
 
 # %% ../../nbs/11_app/07_doctor.ipynb #0c48d3ab
-def check_hub(
-    answers:bool,       # did the hub answer?
-    url:str,            # where it was looked for
-    offline:bool=False, # was it switched off by HF_HUB_OFFLINE?
-):
-    "Being offline is fine, so long as one knows"
+def check_hub(answers:bool, url:str, offline:bool=False):
+    """Being offline is fine, so long as one knows
+
+    Parameters:
+        answers: did the hub answer?
+        url: where it was looked for
+        offline: was it switched off by HF_HUB_OFFLINE?"""
     if offline: return Finding('hub', 'switched off by HF_HUB_OFFLINE', 'note', _LOCAL)
     if answers: return Finding('hub', f'{url} answers')
     return Finding('hub', f'{url} does not answer', 'note', _LOCAL)
@@ -210,10 +222,11 @@ def _hub():
     offline = os.environ.get('HF_HUB_OFFLINE', '').lower() in ('1', 'true', 'yes', 'on')
     return check_hub(not offline and reachable(url), url, offline)
 
-def examine(
-    where='.', # folder runs will be written to
-)->list[Finding]:
-    "Every check, on this machine"
+def examine(where='.')->list[Finding]:
+    """Every check, on this machine
+
+    Parameters:
+        where: folder runs will be written to"""
     found = [check_python(sys.version_info), *check_packages(requirements())]
     try:
         m = look()
@@ -240,8 +253,10 @@ def examine(
 
 def exit_code(found)->int: return int(any(f.state == 'bad' for f in found))
 
-def doctor(where='.')->int: # 1 when something will stop you
-    "Say what this machine has, what will be slow on it and what to do about it"
+def doctor(where='.')->int:
+    """Say what this machine has, what will be slow on it and what to do about it
+
+    Returns: 1 when something will stop you"""
     from rich.console import Console
     console, found = Console(soft_wrap=True, highlight=False), examine(where)
     for f in found:
@@ -250,9 +265,11 @@ def doctor(where='.')->int: # 1 when something will stop you
     console.print(f"\n{bad} of these will stop you" if bad else '\nnothing here will stop you', markup=False)
     return exit_code(found)
 
-def doctor_command(
-    o,     # `DoctorOptions`
-    given, # names of the options that were typed
-)->int: # 1 when something will stop you
-    "Say what this machine has, and what is wrong with it"
+def doctor_command(o, given)->int:
+    """Say what this machine has, and what is wrong with it
+
+    Parameters:
+        o: `DoctorOptions`
+        given: names of the options that were typed
+    Returns: 1 when something will stop you"""
     return doctor()

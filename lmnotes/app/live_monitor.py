@@ -27,10 +27,12 @@ from lmnotes.training.plots import (
 )
 
 # %% ../../nbs/11_app/10_live_monitor.ipynb #082fc994
-def total_steps(
-    run, # a run folder
-)->int|None: # None where the folder does not tell
-    "How many steps a run will have taken when it is done"
+def total_steps(run)->int|None:
+    """How many steps a run will have taken when it is done
+
+    Parameters:
+        run: a run folder
+    Returns: None where the folder does not tell"""
     run = Path(run)
     for path, find in (
         ('summary.json', lambda d: d.get('steps')),
@@ -54,10 +56,13 @@ def _pace(rows, n=50): # seconds a step, over the last of them; None where the c
         else None
     )
 
-def run_state(
-    run, # a run folder
-)->dict: # state: 'waiting', 'training' or 'done'; why, when waiting; else step, total, loss, average, accuracy, tokens_per_s, tokens, seconds_left, quiet_for in seconds
-    "Where a run stands"
+def run_state(run)->dict:
+    """Where a run stands
+
+    Parameters:
+        run: a run folder
+    Returns: state: 'waiting', 'training' or 'done'; why, when waiting; else step, total, loss, average,
+        accuracy, tokens_per_s, tokens, seconds_left, quiet_for in seconds"""
     run = Path(run)
     if not run.is_dir(): return dict(state='waiting', why=f'there is no folder {run} yet')
     try:
@@ -87,10 +92,12 @@ def run_state(
 # %% ../../nbs/11_app/10_live_monitor.ipynb #a6b6cd90
 def _duration(s)->str: return f'{s:.0f} s' if s < 90 else f'{s/60:.0f} min' if s < 5400 else f'{s/3600:.1f} h'
 
-def state_text(
-    s:dict, # from `run_state`
-)->str: # such as 'training · step 200 of 300 (67%) · loss 1.020 (average 1.023) · …'
-    "Where a run stands, in a line"
+def state_text(s:dict)->str:
+    """Where a run stands, in a line
+
+    Parameters:
+        s: from `run_state`
+    Returns: such as 'training · step 200 of 300 (67%) · loss 1.020 (average 1.023) · …'"""
     if s['state'] == 'waiting': return f"waiting: {s['why']}"
     said = [
         s['state'],
@@ -104,11 +111,12 @@ def state_text(
     if s['state'] == 'training' and s['quiet_for'] > 60: said.append(f"no news for {_duration(s['quiet_for'])}")
     return ' · '.join(said)
 
-def samples_html(
-    samples, # as `text_samples` gives them
-    n:int=5, # the newest so many
-)->str:
-    "What the model wrote, whole, newest first"
+def samples_html(samples, n:int=5)->str:
+    """What the model wrote, whole, newest first
+
+    Parameters:
+        samples: as `text_samples` gives them
+        n: the newest so many"""
     if not samples: return ''
     cell = lambda t: '–' if t is None else escape(f'{t:.2f}' if isinstance(t, float) else str(t))
     rows = ''.join(
@@ -127,11 +135,12 @@ def samples_html(
 
 # %% ../../nbs/11_app/10_live_monitor.ipynb #71d71da7
 class LiveMonitor:
-    "A widget that shows a run as it trains: its state, its seven pictures, what it writes"
-    def __init__(self,
-        run,              # a run folder; it need not be there yet
-        seconds:float=5., # between looks, while it follows
-    ):
+    """A widget that shows a run as it trains: its state, its seven pictures, what it writes
+
+    Parameters:
+        run: a run folder; it need not be there yet
+        seconds: between looks, while it follows"""
+    def __init__(self, run, seconds:float=5.):
         import ipywidgets as w
         self.folder,self.drawn = Path(run),None
         self.follow = w.Play(interval=int(1000*seconds), max=10**6, repeat=True, show_repeat=False)
@@ -202,12 +211,14 @@ class Live(Callback):
         if draw: self.cost = took
 
 # %% ../../nbs/11_app/10_live_monitor.ipynb #5d09597f
-def live(
-    learn,            # an `LMLearner`
-    seconds:float=1., # between looks
-    share:float=.1,   # of the time that may go into drawing
-)->LiveMonitor: # show it before you fit
-    "Watch the learner of this notebook"
+def live(learn, seconds:float=1., share:float=.1)->LiveMonitor:
+    """Watch the learner of this notebook
+
+    Parameters:
+        learn: an `LMLearner`
+        seconds: between looks
+        share: of the time that may go into drawing
+    Returns: show it before you fit"""
     learn.remove_cbs([cb for cb in learn.cbs if isinstance(cb, Live)])
     if not hasattr(learn, 'monitor'):
         kept = tempfile.TemporaryDirectory(prefix='live_')

@@ -13,12 +13,11 @@ from ..core import InputError
 # %% ../../nbs/11_app/09_mask_viewer.ipynb #7d84ec2c
 _styles = dict(learnt='background:#9fdf9f;color:#000', other='background:#8882', pad='opacity:.35', plain='')
 
-def row_html(
-    tokenizer,
-    batch:dict, # `input_ids`, `shift_labels`, perhaps `documents` or `attention_mask`; (B, T)
-    row:int=0,
-)->str:
-    "One row of a batch as HTML"
+def row_html(tokenizer, batch:dict, row:int=0)->str:
+    """One row of a batch as HTML
+
+    Parameters:
+        batch: `input_ids`, `shift_labels`, perhaps `documents` or `attention_mask`; (B, T)"""
     ids,labels = batch['input_ids'][row].tolist(),batch['shift_labels'][row].tolist()
     docs = batch['documents'][row].tolist() if 'documents' in batch else [0]*len(ids)
     real = batch['attention_mask'][row].tolist() if 'attention_mask' in batch else [1]*len(ids)
@@ -50,11 +49,12 @@ def row_caption(batch, row=0)->str:
     return f'{len(y)} places, {n} learnt ({n/len(y):.0%}){docs}'
 
 # %% ../../nbs/11_app/09_mask_viewer.ipynb #6b5acf8e
-def mask_viewer(
-    data,     # `LMData`, `TaskData` or their like
-    batch=0,  # the first to show
-):
-    "A widget that turns through the rows of training and validation batches"
+def mask_viewer(data, batch=0):
+    """A widget that turns through the rows of training and validation batches
+
+    Parameters:
+        data: `LMData`, `TaskData` or their like
+        batch: the first to show"""
     import ipywidgets as w
     if data.tokenizer is None:
         raise InputError('these tokens have no tokenizer to be read with; give one when the data is loaded')

@@ -16,12 +16,15 @@ from ..models.flops_and_memory import *
 from ..models.layers import ffns, mixers, norms
 
 # %% ../../nbs/11_app/08_model_builder.ipynb #f1c78951
-def describe(
-    cfg,            # an `LMConfig`, or its fields as a dict
-    batch:int=8,    # windows in a step
-    length:int=256, # tokens in a window
-)->dict: # parameters by kind, total, active; bytes of a training step; FLOPs a token; the line that builds it
-    "What a model would hold and cost, found out without building it"
+def describe(cfg, batch:int=8, length:int=256)->dict:
+    """What a model would hold and cost, found out without building it
+
+    Parameters:
+        cfg: an `LMConfig`, or its fields as a dict
+        batch: windows in a step
+        length: tokens in a window
+    Returns: parameters by kind, total, active; bytes of a training step; FLOPs a token; the line that builds
+        it"""
     cfg = LMConfig(**cfg) if isinstance(cfg, dict) else cfg
     if batch < 1 or length < 1: raise InputError(f'batch={batch} and length={length} must be at least 1')
     if cfg.pos == 'learned' and length > cfg.max_length:
@@ -69,10 +72,11 @@ _parts = (
     'step',
 )
 
-def code_for(
-    cfg:LMConfig,
-)->str: # such as "build_model('standard', vocab_size=258, dim=64, n_layer=4, n_head=2)"
-    "The call of `build_model` that makes a model of `cfg`"
+def code_for(cfg:LMConfig)->str:
+    """The call of `build_model` that makes a model of `cfg`
+
+    Returns: such as "build_model('standard', vocab_size=258, dim=64, n_layer=4, n_head=2)"
+    """
     usual = LMConfig(**{k: getattr(cfg, k) for k in _always})
     differs = [k for k in _parts if getattr(cfg, k) != getattr(usual, k)]
     return f"build_model('standard', {', '.join(f'{k}={getattr(cfg, k)!r}' for k in (*_always, *differs))})"
@@ -88,11 +92,12 @@ def _bar(ax, parts, bytes): # kinds side by side, each with its size
     ax.set(yticks=[], xlabel=_scales[scale][1] if bytes else _scales[scale][0] + 'parameters')
     ax.legend(ncols=2, fontsize=7, frameon=False, loc='lower center', bbox_to_anchor=(.5, 1))
 
-def draw_description(
-    d:dict,    # from `describe`
-    fig=None,  # a matplotlib figure; default: a new one
-):
-    "Parameters by kind, and the bytes of a training step, as two bars"
+def draw_description(d:dict, fig=None):
+    """Parameters by kind, and the bytes of a training step, as two bars
+
+    Parameters:
+        d: from `describe`
+        fig: a matplotlib figure; default: a new one"""
     import matplotlib.pyplot as plt
     fig = fig or plt.figure(figsize=(6, 2.2), dpi=72)
     one,two = fig.subplots(1, 2)
@@ -102,10 +107,12 @@ def draw_description(
     return fig
 
 # %% ../../nbs/11_app/08_model_builder.ipynb #b6af6899
-def description_table(
-    d:dict, # from `describe`
-)->str: # HTML
-    "The figures of a description, as a small table"
+def description_table(d:dict)->str:
+    """The figures of a description, as a small table
+
+    Parameters:
+        d: from `describe`
+    Returns: HTML"""
     rows = [
         (
             'parameters',
@@ -180,10 +187,12 @@ def _png(d):
     draw_description(d, Figure(figsize=(6.5, 2.4), dpi=100)).savefig(f, format='png')
     return f.getvalue()
 
-def model_builder(
-    **start, # where the controls stand at first, such as `mixer='lstm', dim=512`
-): # a widget; its `controls` and `description` can be read
-    "Controls for the parts of a model, and what their choice comes to"
+def model_builder(**start):
+    """Controls for the parts of a model, and what their choice comes to
+
+    Parameters:
+        start: where the controls stand at first, such as `mixer='lstm', dim=512`
+    Returns: a widget; its `controls` and `description` can be read"""
     import ipywidgets as w
     controls,panel,chart,code = _controls(_start(start)),w.HTML(),w.Image(format='png'),w.HTML()
     box = w.HBox([w.VBox(list(controls.values())), w.VBox([panel, chart, code])])

@@ -21,12 +21,14 @@ from ..models.model_zoo import show_models
 from ..quantizers.packed_model import pack_and_tell
 
 # %% ../../nbs/11_app/05_model_commands.ipynb #c6d2dace
-def check_evaluation(
-    model:str,   # as it was typed
-    tasks,       # names of tasks, `all` among them perhaps
-    output=None, # file for the result
-)->list: # the tasks, without repetitions
-    "Check the options of `lmnotes evaluate`; what cannot be evaluated is an `InputError`"
+def check_evaluation(model:str, tasks, output=None)->list:
+    """Check the options of `lmnotes evaluate`; what cannot be evaluated is an `InputError`
+
+    Parameters:
+        model: as it was typed
+        tasks: names of tasks, `all` among them perhaps
+        output: file for the result
+    Returns: the tasks, without repetitions"""
     known = suite_names()
     if not model: raise InputError('--model is missing; give the folder of a run or of a saved model')
     tasks = [t for word in tasks for t in word.split(',') if t]
@@ -45,11 +47,12 @@ def wide_console()->Console:
     "Return a console as wide as the terminal, or 150 columns where the output goes to a file"
     return Console(highlight=False, width=None if sys.stdout.isatty() else 150)
 
-def evaluate_command(
-    o,     # `EvaluateOptions`
-    given, # names of the options that were typed
-):
-    "Evaluate a saved model, print the tables and write the result"
+def evaluate_command(o, given):
+    """Evaluate a saved model, print the tables and write the result
+
+    Parameters:
+        o: `EvaluateOptions`
+        given: names of the options that were typed"""
     tasks = check_evaluation(o.model, o.tasks, o.output)
     options = {k: getattr(o, k) for k in (*SAME, *LOADING)}
     datasets = list(o.datasets) if o.datasets else None
@@ -60,10 +63,12 @@ def evaluate_command(
     print(f"evaluation: {result['path']}" if 'path' in result else nowhere)
 
 # %% ../../nbs/11_app/05_model_commands.ipynb #45cd9429
-def load_for_use(
-    o, # options with `model`, `device` and those of `LoadingOptions`
-)->tuple: # the model on its device, its tokenizer
-    "Load a saved model or one of the hub, with its tokenizer"
+def load_for_use(o)->tuple:
+    """Load a saved model or one of the hub, with its tokenizer
+
+    Parameters:
+        o: options with `model`, `device` and those of `LoadingOptions`
+    Returns: the model on its device, its tokenizer"""
     name,plus,rewrites = o.model.partition('+')
     device = str(pick_device(o.device))
     if name in models:
@@ -75,29 +80,32 @@ def load_for_use(
     if not getattr(model, 'is_quantized', False): model.to(device)
     return model.eval(), get_tokenizer('bytes' if name.startswith('tiny:') else name)
 
-def generate_command(
-    o,     # `GenerateOptions`
-    given, # names of the options that were typed
-):
-    "Continue a prompt with a trained model"
+def generate_command(o, given):
+    """Continue a prompt with a trained model
+
+    Parameters:
+        o: `GenerateOptions`
+        given: names of the options that were typed"""
     if not o.model: raise InputError('--model is missing; give the folder of a run or of a saved model')
     model,tokenizer = load_for_use(o)
     sampling = {k: getattr(o, k) for k in ('max_new_tokens', 'temperature', 'top_p', 'seed', 'stop')}
     print(generate(model, tokenizer, o.prompt, **sampling))
 
 # %% ../../nbs/11_app/05_model_commands.ipynb #136be535
-def pack_command(
-    o,     # `PackOptions`
-    given, # names of the options that were typed
-):
-    "Write a quantized model as bytes, and print what they are spent on"
+def pack_command(o, given):
+    """Write a quantized model as bytes, and print what they are spent on
+
+    Parameters:
+        o: `PackOptions`
+        given: names of the options that were typed"""
     if not o.model: raise InputError('which model? lmnotes pack RUN_OR_FOLDER --output_path FOLDER')
     if not o.output_path: raise InputError('--output_path is missing; give a folder to make')
     pack_and_tell(o.model, o.output_path, o.layout, o.quantize, o.plain)
 
-def models_command(
-    o,     # `ModelsOptions`
-    given, # names of the options that were typed
-):
-    "List models by name, their parameters and bytes, and what fits"
+def models_command(o, given):
+    """List models by name, their parameters and bytes, and what fits
+
+    Parameters:
+        o: `ModelsOptions`
+        given: names of the options that were typed"""
     show_models(o.memory)

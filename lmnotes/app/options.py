@@ -20,12 +20,13 @@ from ..training.options import TrainOptions
 option_classes = Registry('command')
 commands = Registry('command')
 
-def command(
-    name:str,     # as it is typed after `lmnotes`
-    options:type, # dataclass; the first line of its docstring is the help of the command
-    target:str,   # 'module:function' of the function (options, names that were typed) -> exit code or None
-):
-    "Register a command"
+def command(name:str, options:type, target:str):
+    """Register a command
+
+    Parameters:
+        name: as it is typed after `lmnotes`
+        options: dataclass; the first line of its docstring is the help of the command
+        target: 'module:function' of the function (options, names that were typed) -> exit code or None"""
     option_classes(name)(options)
     commands.lazy(name, target)
 
@@ -181,10 +182,12 @@ def _field_comments(source)->dict:
             comments[name] = token.string.strip('# ')
     return comments
 
-def option_comments(
-    options:type, # dataclass of a command
-)->dict: # name of an option -> comment
-    "Read the comments behind the fields of a dataclass and of those it extends"
+def option_comments(options:type)->dict:
+    """Read the comments behind the fields of a dataclass and of those it extends
+
+    Parameters:
+        options: dataclass of a command
+    Returns: name of an option -> comment"""
     comments = {}
     for cls in options.__mro__[-2::-1]:
         comments |= _field_comments(inspect.getsource(cls))

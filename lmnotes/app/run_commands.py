@@ -18,11 +18,12 @@ from ..training.distributed import launch, under_torchrun
 from ..training.train import train
 
 # %% ../../nbs/11_app/04_run_commands.ipynb #9fe9bc77
-def train_command(
-    o,     # `TrainOptions`
-    given, # names of the options that were typed
-):
-    "Train a model, leave a run folder and write its model card"
+def train_command(o, given):
+    """Train a model, leave a run folder and write its model card
+
+    Parameters:
+        o: `TrainOptions`
+        given: names of the options that were typed"""
     if o.multi_gpu and not o.dry_run and not under_torchrun(): return launch(sys.argv[1:])
     run = train(**{k: getattr(o, k) for k in given})
     if hasattr(run, 'path') and os.environ.get('RANK', '0') == '0': write_card(run.path)
@@ -38,11 +39,13 @@ def _rerun(o, given):
     launcher,workers = (getattr(o, k) if k in given else None for k in ('launcher', 'workers'))
     return rerun(o.rerun, launcher=launcher, workers=workers)
 
-def compare_command(
-    o,     # `CompareOptions`
-    given, # names of the options that were typed
-)->int: # 1 if a run failed; the report says why
-    "Train models side by side, print the verdicts and write the report"
+def compare_command(o, given)->int:
+    """Train models side by side, print the verdicts and write the report
+
+    Parameters:
+        o: `CompareOptions`
+        given: names of the options that were typed
+    Returns: 1 if a run failed; the report says why"""
     if o.rerun: comparison = _rerun(o, given)
     else: comparison = compare(**{k: v for k,v in asdict(o).items() if k != 'rerun'})
     if o.dry_run: return 0
@@ -51,11 +54,13 @@ def compare_command(
     return int(bool(comparison.failed))
 
 # %% ../../nbs/11_app/04_run_commands.ipynb #7a6d4d57
-def report_command(
-    o,     # `ReportOptions`
-    given, # names of the options that were typed
-)->int: # 1 if a folder could not be read; what could be read is reported
-    "Report on runs and comparisons, or write model cards"
+def report_command(o, given)->int:
+    """Report on runs and comparisons, or write model cards
+
+    Parameters:
+        o: `ReportOptions`
+        given: names of the options that were typed
+    Returns: 1 if a folder could not be read; what could be read is reported"""
     if not o.runs: raise InputError('no run was named; give the folders of runs or comparisons')
     if o.card:
         for path in o.runs: print(f'card: {write_card(path)}')
@@ -67,10 +72,11 @@ def report_command(
     return int(bool(report['missing']))
 
 # %% ../../nbs/11_app/04_run_commands.ipynb #efee47e4
-def bench_command(
-    o,     # `BenchOptions`
-    given, # names of the options that were typed
-):
-    "Measure what this project claims; without names, an `InputError` lists the benches"
+def bench_command(o, given):
+    """Measure what this project claims; without names, an `InputError` lists the benches
+
+    Parameters:
+        o: `BenchOptions`
+        given: names of the options that were typed"""
     where = {k: getattr(o, k) for k in ('size', 'data_dir') if getattr(o, k)}
     run_benches(list(o.names), json=o.json, device=o.device, quick=o.quick, **where)

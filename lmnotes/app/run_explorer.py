@@ -16,10 +16,13 @@ from ..core import *
 from ..files import *
 
 # %% ../../nbs/11_app/11_run_explorer.ipynb #66d62515
-def find_runs(
-    root='runs', # folder to look in, and below
-)->list: # of dicts: name, path, model, dataset, seed, status, bits_per_byte, loss, tokens; newest name first
-    "What each run is and how it ended, from its arguments and summary"
+def find_runs(root='runs')->list:
+    """What each run is and how it ended, from its arguments and summary
+
+    Parameters:
+        root: folder to look in, and below
+    Returns: of dicts: name, path, model, dataset, seed, status, bits_per_byte, loss, tokens; newest name
+        first"""
     root = Path(root)
     if not root.is_dir(): raise InputError(f'there is no folder {root}; give the folder that holds your runs')
     return [
@@ -59,11 +62,12 @@ def _listed(path, root):
 # %% ../../nbs/11_app/11_run_explorer.ipynb #8857d2c9
 _compare = {'<': lambda a,b: a < b, '>': lambda a,b: a > b}
 
-def filter_runs(
-    runs,    # from `find_runs`
-    text='', # such as 'reversible seed=0 bits_per_byte<2.5'
-)->list:
-    "The runs that every word of `text` fits"
+def filter_runs(runs, text='')->list:
+    """The runs that every word of `text` fits
+
+    Parameters:
+        runs: from `find_runs`
+        text: such as 'reversible seed=0 bits_per_byte<2.5'"""
     return [r for r in runs if all(_fits(r, w) for w in str(text).split())]
 
 def _fits(r, word):
@@ -79,18 +83,20 @@ def _fits(r, word):
     return any(word.lower() in str(v).lower() for v in r.values())
 
 # %% ../../nbs/11_app/11_run_explorer.ipynb #45cc5d1c
-def picked(
-    paths, # run folders
-)->dict: # as the report gathers it: runs, missing, differences, refused
-    "Read the runs that were picked"
+def picked(paths)->dict:
+    """Read the runs that were picked
+
+    Parameters:
+        paths: run folders
+    Returns: as the report gathers it: runs, missing, differences, refused"""
     from lmnotes.reports.run_report import gather
     return gather(paths)
 
-def curves_png(
-    r:dict,      # from `picked`
-    dpi:int=100,
-)->bytes:
-    "The curves over each other"
+def curves_png(r:dict, dpi:int=100)->bytes:
+    """The curves over each other
+
+    Parameters:
+        r: from `picked`"""
     from lmnotes.reports.run_report import curves_chart
     fig = curves_chart([x for x in r['runs']])
     fig.set_size_inches(7, 3.2)
@@ -108,10 +114,11 @@ def _paint(fig): # a report's placeholder colours become real ones
         if isinstance(c := o.get_color(), str) and c in real: o.set_color(real[c])
 
 # %% ../../nbs/11_app/11_run_explorer.ipynb #7c05e73c
-def picked_html(
-    r:dict, # from `picked`
-)->str:
-    "Scores, what differs, what cannot be concluded, and the newest samples"
+def picked_html(r:dict)->str:
+    """Scores, what differs, what cannot be concluded, and the newest samples
+
+    Parameters:
+        r: from `picked`"""
     from lmnotes.reports.document import html_table
     from lmnotes.reports.run_report import options_table, runs_table, spent_table
     said = [
@@ -146,11 +153,12 @@ def picked_html(
 
 # %% ../../nbs/11_app/11_run_explorer.ipynb #1dbf8285
 class RunExplorer:
-    "A widget that lists runs, and shows those picked side by side"
-    def __init__(self,
-        root='runs',  # folder of runs
-        filter='',    # words to begin with
-    ):
+    """A widget that lists runs, and shows those picked side by side
+
+    Parameters:
+        root: folder of runs
+        filter: words to begin with"""
+    def __init__(self, root='runs', filter=''):
         import ipywidgets as w
         self.root,self.runs,self.gathered = Path(root),find_runs(root),None
         self.filter = w.Text(
@@ -198,10 +206,11 @@ def show(self:RunExplorer, _=None):
     if drawn: self.picture.value = curves_png(r)
     self.details.value = picked_html(r) if r else ''
 
-def run_line(
-    r:dict, # from `find_runs`
-)->str:
-    "A run in the list"
+def run_line(r:dict)->str:
+    """A run in the list
+
+    Parameters:
+        r: from `find_runs`"""
     score = '' if r['bits_per_byte'] is None else f"{r['bits_per_byte']:.3f} bpb"
     return ' · '.join(
         str(p)

@@ -29,14 +29,15 @@ def _probe(model, length, device): # operations a second in one training step
         times.append(time.perf_counter() - start)
     return model_flops(model, length, length)/min(times)
 
-def recommend(
-    path,                # shards
-    model='resonance',   # a recipe
-    vocab_size:int=None, # None: meta.json's, else the largest id and one
-    device='auto',
-    report:ShardReport=None, # from `validate`, if it has run
-)->dict: # size, parameters, tokens, memory in bytes, seconds, command
-    "A model size for the tokens there are, what it takes, and the command to paste"
+def recommend(path, model='resonance', vocab_size:int=None, device='auto', report:ShardReport=None)->dict:
+    """A model size for the tokens there are, what it takes, and the command to paste
+
+    Parameters:
+        path: shards
+        model: a recipe
+        vocab_size: None: meta.json's, else the largest id and one
+        report: from `validate`, if it has run
+    Returns: size, parameters, tokens, memory in bytes, seconds, command"""
     report,device = (report or validate(path)).check(),pick_device(device)
     V = vocab_size or shard_meta(path).get('vocab_size') or report.vocab
     T = report.length - 1

@@ -23,20 +23,24 @@ for module in pkgutil.iter_modules(lmnotes.benchmarks.__path__):
         benches.lazy(module.name.removeprefix('bench_'), f'lmnotes.benchmarks.{module.name}:{module.name}')
 
 # %% ../../nbs/10_benchmarks/01_bench.ipynb #41603941
-def worst(
-    variants:list, # dicts, one for each variant
-    targets:dict,  # figure -> ('<=' or '>=', bound)
-)->dict: # figure -> number
-    "The worst value over the variants of each figure that has a target and was measured"
+def worst(variants:list, targets:dict)->dict:
+    """The worst value over the variants of each figure that has a target and was measured
+
+    Parameters:
+        variants: dicts, one for each variant
+        targets: figure -> ('<=' or '>=', bound)
+    Returns: figure -> number"""
     pick = {'<=': max, '>=': min}
     found = {k: [v[k] for v in variants if v.get(k) is not None] for k in targets}
     return {k: pick[targets[k][0]](xs) for k,xs in found.items() if xs}
 
-def is_met(
-    value,  # a number, or None where nothing could be measured
-    target, # ('<=' or '>=', bound)
-): # True, False, or None where nothing was measured
-    "Whether a figure meets its target"
+def is_met(value, target):
+    """Whether a figure meets its target
+
+    Parameters:
+        value: a number, or None where nothing could be measured
+        target: ('<=' or '>=', bound)
+    Returns: True, False, or None where nothing was measured"""
     if value is None: return None
     op,bound = target
     return bool(value <= bound if op == '<=' else value >= bound) and value == value
@@ -47,11 +51,12 @@ def _show(x):
     if isinstance(x, float): return f'{x:.1e}' if x and not 1e-3 <= abs(x) < 1e5 else f'{x:.4g}'
     return str(x)
 
-def bench_table(
-    name:str,     # of the bench
-    figures:dict, # what it returned
-):
-    "A rich table of figures, targets and whether they were met"
+def bench_table(name:str, figures:dict):
+    """A rich table of figures, targets and whether they were met
+
+    Parameters:
+        name: of the bench
+        figures: what it returned"""
     from rich.table import Table
     t = Table('figure', 'measured', 'target', 'met', title=f'bench {name}')
     for k,target in figures['targets'].items():
@@ -80,12 +85,12 @@ def _progress(name, start): # a line on stderr for each thing measured
     def say(what): print(f'[{time.perf_counter() - start:5.0f} s] {name}: {what}', file=sys.stderr, flush=True)
     return say
 
-def run_bench(
-    name:str,
-    device='auto', size=None, quick=False,
-    **options,     # of the bench
-)->dict: # its figures, with seconds taken, device, and the environment
-    "Run one bench"
+def run_bench(name:str, device='auto', size=None, quick=False, **options)->dict:
+    """Run one bench
+
+    Parameters:
+        options: of the bench
+    Returns: its figures, with seconds taken, device, and the environment"""
     f,start,device = benches[name],time.perf_counter(),pick_device(device)
     if size is not None: options['size'] = size
     if foreign := set(options) - set(inspect.signature(f).parameters):
@@ -94,16 +99,17 @@ def run_bench(
     return dict(figures, met={k: is_met(figures.get(k), t) for k,t in figures['targets'].items()},
                 quick=quick, device=str(device), seconds=round(time.perf_counter() - start, 1), env=env_info())
 
-def run_benches(
-    names,         # one name or several
-    json=None,     # file to write
-    device='auto', # auto, cuda, mps or cpu
-    size=None,     # of the models; each bench has its own default
-    quick=False,   # small shapes, seconds: a check that it runs
-    console=None,  # rich console for the tables
-    **options,
-)->dict: # figures of one bench, or name -> figures
-    "Run benches, print their tables, write their figures"
+def run_benches(names, json=None, device='auto', size=None, quick=False, console=None, **options)->dict:
+    """Run benches, print their tables, write their figures
+
+    Parameters:
+        names: one name or several
+        json: file to write
+        device: auto, cuda, mps or cpu
+        size: of the models; each bench has its own default
+        quick: small shapes, seconds: a check that it runs
+        console: rich console for the tables
+    Returns: figures of one bench, or name -> figures"""
     from rich.console import Console
     names = [names] if isinstance(names, str) else list(names)
     if not names: raise InputError(f"no bench named; there is: {', '.join(benches.names())}")

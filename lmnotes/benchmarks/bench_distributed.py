@@ -39,25 +39,25 @@ CASES = dict(
     text=dict(model='standard', data=dict(dataset='prose', max_length=64)),
 )
 
-def build_case(
-    name,      # in `CASES`
-    letters,   # path of the questions
-    rows=8,    # rows of an optimizer step, on all ranks together
-    world=1,   # ranks
-    **changes,
-)->dict: # arguments of `train_together`
-    "One case for so many ranks"
+def build_case(name, letters, rows=8, world=1, **changes)->dict:
+    """One case for so many ranks
+
+    Parameters:
+        name: in `CASES`
+        letters: path of the questions
+        rows: rows of an optimizer step, on all ranks together
+        world: ranks
+    Returns: arguments of `train_together`"""
     if name not in CASES: raise InputError(f"unknown case '{name}': {did_you_mean(name, CASES)}")
     case = {**CASES[name], **changes}
     data = case.get('data') or dict(data_path=letters, mode='sft', packing=False, max_length=64)
     return dict(case, data=dict(data, bs=rows//(world*case.get('accumulate', 1)), device='cpu'))
 
 # %% ../../nbs/10_benchmarks/09_bench_distributed.ipynb #14d41c9e
-def rank_errors(
-    name, letters, steps=4,
-    ways=('ddp', 'fsdp'),
-)->dict: # grad_error, weight_error, fsdp_error
-    "How far two ranks are from one, and FSDP from DDP"
+def rank_errors(name, letters, steps=4, ways=('ddp', 'fsdp'))->dict:
+    """How far two ranks are from one, and FSDP from DDP
+
+    Returns: grad_error, weight_error, fsdp_error"""
     one = train_together(**build_case(name, letters, accumulate=1), steps=steps)
     two = {how: run_ranks(train_together, 2, steps=steps, how=how, **build_case(name, letters, world=2)) for how in ways}
     first = two[ways[0]][0]
@@ -99,23 +99,26 @@ def _environment(**more): # one thread a process, and this package found from an
     paths = [str(root), *filter(None, [os.environ.get('PYTHONPATH')])]
     return {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(paths), **more}
 
-def torchrun(
-    kwargs,         # of `train_together`
-    out,            # file for the weights
-    nproc=2,        # ranks here
-    flags=('--standalone',),
-    before=(),      # what the command begins with
-    env=None,       # more of the environment
-):
-    "Start `torchrun`; a `Popen`"
+def torchrun(kwargs, out, nproc=2, flags=('--standalone',), before=(), env=None):
+    """Start `torchrun`; a `Popen`
+
+    Parameters:
+        kwargs: of `train_together`
+        out: file for the weights
+        nproc: ranks here
+        before: what the command begins with
+        env: more of the environment"""
     launcher = [sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={nproc}', *flags]
     program = ['--no-python', sys.executable, '-c', _RANK, json.dumps(kwargs), str(out)]
     quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     return subprocess.Popen([*before, *launcher, *program], env=_environment(**(env or {})), **quiet)
 
 # %% ../../nbs/10_benchmarks/09_bench_distributed.ipynb #9be9fb5b
-def wait_for_exit(p, out=None, seconds=300): # a `Popen`
-    "Exit code, what was said, and the weights as `difference` takes them"
+def wait_for_exit(p, out=None, seconds=300):
+    """Exit code, what was said, and the weights as `difference` takes them
+
+    Parameters:
+        seconds: a `Popen`"""
     try:
         said = p.communicate(timeout=seconds)[1]
     except subprocess.TimeoutExpired:
@@ -125,10 +128,10 @@ def wait_for_exit(p, out=None, seconds=300): # a `Popen`
     return p.returncode,said,(dict(weights=dict(np.load(out))) if p.returncode == 0 and out else None)
 
 # %% ../../nbs/10_benchmarks/09_bench_distributed.ipynb #3cc02b76
-def rank_failure_errors(
-    letters, folder, how='ddp',
-)->dict: # killed_is_error: 1. if so; restart_error
-    "Kill a rank, without and with a restart"
+def rank_failure_errors(letters, folder, how='ddp')->dict:
+    """Kill a rank, without and with a restart
+
+    Returns: killed_is_error: 1. if so; restart_error"""
     case = dict(build_case('standard', letters, world=2), how=how, steps=5)
     folder = Path(folder)
     folder.mkdir()
@@ -166,8 +169,10 @@ def _kill_a_rank(p, out, seconds=200): # as soon as there is a checkpoint
     if p.poll() is None:
         [c for c in psutil.Process(p.pid).children() if 'lmnotes' in ' '.join(c.cmdline())][-1].kill()
 
-def command_restart(folder)->float: # over weights and the losses of all steps
-    "How far a `train` whose rank was killed is from one left alone"
+def command_restart(folder)->float:
+    """How far a `train` whose rank was killed is from one left alone
+
+    Returns: over weights and the losses of all steps"""
     from safetensors.numpy import load_file
     runs = [Path(folder)/name for name in ('calm', 'killed')]
     results = []
@@ -190,11 +195,13 @@ def _rank_on_host(kwargs, out, name, address, first, is_first):
     inside = ('ip', 'netns', 'exec', name)
     return torchrun(kwargs, out, nproc=1, flags=flags, before=inside, env=dict(GLOO_SOCKET_IFNAME=name))
 
-def on_two_hosts(
-    kwargs, # of `train_together`
-    folder, # where the weights are left
-)->dict: # weights
-    "Train with one rank on each of two hosts"
+def on_two_hosts(kwargs, folder)->dict:
+    """Train with one rank on each of two hosts
+
+    Parameters:
+        kwargs: of `train_together`
+        folder: where the weights are left
+    Returns: weights"""
     out = Path(folder)/'hosts.npz'
     with two_hosts() as hosts:
         first = next(iter(hosts.values()))
@@ -224,19 +231,22 @@ _TARGETS = dict(
     hosts_error=('<=', 1e-5),
 )
 
-def stop_together(letters)->float: # 1. if so
-    "One rank is asked to stop; do both, after the same step?"
+def stop_together(letters)->float:
+    """One rank is asked to stop; do both, after the same step?
+
+    Returns: 1. if so"""
     both = run_ranks(train_together, 2, **build_case('standard', letters, world=2), how='ddp', steps=5, stop=(1, 1))
     return float([r['steps'] for r in both] == [2, 2] and both[0]['stopping'] is not None)
 
 @benches('distributed')
-def bench_distributed(
-    device='cpu',  # ranks run on the CPU, whatever is here
-    quick=False,   # one model, no torchrun, no hosts
-    progress=lambda what: None,
-    cases=tuple(CASES), steps=4,
-)->dict: # figures named in TARGETS
-    "Two ranks against one process: gradients, FSDP, death and restart, two hosts"
+def bench_distributed(device='cpu', quick=False, progress=lambda what: None, cases=tuple(CASES),
+        steps=4)->dict:
+    """Two ranks against one process: gradients, FSDP, death and restart, two hosts
+
+    Parameters:
+        device: ranks run on the CPU, whatever is here
+        quick: one model, no torchrun, no hosts
+    Returns: figures named in TARGETS"""
     home = Path(tempfile.mkdtemp(prefix='lmnotes_ranks_'))
     try:
         letters = letters_file(home/'letters.jsonl')

@@ -48,10 +48,10 @@ def _part(a, b)->str: # by the problem, whichever way round
     )
 
 @cache
-def addition_rows(
+def addition_rows()->dict:
+    """The additions in the worked answers of `embedded/arithmetic`, each once
 
-)->dict: # train, validation (watched during the run), stop (ends fine-tuning), test (judged) -> `Rows`
-    "The additions in the worked answers of `embedded/arithmetic`, each once"
+    Returns: train, validation (watched during the run), stop (ends fine-tuning), test (judged) -> `Rows`"""
     found = {
         (int(a), int(b)): 1
         for rows in load_rows(find_dataset('arithmetic')).values()
@@ -73,8 +73,10 @@ def addition_data(bs=128, seed=0, device='cpu')->TaskData:
 
 # %% ../../nbs/10_benchmarks/14_bench_grpo.ipynb #86dab9e3
 @torch.no_grad()
-def exact(model, data, split='test')->list: # 0. or 1. for each row
-    "Exact matches of the likeliest answers"
+def exact(model, data, split='test')->list:
+    """Exact matches of the likeliest answers
+
+    Returns: 0. or 1. for each row"""
     task,rows = data.task,data.rows[split]
     said = generate_batch(
         model,
@@ -88,13 +90,13 @@ def exact(model, data, split='test')->list: # 0. or 1. for each row
 
 def _mean(xs): return sum(xs)/len(xs)
 
-def half_knowing(
-    seed=0,
-    data=None,        # from `addition_data`
-    enough=0.45,      # share of the stop set right, at which it ends
-    steps=1500, lr=3e-3, device='cpu', size='tiny',
-)->tuple: # the model, steps taken, share of the stop set that is right
-    "A model fine-tuned on additions until it is right half of the time"
+def half_knowing(seed=0, data=None, enough=0.45, steps=1500, lr=3e-3, device='cpu', size='tiny')->tuple:
+    """A model fine-tuned on additions until it is right half of the time
+
+    Parameters:
+        data: from `addition_data`
+        enough: share of the stop set right, at which it ends
+    Returns: the model, steps taken, share of the stop set that is right"""
     data = data or addition_data(seed=seed)
     set_seed(seed)
     m = build_model('standard', size=size, vocab_size=data.vocab_size, max_length=32).to(device)
@@ -146,14 +148,14 @@ _TARGETS = dict(
     seconds_a_seed=('<=', 120),
 )
 
-def learn_from(
-    start,           # a model, which is copied
-    data, seed=0,
-    reward='task',   # or random
-    device='cpu',
-    **changes,       # of `RL`
-)->dict: # exact matches after, seconds, and the run's own figures
-    "Rewards alone, from a model that half knows"
+def learn_from(start, data, seed=0, reward='task', device='cpu', **changes)->dict:
+    """Rewards alone, from a model that half knows
+
+    Parameters:
+        start: a model, which is copied
+        reward: or random
+        changes: of `RL`
+    Returns: exact matches after, seconds, and the run's own figures"""
     folder,began = Path(tempfile.mkdtemp(prefix='bench_grpo_')),time.perf_counter()
     try:
         r = grpo(deepcopy(start), data, folder/'run', reward=reward, seed=seed, device=device, **{**RL, **changes})
@@ -192,14 +194,14 @@ def _seed(seed, device, size, progress, quick=False, **changes):
     return out | {'before_pass@1': u['before']['pass@1'], 'before_pass@8': u['before'].get('pass@8')}
 
 @benches('grpo')
-def bench_grpo(
-    device='cpu',
-    size='tiny', # of the model
-    quick=False, # three steps, one seed
-    progress=lambda what: None,
-    seeds=(0, 1, 2),
-)->dict: # gain: mean over seeds; gain_low: lower end of its 95 % interval; control_gain and its worst seeds; seconds_a_seed
-    "What rewards alone add on held-out additions, and what coins add"
+def bench_grpo(device='cpu', size='tiny', quick=False, progress=lambda what: None, seeds=(0, 1, 2))->dict:
+    """What rewards alone add on held-out additions, and what coins add
+
+    Parameters:
+        size: of the model
+        quick: three steps, one seed
+    Returns: gain: mean over seeds; gain_low: lower end of its 95 % interval; control_gain and its worst
+        seeds; seconds_a_seed"""
     few = dict(steps=3, batch_size=2, group_size=4, eval_items=4, pass_k=2) if quick else {}
     vs = [_seed(s, device, size, progress, quick, **few) for s in (seeds[:1] if quick else seeds)]
     gains,control = [v['task_gain'] for v in vs],[v['control_gain'] for v in vs]

@@ -19,13 +19,14 @@ from ..models.chunked_loss import head_loss
 def _plain(h, w, y): return F.cross_entropy(F.linear(h, w).float(), y)
 def _chunked(h, w, y): return head_loss(h, w, y)[0]
 
-def head_problem(
-    n_tokens, # rows
-    vocab,    # words
-    dim,      # width
-    device='cpu', seed=0,
-)->tuple: # hidden states and weights that want gradients, labels
-    "Hidden states, head and labels, of the sizes that occur in a trained model"
+def head_problem(n_tokens, vocab, dim, device='cpu', seed=0)->tuple:
+    """Hidden states, head and labels, of the sizes that occur in a trained model
+
+    Parameters:
+        n_tokens: rows
+        vocab: words
+        dim: width
+    Returns: hidden states and weights that want gradients, labels"""
     g = torch.Generator().manual_seed(seed)
     h,w = torch.randn(n_tokens, dim, generator=g),torch.randn(vocab, dim, generator=g)*dim**-.5
     return (
@@ -34,12 +35,13 @@ def head_problem(
         torch.randint(0, vocab, (n_tokens,), generator=g).to(device),
     )
 
-def head_step(
-    loss,    # (h, w, y) -> loss
-    problem, # from `head_problem`
-    dtype=None, # autocast to this; None: float32
-):
-    "Forward and backward of the loss as a function without arguments; gradients die with it"
+def head_step(loss, problem, dtype=None):
+    """Forward and backward of the loss as a function without arguments; gradients die with it
+
+    Parameters:
+        loss: (h, w, y) -> loss
+        problem: from `head_problem`
+        dtype: autocast to this; None: float32"""
     h,w,y = problem
     def step():
         with torch.autocast(h.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
@@ -50,10 +52,11 @@ def head_step(
     return step
 
 # %% ../../nbs/10_benchmarks/03_bench_head.ipynb #d6f40656
-def max_error(
-    a, b, # tensors, or lists of tensors pairwise compared; `b` is the reference
-)->float:
-    "Largest difference over the largest entry of the reference, worst tensor"
+def max_error(a, b)->float:
+    """Largest difference over the largest entry of the reference, worst tensor
+
+    Parameters:
+        a, b: tensors, or lists of tensors pairwise compared; `b` is the reference"""
     pairs = [(a, b)] if isinstance(a, torch.Tensor) else list(zip(a, b, strict=True))
     return max(float((x.double() - y.double()).abs().max()/y.double().abs().max().clamp(min=1e-300)) for x,y in pairs)
 
@@ -86,13 +89,13 @@ def _measure(problem, dtype, repeats, seconds, progress):
 
 @benches('head')
 @frozen_gc()
-def bench_head(
-    device='cpu',
-    size='medium', # tiny, small or medium: width 256, 512 or 768
-    quick=False,   # 512 tokens over 4,000 words
-    progress=lambda what: None,
-)->dict: # memory_ratio, memory_ratio_bf16, time_ratio, grad_error
-    "The chunked head loss against all logits at once: 4096 tokens, 50,257 words, forward and backward"
+def bench_head(device='cpu', size='medium', quick=False, progress=lambda what: None)->dict:
+    """The chunked head loss against all logits at once: 4096 tokens, 50,257 words, forward and backward
+
+    Parameters:
+        size: tiny, small or medium: width 256, 512 or 768
+        quick: 512 tokens over 4,000 words
+    Returns: memory_ratio, memory_ratio_bf16, time_ratio, grad_error"""
     if size not in _SIZES:
         raise InputError(
             f"unknown size '{size}' for the head bench; there is: "

@@ -42,11 +42,12 @@ class StopWatch:
             self.seconds = time.perf_counter() - self.start
 
 # %% ../../nbs/10_benchmarks/04_bench_learner.ipynb #3b015e6e
-def bare_loop(
-    model, data, # the data's loader gives the batches
-    dtype,       # float32, or a dtype to autocast to
-):
-    "A function (steps, skip) -> seconds that trains `model` with nothing but PyTorch"
+def bare_loop(model, data, dtype):
+    """A function (steps, skip) -> seconds that trains `model` with nothing but PyTorch
+
+    Parameters:
+        model, data: the data's loader gives the batches
+        dtype: float32, or a dtype to autocast to"""
     ps = [p for p in model.parameters() if p.requires_grad]
     groups = [
         dict(params=[p for p in ps if p.ndim >= 2], weight_decay=HYPER['weight_decay']),
@@ -91,11 +92,11 @@ class WatchEnd(Callback):
     def __init__(self, watch): self.watch = watch
     def after_batch(self): self.watch.ends(self.iter)
 
-def by_learner(
-    model, data,
-    precision, # fp32, bf16 or auto
-):
-    "A function (steps, skip) -> seconds that trains `model` with `lm_learner`"
+def by_learner(model, data, precision):
+    """A function (steps, skip) -> seconds that trains `model` with `lm_learner`
+
+    Parameters:
+        precision: fp32, bf16 or auto"""
     learn = lm_learner(
         model,
         data,
@@ -124,13 +125,14 @@ class StopWatchCallback(TrainerCallback):
     def on_step_begin(self, args, state, control, **kw): self.watch.begins(state.global_step)
     def on_step_end(self, args, state, control, **kw): self.watch.ends(state.global_step-1)
 
-def trainer_arguments(
-    folder,     # of the run
-    n:int,      # steps
-    device,     # `torch.device`
-    bf16:bool,  # mixed precision
-):
-    "Set up `Trainer` as the other loops are, and without logs, checkpoints and progress bars"
+def trainer_arguments(folder, n:int, device, bf16:bool):
+    """Set up `Trainer` as the other loops are, and without logs, checkpoints and progress bars
+
+    Parameters:
+        folder: of the run
+        n: steps
+        device: `torch.device`
+        bf16: mixed precision"""
     same = dict(learning_rate=HYPER['lr'], weight_decay=HYPER['weight_decay'], max_grad_norm=HYPER['clip'])
     beta1,beta2 = HYPER['betas']
     optimizer = dict(optim='adamw_torch_fused', adam_beta1=beta1, adam_beta2=beta2, lr_scheduler_type='linear')
@@ -139,12 +141,14 @@ def trainer_arguments(
     settings = same | optimizer | silent | loader
     return TrainingArguments(output_dir=folder, max_steps=n, bf16=bf16, use_cpu=device.type == 'cpu', **settings)
 
-def by_trainer(
-    model, # moved to its device
-    data,  # `LMData`
-    dtype, # float32, or bfloat16 for `bf16=True`
-): # function (steps, skip) -> seconds
-    "Return a function that trains `model` with `transformers.Trainer` and times it"
+def by_trainer(model, data, dtype):
+    """Return a function that trains `model` with `transformers.Trainer` and times it
+
+    Parameters:
+        model: moved to its device
+        data: `LMData`
+        dtype: float32, or bfloat16 for `bf16=True`
+    Returns: function (steps, skip) -> seconds"""
     device = next(model.parameters()).device
     def run(steps, skip):
         watch,batches = StopWatch(steps, skip, device),[b for b, in _loader(data, steps+skip)]
@@ -161,12 +165,13 @@ def by_trainer(
 # %% ../../nbs/10_benchmarks/04_bench_learner.ipynb #a9fd641f
 _TARGETS = dict(vs_loop=('>=', 0.95), vs_hf_trainer=('>=', 1.))
 
-def compare_loops(
-    size, data, device='cpu',
-    steps=10, skip=2, # timed steps of a stretch, and untimed ones before them
-    repeats=9, seconds=None, warmup=1, # rounds
-)->dict: # tokens/s of loop, learner and trainer; vs_loop, vs_hf_trainer
-    "Training speed of the same model in three loops"
+def compare_loops(size, data, device='cpu', steps=10, skip=2, repeats=9, seconds=None, warmup=1)->dict:
+    """Training speed of the same model in three loops
+
+    Parameters:
+        steps, skip: timed steps of a stretch, and untimed ones before them
+        repeats, seconds, warmup: rounds
+    Returns: tokens/s of loop, learner and trainer; vs_loop, vs_hf_trainer"""
     def model():
         set_seed(0)
         return build_model('standard', size=size, vocab_size=data.vocab_size).to(device)
@@ -193,13 +198,13 @@ def compare_loops(
 # %% ../../nbs/10_benchmarks/04_bench_learner.ipynb #04bcd23f
 @benches('learner')
 @frozen_gc()
-def bench_learner(
-    device='cpu',
-    size=None,   # of the model; default tiny and small, one after the other
-    quick=False, # short sequences, one round
-    progress=lambda what: None,
-)->dict: # vs_loop, vs_hf_trainer
-    "Training speed of `lm_learner` against a bare PyTorch loop and `transformers.Trainer`"
+def bench_learner(device='cpu', size=None, quick=False, progress=lambda what: None)->dict:
+    """Training speed of `lm_learner` against a bare PyTorch loop and `transformers.Trainer`
+
+    Parameters:
+        size: of the model; default tiny and small, one after the other
+        quick: short sequences, one round
+    Returns: vs_loop, vs_hf_trainer"""
     names = [size] if size else ['tiny'] if quick else ['tiny', 'small']
     for n in names:
         if n not in sizes: raise InputError(f"unknown size '{n}': {did_you_mean(n, sizes)}")

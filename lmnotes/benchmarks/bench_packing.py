@@ -26,12 +26,14 @@ from ..models.decoder import sizes
 from ..models.hf_load import hub_model
 
 # %% ../../nbs/10_benchmarks/07_bench_packing.ipynb #534431f2
-def packing_examples(
-    name:str,      # of a dataset
-    data_dir=None, # root in hub layout
-    limit=None,    # rows, at most
-)->tuple: # examples, size of the vocabulary
-    "Training rows of a dataset under a BPE tokenizer of its own"
+def packing_examples(name:str, data_dir=None, limit=None)->tuple:
+    """Training rows of a dataset under a BPE tokenizer of its own
+
+    Parameters:
+        name: of a dataset
+        data_dir: root in hub layout
+        limit: rows, at most
+    Returns: examples, size of the vocabulary"""
     ds = find_dataset(name)
     rows = load_rows(ds, data_dir)['train'][:limit]
     tok = get_tokenizer('bpe', lambda: [ds.prompt(r) + ds.target(r) for r in rows])
@@ -48,11 +50,13 @@ def _gradients(model, batches): # loss and gradients of the mean over all target
         total += loss.item()
     return total,[p.grad for p in model.parameters() if p.grad is not None]
 
-def packing_errors(
-    model,      # takes `documents`
-    batch:dict, # packed
-)->dict: # loss_error, grad_error
-    "How far a packed batch is from its documents alone"
+def packing_errors(model, batch:dict)->dict:
+    """How far a packed batch is from its documents alone
+
+    Parameters:
+        model: takes `documents`
+        batch: packed
+    Returns: loss_error, grad_error"""
     loss,grads = _gradients(model, [batch])
     want,alone = _gradients(model, unpack(batch))
     return dict(loss_error=abs(loss - want)/want, grad_error=max_error(grads, alone))
@@ -62,8 +66,10 @@ def _model(name, vocab, device, dtype=torch.float32):
     model = hub_model(name, vocab_size=vocab) if ':' in name else build_model(name, size='tiny', vocab_size=vocab)
     return model.to(device, dtype).eval() # no dropout: two runs must throw no dice
 
-def model_packing_errors(names, batch, vocab, device='cpu')->list: # a dict for each model
-    "Errors of several models, in float32 and in float64 where the device has it"
+def model_packing_errors(names, batch, vocab, device='cpu')->list:
+    """Errors of several models, in float32 and in float64 where the device has it
+
+    Returns: a dict for each model"""
     out,batch = [],{k: v.to(device) for k,v in batch.items()}
     for name in names:
         v = dict(model=name, **packing_errors(_model(name, vocab, device), batch))
@@ -77,12 +83,13 @@ def model_packing_errors(names, batch, vocab, device='cpu')->list: # a dict for 
 def useful_tokens(dl, k)->int: # of batch k
     return int(sum(dl.dataset.lengths[r].sum() for r in dl.rows(k)))
 
-def batching_variants(
-    examples,
-    size=512, # places in a row
-    bs=8,     # packed rows in a batch
-)->dict: # name -> (batch, useful tokens)
-    "The first batch of packed rows, and padded ones beside it"
+def batching_variants(examples, size=512, bs=8)->dict:
+    """The first batch of packed rows, and padded ones beside it
+
+    Parameters:
+        size: places in a row
+        bs: packed rows in a batch
+    Returns: name -> (batch, useful tokens)"""
     packed = PackedLoader(Packed(examples, size), bs=bs)
     n = sum(map(len, packed.rows(0)))
     loaders = dict(
@@ -94,13 +101,12 @@ def batching_variants(
     for b in batches.values(): b.pop('attention_mask', None)
     return {k: (batches[k], useful_tokens(dl, 0)) for k,dl in loaders.items()}
 
-def packing_speed(
-    examples, vocab,
-    size='small', # of the model
-    device='cpu',
-    rows=8, repeats=5, seconds=None,
-)->dict: # useful tokens/s of each way, and the ratios
-    "Training speed in useful tokens"
+def packing_speed(examples, vocab, size='small', device='cpu', rows=8, repeats=5, seconds=None)->dict:
+    """Training speed in useful tokens
+
+    Parameters:
+        size: of the model
+    Returns: useful tokens/s of each way, and the ratios"""
     set_seed(0)
     model = build_model('standard', size=size, vocab_size=vocab).to(device)
     dtype = pick_dtype(device, 'auto', sizes[size]['dim'])
@@ -151,14 +157,14 @@ def _figures(variants): # the figures that have targets
 
 @benches('packing')
 @frozen_gc()
-def bench_packing(
-    device='cpu',
-    size=None,   # of the timed model; small, or tiny when quick
-    quick=False, # 300 rows of a set, one round
-    progress=lambda what: None,
-    data_dir=None, # root of real rows in hub layout; None: LMNOTES_DATA_DIR, else embedded sets
-)->dict: # fill, loss_error, grad_error, speedup_fixed, speedup_longest
-    "Fill, equality and useful tokens a second of packed rows of 512"
+def bench_packing(device='cpu', size=None, quick=False, progress=lambda what: None, data_dir=None)->dict:
+    """Fill, equality and useful tokens a second of packed rows of 512
+
+    Parameters:
+        size: of the timed model; small, or tiny when quick
+        quick: 300 rows of a set, one round
+        data_dir: root of real rows in hub layout; None: LMNOTES_DATA_DIR, else embedded sets
+    Returns: fill, loss_error, grad_error, speedup_fixed, speedup_longest"""
     size = size or ('tiny' if quick else 'small')
     if size not in sizes: raise InputError(f"unknown size '{size}': {did_you_mean(size, sizes)}")
     data_dir = data_dir or os.environ.get('LMNOTES_DATA_DIR')

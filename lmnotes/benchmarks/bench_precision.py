@@ -28,12 +28,13 @@ from ..training.train import SkipValidation
 # %% ../../nbs/10_benchmarks/10_bench_precision.ipynb #169874b6
 dtypes = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 
-def precise_step(
-    model, batch,      # as the loader gives it
-    precision='fp32',  # fp32, bf16 or fp16
-    compiled=False,    # through `torch.compile`
-):
-    "A whole training step as a function without arguments, to be timed; it returns the loss"
+def precise_step(model, batch, precision='fp32', compiled=False):
+    """A whole training step as a function without arguments, to be timed; it returns the loss
+
+    Parameters:
+        model, batch: as the loader gives it
+        precision: fp32, bf16 or fp16
+        compiled: through `torch.compile`"""
     device,dtype = next(model.parameters()).device.type,dtypes[precision]
     opt,call = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True),torch.compile(model) if compiled else model
     scaler = torch.amp.GradScaler(device, enabled=precision == 'fp16')
@@ -48,13 +49,14 @@ def precise_step(
     return step
 
 # %% ../../nbs/10_benchmarks/10_bench_precision.ipynb #6ea62ab6
-def speed_rows(
-    size, data,                  # of the model; `LMData`
-    variants,                    # pairs of a precision and whether to compile
-    repeats=9, seconds=None, warmup=2,
-    peaks=True,                  # measure the machine's peak, for the utilisation
-)->list: # a dict for each variant: tokens_per_s, mfu, vs_fp32
-    "Training speed of one model in several precisions"
+def speed_rows(size, data, variants, repeats=9, seconds=None, warmup=2, peaks=True)->list:
+    """Training speed of one model in several precisions
+
+    Parameters:
+        size, data: of the model; `LMData`
+        variants: pairs of a precision and whether to compile
+        peaks: measure the machine's peak, for the utilisation
+    Returns: a dict for each variant: tokens_per_s, mfu, vs_fp32"""
     def model():
         set_seed(0)
         return build_model('standard', size=size, vocab_size=data.vocab_size).to(data.device)
@@ -77,12 +79,13 @@ def speed_rows(
     ]
 
 # %% ../../nbs/10_benchmarks/10_bench_precision.ipynb #a4d66ba1
-def trained_loss(
-    size, data, precision, seed,
-    steps=20,      # optimizer steps
-    windows=64,    # validation windows
-)->float: # nats per token
-    "Validation loss of a model that was trained for a few steps"
+def trained_loss(size, data, precision, seed, steps=20, windows=64)->float:
+    """Validation loss of a model that was trained for a few steps
+
+    Parameters:
+        steps: optimizer steps
+        windows: validation windows
+    Returns: nats per token"""
     set_seed(seed)
     model = build_model('standard', size=size, vocab_size=data.vocab_size)
     learn = lm_learner(model, data, precision=precision, seed=seed)
@@ -93,11 +96,12 @@ def trained_loss(
         learn.fit(1)
     return evaluate(learn, -(-windows//data.bs))['loss']
 
-def loss_figures(
-    losses:dict, # precision -> losses, one a seed; `fp32` among them
-    precision,
-)->dict: # loss, loss_gap, seed_spread, gap_over_spread
-    "How far the losses of a precision lie from those in fp32, beside how far seeds lie apart"
+def loss_figures(losses:dict, precision)->dict:
+    """How far the losses of a precision lie from those in fp32, beside how far seeds lie apart
+
+    Parameters:
+        losses: precision -> losses, one a seed; `fp32` among them
+    Returns: loss, loss_gap, seed_spread, gap_over_spread"""
     gap = statistics.mean(a - b for a,b in zip(losses[precision], losses['fp32'], strict=True))
     spread = statistics.stdev(losses['fp32'])
     return dict(
@@ -118,14 +122,14 @@ def _shape(device, quick): # batches, and how long to look
 
 @benches('precision')
 @frozen_gc()
-def bench_precision(
-    device='cpu',
-    size=None,     # of the model; default small, and medium on a GPU
-    quick=False,   # the tiny size, one round, four steps
-    seeds=3,       # runs in each precision
-    progress=lambda what: None,
-)->dict: # bf16_speedup, gap_over_spread
-    "Training speed and loss in bf16 (on a GPU also fp16, and compiled) beside fp32"
+def bench_precision(device='cpu', size=None, quick=False, seeds=3, progress=lambda what: None)->dict:
+    """Training speed and loss in bf16 (on a GPU also fp16, and compiled) beside fp32
+
+    Parameters:
+        size: of the model; default small, and medium on a GPU
+        quick: the tiny size, one round, four steps
+        seeds: runs in each precision
+    Returns: bf16_speedup, gap_over_spread"""
     device = torch.device(device)
     gpu = device.type == 'cuda'
     size = size or ('tiny' if quick else 'medium' if gpu else 'small')

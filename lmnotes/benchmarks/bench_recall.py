@@ -18,13 +18,14 @@ from ..models import build_model, count_parameters
 # %% ../../nbs/10_benchmarks/06_bench_recall.ipynb #0422be3e
 WORDS = 32 # keys, and as many values
 
-def recall_batch(
-    seed, step,
-    length=64,   # tokens
-    pairs=8,     # of key and value
-    n=64,        # rows
-)->tuple: # tokens and labels, (n, length); label t is the token t+1 where that is an answer, else -100
-    "Pairs, then keys to be answered by their values until the row is full"
+def recall_batch(seed, step, length=64, pairs=8, n=64)->tuple:
+    """Pairs, then keys to be answered by their values until the row is full
+
+    Parameters:
+        length: tokens
+        pairs: of key and value
+        n: rows
+    Returns: tokens and labels, (n, length); label t is the token t+1 where that is an answer, else -100"""
     if not (1 <= pairs <= WORDS and 4*pairs <= length and length % 2 == 0):
         raise InputError(
             f'{pairs} pairs in {length} tokens: between 1 and {WORDS} pairs, and an even length '
@@ -41,12 +42,13 @@ def recall_batch(
     y[:,2*pairs::2] = x[:,2*pairs+1::2]
     return x,y
 
-def copy_batch(
-    seed, step,
-    length=16, # words to copy
-    n=64,      # rows
-)->tuple: # tokens and labels, (n, 2*length)
-    "Words, a sign, and the same words again"
+def copy_batch(seed, step, length=16, n=64)->tuple:
+    """Words, a sign, and the same words again
+
+    Parameters:
+        length: words to copy
+        n: rows
+    Returns: tokens and labels, (n, 2*length)"""
     g = torch.Generator().manual_seed(seed_for('copy', seed, step, length))
     w = torch.randint(WORDS, (n, length), generator=g)
     x = torch.cat([w, torch.full((n, 1), WORDS), w[:,:-1]], 1)
@@ -66,12 +68,12 @@ def _size(ffn_dim, **kw):
     with torch.device('meta'):
         return count_parameters(build_model(**{**SHAPE, **kw, 'ffn_dim': ffn_dim}))['total']
 
-def recall_model(
-    mixer='attention', # a name in `MIXERS`
-    seed=0,
-    **kw,              # fields of `LMConfig`
-):
-    "A small model with as many parameters as the attention model of that shape (to a thousandth)"
+def recall_model(mixer='attention', seed=0, **kw):
+    """A small model with as many parameters as the attention model of that shape (to a thousandth)
+
+    Parameters:
+        mixer: a name in `MIXERS`
+        kw: fields of `LMConfig`"""
     if mixer not in MIXERS:
         raise InputError(f"unknown mixer '{mixer}' for the recall bench; there is: {', '.join(MIXERS)}")
     kw = {**MIXERS[mixer], **kw}
@@ -84,23 +86,26 @@ def recall_model(
     return model
 
 # %% ../../nbs/10_benchmarks/06_bench_recall.ipynb #130c1cdd
-def accuracy(model, batch)->float: # `batch`: tokens and labels
-    "Share of right answers"
+def accuracy(model, batch)->float:
+    """Share of right answers
+
+    Parameters:
+        batch: tokens and labels"""
     x,y = batch
     with torch.no_grad():
         right = model(x).logits.argmax(-1) == y
     return right[y >= 0].float().mean().item()
 
-def learn(
-    model,
-    batches,     # step -> tokens and labels
-    test,        # tokens and labels
-    steps=800,    # at most
-    lr=2e-3,      # after warm-up
-    enough=0.99,  # stop here
-    device='cpu',
-)->list: # (step, accuracy) pairs
-    "Train until it knows, or until the steps are used up"
+def learn(model, batches, test, steps=800, lr=2e-3, enough=0.99, device='cpu')->list:
+    """Train until it knows, or until the steps are used up
+
+    Parameters:
+        batches: step -> tokens and labels
+        test: tokens and labels
+        steps: at most
+        lr: after warm-up
+        enough: stop here
+    Returns: (step, accuracy) pairs"""
     model.to(device).train()
     opt = torch.optim.AdamW(model.parameters(), lr, betas=(.9, .98), weight_decay=.01)
     seen = []
@@ -123,12 +128,13 @@ _SIZES = dict(
 )
 _TARGETS = dict(attention_recall=('>=', 0.95), hybrid_gap=('<=', 0.05))
 
-def recall_at(
-    mixer,     # a name in `MIXERS`
-    length=64, # tokens; one pair for every 8
-    seed=0, steps=800, device='cpu', n=64,
-)->list: # (step, accuracy) pairs
-    "How a mixer learns recall at one length"
+def recall_at(mixer, length=64, seed=0, steps=800, device='cpu', n=64)->list:
+    """How a mixer learns recall at one length
+
+    Parameters:
+        mixer: a name in `MIXERS`
+        length: tokens; one pair for every 8
+    Returns: (step, accuracy) pairs"""
     model,pairs = recall_model(mixer, seed),length//8
     return learn(
         model,
@@ -138,12 +144,13 @@ def recall_at(
         device=device,
     )
 
-def copy_at(
-    mixer,                 # a name in `MIXERS`
-    lengths=(4, 8, 16, 32), # practised in turn
-    seed=0, steps=800, device='cpu', n=64,
-)->dict: # length -> share of words right
-    "How long a text a mixer learns to copy"
+def copy_at(mixer, lengths=(4, 8, 16, 32), seed=0, steps=800, device='cpu', n=64)->dict:
+    """How long a text a mixer learns to copy
+
+    Parameters:
+        mixer: a name in `MIXERS`
+        lengths: practised in turn
+    Returns: length -> share of words right"""
     model = recall_model(mixer, seed)
     test = lambda l: tuple(t.to(device) for t in copy_batch(seed, 0, l, 128))
     learn(model, lambda i: copy_batch(seed, i, lengths[i % len(lengths)], n), test(lengths[-1]), steps, device=device)
@@ -170,14 +177,14 @@ def _variant(mixer, recall, copy, main, seeds, progress, **kw):
     )
 
 @benches('recall')
-def bench_recall(
-    device='cpu',
-    size='tiny',  # tiny: up to 64 tokens; small: up to 256
-    quick=False,  # 16 tokens, one seed, few steps
-    progress=lambda what: None,
-    seeds=3, steps=800, mixers=tuple(MIXERS),
-)->dict: # attention_recall, hybrid_gap, and the recall of each mixer
-    "Associative recall of 8 pairs in 64 tokens, and copying, for five mixers of equal parameters"
+def bench_recall(device='cpu', size='tiny', quick=False, progress=lambda what: None, seeds=3, steps=800,
+        mixers=tuple(MIXERS))->dict:
+    """Associative recall of 8 pairs in 64 tokens, and copying, for five mixers of equal parameters
+
+    Parameters:
+        size: tiny: up to 64 tokens; small: up to 256
+        quick: 16 tokens, one seed, few steps
+    Returns: attention_recall, hybrid_gap, and the recall of each mixer"""
     if size not in _SIZES:
         raise InputError(f"unknown size '{size}' for the recall bench; there is: {', '.join(_SIZES)}")
     lengths,main = (dict(recall=(16,), copy=(2, 4)),16) if quick else (_SIZES[size],64)

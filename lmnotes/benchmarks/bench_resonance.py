@@ -27,14 +27,14 @@ def _step(forward, wants, seed=0): # forward() -> y; the gradients of `wants` fo
     def step(): torch.autograd.grad(forward(), wants, g)
     return step
 
-def core_steps(
-    T, # tokens
-    dim, n_head,
-    dtype=torch.float32, # of the streams
-    device='cpu',
-    names=('attention', 'resonance'), # also: associative
-)->dict: # name -> function without arguments: one forward and backward
-    "Mixers without their projections"
+def core_steps(T, dim, n_head, dtype=torch.float32, device='cpu', names=('attention', 'resonance'))->dict:
+    """Mixers without their projections
+
+    Parameters:
+        T: tokens
+        dtype: of the streams
+        names: also: associative
+    Returns: name -> function without arguments: one forward and backward"""
     draw = lambda *s: torch.randn(s, generator=torch.Generator().manual_seed(0)).to(device, dtype).requires_grad_()
     def attention():
         qkv = [draw(1, n_head, T, dim//n_head) for _ in 'qkv']
@@ -46,8 +46,11 @@ def core_steps(
         return _step(lambda: layer.mix(p)[0], [p, *own])
     return {n: attention() if n == 'attention' else resonance(n) for n in names}
 
-def layer_steps(T, dim, n_head, dtype=None, device='cpu')->dict: # `dtype`: autocast to this
-    "Whole mixers, projections included"
+def layer_steps(T, dim, n_head, dtype=None, device='cpu')->dict:
+    """Whole mixers, projections included
+
+    Parameters:
+        dtype: autocast to this"""
     x = torch.randn(1, T, dim, generator=torch.Generator().manual_seed(0)).to(device).requires_grad_()
     rope = tuple(t.to(device) for t in rope_tables(torch.arange(T)[None], dim//n_head))
     def one(layer, ctx):
@@ -76,11 +79,12 @@ def growth_times(T, dim, n_head, device='cpu', dtype=torch.float32, repeats=7, s
 
 # %% ../../nbs/10_benchmarks/05_bench_resonance.ipynb #6f5b5269
 @torch.no_grad()
-def recurrence_error(
-    n=4096, # tokens
-    dim=64, n_head=4, device='cpu', seed=0,
-)->float: # share of the largest output
-    "Largest difference between decoding token by token and one convolution"
+def recurrence_error(n=4096, dim=64, n_head=4, device='cpu', seed=0)->float:
+    """Largest difference between decoding token by token and one convolution
+
+    Parameters:
+        n: tokens
+    Returns: share of the largest output"""
     torch.manual_seed(seed)
     layer = Resonance(dim, n_head).to(device).eval()
     x,cache = torch.randn(1, n, dim).to(device),LMCache()
@@ -89,21 +93,23 @@ def recurrence_error(
     return ((steps - whole).abs().max()/whole.abs().max()).item()
 
 @torch.no_grad()
-def state_bytes(
-    n,     # tokens read
-    dim=64, n_head=4, device='cpu',
-)->int:
-    "Bytes a layer keeps for decoding after `n` tokens"
+def state_bytes(n, dim=64, n_head=4, device='cpu')->int:
+    """Bytes a layer keeps for decoding after `n` tokens
+
+    Parameters:
+        n: tokens read"""
     layer,cache = Resonance(dim, n_head).to(device),LMCache()
     layer(torch.randn(1, n, dim, device=device), Context(cache=cache))
     return sum(s.numel()*s.element_size() for s in cache.states[0])
 
 # %% ../../nbs/10_benchmarks/05_bench_resonance.ipynb #9233ef60
-def step_peak(
-    T, # tokens
-    dim=256, n_head=8, n_layer=4, device='cpu', dtype=None, # autocast to this
-)->int: # bytes
-    "Peak memory of a training step of a resonance model, gradients included, weights not"
+def step_peak(T, dim=256, n_head=8, n_layer=4, device='cpu', dtype=None)->int:
+    """Peak memory of a training step of a resonance model, gradients included, weights not
+
+    Parameters:
+        T: tokens
+        dim, n_head, n_layer, device, dtype: autocast to this
+    Returns: bytes"""
     torch.manual_seed(0)
     model = LM(
         LMConfig(vocab_size=256, dim=dim, n_head=n_head, n_layer=n_layer, mixer='resonance', pos='none', max_length=T)
@@ -175,13 +181,13 @@ def _recurrence(few, many, device):
 
 @benches('resonance')
 @frozen_gc()
-def bench_resonance(
-    device='cpu',
-    size='small', # tiny, small or medium: width 64, 256 or 1024
-    quick=False,  # 1,024 tokens, width 64
-    progress=lambda what: None,
-)->dict: # speedup_32k, growth, recurrence_error, state_growth, step_gb
-    "Resonance against causal attention at 32,768 tokens: time, growth, memory, and its recurrence"
+def bench_resonance(device='cpu', size='small', quick=False, progress=lambda what: None)->dict:
+    """Resonance against causal attention at 32,768 tokens: time, growth, memory, and its recurrence
+
+    Parameters:
+        size: tiny, small or medium: width 64, 256 or 1024
+        quick: 1,024 tokens, width 64
+    Returns: speedup_32k, growth, recurrence_error, state_growth, step_gb"""
     _check_size(size)
     T,(dim,n_head) = (1024, _SIZES['tiny']) if quick else (32_768, _SIZES[size])
     progress('memory of a training step')

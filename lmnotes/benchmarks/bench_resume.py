@@ -68,8 +68,11 @@ def run_in(options, folder, resume): # a child's whole life
     except RunError as e:
         sys.exit(f'as it should: {e}')
 
-def in_package(f): # a process that is started imports its function from the package, also when a notebook defined it
-    "Return the function of the same name in this module as it is installed"
+def in_package(f):
+    """Return the function of the same name in this module as it is installed
+
+    Parameters:
+        f: a process that is started imports its function from the package, also when a notebook defined it"""
     return getattr(import_module('lmnotes.benchmarks.bench_resume'), f.__name__)
 
 def spawn(options, folder):
@@ -100,8 +103,10 @@ def steps_logged(folder)->int:
 def is_saving(folder)->bool: return any(Path(folder).glob('checkpoints/.step_*.tmp'))
 
 # %% ../../nbs/10_benchmarks/11_bench_resume.ipynb #1037278b
-def kill_at(child, folder, dice, in_save:bool)->str|None: # 'step' or 'save'; None where the run ended first
-    "Wait for the moment, then SIGKILL"
+def kill_at(child, folder, dice, in_save:bool)->str|None:
+    """Wait for the moment, then SIGKILL
+
+    Returns: 'step' or 'save'; None where the run ended first"""
     begun,target = steps_logged(folder),dice.randint(1, 4)
     while child.is_alive():
         if in_save and is_saving(folder):
@@ -117,8 +122,10 @@ def kill_at(child, folder, dice, in_save:bool)->str|None: # 'step' or 'save'; No
     child.join()
     return None
 
-def killed_run(options, folder, kills:int, seed=0)->dict: # kills, and those of them in a save
-    "A run that dies `kills` times and is resumed each time"
+def killed_run(options, folder, kills:int, seed=0)->dict:
+    """A run that dies `kills` times and is resumed each time
+
+    Returns: kills, and those of them in a save"""
     dice,dead = random.Random(seed),[]
     while len(dead) < kills:
         child = spawn(options, folder)
@@ -142,8 +149,10 @@ def _well(child, folder):
         raise RunError(f'a run in {folder} ended with exit code {child.exitcode} though nobody killed it')
 
 # %% ../../nbs/10_benchmarks/11_bench_resume.ipynb #bd8f3e8a
-def same_end(a, b)->dict: # weights, optimizer, losses: 1. where all is equal
-    "Whether two runs ended in the same state, bit for bit"
+def same_end(a, b)->dict:
+    """Whether two runs ended in the same state, bit for bit
+
+    Returns: weights, optimizer, losses: 1. where all is equal"""
     import torch
     from safetensors.torch import load_file
     tensors = lambda run: load_file(Path(run)/'final/model.safetensors')
@@ -192,10 +201,10 @@ def small_disk(megabytes=3):
         if made: subprocess.run(['umount', '-l', str(path)])
         shutil.rmtree(path, ignore_errors=True)
 
-def full_disk(
-    options,
-)->float|None: # 1.: a clear error, and the checkpoint before is whole; None: no disk of our own here
-    "What happens when the disk fills up during a save"
+def full_disk(options)->float|None:
+    """What happens when the disk fills up during a save
+
+    Returns: 1.: a clear error, and the checkpoint before is whole; None: no disk of our own here"""
     with small_disk() as disk:
         if disk is None: return None
         child = spawn(dict(options, save_total_limit=1000, load_best_model_at_end=False), disk/'run')
@@ -213,12 +222,12 @@ def full_disk(
 _TARGETS = dict(identical=('>=', 1), kills=('>=', 20), disk_full=('>=', 1))
 
 @benches('resume')
-def bench_resume(
-    device='cpu',
-    quick=False, # three kills of one run
-    progress=lambda what: None,
-)->dict: # identical, kills, disk_full; for each run kills in a save
-    "Runs killed twenty times each, against the same runs left alone"
+def bench_resume(device='cpu', quick=False, progress=lambda what: None)->dict:
+    """Runs killed twenty times each, against the same runs left alone
+
+    Parameters:
+        quick: three kills of one run
+    Returns: identical, kills, disk_full; for each run kills in a save"""
     kills,variants = 3 if quick else 20,[]
     for name,options in list(runs.items())[:1 if quick else None]:
         for precision in ('fp32',) if quick else ('fp32', 'bf16'):

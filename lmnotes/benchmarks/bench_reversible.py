@@ -22,13 +22,13 @@ from ..models.decoder import sizes
 WAYS = dict(reversible={}, plain=dict(plain=True), checkpoint=dict(plain=True, checkpointing=True))
 VOCAB = 256
 
-def way(
-    name:str,   # reversible, plain or checkpoint
-    size:str,   # of the model
-    device='cpu',
-    **overrides, # of its config
-):
-    "The reversible network or one of its twins, with the weights of seed 0"
+def way(name:str, size:str, device='cpu', **overrides):
+    """The reversible network or one of its twins, with the weights of seed 0
+
+    Parameters:
+        name: reversible, plain or checkpoint
+        size: of the model
+        overrides: of its config"""
     set_seed(0)
     return build_model('reversible', size=size, vocab_size=VOCAB, **{**WAYS[name], **overrides}).to(device).train()
 
@@ -38,12 +38,13 @@ def random_batch(B, T, device='cpu', seed=0)->dict:
     return dict(input_ids=ids[:,:-1].contiguous(), shift_labels=ids[:,1:].contiguous())
 
 # %% ../../nbs/10_benchmarks/02_bench_reversible.ipynb #31ac7e2c
-def gradients(
-    model, batch,
-    dtype=None, # autocast to this
-    seed=0,     # of dropout
-)->dict: # name -> gradient
-    "Gradients of one batch"
+def gradients(model, batch, dtype=None, seed=0)->dict:
+    """Gradients of one batch
+
+    Parameters:
+        dtype: autocast to this
+        seed: of dropout
+    Returns: name -> gradient"""
     model.zero_grad(set_to_none=True)
     torch.manual_seed(seed)
     lm_loss(model, batch, dtype).backward()
@@ -51,10 +52,11 @@ def gradients(
     model.zero_grad(set_to_none=True)
     return g
 
-def worst_error(
-    g, reference, # dicts of gradients
-)->float:
-    "Largest difference over largest entry, of the worst parameter; infinite where one has a gradient and the other none"
+def worst_error(g, reference)->float:
+    """Largest difference over largest entry, of the worst parameter; infinite where one has a gradient and the other none
+
+    Parameters:
+        g, reference: dicts of gradients"""
     if g.keys() != reference.keys(): return float('inf')
     return max(float((g[n] - r).abs().max()/r.abs().max().clamp(min=1e-300)) for n,r in reference.items())
 
@@ -64,12 +66,12 @@ def norm_error(g, reference)->float:
     return (far/sum(float(r.double().square().sum()) for r in reference.values()))**.5
 
 # %% ../../nbs/10_benchmarks/02_bench_reversible.ipynb #e68aec98
-def bf16_errors(
-    size, batch,
-    seeds=3,    # batches of other dropout masks and tokens
-    **overrides,
-)->dict: # reversible, plain: distance to the exact gradient; ratio: median of their quotients
-    "How far bfloat16 gradients are from exact ones, for the reversible network and its plain twin"
+def bf16_errors(size, batch, seeds=3, **overrides)->dict:
+    """How far bfloat16 gradients are from exact ones, for the reversible network and its plain twin
+
+    Parameters:
+        seeds: batches of other dropout masks and tokens
+    Returns: reversible, plain: distance to the exact gradient; ratio: median of their quotients"""
     B,T = batch['input_ids'].shape
     device = batch['input_ids'].device
     rough = {n: way(n, size, device, **overrides) for n in ('reversible', 'plain')}
@@ -86,13 +88,13 @@ def bf16_errors(
     )
 
 # %% ../../nbs/10_benchmarks/02_bench_reversible.ipynb #3bb2b3c0
-def memory_of(
-    name, size, batch,
-    n_layer,    # depth
-    dtype=None, # autocast to this
-    **overrides,
-)->dict: # saved, live, real (bytes held between forward and backward), peak (of a step above its gradients)
-    "Memory of one of the three ways at one depth"
+def memory_of(name, size, batch, n_layer, dtype=None, **overrides)->dict:
+    """Memory of one of the three ways at one depth
+
+    Parameters:
+        n_layer: depth
+        dtype: autocast to this
+    Returns: saved, live, real (bytes held between forward and backward), peak (of a step above its gradients)"""
     net = way(name, size, batch['input_ids'].device, n_layer=n_layer, **overrides)
     def step(): lm_loss(net, batch, dtype).backward()
     step() # gradients stand from here on
@@ -103,12 +105,13 @@ def memory_of(
         saved=h['saved'], live=h['live'], real=h['real'], peak=peak_memory(step, batch['input_ids'].device, warmup=0)
     )
 
-def memory_slopes(
-    size, batch,
-    depths=(2, 6), # in layers
-    dtype=None, **overrides,
-)->dict: # reversible, plain: bytes per added layer by instrument; ratio: reversible over plain, the worst instrument
-    "Bytes per added layer, reversible and plain"
+def memory_slopes(size, batch, depths=(2, 6), dtype=None, **overrides)->dict:
+    """Bytes per added layer, reversible and plain
+
+    Parameters:
+        depths: in layers
+    Returns: reversible, plain: bytes per added layer by instrument; ratio: reversible over plain, the worst
+        instrument"""
     slopes = {
         n: per_layer(lambda d: memory_of(n, size, batch, d, dtype, **overrides), depths)
         for n in ('reversible', 'plain')
@@ -117,13 +120,13 @@ def memory_slopes(
     return dict(slopes, ratios={k: r[k]/p[k] for k in p if p[k]}, ratio=max(r[k]/p[k] for k in p if p[k]))
 
 # %% ../../nbs/10_benchmarks/02_bench_reversible.ipynb #c43fc931
-def step_times(
-    size, batch,
-    dtype=None,     # autocast to this
-    repeats=9, seconds=None, # rounds, and when to stop
-    **overrides,
-)->dict: # medians in seconds, time_vs_plain, time_vs_checkpoint, rounds
-    "Time of a training step, all three ways in turns"
+def step_times(size, batch, dtype=None, repeats=9, seconds=None, **overrides)->dict:
+    """Time of a training step, all three ways in turns
+
+    Parameters:
+        dtype: autocast to this
+        repeats, seconds: rounds, and when to stop
+    Returns: medians in seconds, time_vs_plain, time_vs_checkpoint, rounds"""
     device = batch['input_ids'].device
     t = interleave(
         {n: train_step(way(n, size, device, **overrides), batch, dtype=dtype) for n in WAYS},
@@ -166,13 +169,13 @@ def _variant(size, batch, dtype, p, depths, time):
 # %% ../../nbs/10_benchmarks/02_bench_reversible.ipynb #bebf2953
 @benches('reversible')
 @frozen_gc()
-def bench_reversible(
-    device='cpu',
-    size=None,   # of the model; default small on a CPU, medium on a GPU
-    quick=False, # tiny, few rounds
-    progress=lambda what: None,
-)->dict: # grad_error_fp64, memory_slope_ratio, time_vs_plain, time_vs_checkpoint, bf16_grad_error_vs_twin
-    "Gradients, memory and time of the reversible network against its plain and checkpointed twins"
+def bench_reversible(device='cpu', size=None, quick=False, progress=lambda what: None)->dict:
+    """Gradients, memory and time of the reversible network against its plain and checkpointed twins
+
+    Parameters:
+        size: of the model; default small on a CPU, medium on a GPU
+        quick: tiny, few rounds
+    Returns: grad_error_fp64, memory_slope_ratio, time_vs_plain, time_vs_checkpoint, bf16_grad_error_vs_twin"""
     cpu = torch.device(device).type == 'cpu'
     size = size or ('tiny' if quick else 'small' if cpu else 'medium')
     if size not in sizes: raise InputError(f"unknown size '{size}': {did_you_mean(size, sizes)}")

@@ -26,20 +26,24 @@ from ..evaluation.memory import frozen_gc, release_memory
 from ..evaluation.speed import interleave, paired_ratio
 
 # %% ../../nbs/10_benchmarks/08_bench_shards.ipynb #b05c532c
-def token_source(limit=None)->np.ndarray: # tokens of the embedded texts
-    "Real tokens to make rows of"
+def token_source(limit=None)->np.ndarray:
+    """Real tokens to make rows of
+
+    Returns: tokens of the embedded texts"""
     docs = [d for n in ('prose', 'python') for d in load_documents(find_dataset(n), limit=limit)[0]['train']]
     return encode_documents(bpe_tokenizer(docs, 4096), docs).astype(np.uint16)
 
-def make_shards(
-    folder,        # to be made
-    n_bytes:int,   # of all files
-    pool,          # tokens to draw from, uint16
-    length=32768,  # tokens in a row
-    per_file=512,  # rows in a file
-    stretch=256,   # tokens that stay together
-)->int: # rows
-    "Files of rows that read as text and do not repeat"
+def make_shards(folder, n_bytes:int, pool, length=32768, per_file=512, stretch=256)->int:
+    """Files of rows that read as text and do not repeat
+
+    Parameters:
+        folder: to be made
+        n_bytes: of all files
+        pool: tokens to draw from, uint16
+        length: tokens in a row
+        per_file: rows in a file
+        stretch: tokens that stay together
+    Returns: rows"""
     folder = Path(folder)
     folder.mkdir(parents=True)
     rows = max(2, n_bytes//(length*pool.itemsize))
@@ -54,11 +58,13 @@ def make_shards(
 @lru_cache(1)
 def _buffer(n): return memoryview(bytearray(n))
 
-def read_raw(
-    files,     # paths
-    size=None, # bytes of the buffer; default those of the largest file
-)->int: # bytes read
-    "Read files into memory, one after the other, and do nothing with them"
+def read_raw(files, size=None)->int:
+    """Read files into memory, one after the other, and do nothing with them
+
+    Parameters:
+        files: paths
+        size: bytes of the buffer; default those of the largest file
+    Returns: bytes read"""
     buffer,n = _buffer(size or max(os.path.getsize(f) for f in files)),0
     for f in files:
         with open(f, 'rb', buffering=0) as h:
@@ -67,8 +73,10 @@ def read_raw(
     return n
 
 # %% ../../nbs/10_benchmarks/08_bench_shards.ipynb #a4b9f528
-def anonymous_bytes(): # int, or None where the system does not say
-    "Memory that belongs to this process and to no file"
+def anonymous_bytes():
+    """Memory that belongs to this process and to no file
+
+    Returns: int, or None where the system does not say"""
     try:
         line = next(
             l for l in Path('/proc/self/status').read_text(encoding='utf-8').splitlines() if l.startswith('RssAnon')
@@ -77,12 +85,13 @@ def anonymous_bytes(): # int, or None where the system does not say
         return None
     return int(line.split()[1])*1024
 
-def loader_memory(
-    path,     # shards
-    batches:int,
-    bs=4,
-)->dict: # anonymous bytes over the base: at the most, and after the first and the second half; seconds a batch
-    "Memory and time of random reading"
+def loader_memory(path, batches:int, bs=4)->dict:
+    """Memory and time of random reading
+
+    Parameters:
+        path: shards
+    Returns: anonymous bytes over the base: at the most, and after the first and the second half; seconds a
+        batch"""
     release_memory() # what was freed before must not hide what is taken now
     base,dl = anonymous_bytes(),ShardLoader(Shards(path), bs=bs, n_batches=batches)
     held,times = [],[]
@@ -100,11 +109,12 @@ def loader_memory(
     )
 
 # %% ../../nbs/10_benchmarks/08_bench_shards.ipynb #809a14a7
-def access_ratio(
-    path, far:int, # batch number
-    bs=4,
-)->tuple: # time to open and give batch `far` over batch 0; whether a loader on its way gives the same
-    "Is a batch far away as near as the first?"
+def access_ratio(path, far:int, bs=4)->tuple:
+    """Is a batch far away as near as the first?
+
+    Parameters:
+        path, far: batch number
+    Returns: time to open and give batch `far` over batch 0; whether a loader on its way gives the same"""
     def first(k): return ShardLoader(Shards(path), bs=bs, n_batches=far+1).batch(k)
     t = interleave(dict(near=lambda: first(0), far=lambda: first(far)), 5, 1)
     walker = ShardLoader(Shards(path), bs=bs, n_batches=far+1, start=max(0, far-3))
@@ -112,11 +122,13 @@ def access_ratio(
     return paired_ratio(t, 'far', 'near').median, bool((last[0]['input_ids'] == first(far)[0]['input_ids']).all())
 
 # %% ../../nbs/10_benchmarks/08_bench_shards.ipynb #0682ff11
-def detection_rates(
-    files, # healthy shards
-    folder, # to be made
-)->dict: # duplicates and noise: 1. if said, else 0.
-    "Are a copied file and a noisy one noticed?"
+def detection_rates(files, folder)->dict:
+    """Are a copied file and a noisy one noticed?
+
+    Parameters:
+        files: healthy shards
+        folder: to be made
+    Returns: duplicates and noise: 1. if said, else 0."""
     folder = Path(folder)
     a = np.array(open_shard(files[0])[:64])
     for s in ('copied', 'noise', 'shuffled'): (folder/s).mkdir(parents=True)
@@ -151,11 +163,13 @@ def _check_free(folder, n):
     room = 'set TMPDIR to a folder with more room, or use --quick'
     raise InputError(f'{n/1e9:.1f} GB of shards do not fit into {folder}; {room}')
 
-def validation_speed(
-    path,       # shards without a fault
-    rounds:int, # in which both ways of reading take turns
-)->dict: # validate_vs_raw, gigabytes, gigabytes a second, false_alarms
-    "Time `validate` beside plain reading of the same files"
+def validation_speed(path, rounds:int)->dict:
+    """Time `validate` beside plain reading of the same files
+
+    Parameters:
+        path: shards without a fault
+        rounds: in which both ways of reading take turns
+    Returns: validate_vs_raw, gigabytes, gigabytes a second, false_alarms"""
     files = shard_files(path)
     n,report = read_raw(files),validate(path, 4096) # both warm: files in the page cache, loops compiled
     t = interleave(dict(raw=lambda: read_raw(files), validate=lambda: validate(path, 4096)), rounds, 1, seconds=60)
@@ -178,13 +192,13 @@ def _links(path, out): # whether every file of a split is one of the files there
 
 @benches('shards')
 @frozen_gc()
-def bench_shards(
-    device='cpu',
-    size=None,   # gigabytes; default 2, or .05 when quick
-    quick=False, # 50 MB
-    progress=lambda what: None,
-)->dict: # validate_vs_raw, loader_bytes, same_batch, split_links, duplicates_called_out, noise_called_out
-    "Speed of validation, memory of loading, access, split and alarms on shards made on the spot"
+def bench_shards(device='cpu', size=None, quick=False, progress=lambda what: None)->dict:
+    """Speed of validation, memory of loading, access, split and alarms on shards made on the spot
+
+    Parameters:
+        size: gigabytes; default 2, or .05 when quick
+        quick: 50 MB
+    Returns: validate_vs_raw, loader_bytes, same_batch, split_links, duplicates_called_out, noise_called_out"""
     n_bytes = _gigabytes(size or (.05 if quick else 2))
     home = Path(tempfile.mkdtemp(prefix='lmnotes_shards_'))
     try:

@@ -14,14 +14,14 @@ from ..evaluation.memory_limits import *
 _STRESS_TARGETS = dict(reversible_over_standard=('>=', 3.))
 
 @benches('stress')
-def bench_stress(
-    device='cpu',
-    quick=False,   # 16 MB and small models
-    progress=lambda what: None,
-    limit=2*2**30, # bytes above the process's base
-    batches=True,  # look for the largest batch too
-)->dict: # longest texts, their ratios, and the largest batch
-    "The longest text and largest batch that fit in 2 GB, for standard, checkpointed and reversible models of 16 layers"
+def bench_stress(device='cpu', quick=False, progress=lambda what: None, limit=2*2**30, batches=True)->dict:
+    """The longest text and largest batch that fit in 2 GB, for standard, checkpointed and reversible models of 16 layers
+
+    Parameters:
+        quick: 16 MB and small models
+        limit: bytes above the process's base
+        batches: look for the largest batch too
+    Returns: longest texts, their ratios, and the largest batch"""
     shape = dict(n_layer=4, dim=32, apart=1.5) if quick else dict(n_layer=16, dim=128, apart=1.2)
     limit = 2**24 if quick else limit
     found = stress('length', 4 if quick else 128, limit=limit, progress=progress, **shape)

@@ -65,12 +65,13 @@ def logits_along(model, ids, read=16):
         out.append(model(ids[:,i:i+1], past_key_values=cache, use_cache=True).logits)
     return torch.cat(out, 1)
 
-def file_figures(
-    folder, # packed
-    before, # logits before it was saved
-    ids,
-)->dict: # bits_per_weight, logit_error, file_bytes
-    "What a packed folder holds, and how far its logits are from those before"
+def file_figures(folder, before, ids)->dict:
+    """What a packed folder holds, and how far its logits are from those before
+
+    Parameters:
+        folder: packed
+        before: logits before it was saved
+    Returns: bits_per_weight, logit_error, file_bytes"""
     path = Path(folder)/'model.safetensors'
     matrices,_,_ = read_packed(path)
     error = (logits_along(load_packed(folder), ids) - before).abs().max().item()
@@ -99,12 +100,13 @@ c = model.config; cache = 2*4*c.n_layer*c.n_kv_head*c.head_dim*24
 print(json.dumps(dict(added=most - base - cache)))
 '''
 
-def memory_added(
-    folder,    # packed
-    toy,       # a small one, for what is not the model's
-    threads=1,
-)->int: # bytes; None where the system does not tell
-    "Anonymous memory that loading and running a packed model adds to a process"
+def memory_added(folder, toy, threads=1)->int:
+    """Anonymous memory that loading and running a packed model adds to a process
+
+    Parameters:
+        folder: packed
+        toy: a small one, for what is not the model's
+    Returns: bytes; None where the system does not tell"""
     if sys.platform != 'linux': return None
     done = subprocess.run(
         [sys.executable, '-c', _probe, str(folder), str(toy), str(threads)],
@@ -117,12 +119,13 @@ def memory_added(
 
 # %% ../../nbs/10_benchmarks/13_bench_ternary.ipynb #7cb94555
 @torch.inference_mode()
-def seconds_to_write(
-    model, n=8,   # words
-    prompt=8,     # read before, not timed
-    bf16=False,
-)->float: # seconds for n words
-    "Time to write n words one after the other"
+def seconds_to_write(model, n=8, prompt=8, bf16=False)->float:
+    """Time to write n words one after the other
+
+    Parameters:
+        model, n: words
+        prompt: read before, not timed
+    Returns: seconds for n words"""
     with torch.autocast('cpu', torch.bfloat16) if bf16 else contextlib.nullcontext():
         cache,ids = LMCache(),words_of(model, prompt)
         z = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
@@ -131,11 +134,12 @@ def seconds_to_write(
             z = model(z.argmax(-1), past_key_values=cache, use_cache=True).logits
         return time.perf_counter() - start
 
-def decoding(
-    models:dict,  # name -> model; `bf16` is run under autocast
-    repeats=7, n=8, seconds=60,
-)->dict: # name -> words per second, and ratios of each packed model
-    "Words per second, all in turns"
+def decoding(models:dict, repeats=7, n=8, seconds=60)->dict:
+    """Words per second, all in turns
+
+    Parameters:
+        models: name -> model; `bf16` is run under autocast
+    Returns: name -> words per second, and ratios of each packed model"""
     t = interleave(
         {k: lambda k=k, m=m: seconds_to_write(m, n, bf16=k == 'bf16') for k, m in models.items()},
         repeats,
@@ -191,12 +195,12 @@ def _threads(n):
 # %% ../../nbs/10_benchmarks/13_bench_ternary.ipynb #ebe6f915
 @benches('ternary')
 @frozen_gc()
-def bench_ternary(
-    device='cpu',
-    quick=False, # toys, seconds
-    progress=lambda what: None,
-)->dict: # see TARGETS
-    "Packed ternary models: bits in the file, equal logits, memory, words per second"
+def bench_ternary(device='cpu', quick=False, progress=lambda what: None)->dict:
+    """Packed ternary models: bits in the file, equal logits, memory, words per second
+
+    Parameters:
+        quick: toys, seconds
+    Returns: see TARGETS"""
     if torch.device(device).type != 'cpu':
         raise InputError(f'this bench measures decoding on a CPU; {device} is not measured, leave --device out')
     shapes, n = (

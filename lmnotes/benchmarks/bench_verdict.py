@@ -35,12 +35,12 @@ class Pool:
             self.scores, np.ones(self.scores.shape[1]) if self.weights is None else self.weights, self.clusters
         )
 
-def small_models(
-    arm, n:int, data,
-    steps=60, # of each
-    shape=None, # overrides of the recipe
-)->list:
-    "Models of one arm that differ in the seed alone"
+def small_models(arm, n:int, data, steps=60, shape=None)->list:
+    """Models of one arm that differ in the seed alone
+
+    Parameters:
+        steps: of each
+        shape: overrides of the recipe"""
     out = []
     for seed in range(n):
         set_seed(seed)
@@ -84,16 +84,11 @@ def task_pools(models, data, limit=48)->list:
         for ts in zip(*each)
     ]
 
-def score_pools(
-    arms=('standard', 'reversible'),
-    n=12,
-    steps=60,
-    tasks=True,
-    windows=192,
-    limit=48,
-    progress=lambda what: None,
-)->tuple: # pools of the first arm; of both, paired by seed
-    "Pools of per-item scores of models that are trained here and now"
+def score_pools(arms=('standard', 'reversible'), n=12, steps=60, tasks=True, windows=192, limit=48,
+        progress=lambda what: None)->tuple:
+    """Pools of per-item scores of models that are trained here and now
+
+    Returns: pools of the first arm; of both, paired by seed"""
     data = load_data('prose', max_length=64, bs=8, limit=60, device='cpu')
     def pools(arm, k):
         progress(f'training {k} models of {arm}')
@@ -108,27 +103,33 @@ def score_pools(
     return first,[(a, b) for a,b in zip(first, other)]
 
 # %% ../../nbs/10_benchmarks/12_bench_verdict.ipynb #3151a0b1
-def aa(pool:Pool, S:int, n:int, rng)->tuple: # differences (n, S, clusters), weights
-    "Comparisons of an arm with itself"
+def aa(pool:Pool, S:int, n:int, rng)->tuple:
+    """Comparisons of an arm with itself
+
+    Returns: differences (n, S, clusters), weights"""
     m,W = pool.means()
     pick = rng.integers(0, m.shape[1], m.shape[1])
     order = np.argsort(rng.random((n, len(m))), 1) # of the models, for each comparison
     m,W = m[:,pick],W[pick]/W[pick].sum()
     return m[order[:,:S]]-m[order[:,S:2*S]], W
 
-def swapped(pair, S:int, n:int, rng)->tuple: # differences (n, S, clusters), weights
-    "Comparisons of two arms whose names are tossed for every seed and cluster"
+def swapped(pair, S:int, n:int, rng)->tuple:
+    """Comparisons of two arms whose names are tossed for every seed and cluster
+
+    Returns: differences (n, S, clusters), weights"""
     (a,W),(b,_) = (p.means() for p in pair)
     k = min(len(a), len(b))
     order = np.argsort(rng.random((n, k)), 1)[:,:S]
     d = (b[:k]-a[:k])[order]
     return d*rng.choice([-1, 1], (n, S, 1))*rng.choice([-1, 1], (n, 1, d.shape[2])), W
 
-def judge(
-    m, W,       # (comparisons, seeds, clusters), (clusters,)
-    alpha=.05, power=.8, n_boot=1000,
-)->dict: # arrays: whether a word was said, the p value, the declared detectable effect, whether it was found when added
-    "The verdicts of many comparisons at once, by the rule of `paired_difference` and `verdict`"
+def judge(m, W, alpha=.05, power=.8, n_boot=1000)->dict:
+    """The verdicts of many comparisons at once, by the rule of `paired_difference` and `verdict`
+
+    Parameters:
+        m, W: (comparisons, seeds, clusters), (clusters,)
+    Returns: arrays: whether a word was said, the p value, the declared detectable effect, whether it was
+        found when added"""
     se,df = noises(m, W, n_boot)
     mean = (m@W).mean(-1)
     half = half_widths(se, df, alpha).max(0)
@@ -178,11 +179,11 @@ def _families(pools, S, n, rng): # share of comparisons in which any of all pool
 
 # %% ../../nbs/10_benchmarks/12_bench_verdict.ipynb #2f1ea642
 @benches('verdict')
-def bench_verdict(
-    device='cpu', quick=False,
-    progress=lambda what: None, # called with one line before each part
-)->dict:
-    "False alarms and power of the verdict over thousands of comparisons made of real scores"
+def bench_verdict(device='cpu', quick=False, progress=lambda what: None)->dict:
+    """False alarms and power of the verdict over thousands of comparisons made of real scores
+
+    Parameters:
+        progress: called with one line before each part"""
     n,how = (200, dict(n=10, steps=5, windows=96, limit=12)) if quick else (2000, dict(n=14, steps=60))
     first,both = score_pools(**how, progress=progress)
     rng = np.random.default_rng(0)

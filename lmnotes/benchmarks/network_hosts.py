@@ -16,8 +16,10 @@ from ..core import RunError
 # %% ../../nbs/10_benchmarks/16_network_hosts.ipynb #85c3e7a7
 def _ip(*args): return subprocess.run(['ip', *args], capture_output=True, text=True, timeout=20)
 
-def missing_for_hosts()->str|None: # one sentence; None: nothing is missing
-    "Say why two hosts cannot be made here"
+def missing_for_hosts()->str|None:
+    """Say why two hosts cannot be made here
+
+    Returns: one sentence; None: nothing is missing"""
     if sys.platform != 'linux' or not shutil.which('ip'):
         return 'network namespaces need Linux and the ip command (package iproute2)'
     if os.geteuid() != 0: return 'network namespaces need root'
@@ -38,8 +40,10 @@ def _setup_commands(hosts): # name -> address
         yield '-n', name, 'link', 'set', 'lo', 'up'
 
 @contextmanager
-def two_hosts(): # yields a dict, name of a namespace -> its address
-    "Make two hosts for the length of a block; a `RunError` where that cannot be done"
+def two_hosts():
+    """Make two hosts for the length of a block; a `RunError` where that cannot be done
+
+    Returns: yields a dict, name of a namespace -> its address"""
     if why := missing_for_hosts(): raise RunError(why)
     hosts = {f'lm{os.getpid()}{s}': f'10.77.0.{i}' for i,s in ((1, 'a'), (2, 'b'))}
     try:

@@ -56,13 +56,15 @@ def _judged(x, y, weights, clusters, lower, about): # `Difference` and what is s
     mean = lambda a: float(np.average(a.mean(0), weights=weights))
     return dict(verdict=v.word, reason=v.reason, higher=not lower, base_mean=mean(x), arm_mean=mean(y), **d.as_dict())
 
-def difference_of(
-    base:dict,  # seed -> `LMScores` of the baseline
-    arm:dict,   # seed -> `LMScores` of the arm, on the same windows
-    metric='bits_per_byte', # or loss, perplexity, token_accuracy: of one tokenizer
-    about='method', # or `weights`: the seeds are no draws, only items are
-)->dict|None: # figures and verdict; None when no seed finished in both
-    "How an arm's prediction of text differs from the baseline's"
+def difference_of(base:dict, arm:dict, metric='bits_per_byte', about='method')->dict|None:
+    """How an arm's prediction of text differs from the baseline's
+
+    Parameters:
+        base: seed -> `LMScores` of the baseline
+        arm: seed -> `LMScores` of the arm, on the same windows
+        metric: or loss, perplexity, token_accuracy: of one tokenizer
+        about: or `weights`: the seeds are no draws, only items are
+    Returns: figures and verdict; None when no seed finished in both"""
     seeds = [s for s in base if s in arm]
     if not seeds: return None
     for s in seeds: _same_windows(base[s], arm[s], metric)
@@ -74,12 +76,12 @@ def difference_of(
     )
 
 # %% ../../nbs/08_comparison/09_analysis.ipynb #6f6671b9
-def task_difference(
-    base:dict, # seed -> `TaskScores` of the baseline
-    arm:dict,  # seed -> those of the arm, over the same items
-    about='method',
-)->dict|None:
-    "How an arm's scores on one task differ from the baseline's"
+def task_difference(base:dict, arm:dict, about='method')->dict|None:
+    """How an arm's scores on one task differ from the baseline's
+
+    Parameters:
+        base: seed -> `TaskScores` of the baseline
+        arm: seed -> those of the arm, over the same items"""
     seeds = [s for s in base if s in arm]
     if not seeds: return None
     t = base[seeds[0]]
@@ -93,8 +95,10 @@ def task_difference(
     return dict(task=t.task, name=t.name, metric=t.metric, **_judged(x, y, None, t.clusters, not t.higher, about))
 
 # %% ../../nbs/08_comparison/09_analysis.ipynb #2586fae0
-def gather(p:Plan, root)->list: # of `CellResult`
-    "What all cells of a plan left, in the order of datasets, arms and seeds"
+def gather(p:Plan, root)->list:
+    """What all cells of a plan left, in the order of datasets, arms and seeds
+
+    Returns: of `CellResult`"""
     out = []
     for arm,ds,seed in p.cells:
         where = p.where(arm, ds, seed)
@@ -164,11 +168,12 @@ def aa_in(p:Plan, results, notes)->list:
     return settle(out)
 
 # %% ../../nbs/08_comparison/09_analysis.ipynb #0038d27b
-def random_label_rate(
-    base:dict, arm:dict, # seed -> `LMScores`
-    n=400, seed=0,
-)->float: # share of tosses that ended with a word
-    "How often the verdict speaks when the names of the two arms are tossed"
+def random_label_rate(base:dict, arm:dict, n=400, seed=0)->float:
+    """How often the verdict speaks when the names of the two arms are tossed
+
+    Parameters:
+        base, arm: seed -> `LMScores`
+    Returns: share of tosses that ended with a word"""
     seeds = [s for s in base if s in arm]
     if len(seeds) < 2: return float('nan')
     w = window_bpb(base[seeds[0]])[1]
@@ -179,8 +184,10 @@ def random_label_rate(
     se,df = noises(tossed, W, n_boot=500)
     return float((p_value((tossed@W).mean(-1), se, df) <= .05).mean())
 
-def random_labels_in(p:Plan, results)->dict: # dataset -> arm -> share of false alarms
-    "The random-label control of every arm"
+def random_labels_in(p:Plan, results)->dict:
+    """The random-label control of every arm
+
+    Returns: dataset -> arm -> share of false alarms"""
     of = lambda a,ds: {s: r.scores for s,r in _of(results, a, ds).items()}
     out = {ds: {a: random_label_rate(of(p.arms[0], ds), of(a, ds)) for a in p.arms[1:]} for ds in p.datasets}
     return {ds: {a: x for a,x in arms.items() if math.isfinite(x)} for ds,arms in out.items()}
@@ -217,11 +224,13 @@ def tasks_in(p:Plan, results)->list:
     return out
 
 # %% ../../nbs/08_comparison/09_analysis.ipynb #66f2ac59
-def matrix_of(
-    differences:list, # settled
-    arms:list,        # the baseline first
-)->dict: # arms; rows of dataset, task, name and the verdict of each arm
-    "Which design wins where"
+def matrix_of(differences:list, arms:list)->dict:
+    """Which design wins where
+
+    Parameters:
+        differences: settled
+        arms: the baseline first
+    Returns: arms; rows of dataset, task, name and the verdict of each arm"""
     rows = {}
     for d in differences:
         rows.setdefault((d['dataset'], d['task'], d['name']), {arms[0]: 'baseline'})[d['arm']] = d['verdict']
@@ -238,8 +247,10 @@ def missing_in(results)->list:
         for (t, n, why), k in seen.items()
     ]
 
-def dynamics_in(p:Plan, results, root)->dict: # dataset -> arm -> figures
-    "The course of training of every arm that was trained for it"
+def dynamics_in(p:Plan, results, root)->dict:
+    """The course of training of every arm that was trained for it
+
+    Returns: dataset -> arm -> figures"""
     trained = [a for a in p.arms if not (p.spelled(a).folder or p.spelled(a).derived)]
     runs = lambda ds: {
         a: {s: (loss_log(Path(root) / r.cell['path']), r.cell['loss']) for s, r in _of(results, a, ds).items()}
@@ -248,11 +259,12 @@ def dynamics_in(p:Plan, results, root)->dict: # dataset -> arm -> figures
     return {ds: dynamics_of(runs(ds)) for ds in p.datasets}
 
 # %% ../../nbs/08_comparison/09_analysis.ipynb #73d30545
-def conclude(
-    p:Plan,
-    root, # folder of the comparison
-)->dict: # the part of `comparison.json` that follows from the cells
-    "Everything that can be said of a comparison, from the folders of its cells"
+def conclude(p:Plan, root)->dict:
+    """Everything that can be said of a comparison, from the folders of its cells
+
+    Parameters:
+        root: folder of the comparison
+    Returns: the part of `comparison.json` that follows from the cells"""
     results,notes = gather(p, root),[]
     out = dict(
         cells=[{k: v for k, v in r.cell.items() if k not in ('missing', 'samples')} for r in results],

@@ -53,10 +53,11 @@ def _amount(s, kind, n):
         )
     return amount
 
-def parse_budget(
-    s, # such as `tokens:200k`, `seconds:30`, `tokens:200k,parameters:baseline`; or a `Budget`
-)->Budget:
-    "The budget that `s` spells"
+def parse_budget(s)->Budget:
+    """The budget that `s` spells
+
+    Parameters:
+        s: such as `tokens:200k`, `seconds:30`, `tokens:200k,parameters:baseline`; or a `Budget`"""
     if isinstance(s, Budget): return s
     parts = dict(p.strip().partition(':')[::2] for p in str(s).split(','))
     size = parts.pop('parameters', parts.pop('params', None))
@@ -79,12 +80,13 @@ def parse_budget(
     return Budget(kind, _amount(s, kind, n), size if size in (None, 'baseline') else _amount(s, 'parameters', size))
 
 # %% ../../nbs/08_comparison/02_budgets.ipynb #6806ec05
-def budget_options(
-    b:Budget,
-    step_tokens:int,    # tokens in one optimizer step
-    token_flops:float,  # training FLOPs of the arm per token
-)->dict: # options of `train`
-    "The budget in the words of `train`"
+def budget_options(b:Budget, step_tokens:int, token_flops:float)->dict:
+    """The budget in the words of `train`
+
+    Parameters:
+        step_tokens: tokens in one optimizer step
+        token_flops: training FLOPs of the arm per token
+    Returns: options of `train`"""
     if b.kind == 'seconds': return dict(max_seconds=b.amount)
     steps = dict(
         tokens=math.ceil(b.amount / step_tokens), steps=b.amount, flops=int(b.amount / (step_tokens * token_flops))
@@ -98,13 +100,15 @@ def budget_options(
     return dict(max_steps=int(steps))
 
 # %% ../../nbs/08_comparison/02_budgets.ipynb #838b7162
-def fit_width(
-    count,       # from a shape (`dim`, and maybe `ffn_dim`) to (parameters, `ffn_dim`)
-    target:int,  # parameters wanted
-    step:int=2,  # widths must be a multiple of this: twice the heads
-    within=.02,  # how far from `target` counts as equal
-)->dict: # `dim`, and `ffn_dim` where it had to be turned
-    "Width at which a model has `target` parameters"
+def fit_width(count, target:int, step:int=2, within=.02)->dict:
+    """Width at which a model has `target` parameters
+
+    Parameters:
+        count: from a shape (`dim`, and maybe `ffn_dim`) to (parameters, `ffn_dim`)
+        target: parameters wanted
+        step: widths must be a multiple of this: twice the heads
+        within: how far from `target` counts as equal
+    Returns: `dim`, and `ffn_dim` where it had to be turned"""
     dims = range(step, 4096+step, step)
     k = bisect_left(dims, target, key=lambda d: count(dim=d)[0])
     tried = sorted(
@@ -128,11 +132,13 @@ def _fitted(count, target, dim): # how far off, and the shape
     return abs(n/target-1), shape
 
 # %% ../../nbs/08_comparison/02_budgets.ipynb #0d6418ee
-def shape_for(
-    build,       # from keyword overrides to a model
-    target:int,  # parameters wanted
-)->dict: # overrides
-    "Overrides at which `build` makes a model of `target` parameters; nothing is allocated on the way"
+def shape_for(build, target:int)->dict:
+    """Overrides at which `build` makes a model of `target` parameters; nothing is allocated on the way
+
+    Parameters:
+        build: from keyword overrides to a model
+        target: parameters wanted
+    Returns: overrides"""
     from lmnotes.models.flops_and_memory import pretend
     def count(**shape):
         with pretend():

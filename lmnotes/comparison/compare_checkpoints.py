@@ -22,12 +22,14 @@ from ..files import *
 from ..reports.comparison_report import *
 
 # %% ../../nbs/08_comparison/11_compare_checkpoints.ipynb #8d9a0e7e
-def text_pieces(
-    texts,     # documents
-    size:int=256, # bytes in a piece, at most
-    limit=64,  # pieces, spread evenly; None: all
-)->tuple: # pieces; the document of each
-    "Documents cut into pieces of text"
+def text_pieces(texts, size:int=256, limit=64)->tuple:
+    """Documents cut into pieces of text
+
+    Parameters:
+        texts: documents
+        size: bytes in a piece, at most
+        limit: pieces, spread evenly; None: all
+    Returns: pieces; the document of each"""
     pieces,of = [],[]
     for k,t in enumerate(texts):
         b = t.encode()
@@ -47,11 +49,12 @@ def text_pieces(
     return [pieces[i] for i in pick], np.array([of[i] for i in pick], int)
 
 # %% ../../nbs/08_comparison/11_compare_checkpoints.ipynb #5bee63be
-def piece_scores(
-    model, tokenizer, # a causal language model, and what it reads with
-    pieces:list,      # texts
-)->LMScores:
-    "How surprising each piece is by itself, once the model has shown that it cannot see ahead"
+def piece_scores(model, tokenizer, pieces:list)->LMScores:
+    """How surprising each piece is by itself, once the model has shown that it cannot see ahead
+
+    Parameters:
+        model, tokenizer: a causal language model, and what it reads with
+        pieces: texts"""
     from lmnotes.models.causality import check_causal
     was = model.training
     model.eval()
@@ -122,17 +125,20 @@ def _text_entry(models, dataset, data_dir, limit, metric): # of each model its s
     )
 
 # %% ../../nbs/08_comparison/11_compare_checkpoints.ipynb #e68b0fe5
-def compare_models(
-    models:dict,      # name -> model or folder; the first is the baseline
-    tasks='all',      # groups of tasks, `lm` among them for text; 'all': every one
-    tokenizer=None,   # of all, or name -> tokenizer; None: the folder's own, else bytes
-    *, dataset='prose', # whose text is read for `lm`
-    datasets=None, data_dir=None, limit:int=64, seed:int=0, max_length=None, # as in `run_suite`
-    metric='bits_per_byte', # of text; loss and perplexity where all read with one tokenizer
-    output_dir=None,  # folder for the result and its report; None: nothing is written
-    say=None,         # takes progress lines
-)->Comparison:
-    "Compare models that are there, without training, by the items they are asked"
+def compare_models(models:dict, tasks='all', tokenizer=None, *, dataset='prose', datasets=None, data_dir=None,
+        limit:int=64, seed:int=0, max_length=None, metric='bits_per_byte', output_dir=None,
+        say=None)->Comparison:
+    """Compare models that are there, without training, by the items they are asked
+
+    Parameters:
+        models: name -> model or folder; the first is the baseline
+        tasks: groups of tasks, `lm` among them for text; 'all': every one
+        tokenizer: of all, or name -> tokenizer; None: the folder's own, else bytes
+        dataset: whose text is read for `lm`
+        datasets, data_dir, limit, seed, max_length: as in `run_suite`
+        metric: of text; loss and perplexity where all read with one tokenizer
+        output_dir: folder for the result and its report; None: nothing is written
+        say: takes progress lines"""
     if len(models) < 2: raise InputError('one model cannot be compared; give a baseline and at least one other')
     path = None if output_dir is None else _new_folder(output_dir) # refused before anything is measured
     names = [tasks] if isinstance(tasks, str) else list(tasks)

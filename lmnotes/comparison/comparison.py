@@ -25,11 +25,12 @@ from ..reports.comparison_report import *
 
 # %% ../../nbs/08_comparison/10_comparison.ipynb #662aa169
 class Comparison:
-    "Arms trained side by side: verdicts, tables and the report"
-    def __init__(self,
-        result:dict,  # what `comparison.json` holds
-        path=None,    # its folder
-    ): self.result,self.path = result,Path(path) if path else None
+    """Arms trained side by side: verdicts, tables and the report
+
+    Parameters:
+        result: what `comparison.json` holds
+        path: its folder"""
+    def __init__(self, result:dict, path=None): self.result,self.path = result,Path(path) if path else None
     @property
     def cells(self): return self.result['cells']
     @property
@@ -158,10 +159,12 @@ def table(self:Comparison):
             t and show(t)
 
 @patch
-def report(self:Comparison,
-    path=None, # ending in .html, .md or .tex; None: all of them, in the comparison's folder
-)->Path: # the file (of several, the HTML)
-    "Write the report"
+def report(self:Comparison, path=None)->Path:
+    """Write the report
+
+    Parameters:
+        path: ending in .html, .md or .tex; None: all of them, in the comparison's folder
+    Returns: the file (of several, the HTML)"""
     if path is not None: return write_report(self.result, path)
     for form in ('.md', '.tex'):
         write_report(self.result, self.path/f'report{form}')
@@ -262,8 +265,10 @@ def _weights_line(p, a):
         + f', {format_count(p.token_flops[a])} FLOPs per token'
     )
 
-def plan_lines(p:Plan)->list: # of lines
-    "The plan in words"
+def plan_lines(p:Plan)->list:
+    """The plan in words
+
+    Returns: of lines"""
     n = len(p.seeds)
     return [
         f"compare  {p.arms[0]} (baseline) with {', '.join(p.arms[1:])}, size {p.options.size}",
@@ -360,23 +365,28 @@ def settle_comparison(c:Comparison, p:Plan)->Comparison:
     return c
 
 # %% ../../nbs/08_comparison/10_comparison.ipynb #c481c654
-def compare(
-    models, # names of arms, as a list or with commas; the first is the baseline. Or a model that is there: see `compare_models`
-    datasets=('prose',), # names of datasets
-    seeds=3, # how many, or a list of them
-    budget='tokens:200k', # tokens:N, steps:N, seconds:S or flops:F for each run; `,parameters:baseline` beside it
-    size='tiny', # of the models
-    output_dir=None, # folder of the comparison; None: a new one under runs/
-    test=False, # shrink everything to well under a minute
-    costs=True, # measure memory and speed too
-    dry_run=False, # say what would be done and do nothing
-    launcher='local', # local, processes or ray
-    workers=None, # cells at once; None: cores over threads
-    train=None, # what trains a cell, for `local`; None: `lmnotes.training.train.train`
-    say=None, # takes progress lines; None: print
-    **options, # of `plan_comparison` (full_eval, tasks, eval_limit, tune, max_windows) and of `train`, shared by all runs
-)->Comparison:
-    "Train arms side by side under one budget, over several seeds, and say what differs"
+def compare(models, datasets=('prose',), seeds=3, budget='tokens:200k', size='tiny', output_dir=None,
+        test=False, costs=True, dry_run=False, launcher='local', workers=None, train=None, say=None,
+        **options)->Comparison:
+    """Train arms side by side under one budget, over several seeds, and say what differs
+
+    Parameters:
+        models: names of arms, as a list or with commas; the first is the baseline. Or a model that is there:
+            see `compare_models`
+        datasets: names of datasets
+        seeds: how many, or a list of them
+        budget: tokens:N, steps:N, seconds:S or flops:F for each run; `,parameters:baseline` beside it
+        size: of the models
+        output_dir: folder of the comparison; None: a new one under runs/
+        test: shrink everything to well under a minute
+        costs: measure memory and speed too
+        dry_run: say what would be done and do nothing
+        launcher: local, processes or ray
+        workers: cells at once; None: cores over threads
+        train: what trains a cell, for `local`; None: `lmnotes.training.train.train`
+        say: takes progress lines; None: print
+        options: of `plan_comparison` (full_eval, tasks, eval_limit, tune, max_windows) and of `train`, shared
+            by all runs"""
     if hasattr(models, 'parameters'): # two models that are there, and tasks
         from lmnotes.comparison.compare_checkpoints import compare_models
         return compare_models(
@@ -394,12 +404,12 @@ def compare(
     return _work(c, p, launcher, workers, train, costs, say)
 
 # %% ../../nbs/08_comparison/10_comparison.ipynb #238a36c2
-def rerun(
-    path,            # folder of a comparison
-    launcher=None, workers=None, # as in `compare`; None: as it began
-    train=None, say=None,
-)->Comparison:
-    "Go on with a comparison: run the cells that are missing, and those alone"
+def rerun(path, launcher=None, workers=None, train=None, say=None)->Comparison:
+    """Go on with a comparison: run the cells that are missing, and those alone
+
+    Parameters:
+        path: folder of a comparison
+        launcher, workers: as in `compare`; None: as it began"""
     say = say or (lambda line: print(line, flush=True))
     path = Path(path)
     p = Plan.load(path/'plan.json')

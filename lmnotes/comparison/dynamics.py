@@ -15,10 +15,12 @@ from ..core import *
 from ..files import *
 
 # %% ../../nbs/08_comparison/04_dynamics.ipynb #96e2bf1a
-def loss_log(
-    path, # of a run
-)->dict: # tokens, loss, grad_norm: arrays, nan where nothing was noted
-    "What `metrics.jsonl` says of each step"
+def loss_log(path)->dict:
+    """What `metrics.jsonl` says of each step
+
+    Parameters:
+        path: of a run
+    Returns: tokens, loss, grad_norm: arrays, nan where nothing was noted"""
     rows = [
         r
         for r in read_jsonl(Path(path) / 'metrics.jsonl')
@@ -28,21 +30,24 @@ def loss_log(
     return {k: column(k) for k in ('tokens', 'loss', 'grad_norm')}
 
 # %% ../../nbs/08_comparison/04_dynamics.ipynb #6f5e3ecb
-def running(
-    x,         # numbers
-    window=15, # steps around each, an odd number
-    f=np.median,
-)->np.ndarray: # as many
-    "`f` over the neighbourhood of each step; at the ends over what there is of it"
+def running(x, window=15, f=np.median)->np.ndarray:
+    """`f` over the neighbourhood of each step; at the ends over what there is of it
+
+    Parameters:
+        x: numbers
+        window: steps around each, an odd number
+    Returns: as many"""
     h = window//2
     return np.array([f(x[max(i-h, 0):i+h+1]) for i in range(len(x))])
 
-def unrest(
-    loss,     # of each step
-    window=15, # of the running median
-    times=5., # above the trend by so many times the usual deviation
-)->tuple: # standard deviation of the detrended log loss; the steps that are spikes
-    "How much a training loss shakes, and where it jumps"
+def unrest(loss, window=15, times=5.)->tuple:
+    """How much a training loss shakes, and where it jumps
+
+    Parameters:
+        loss: of each step
+        window: of the running median
+        times: above the trend by so many times the usual deviation
+    Returns: standard deviation of the detrended log loss; the steps that are spikes"""
     y = np.log(np.asarray(loss, float))
     if len(y) <= window: return float('nan'), []
     if not np.isfinite(y).all(): return float('nan'), np.flatnonzero(~np.isfinite(y)).tolist()
@@ -54,16 +59,20 @@ def unrest(
 # %% ../../nbs/08_comparison/04_dynamics.ipynb #d727aeb6
 def span(n:int)->int: return max(n//10, min(n, 10)) # steps of `n` that are averaged: a tenth, of a short run ten
 
-def final_loss(loss)->float: # nats per token
-    "Mean training loss of the last tenth of the steps"
+def final_loss(loss)->float:
+    """Mean training loss of the last tenth of the steps
+
+    Returns: nats per token"""
     return float(np.mean(loss[-span(len(loss)):])) if len(loss) else float('nan')
 
-def tokens_to(
-    tokens, loss, # of each step
-    level:float,  # nats per token
-    window=None,  # steps averaged; None: a tenth, as in `final_loss`
-)->float|None: # None: it never got there
-    "Training tokens after which the loss, averaged over the last steps, has come down to `level`"
+def tokens_to(tokens, loss, level:float, window=None)->float|None:
+    """Training tokens after which the loss, averaged over the last steps, has come down to `level`
+
+    Parameters:
+        tokens, loss: of each step
+        level: nats per token
+        window: steps averaged; None: a tenth, as in `final_loss`
+    Returns: None: it never got there"""
     n = min(window or span(len(loss)), len(loss))
     if n == 0: return None
     mean = np.convolve(loss, np.full(n, 1/n), 'valid')
@@ -71,12 +80,13 @@ def tokens_to(
     return float(tokens[there[0]+n-1]) if len(there) else None
 
 # %% ../../nbs/08_comparison/04_dynamics.ipynb #cd6bc04b
-def run_dynamics(
-    log:dict,   # from `loss_log`
-    valid=None, # validation loss at the end, nats per token
-    level=None, # the baseline's final training loss
-)->dict:
-    "The course of one run in five numbers"
+def run_dynamics(log:dict, valid=None, level=None)->dict:
+    """The course of one run in five numbers
+
+    Parameters:
+        log: from `loss_log`
+        valid: validation loss at the end, nats per token
+        level: the baseline's final training loss"""
     sd,spikes = unrest(log['loss'])
     end = final_loss(log['loss'])
     g = log['grad_norm'][np.isfinite(log['grad_norm'])]
@@ -92,10 +102,12 @@ def _mean(xs):
     xs = [x for x in xs if x is not None and math.isfinite(x)]
     return float(np.mean(xs)) if xs else None
 
-def dynamics_of(
-    runs:dict, # arm -> {seed: (log, validation loss)}; the first arm is the baseline
-)->dict: # arm -> figures, means over seeds
-    "The course of training of several arms"
+def dynamics_of(runs:dict)->dict:
+    """The course of training of several arms
+
+    Parameters:
+        runs: arm -> {seed: (log, validation loss)}; the first arm is the baseline
+    Returns: arm -> figures, means over seeds"""
     base = next(iter(runs.values()), {})
     out = {}
     for a,seeds in runs.items():

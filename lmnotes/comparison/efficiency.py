@@ -67,11 +67,10 @@ def memory_costs(models, data, rounds):
 cost_measures = {'training speed': training_costs, 'decoding speed': decoding_costs, 'memory': memory_costs}
 
 # %% ../../nbs/08_comparison/07_efficiency.ipynb #97b70396
-def measure_costs(
-    p:Plan,
-    rounds=5,
-)->tuple: # arm -> figures; sentences about what could not be measured
-    "Memory and speed of all arms on a batch of the first dataset"
+def measure_costs(p:Plan, rounds=5)->tuple:
+    """Memory and speed of all arms on a batch of the first dataset
+
+    Returns: arm -> figures; sentences about what could not be measured"""
     data,out,missing = p.data[p.datasets[0]],{},[]
     models = {a: build_for(p.options, a, data.vocab_size, **p.shapes.get(a, {})).to(data.device) for a in p.arms}
     trained = {a: m for a,m in models.items() if not (p.spelled(a).folder or p.spelled(a).derived)}

@@ -178,16 +178,19 @@ def check_launcher(p:Plan, launcher, workers=None):
             'other\'s time; use --launcher local, --workers 1, or another budget'
         )
 
-def work_off(p:Plan, root, jobs,
-    launcher='local', # name of an engine
-    workers=None,     # how many at once; None: cores over threads
-    train=None,       # what trains a cell, for `local`
-):
-    "Yield each cell as it is finished; those that wait for others' weights last"
+def work_off(p:Plan, root, jobs, launcher='local', workers=None, train=None):
+    """Yield each cell as it is finished; those that wait for others' weights last
+
+    Parameters:
+        launcher: name of an engine
+        workers: how many at once; None: cores over threads
+        train: what trains a cell, for `local`"""
     for derived in (False, True):
         wave = [j for j in jobs if p.spelled(j[0]).derived == derived]
         if wave: yield from launchers[launcher](p, root, wave, workers or default_workers(p), train)
 
-def to_do(p:Plan, root)->list: # of jobs
-    "Cells that are missing, unfinished, failed or damaged"
+def to_do(p:Plan, root)->list:
+    """Cells that are missing, unfinished, failed or damaged
+
+    Returns: of jobs"""
     return [j for j in p.cells if not is_finished(Path(root)/p.where(*j))]

@@ -42,11 +42,13 @@ def cell_options(p:Plan, arm, ds, seed, path)->dict:
     own['eval_max_batches'] = 8 # a glance for the run's own summary; what is compared is scored below
     return {**asdict(p.options), **own, **budget_options(p.budget, p.step_tokens, p.token_flops[name])}
 
-def loss_curve(
-    path,       # of a run
-    points=60,  # at most
-)->dict: # tokens, and the mean training loss since the point before
-    "The training loss of a run, thinned for drawing"
+def loss_curve(path, points=60)->dict:
+    """The training loss of a run, thinned for drawing
+
+    Parameters:
+        path: of a run
+        points: at most
+    Returns: tokens, and the mean training loss since the point before"""
     log = loss_log(path)
     rows = np.stack([log['tokens'], log['loss']], 1)
     parts = [p for p in np.array_split(rows, max(min(points, len(rows)), 1)) if len(p)]
@@ -177,8 +179,10 @@ def ready_to_score(p:Plan, arm, ds, seed, root, train=None):
     return r
 
 # %% ../../nbs/08_comparison/05_experiment_run.ipynb #3092614c
-def suite_of(p:Plan, model, data)->tuple: # `TaskScores`, and what could not be measured
-    "The tasks of `--full_eval` for one model"
+def suite_of(p:Plan, model, data)->tuple:
+    """The tasks of `--full_eval` for one model
+
+    Returns: `TaskScores`, and what could not be measured"""
     from lmnotes.evaluation.tasks import run_suite
     return run_suite(
         model,
@@ -204,11 +208,12 @@ def _scored(p, r, ds):
     return r.figures | own | dict(missing=missing, samples=_samples_of(r.path)), scores, tasks
 
 # %% ../../nbs/08_comparison/05_experiment_run.ipynb #44aa889e
-def run_cell(p:Plan, arm, ds, seed,
-    root,       # folder of the comparison
-    train=None, # what trains; None: `lmnotes.training.train.train`
-)->CellResult:
-    "Train and score one cell and leave what was found in its folder; a failure becomes its reason"
+def run_cell(p:Plan, arm, ds, seed, root, train=None)->CellResult:
+    """Train and score one cell and leave what was found in its folder; a failure becomes its reason
+
+    Parameters:
+        root: folder of the comparison
+        train: what trains; None: `lmnotes.training.train.train`"""
     path, r = (
         Path(root) / p.where(arm, ds, seed),
         CellResult(
@@ -228,8 +233,10 @@ def run_cell(p:Plan, arm, ds, seed,
     write_cell(path, r)
     return r
 
-def fail_cell(cell:dict, e)->dict: # the same
-    "Note why a cell failed"
+def fail_cell(cell:dict, e)->dict:
+    """Note why a cell failed
+
+    Returns: the same"""
     cell |= dict(
         status='failed',
         reason=' '.join((f'{type(e).__name__}: {e}' if isinstance(e, Exception) else str(e)).split())[:500],

@@ -18,12 +18,13 @@ from ..core import *
 from ..training.options import TrainOptions, options_from
 
 # %% ../../nbs/08_comparison/06_lr_search.ipynb #18843402
-def tuning_data(
-    data,      # as `load_data` gives it
-    seed:int,  # of the order of windows
-    share=.1,  # of the training text held back
-):
-    "The training text alone, its last part held back to tune on"
+def tuning_data(data, seed:int, share=.1):
+    """The training text alone, its last part held back to tune on
+
+    Parameters:
+        data: as `load_data` gives it
+        seed: of the order of windows
+        share: of the training text held back"""
     if not (hasattr(data, 'train_ids') and hasattr(data, 'valid_ids')):
         raise InputError(
             f'--tune holds back a part of a loaded text, and {data.name} is not one; give --learning_rate instead'
@@ -57,8 +58,10 @@ def trial_steps(p:Plan, arm, data)->int:
     learn = lm_learner(build_for(p.options, p.spelled(arm).base, data.vocab_size, **p.shapes.get(arm, {})), data)
     return max(int(p.budget.amount/step_seconds(learn, min(p.budget.amount, 1.))), 1)
 
-def tune_arm(p:Plan, arm, ds, data, rates)->dict: # rates, losses (None where a trial broke off), best, edge
-    "The learning rate of one arm by equal trials"
+def tune_arm(p:Plan, arm, ds, data, rates)->dict:
+    """The learning rate of one arm by equal trials
+
+    Returns: rates, losses (None where a trial broke off), best, edge"""
     from lmnotes.training.recipes import run_trial
     steps = trial_steps(p, arm, data)
     losses = [run_trial(trial_options(p, arm, ds, r, steps), data) for r in rates]
@@ -71,11 +74,12 @@ def tune_arm(p:Plan, arm, ds, data, rates)->dict: # rates, losses (None where a 
     return dict(rates=list(rates), losses=losses, best=best, edge=best in (rates[0], rates[-1]), steps=steps)
 
 # %% ../../nbs/08_comparison/06_lr_search.ipynb #2d3ce534
-def tune_rates(
-    p:Plan,
-    say=lambda line: None, # takes a line for each arm
-)->dict: # dataset -> arm -> as `tune_arm`
-    "The learning rates of all arms on all datasets by equal trials; they are put into the plan"
+def tune_rates(p:Plan, say=lambda line: None)->dict:
+    """The learning rates of all arms on all datasets by equal trials; they are put into the plan
+
+    Parameters:
+        say: takes a line for each arm
+    Returns: dataset -> arm -> as `tune_arm`"""
     from lmnotes.training.assemble import default_lr
     from lmnotes.training.recipes import rate_grid
     out,trained = {},{a: p.spelled(a).base for a in p.arms if not p.spelled(a).folder}

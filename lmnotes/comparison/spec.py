@@ -67,10 +67,11 @@ class Arm:
     @property
     def derived(self): return bool(self.after) and not self.folder # made of the weights of another training
 
-def parse_arm(
-    name:str, # such as `standard+ternary`, `standard@int4`, `runs/mine`
-)->Arm:
-    "An arm by its spelling"
+def parse_arm(name:str)->Arm:
+    """An arm by its spelling
+
+    Parameters:
+        name: such as `standard+ternary`, `standard@int4`, `runs/mine`"""
     from lmnotes.models.decoder import find_rewrite, models
     whole = name not in models and Path(name).expanduser().is_dir()
     base,*after = [name] if whole else name.split('@')
@@ -207,22 +208,24 @@ _own = {
 }
 
 # %% ../../nbs/08_comparison/03_spec.ipynb #572108e2
-def plan_comparison(
-    models,               # names of arms; the first is the baseline
-    datasets,             # names of datasets
-    seeds=3,              # how many, or a list
-    budget='tokens:200k', # tokens:N, steps:N, seconds:S or flops:F for each run; `,parameters:baseline` beside it
-    size='tiny',          # of the models
-    tokenizer='bytes',    # one for all arms
-    test=False,           # shrink everything to well under a minute
-    max_windows=512,      # validation windows scored
-    full_eval=False,      # score every cell by tasks too, and train an A/A control
-    tasks=(),             # groups of tasks; none: all
-    eval_limit=64,        # items of each task
-    tune=0,               # learning-rate trials for each arm; 0: the recipe's rates
-    **options,            # other options of `train`, shared by all runs
-)->Plan:
-    "Check everything and load the data; nothing is written"
+def plan_comparison(models, datasets, seeds=3, budget='tokens:200k', size='tiny', tokenizer='bytes',
+        test=False, max_windows=512, full_eval=False, tasks=(), eval_limit=64, tune=0, **options)->Plan:
+    """Check everything and load the data; nothing is written
+
+    Parameters:
+        models: names of arms; the first is the baseline
+        datasets: names of datasets
+        seeds: how many, or a list
+        budget: tokens:N, steps:N, seconds:S or flops:F for each run; `,parameters:baseline` beside it
+        size: of the models
+        tokenizer: one for all arms
+        test: shrink everything to well under a minute
+        max_windows: validation windows scored
+        full_eval: score every cell by tasks too, and train an A/A control
+        tasks: groups of tasks; none: all
+        eval_limit: items of each task
+        tune: learning-rate trials for each arm; 0: the recipe's rates
+        options: other options of `train`, shared by all runs"""
     arms,seeds,b = _listed(models, 'model'), _seed_list(seeds), parse_budget(budget)
     names = _listed([Path(options['data_path']).name] if options.get('data_path') else datasets, 'dataset')
     if len(arms) < 2:

@@ -17,11 +17,12 @@ from scipy import stats
 from ..core import *
 
 # %% ../../nbs/08_comparison/01_statistics.ipynb #dab37a2a
-def t_interval(
-    x,             # one mean difference per seed
-    alpha=0.05,    # chance of missing the truth
-)->tuple[float,float]:
-    "Student's interval for the mean of `x`; with one value nothing is known and it is (nan, nan)"
+def t_interval(x, alpha=0.05)->tuple[float,float]:
+    """Student's interval for the mean of `x`; with one value nothing is known and it is (nan, nan)
+
+    Parameters:
+        x: one mean difference per seed
+        alpha: chance of missing the truth"""
     x = np.asarray(x, float)
     n = len(x)
     if n < 2: return float('nan'), float('nan')
@@ -29,12 +30,14 @@ def t_interval(
     return x.mean()-half, x.mean()+half
 
 # %% ../../nbs/08_comparison/01_statistics.ipynb #57f0903c
-def cluster_means(
-    d,              # differences, (seeds, items)
-    weights,        # (items,) positive, such as bytes
-    clusters=None,  # (items,) labels; None: every item by itself
-)->tuple: # means (seeds, clusters); weights (clusters,) that sum to 1
-    "Gather items that belong together"
+def cluster_means(d, weights, clusters=None)->tuple:
+    """Gather items that belong together
+
+    Parameters:
+        d: differences, (seeds, items)
+        weights: (items,) positive, such as bytes
+        clusters: (items,) labels; None: every item by itself
+    Returns: means (seeds, clusters); weights (clusters,) that sum to 1"""
     weights = np.asarray(weights, float)
     if clusters is None: return d, weights/weights.sum()
     _,k = np.unique(clusters, return_inverse=True)
@@ -42,21 +45,25 @@ def cluster_means(
     return np.stack([np.bincount(k, weights*row) for row in d])/W, W/W.sum()
 
 # %% ../../nbs/08_comparison/01_statistics.ipynb #01905bfe
-def neighbour_clusters(
-    n:int,         # items, in the order of the text
-    at_most=64,    # clusters
-)->np.ndarray: # (n,) labels 0, 0, ..., 1, 1, ...
-    "Labels that put runs of neighbouring items together, all runs nearly equally long"
+def neighbour_clusters(n:int, at_most=64)->np.ndarray:
+    """Labels that put runs of neighbouring items together, all runs nearly equally long
+
+    Parameters:
+        n: items, in the order of the text
+        at_most: clusters
+    Returns: (n,) labels 0, 0, ..., 1, 1, ..."""
     return np.arange(n)*min(n, at_most)//max(n, 1)
 
 # %% ../../nbs/08_comparison/01_statistics.ipynb #d1e3f819
-def bootstrap_se(
-    m,            # cluster means, (..., seeds, clusters): one comparison or many
-    W,            # cluster weights, (clusters,)
-    n_boot=2000,  # resamples
-    seed=0,       # of the resampling
-): # a number, or one for each comparison
-    "Standard error of the weighted mean when seeds and clusters are both drawn anew"
+def bootstrap_se(m, W, n_boot=2000, seed=0):
+    """Standard error of the weighted mean when seeds and clusters are both drawn anew
+
+    Parameters:
+        m: cluster means, (..., seeds, clusters): one comparison or many
+        W: cluster weights, (clusters,)
+        n_boot: resamples
+        seed: of the resampling
+    Returns: a number, or one for each comparison"""
     S,K = m.shape[-2:]
     rng = np.random.default_rng(seed)
     cs = rng.multinomial(max(S-1, 1), np.full(S, 1/S), n_boot)/max(S-1, 1)
@@ -76,25 +83,28 @@ def _noise(m, W):
     total = np.nan_to_num(vs)+np.nan_to_num(vi)
     return vs, vi, np.divide(total**2, bottom, out=np.full_like(bottom, max(S-1, 1)), where=bottom > 0)
 
-def two_level_interval(
-    m,            # cluster means, (seeds, clusters)
-    W,            # cluster weights, (clusters,)
-    alpha=0.05,   # chance of missing the truth
-    n_boot=2000,  # resamples
-    seed=0,       # of the resampling
-)->tuple[float,float]:
-    "Interval for the mean from the bootstrap over seeds and clusters, widened for their small numbers"
+def two_level_interval(m, W, alpha=0.05, n_boot=2000, seed=0)->tuple[float,float]:
+    """Interval for the mean from the bootstrap over seeds and clusters, widened for their small numbers
+
+    Parameters:
+        m: cluster means, (seeds, clusters)
+        W: cluster weights, (clusters,)
+        alpha: chance of missing the truth
+        n_boot: resamples
+        seed: of the resampling"""
     if min(m.shape) < 2: return float('nan'), float('nan')
     mean,half = (m@W).mean(), stats.t.ppf(1-alpha/2, _noise(m, W)[2])*bootstrap_se(m, W, n_boot, seed)
     return mean-half, mean+half
 
 # %% ../../nbs/08_comparison/01_statistics.ipynb #64e1df8f
-def noises(
-    m,            # cluster means, (..., seeds, clusters)
-    W,            # cluster weights, (clusters,)
-    n_boot=2000, seed=0, # of the bootstrap
-)->tuple: # standard errors (2, ...) and degrees of freedom (2, ...): over seeds, and over seeds and clusters
-    "The two ways of being unsure of the mean difference"
+def noises(m, W, n_boot=2000, seed=0)->tuple:
+    """The two ways of being unsure of the mean difference
+
+    Parameters:
+        m: cluster means, (..., seeds, clusters)
+        W: cluster weights, (clusters,)
+        n_boot, seed: of the bootstrap
+    Returns: standard errors (2, ...) and degrees of freedom (2, ...): over seeds, and over seeds and clusters"""
     S,K = m.shape[-2:]
     vs,_,df = _noise(m, W)
     both = np.asarray(bootstrap_se(m, W, n_boot, seed)) if K > 1 else np.full(m.shape[:-2], np.nan)
@@ -104,13 +114,15 @@ def noises(
 
 def half_widths(se, df, alpha=.05): return stats.t.ppf(1-alpha/2, df)*se # (2, ...)
 
-def p_value(
-    mean,            # difference, a number or many
-    se, df,          # from `noises`
-    n_informative=None, # clusters whose difference is not zero
-    resolution=1e-6, # differences the measurement itself cannot resolve
-): # chance of a difference as large where there is none
-    "The larger of the two p values, so that it is below `alpha` exactly when the wider interval leaves out zero"
+def p_value(mean, se, df, n_informative=None, resolution=1e-6):
+    """The larger of the two p values, so that it is below `alpha` exactly when the wider interval leaves out zero
+
+    Parameters:
+        mean: difference, a number or many
+        se, df: from `noises`
+        n_informative: clusters whose difference is not zero
+        resolution: differences the measurement itself cannot resolve
+    Returns: chance of a difference as large where there is none"""
     beyond = np.maximum(np.abs(mean)-resolution, 0)
     with np.errstate(divide='ignore', invalid='ignore'):
         t = np.where(beyond > 0, beyond/se, 0.)
@@ -118,13 +130,15 @@ def p_value(
     return p if n_informative is None else np.maximum(p, np.minimum(2.**(1-np.asarray(n_informative, float)), 1.))
 
 # %% ../../nbs/08_comparison/01_statistics.ipynb #421c40b3
-def detectable_effect(
-    half,      # half-width of the interval
-    se,        # standard error of the mean difference
-    df,        # degrees of freedom of `se`
-    power=0.8, # chance of finding it
-): # a number, or as many as came
-    "The smallest true difference that would be called with chance `power`"
+def detectable_effect(half, se, df, power=0.8):
+    """The smallest true difference that would be called with chance `power`
+
+    Parameters:
+        half: half-width of the interval
+        se: standard error of the mean difference
+        df: degrees of freedom of `se`
+        power: chance of finding it
+    Returns: a number, or as many as came"""
     return half + stats.t.ppf(power, df)*se
 
 # %% ../../nbs/08_comparison/01_statistics.ipynb #d0b81c18
@@ -168,14 +182,15 @@ def _pair(base, arm, weights):
     with np.errstate(invalid='ignore'):
         return arm[:,keep]-base[:,keep], weights[keep], keep
 
-def paired_difference(
-    base,            # scores of the baseline, (seeds, items)
-    arm,             # scores of the arm on the same seeds and items
-    weights=None,    # (items,), such as bytes; None: all equal
-    clusters=None,   # (items,) labels of items that belong together
-    alpha=0.05, power=0.8, n_boot=2000, seed=0,
-)->Difference:
-    "Mean difference with two intervals, the wider of which rules, and the smallest detectable effect"
+def paired_difference(base, arm, weights=None, clusters=None, alpha=0.05, power=0.8, n_boot=2000,
+        seed=0)->Difference:
+    """Mean difference with two intervals, the wider of which rules, and the smallest detectable effect
+
+    Parameters:
+        base: scores of the baseline, (seeds, items)
+        arm: scores of the arm on the same seeds and items
+        weights: (items,), such as bytes; None: all equal
+        clusters: (items,) labels of items that belong together"""
     d,weights,keep = _pair(base, arm, weights)
     m,W = cluster_means(d, weights, None if clusters is None else np.asarray(clusters)[keep])
     return _difference(
@@ -229,12 +244,14 @@ def _total_noise(m, W): # of seeds and items together
     return float(np.nan_to_num(vs)+np.nan_to_num(vi))**.5, float(both)
 
 # %% ../../nbs/08_comparison/01_statistics.ipynb #1df02983
-def weights_difference(
-    base,            # scores of the one model, (items,)
-    arm,             # scores of the other on the same items
-    weights=None, clusters=None, alpha=0.05, power=0.8, n_boot=2000, seed=0, # as in `paired_difference`
-)->Difference:
-    "Difference of two sets of weights with an interval over items alone"
+def weights_difference(base, arm, weights=None, clusters=None, alpha=0.05, power=0.8, n_boot=2000,
+        seed=0)->Difference:
+    """Difference of two sets of weights with an interval over items alone
+
+    Parameters:
+        base: scores of the one model, (items,)
+        arm: scores of the other on the same items
+        weights, clusters, alpha, power, n_boot, seed: as in `paired_difference`"""
     d,weights,keep = _pair(base, arm, weights)
     m,W = cluster_means(d, weights, None if clusters is None else np.asarray(clusters)[keep])
     return _difference(
@@ -264,21 +281,24 @@ def _silent(d, resolution): # why nothing may be said, if so
     if d.low <= resolution and d.high >= -resolution: return 'the interval contains zero'
     if d.p > d.alpha: return f'only {d.n_informative} items differ, too few to speak for others'
 
-def verdict(
-    d:Difference,         # from `paired_difference` or `weights_difference`
-    lower_is_better=True, # True for losses, False for accuracies
-    resolution=1e-6,      # differences the measurement itself cannot resolve
-)->Verdict:
-    "Whether the arm is better or worse than the baseline, if that can be told"
+def verdict(d:Difference, lower_is_better=True, resolution=1e-6)->Verdict:
+    """Whether the arm is better or worse than the baseline, if that can be told
+
+    Parameters:
+        d: from `paired_difference` or `weights_difference`
+        lower_is_better: True for losses, False for accuracies
+        resolution: differences the measurement itself cannot resolve"""
     if why := _silent(d, resolution): return Verdict('cannot tell', why)
     word = 'better' if (d.high < 0) == lower_is_better else 'worse'
     return Verdict(word, f"the interval lies {'below' if d.high < 0 else 'above'} zero")
 
 # %% ../../nbs/08_comparison/01_statistics.ipynb #da51cfd6
-def holm(
-    ps, # p values; nan where nothing was tested
-)->np.ndarray: # adjusted, in the same order
-    "Holm's correction for asking several questions at once"
+def holm(ps)->np.ndarray:
+    """Holm's correction for asking several questions at once
+
+    Parameters:
+        ps: p values; nan where nothing was tested
+    Returns: adjusted, in the same order"""
     ps = np.asarray(ps, float)
     out = np.full(ps.shape, np.nan)
     tested = np.flatnonzero(np.isfinite(ps))
@@ -287,20 +307,23 @@ def holm(
     return out
 
 # %% ../../nbs/08_comparison/01_statistics.ipynb #081d06f9
-def detectable_in(
-    d:dict,   # a `Difference` as a dictionary
-    family:int, # questions asked at once
-)->float:
-    "The smallest effect that would be found with chance `power` among so many questions"
+def detectable_in(d:dict, family:int)->float:
+    """The smallest effect that would be found with chance `power` among so many questions
+
+    Parameters:
+        d: a `Difference` as a dictionary
+        family: questions asked at once"""
     se,df = np.array(d['se'], float),np.array(d['df'], float)
     if d['detectable'] is None or not np.isfinite(d['detectable']) or not np.isfinite(se).any(): return float('nan')
     now,then = (np.nanmax(half_widths(se, df, d['alpha']/k)) for k in (1, family))
     return float(d['detectable'] + then - now)
 
-def settle(
-    entries:list, # differences as dictionaries with `p` and `verdict`
-)->list: # the same, changed: `holm`, `family`, and where need be `verdict`, `reason` and `detectable`
-    "Verdicts that hold for all entries together"
+def settle(entries:list)->list:
+    """Verdicts that hold for all entries together
+
+    Parameters:
+        entries: differences as dictionaries with `p` and `verdict`
+    Returns: the same, changed: `holm`, `family`, and where need be `verdict`, `reason` and `detectable`"""
     adjusted = holm([np.nan if e['p'] is None else e['p'] for e in entries])
     m = int(np.isfinite(adjusted).sum())
     for e,h in zip(entries, adjusted):

@@ -23,11 +23,13 @@ def normalize_answer(text:str)->str:
 _punctuation = set(string.punctuation)
 
 # %% ../../nbs/01_data/04_answer_metrics.ipynb #782c89bb
-def exact_match(
-    text:str,   # what the model wrote
-    references, # acceptable answers: a list, or one as a string
-)->float: # 0. or 1.
-    "Whether an answer equals a reference once both are normalised"
+def exact_match(text:str, references)->float:
+    """Whether an answer equals a reference once both are normalised
+
+    Parameters:
+        text: what the model wrote
+        references: acceptable answers: a list, or one as a string
+    Returns: 0. or 1."""
     return float(any(normalize_answer(text) == normalize_answer(r) for r in _several(references)))
 
 def _several(references)->list:
@@ -36,12 +38,14 @@ def _several(references)->list:
     return references
 
 # %% ../../nbs/01_data/04_answer_metrics.ipynb #7f4632f0
-def token_f1(
-    text:str,         # what the model wrote
-    references,       # acceptable answers: a list, or one as a string
-    empty:bool=False, # whether two empty answers agree: no in SQuAD 1.1, yes in 2.0 (questions without an answer)
-)->float: # in [0,1]
-    "Harmonic mean of the precision and recall of words, against the best reference"
+def token_f1(text:str, references, empty:bool=False)->float:
+    """Harmonic mean of the precision and recall of words, against the best reference
+
+    Parameters:
+        text: what the model wrote
+        references: acceptable answers: a list, or one as a string
+        empty: whether two empty answers agree: no in SQuAD 1.1, yes in 2.0 (questions without an answer)
+    Returns: in [0,1]"""
     return max(_f1(normalize_answer(text).split(), normalize_answer(r).split(), empty) for r in _several(references))
 
 def _f1(said:list, gold:list, empty:bool=False)->float:
@@ -55,8 +59,10 @@ _number = re.compile(
     rf'(?<![A-Za-z_0-9])(?P<sign>(?<![\w)\]])[-−])?[$€£]?(?P<sign2>(?<=[$€£])[-−])?(?:(?P<whole>[0-9]+) (?=[0-9]+/[0-9]))?(?P<top>{_plain})(?:\s?[/⁄]\s?(?P<under>[0-9]+(?:\.[0-9]+)?))?'
 )
 
-def numbers_of(text:str)->list: # of `Fraction`
-    "The numbers in a text, in the order they stand"
+def numbers_of(text:str)->list:
+    """The numbers in a text, in the order they stand
+
+    Returns: of `Fraction`"""
     return [v for m in _number.finditer(text) for v in _values(m)]
 
 def _values(m)->list: # the numbers of one match: one, or two where a slash does not divide
@@ -66,35 +72,44 @@ def _values(m)->list: # the numbers of one match: one, or two where a slash does
     v = Fraction(m['whole'] or 0) + top/under
     return [-v if m['sign'] or m['sign2'] else v]
 
-def last_number(text:str): # a `Fraction`, or None where there is none
-    "The last number in a text"
+def last_number(text:str):
+    """The last number in a text
+
+    Parameters:
+        text: a `Fraction`, or None where there is none"""
     return next(iter(numbers_of(text)[::-1]), None)
 
 # %% ../../nbs/01_data/04_answer_metrics.ipynb #3a643a2a
-def same_number(
-    text:str,            # what the model wrote
-    reference,           # the right number, or a text whose last number it is
-    tolerance:float=0.,  # relative difference allowed; 0 asks for equality
-)->float: # 0. or 1.
-    "Whether the last number of a text is the reference's"
+def same_number(text:str, reference, tolerance:float=0.)->float:
+    """Whether the last number of a text is the reference's
+
+    Parameters:
+        text: what the model wrote
+        reference: the right number, or a text whose last number it is
+        tolerance: relative difference allowed; 0 asks for equality
+    Returns: 0. or 1."""
     said,gold = last_number(text),last_number(str(reference))
     if gold is None: raise InputError(f"gold missing: the reference {str(reference)[:40]!r} holds no number")
     return float(said is not None and abs(said - gold) <= Fraction(tolerance)*abs(gold))
 
 # %% ../../nbs/01_data/04_answer_metrics.ipynb #39b46b56
-def label_score(
-    text:str,  # what the model wrote
-    label:str, # the right label
-    labels,    # all labels there are
-)->float: # 0. or 1.
-    "Whether a text gives the right label, and nothing but it"
+def label_score(text:str, label:str, labels)->float:
+    """Whether a text gives the right label, and nothing but it
+
+    Parameters:
+        text: what the model wrote
+        label: the right label
+        labels: all labels there are
+    Returns: 0. or 1."""
     return float(label_of(text, labels) == label)
 
-def label_of(
-    text:str, # what the model wrote
-    labels,   # all labels there are
-)->str: # one of `labels`, or None
-    "The label a text gives as its answer"
+def label_of(text:str, labels)->str:
+    """The label a text gives as its answer
+
+    Parameters:
+        text: what the model wrote
+        labels: all labels there are
+    Returns: one of `labels`, or None"""
     known,said = {_words(l): l for l in labels},[text]
     if (m := _lead.match(text)) and not any(f' {l} ' in f' {_words(m[0])} ' for l in known):
         said.append(text[m.end():])
@@ -104,11 +119,13 @@ def _words(text)->str: return ' '.join(re.findall(r'[^\W_]+', text.lower()))
 _lead = re.compile(r'\W*(?:[A-Za-z]+\W+){0,4}?(?:[A-Za-z]+\s*:|is\b)') # at most five words that end in `:` or in `is`
 
 # %% ../../nbs/01_data/04_answer_metrics.ipynb #b6f585d5
-def choice_letter(
-    text:str, # what the model wrote
-    n:int=4,  # how many options there are, at most 26
-)->str: # a capital letter, or None
-    "The letter of the option that a text chooses"
+def choice_letter(text:str, n:int=4)->str:
+    """The letter of the option that a text chooses
+
+    Parameters:
+        text: what the model wrote
+        n: how many options there are, at most 26
+    Returns: a capital letter, or None"""
     last,said = string.ascii_uppercase[n-1],text.strip()
     m = re.match(rf'\W*(?:.{{0,40}}?\banswer(?:\s+is)?\W+)?([A-{last}])(?:\W*$|[).:,*\]]|\s*\n)', said, re.I | re.S)
     if not m: return None
@@ -117,28 +134,34 @@ def choice_letter(
     return letter if {o.upper() for o in others} <= {letter} else None
 
 # %% ../../nbs/01_data/04_answer_metrics.ipynb #ba0f44a7
-def scale_score(
-    text:str,         # what the model wrote
-    reference:float,  # the right value
-    scale:float=5.,   # distance at which nothing is left
-)->float: # in [0,1]
-    "How near the one number in a text is to the right one"
+def scale_score(text:str, reference:float, scale:float=5.)->float:
+    """How near the one number in a text is to the right one
+
+    Parameters:
+        text: what the model wrote
+        reference: the right value
+        scale: distance at which nothing is left
+    Returns: in [0,1]"""
     said = numbers_of(text)
     return max(0., 1 - abs(float(said[0]) - reference)/scale) if len(said) == 1 else 0.
 
 # %% ../../nbs/01_data/04_answer_metrics.ipynb #7acb20a0
 def tags_of(text:str)->list: return text.replace(',', ' ').split()
 
-def tag_accuracy(
-    said:list, # tags, as many as the model wrote
-    gold:list, # tags, one a word
-)->float: # in [0,1]
-    "Share of the words with the right tag"
+def tag_accuracy(said:list, gold:list)->float:
+    """Share of the words with the right tag
+
+    Parameters:
+        said: tags, as many as the model wrote
+        gold: tags, one a word
+    Returns: in [0,1]"""
     return sum(a == b for a,b in zip(said, gold))/max(len(said), len(gold), 1)
 
 # %% ../../nbs/01_data/04_answer_metrics.ipynb #a17b14cc
-def entity_spans(tags:list)->set: # of (first word, one past the last, type)
-    "The entities that a sequence of `B-`, `I-` and `O` tags marks"
+def entity_spans(tags:list)->set:
+    """The entities that a sequence of `B-`, `I-` and `O` tags marks
+
+    Returns: of (first word, one past the last, type)"""
     spans,start,kind = set(),0,None
     for i,t in enumerate([*tags, 'O']):
         how,_,what = t.partition('-')
@@ -148,11 +171,13 @@ def entity_spans(tags:list)->set: # of (first word, one past the last, type)
         if kind is None and how in ('B', 'I') and what: start,kind = i,what
     return spans
 
-def entity_f1(
-    said, # a list of tags for each sentence
-    gold, # the same, right
-)->float: # in [0,1]
-    "F1 over the entities of all sentences together; 1 where there is none to find and none was found"
+def entity_f1(said, gold)->float:
+    """F1 over the entities of all sentences together; 1 where there is none to find and none was found
+
+    Parameters:
+        said: a list of tags for each sentence
+        gold: the same, right
+    Returns: in [0,1]"""
     said,gold = list(map(entity_spans, said)),list(map(entity_spans, gold))
     if len(said) != len(gold):
         raise InputError(f'{len(said)} tagged sentences came for {len(gold)}; give one for each')

@@ -24,20 +24,24 @@ from .sources import *
 _skip = {'site-packages', 'dist-packages', 'test', 'tests', 'idle_test', '__pycache__', 'lib-dynload', 'pydoc_data'}
 
 @cache
-def library_files()->tuple: # (name such as `json/decoder.py`, source) pairs
-    "The sources of the running Python's standard library"
+def library_files()->tuple:
+    """The sources of the running Python's standard library
+
+    Returns: (name such as `json/decoder.py`, source) pairs"""
     root = Path(sysconfig.get_path('stdlib'))
     files = [f for f in root.rglob('*.py') if not _skip.intersection(f.relative_to(root).parts)]
     return tuple(sorted((f.relative_to(root).as_posix(), f.read_text('utf-8', 'replace')) for f in files))
 
 # %% ../../nbs/01_data/02_builtin.ipynb #6da85fa8
-def drop_repeats(
-    texts,              # documents
-    sep:str='\n\n',     # what stands between the parts of a document
-    at_least:int=60,    # parts shorter than this, in characters, may repeat
-    seen:set=None,      # hashes of parts met before; filled as we go
-)->list: # as many documents as came, possibly empty
-    "Keep each part of a document the first time it is met, white space aside"
+def drop_repeats(texts, sep:str='\n\n', at_least:int=60, seen:set=None)->list:
+    """Keep each part of a document the first time it is met, white space aside
+
+    Parameters:
+        texts: documents
+        sep: what stands between the parts of a document
+        at_least: parts shorter than this, in characters, may repeat
+        seen: hashes of parts met before; filled as we go
+    Returns: as many documents as came, possibly empty"""
     seen = set() if seen is None else seen
     def new(part):
         words = ' '.join(part.split())
@@ -47,8 +51,10 @@ def drop_repeats(
     return [sep.join(filter(new, t.split(sep))).strip('\n') for t in texts]
 
 # %% ../../nbs/01_data/02_builtin.ipynb #675dce30
-def docstrings(source:str)->list: # cleaned of indentation, in the order they stand
-    "The docstrings of a module, its classes and functions, without importing it"
+def docstrings(source:str)->list:
+    """The docstrings of a module, its classes and functions, without importing it
+
+    Returns: cleaned of indentation, in the order they stand"""
     try:
         todo = [ast.parse(source)]
     except (SyntaxError, ValueError):
@@ -334,8 +340,10 @@ def entity_rows(n:int=6000)->dict: # split name -> `Rows` with columns `id`, `to
 
 # %% ../../nbs/01_data/02_builtin.ipynb #f5e28867
 @cache
-def embedded_hash(name:str)->str: # 16 hexadecimal digits
-    "Hash of every row of an embedded dataset"
+def embedded_hash(name:str)->str:
+    """Hash of every row of an embedded dataset
+
+    Returns: 16 hexadecimal digits"""
     h = hashlib.blake2b(digest_size=8)
     for split,rows in sorted(embedded.build(name).items()):
         for r in rows:

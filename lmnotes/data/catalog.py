@@ -61,8 +61,10 @@ class Dataset:
 
 # %% ../../nbs/01_data/05_catalog.ipynb #d21de239
 @patch
-def references(self:Dataset, row)->list: # of texts without the leading space, one at least
-    "The answers that count as right"
+def references(self:Dataset, row)->list:
+    """The answers that count as right
+
+    Returns: of texts without the leading space, one at least"""
     if self.kind == 'corpus':
         raise InputError(f"gold missing: '{self.name}' is a corpus, and its rows have no answer to score")
     answer = self.target(row).strip()
@@ -70,8 +72,10 @@ def references(self:Dataset, row)->list: # of texts without the leading space, o
     return [answer]
 
 @patch
-def score(self:Dataset, row, text:str)->float: # in [0,1]
-    "What a generated text is worth as the answer to a row"
+def score(self:Dataset, row, text:str)->float:
+    """What a generated text is worth as the answer to a row
+
+    Returns: in [0,1]"""
     return exact_match(text, self.references(row))
 
 @patch
@@ -87,8 +91,11 @@ catalog = Registry('dataset')
 catalog.discover('lmnotes.data.datasets')
 short_names = {} # short name -> (id, configuration or None)
 
-def dataset(*short): # short names: a string, or a pair of a string and a configuration
-    "Register a `Dataset` class under its id, and under short names for the command line"
+def dataset(*short):
+    """Register a `Dataset` class under its id, and under short names for the command line
+
+    Parameters:
+        short: short names: a string, or a pair of a string and a configuration"""
     def add(cls):
         if cls.kind not in kinds: raise ValueError(f"{cls.id}: no kind '{cls.kind}'; {did_you_mean(cls.kind, kinds)}")
         new = {s: (cls.id, c) for s,c in ((o, None) if isinstance(o, str) else o for o in short)}
@@ -100,12 +107,13 @@ def dataset(*short): # short names: a string, or a pair of a string and a config
     return add
 
 # %% ../../nbs/01_data/05_catalog.ipynb #c7ec8f8b
-def ask(
-    instruction:str, # one sentence
-    cue:str,         # word before the answer
-    **fields         # the lines between: name and text; `_` in a name becomes a space
-)->str:
-    "A prompt, ready for its answer"
+def ask(instruction:str, cue:str, **fields)->str:
+    """A prompt, ready for its answer
+
+    Parameters:
+        instruction: one sentence
+        cue: word before the answer
+        fields: the lines between: name and text; `_` in a name becomes a space"""
     return '\n'.join([instruction, '', *(f"{k.replace('_', ' ')}: {v}" for k,v in fields.items()), f'{cue}:'])
 
 # %% ../../nbs/01_data/05_catalog.ipynb #f3429432
@@ -121,11 +129,13 @@ class Answered(Dataset):
         return [self.text(r) for r in rows if self.scored(r)] # a row without its answer teaches nothing
 
 # %% ../../nbs/01_data/05_catalog.ipynb #3ef1a0d7
-def label_names(
-    ds:Dataset,   # with `labels`, the column, and `published`, the order to fall back on
-    splits:dict,  # split name -> `Rows`
-)->list: # names in the order of their ids, or None where nobody says
-    "The label names of a dataset, from its own features"
+def label_names(ds:Dataset, splits:dict)->list:
+    """The label names of a dataset, from its own features
+
+    Parameters:
+        ds: with `labels`, the column, and `published`, the order to fall back on
+        splits: split name -> `Rows`
+    Returns: names in the order of their ids, or None where nobody says"""
     said = {tuple(rows.labels[ds.labels]) for rows in splits.values() if getattr(rows, 'labels', {}).get(ds.labels)}
     if len(said) > 1:
         raise InputError(
@@ -169,8 +179,11 @@ class Labelled(Answered):
     def scored(self, row): return _id(row.get(self.labels)) != -1
 
 @patch
-def word(self:Labelled, label)->str: # `label`: an id, or the data's own name
-    "The word we ask for, for a label of the data"
+def word(self:Labelled, label)->str:
+    """The word we ask for, for a label of the data
+
+    Parameters:
+        label: an id, or the data's own name"""
     i = _id(label)
     if i == -1: raise InputError(f"gold missing: '{self.name}' hides the label of this row; ask `scored(row)` first")
     if isinstance(i, str) and i in self.words: return self.words[i]
@@ -251,11 +264,12 @@ class Recall(Dataset):
     def text(self, row): return f"{row['pairs']} ? {row['queries']}"
 
 # %% ../../nbs/01_data/05_catalog.ipynb #627317c9
-def find_dataset(
-    name:str,         # short name, id, or id/configuration
-    config:str=None,  # configuration, unless the name has it
-)->Dataset:
-    "The dataset of that name"
+def find_dataset(name:str, config:str=None)->Dataset:
+    """The dataset of that name
+
+    Parameters:
+        name: short name, id, or id/configuration
+        config: configuration, unless the name has it"""
     catalog.import_packages()
     id,own = short_names.get(name, (name, None))
     if id not in catalog and '/' in id: # the last part may be the configuration
@@ -268,11 +282,13 @@ def find_dataset(
     return catalog[id](config or own)
 
 # %% ../../nbs/01_data/05_catalog.ipynb #a7ae4f7c
-def load_rows(
-    ds:Dataset,     # from `find_dataset`
-    data_dir=None,  # root in hub layout; None: the environment variable LMNOTES_DATA_DIR, else the hub
-)->dict: # `train`, `validation`, `test`, where the source has them -> `Rows`
-    "The splits of a dataset under our names, as the source has them"
+def load_rows(ds:Dataset, data_dir=None)->dict:
+    """The splits of a dataset under our names, as the source has them
+
+    Parameters:
+        ds: from `find_dataset`
+        data_dir: root in hub layout; None: the environment variable LMNOTES_DATA_DIR, else the hub
+    Returns: `train`, `validation`, `test`, where the source has them -> `Rows`"""
     data_dir = data_dir or os.environ.get('LMNOTES_DATA_DIR')
     if ds.id in embedded: found = embedded.build(ds.id)
     elif data_dir: found = local_rows(data_dir, ds.id, ds.config)
@@ -305,22 +321,26 @@ def _no_column(ds, c, split, row):
     )
 
 # %% ../../nbs/01_data/05_catalog.ipynb #8575a085
-def sample_documents(
-    texts:list, # documents
-    limit:int,  # how many to keep, at most; None: all
-)->list: # in the order they came
-    "A random sample that is the same every time"
+def sample_documents(texts:list, limit:int)->list:
+    """A random sample that is the same every time
+
+    Parameters:
+        texts: documents
+        limit: how many to keep, at most; None: all
+    Returns: in the order they came"""
     if not limit or len(texts) <= limit: return texts
     return [texts[i] for i in _sample(len(texts), limit)]
 
 def _sample(n, limit)->list: return sorted(random.Random(seed_for('sample', n)).sample(range(n), limit))
 
-def load_documents(
-    ds:Dataset,      # from `find_dataset`
-    data_dir=None,   # root in hub layout
-    limit:int=None,  # documents kept of each split
-)->tuple: # split name -> documents; sentences about what was done
-    "Training and validation documents of a dataset"
+def load_documents(ds:Dataset, data_dir=None, limit:int=None)->tuple:
+    """Training and validation documents of a dataset
+
+    Parameters:
+        ds: from `find_dataset`
+        data_dir: root in hub layout
+        limit: documents kept of each split
+    Returns: split name -> documents; sentences about what was done"""
     found = {
         s: [d for d in ds.documents(rows) if d.strip()]
         for s, rows in load_rows(ds, data_dir).items()
@@ -367,12 +387,14 @@ def _check_limit(limit):
     if limit is not None and limit < 1: raise InputError(f'limit is a number of documents, at least 1; {limit} came')
 
 # %% ../../nbs/01_data/05_catalog.ipynb #935c15a2
-def finish_rows(
-    ds:Dataset,      # the dataset of the rows
-    splits:dict,     # from `load_rows`
-    limit:int=None,  # rows kept of each split
-)->tuple: # `train`, `validation` and perhaps `test` -> `Rows`; sentences about what was done
-    "Rows to train on and to validate with: labels known, validation never part of training"
+def finish_rows(ds:Dataset, splits:dict, limit:int=None)->tuple:
+    """Rows to train on and to validate with: labels known, validation never part of training
+
+    Parameters:
+        ds: the dataset of the rows
+        splits: from `load_rows`
+        limit: rows kept of each split
+    Returns: `train`, `validation` and perhaps `test` -> `Rows`; sentences about what was done"""
     _check_limit(limit)
     known = {s: [i for i,r in enumerate(rows) if ds.scored(r)] for s,rows in splits.items()}
     notes = [

@@ -29,15 +29,20 @@ from .sft_examples import OwnPairs, own_pairs
 from .tokenizers import *
 
 # %% ../../nbs/01_data/21_classification_data.ipynb #fe89ac6b
-def head_of(
-    ds:Dataset, # from `find_dataset`
-)->str: # classify, tag or span; None where there is no label for a head
-    "The task head a dataset has labels for"
+def head_of(ds:Dataset)->str:
+    """The task head a dataset has labels for
+
+    Parameters:
+        ds: from `find_dataset`
+    Returns: classify, tag or span; None where there is no label for a head"""
     if isinstance(ds, (Labelled, OwnPairs)): return 'classify'
     return 'tag' if isinstance(ds, Tagged) else 'span' if isinstance(ds, SQuAD) else None
 
-def check_head(ds:Dataset, task:str): # the head that is asked for
-    "Refuse a head for which a dataset has no labels"
+def check_head(ds:Dataset, task:str):
+    """Refuse a head for which a dataset has no labels
+
+    Parameters:
+        task: the head that is asked for"""
     if task not in ('classify', 'tag', 'span'):
         raise InputError(f"unknown task '{task}' for a head: {did_you_mean(task, ('classify', 'tag', 'span'))}")
     if (has := head_of(ds)) == task: return
@@ -74,11 +79,13 @@ def label_text(
     )
 
 # %% ../../nbs/01_data/21_classification_data.ipynb #cba15582
-def label_list(
-    ds:Dataset, # with its rows loaded
-    rows=(),    # training rows, for a dataset of one's own, whose labels are the answers it has
-)->list: # names in the order of their ids; one name for a number; empty for spans
-    "The labels of a dataset"
+def label_list(ds:Dataset, rows=())->list:
+    """The labels of a dataset
+
+    Parameters:
+        ds: with its rows loaded
+        rows: training rows, for a dataset of one's own, whose labels are the answers it has
+    Returns: names in the order of their ids; one name for a number; empty for spans"""
     if isinstance(ds, SentenceSimilarity): return ['similarity']
     if isinstance(ds, Labelled): return list(dict.fromkeys(ds.words[n] for n in ds.names or ds.words))
     if isinstance(ds, Tagged): return list(ds.names or sorted({t for r in rows for t in ds.tags(r)}))
@@ -91,26 +98,32 @@ def label_list(
         )
     return names
 
-def label_id(ds:Dataset, row:dict, names:list): # a number; None for an answer that is not among `names`
-    "The label of a row"
+def label_id(ds:Dataset, row:dict, names:list):
+    """The label of a row
+
+    Parameters:
+        names: a number; None for an answer that is not among `names`"""
     if isinstance(ds, SentenceSimilarity): return float(row['label'])
     said = ds.target(row).strip()
     return names.index(said) if said in names else None
 
 # %% ../../nbs/01_data/21_classification_data.ipynb #6f62a17c
-def encode_texts(
-    tokenizer,    # a `PreTrainedTokenizerFast`
-    texts:list,
-)->list: # int32 arrays, each closed
-    "Tokens of each text as a head reads them"
+def encode_texts(tokenizer, texts:list)->list:
+    """Tokens of each text as a head reads them
+
+    Parameters:
+        tokenizer: a `PreTrainedTokenizerFast`
+    Returns: int32 arrays, each closed"""
     if not tokenizer.num_special_tokens_to_add(): return encode_each(tokenizer, texts)
     return [ids for ids,_,_ in encode_marked(tokenizer, texts, False)]
 
-def encode_marked(
-    tokenizer, texts, # as for `encode_texts`
-    marks=True,       # False: no places, which takes less time
-)->list: # tokens, and the characters at which each begins and ends; -1 for special ones
-    "Tokens of each text, and where they stand in it"
+def encode_marked(tokenizer, texts, marks=True)->list:
+    """Tokens of each text, and where they stand in it
+
+    Parameters:
+        tokenizer, texts: as for `encode_texts`
+        marks: False: no places, which takes less time
+    Returns: tokens, and the characters at which each begins and ends; -1 for special ones"""
     rust,eos = tokenizer.backend_tokenizer,tokenizer.eos_token_id
     old,rust.encode_special_tokens = rust.encode_special_tokens,True # what looks special in a text is text
     rust.no_truncation()
@@ -127,19 +140,23 @@ def encode_marked(
         rust.encode_special_tokens = old
     return out
 
-def cut_closed(
-    ids,      # tokens of a text
-    size:int, # places in a row
-): # at most `size` of them
-    "A text without its end, but with what closes it"
+def cut_closed(ids, size:int):
+    """A text without its end, but with what closes it
+
+    Parameters:
+        ids: tokens of a text
+        size: places in a row
+    Returns: at most `size` of them"""
     return ids if len(ids) <= size else np.append(ids[:size-1], ids[-1:])
 
 # %% ../../nbs/01_data/21_classification_data.ipynb #d06b8306
-def places_of(
-    starts, ends, # of tokens in the text, from `encode_marked`
-    spans,        # (n, 2) first character of each word and the one after its last
-)->np.ndarray: # (n, 2) first and last token of each; -1 where no token stands
-    "The tokens of each stretch of a text"
+def places_of(starts, ends, spans)->np.ndarray:
+    """The tokens of each stretch of a text
+
+    Parameters:
+        starts, ends: of tokens in the text, from `encode_marked`
+        spans: (n, 2) first character of each word and the one after its last
+    Returns: (n, 2) first and last token of each; -1 where no token stands"""
     spans = np.asarray(spans).reshape(-1, 2)
     real = np.flatnonzero(starts >= 0)
     s,e = starts[real],ends[real]
@@ -148,21 +165,25 @@ def places_of(
     if not len(real): return np.full((len(spans), 2), -1)
     return np.where(there[:,None], np.stack((real[np.minimum(first, len(real)-1)], real[np.maximum(last, 0)]), 1), -1)
 
-def word_spans(words)->np.ndarray: # (n, 2)
-    "Where words stand when a space parts them"
+def word_spans(words)->np.ndarray:
+    """Where words stand when a space parts them
+
+    Returns: (n, 2)"""
     n = np.array([len(w) for w in words], np.int64)
     at = np.cumsum(n + 1) - n - 1
     return np.stack((at, at + n), 1)
 
 # %% ../../nbs/01_data/21_classification_data.ipynb #7e64c13c
-def align_tags(
-    n:int,        # tokens of the row, the closing one included
-    places,       # from `places_of`
-    tags,         # a number for each word
-    at='first',   # first or last: the token of a word that gets its tag
-    size:int=None, # places in a row; None: n
-)->np.ndarray: # (min(n, size),) with -100 where no tag is asked for
-    "Tags of words as labels of tokens"
+def align_tags(n:int, places, tags, at='first', size:int=None)->np.ndarray:
+    """Tags of words as labels of tokens
+
+    Parameters:
+        n: tokens of the row, the closing one included
+        places: from `places_of`
+        tags: a number for each word
+        at: first or last: the token of a word that gets its tag
+        size: places in a row; None: n
+    Returns: (min(n, size),) with -100 where no tag is asked for"""
     y,size = np.full(min(n, size or n), -100, np.int64),size or n
     where = places[:,0 if at == 'first' else 1]
     fits = (where >= 0) & (places[:,1] < (n if n <= size else size - 1))
@@ -171,10 +192,13 @@ def align_tags(
     return y
 
 # %% ../../nbs/01_data/21_classification_data.ipynb #57cd4363
-def answer_span(
-    row:dict, # of a dataset in SQuAD's form
-)->tuple: # first character in `label_text` and the one after the last; (0, 0) where there is no answer; None where it is not where the row says
-    "Where the first reference answer stands"
+def answer_span(row:dict)->tuple:
+    """Where the first reference answer stands
+
+    Parameters:
+        row: of a dataset in SQuAD's form
+    Returns: first character in `label_text` and the one after the last; (0, 0) where there is no answer; None
+        where it is not where the row says"""
     said = row['answers']
     if not said['text']: return 0, 0
     text,at = said['text'][0],said['answer_start'][0]
@@ -185,15 +209,11 @@ def answer_span(
 
 # %% ../../nbs/01_data/21_classification_data.ipynb #83e223fa
 class LabelRows:
-    "Texts as tokens, and what is to be said of each"
+    """Texts as tokens, and what is to be said of each
+
+    Returns: arrays of tokens; of each a number (classify), an array as long (tag) or two places (span)"""
     n_cut, fill = 0, 1.
-    def __init__(
-        self,
-        task,
-        ids,
-        labels,
-        pad=0,
-    ): # arrays of tokens; of each a number (classify), an array as long (tag) or two places (span)
+    def __init__(self, task, ids, labels, pad=0):
         self.task,self.ids,self.labels,self.pad = task,ids,labels,pad
         self.lengths,self.bins = np.array([len(i) for i in ids]),[np.array([i]) for i in range(len(ids))]
     def __len__(self): return len(self.ids)
@@ -269,13 +289,15 @@ def _spanned(ds, rows, names, tok, size, at):
 
 _made = dict(classify=_classified, tag=_tagged, span=_spanned)
 
-def label_rows(
-    ds:Dataset, rows,     # with known answers
-    task:str, names:list, # from `label_list`
-    tokenizer, size:int,  # places in a row
-    at='first',           # the token of a word that gets its tag
-)->tuple: # `LabelRows`; sentences about what was left out
-    "Rows of a dataset as a head reads them"
+def label_rows(ds:Dataset, rows, task:str, names:list, tokenizer, size:int, at='first')->tuple:
+    """Rows of a dataset as a head reads them
+
+    Parameters:
+        ds, rows: with known answers
+        task, names: from `label_list`
+        tokenizer, size: places in a row
+        at: the token of a word that gets its tag
+    Returns: `LabelRows`; sentences about what was left out"""
     ids,labels,said = _made[task](ds, rows, names, tokenizer, size, at)
     if not ids:
         raise InputError(f"no row of '{ds.name}' has an answer within {size} tokens; give a larger --max_length")
@@ -365,25 +387,28 @@ def _labelled(source, task, tokenizer, vocab_size, size, at, tokenizer_stamp): #
         [*notes, *(f'{s}: {n}' for s, (_, said) in zip(('training', 'validation'), made) for n in said)],
     )
 
-def label_data(
-    dataset:str='opinions',  # short name, id or id/configuration
-    config:str=None,         # configuration of the dataset
-    task:str='classify',     # classify, tag or span
-    tokenizer:str='bytes',   # as for `load_data`
-    max_length:int=128,      # places in a row
-    bs:int=8,                # texts in a batch
-    seed:int=0,              # of the order of the rows
-    vocab_size:int=None,     # of a tokenizer that is trained
-    data_dir=None,           # root in hub layout; None: LMNOTES_DATA_DIR, else the hub
-    data_path=None,          # one's own file or folder of texts and labels, in place of `dataset`
-    prompt_column:str=None,  # its columns, when the usual names do not fit
-    target_column:str=None,
-    limit:int=None,          # rows of each split, at most, drawn at random
-    allow_eval_data:bool=False, # train on a set that is meant for evaluation
-    device:str=None,         # where batches go; None: the best there is
-    tag_at:str='first',      # the token of a word that gets its tag: first, or last for models that look one way
-)->LabelData:
-    "Labelled rows by name to batches for a task head"
+def label_data(dataset:str='opinions', config:str=None, task:str='classify', tokenizer:str='bytes',
+        max_length:int=128, bs:int=8, seed:int=0, vocab_size:int=None, data_dir=None, data_path=None,
+        prompt_column:str=None, target_column:str=None, limit:int=None, allow_eval_data:bool=False,
+        device:str=None, tag_at:str='first')->LabelData:
+    """Labelled rows by name to batches for a task head
+
+    Parameters:
+        dataset: short name, id or id/configuration
+        config: configuration of the dataset
+        task: classify, tag or span
+        tokenizer: as for `load_data`
+        max_length: places in a row
+        bs: texts in a batch
+        seed: of the order of the rows
+        vocab_size: of a tokenizer that is trained
+        data_dir: root in hub layout; None: LMNOTES_DATA_DIR, else the hub
+        data_path: one's own file or folder of texts and labels, in place of `dataset`
+        prompt_column: its columns, when the usual names do not fit
+        limit: rows of each split, at most, drawn at random
+        allow_eval_data: train on a set that is meant for evaluation
+        device: where batches go; None: the best there is
+        tag_at: the token of a word that gets its tag: first, or last for models that look one way"""
     if tag_at not in ('first', 'last'):
         raise InputError(f"unknown tag_at '{tag_at}': {did_you_mean(tag_at, ('first', 'last'))}")
     data_dir = (

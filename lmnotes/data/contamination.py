@@ -20,10 +20,12 @@ _spaceless = '\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff'
 _word = re.compile(f'[{_spaceless}]|[^\\W_{_spaceless}]+')
 _ascii = bytes(ord(chr(i).lower()) if chr(i).isalnum() and i < 128 else 32 for i in range(256))
 
-def plain_words(
-    text:str, # a document
-)->list: # its words, lower case, without punctuation
-    "The words of a text as the comparison sees them"
+def plain_words(text:str)->list:
+    """The words of a text as the comparison sees them
+
+    Parameters:
+        text: a document
+    Returns: its words, lower case, without punctuation"""
     if text.isascii(): return text.encode().translate(_ascii).decode().split() # the same, ten times as fast
     return _word.findall(text.lower())
 
@@ -167,12 +169,14 @@ def _result(s, texts, n, n_docs, n_words)->Contamination:
         examples=[proof[i] for i in dirty],
     )
 
-def contamination(
-    train_texts,   # training documents: a list or a stream, read once
-    eval_texts,    # evaluation examples: a list, or a dict of lists to meet several sets in one walk
-    n:int=13,      # words in a row that count as copied
-): # a `Contamination`, or a dict of them
-    "Which evaluation examples share `n` words in a row with a training source"
+def contamination(train_texts, eval_texts, n:int=13):
+    """Which evaluation examples share `n` words in a row with a training source
+
+    Parameters:
+        train_texts: training documents: a list or a stream, read once
+        eval_texts: evaluation examples: a list, or a dict of lists to meet several sets in one walk
+        n: words in a row that count as copied
+    Returns: a `Contamination`, or a dict of them"""
     if not (isinstance(n, int) and n >= 2):
         raise InputError(f'n is a number of words in a row, at least 2 (13 is usual); {n!r} came')
     many = eval_texts if isinstance(eval_texts, dict) else dict(eval=eval_texts)
@@ -189,11 +193,12 @@ def contamination(
     return out if isinstance(eval_texts, dict) else out['eval']
 
 # %% ../../nbs/01_data/16_contamination.ipynb #831c8cf7
-def contamination_table(
-    found:dict, # evaluation set -> `Contamination`
-    title=None, # what the training source is called
-):
-    "A rich table with a line for each evaluation set"
+def contamination_table(found:dict, title=None):
+    """A rich table with a line for each evaluation set
+
+    Parameters:
+        found: evaluation set -> `Contamination`
+        title: what the training source is called"""
     from rich.table import Table
     t = Table('evaluation set', 'examples', 'dirty', 'share', 'whole', 'too short', 'training documents', title=title)
     for k,c in found.items():
@@ -221,13 +226,15 @@ def _examples(data): # rows as they are, running text by paragraphs
     texts = data.texts('validation')
     return texts if data.mode == 'sft' else (p for t in texts for p in re.split(r'\n\s*\n', t) if p.strip())
 
-def data_overlap(
-    data,                # what a run is trained on, from `load_data` or its like; of a mixture every source
-    evals:dict=None,     # other evaluation sets: name -> texts
-    n:int=13,            # words in a row that count as copied
-    most:int=50_000_000, # characters of training text read; a tenth as many of validation
-)->dict: # evaluation set -> `Contamination`; the validation part of each source first
-    "What a training text shares with its own validation part, and with other evaluation sets"
+def data_overlap(data, evals:dict=None, n:int=13, most:int=50_000_000)->dict:
+    """What a training text shares with its own validation part, and with other evaluation sets
+
+    Parameters:
+        data: what a run is trained on, from `load_data` or its like; of a mixture every source
+        evals: other evaluation sets: name -> texts
+        n: words in a row that count as copied
+        most: characters of training text read; a tenth as many of validation
+    Returns: evaluation set -> `Contamination`; the validation part of each source first"""
     read,parts = [True],getattr(data, 'parts', {data.name: data})
     own = {f'{name} (validation)': list(_up_to(_examples(d), most//10, [True])) for name,d in parts.items()}
     found = contamination(_up_to(data.texts('train'), most, read), {**own, **(evals or {})}, n)

@@ -28,11 +28,12 @@ from .tokenizers import *
 
 # %% ../../nbs/01_data/09_dataloader.ipynb #4d318492
 class Blocks:
-    "Windows of `T` inputs and their `T` targets over a stream of tokens; neighbours share one token, no target is shared"
-    def __init__(self,
-        ids,   # tokens, 1-D, any integer type
-        T:int, # inputs in a window
-    ):
+    """Windows of `T` inputs and their `T` targets over a stream of tokens; neighbours share one token, no target is shared
+
+    Parameters:
+        ids: tokens, 1-D, any integer type
+        T: inputs in a window"""
+    def __init__(self, ids, T:int):
         if T < 1: raise InputError(f'max_length is the number of tokens in a window, at least 1; {T} came')
         self.ids,self.T = torch.as_tensor(ids),T
         if len(self.ids) <= T:
@@ -51,29 +52,32 @@ class Blocks:
 
 # %% ../../nbs/01_data/09_dataloader.ipynb #63c458f7
 @lru_cache(4)
-def epoch_order(
-    seed:int, # of the run
-    epoch:int,
-    n:int,    # windows
-)->np.ndarray: # a permutation of range(n)
-    "The order of the windows in one epoch"
+def epoch_order(seed:int, epoch:int, n:int)->np.ndarray:
+    """The order of the windows in one epoch
+
+    Parameters:
+        seed: of the run
+        n: windows
+    Returns: a permutation of range(n)"""
     return np.random.Generator(np.random.PCG64(seed_for(seed, 'order', epoch))).permutation(n)
 
 # %% ../../nbs/01_data/09_dataloader.ipynb #69566be3
 class BlockLoader:
-    "Batches of `Blocks` in an order that is a pure function of (`seed`, batch number)"
+    """Batches of `Blocks` in an order that is a pure function of (`seed`, batch number)
+
+    Parameters:
+        blocks: `Blocks`
+        bs: windows in a batch of one rank
+        seed: of the order
+        n_batches: batches in this fit; None: one pass over the data
+        start: number of the first batch to yield
+        rank: which slice of each global batch is ours
+        world: how many slices there are
+        shuffle: False: every window once, in order, the last batch may be short
+        device: where batches go; None leaves them on the CPU"""
     n_inp, drop_last, num_workers = 1, False, 0
-    def __init__(self,
-        blocks,              # `Blocks`
-        bs:int=8,            # windows in a batch of one rank
-        seed:int=0,          # of the order
-        n_batches:int=None,  # batches in this fit; None: one pass over the data
-        start:int=0,         # number of the first batch to yield
-        rank:int=0,          # which slice of each global batch is ours
-        world:int=1,         # how many slices there are
-        shuffle:bool=True,   # False: every window once, in order, the last batch may be short
-        device=None,         # where batches go; None leaves them on the CPU
-    ):
+    def __init__(self, blocks, bs:int=8, seed:int=0, n_batches:int=None, start:int=0, rank:int=0, world:int=1,
+            shuffle:bool=True, device=None):
         if bs < 1: raise InputError(f'the batch size is at least 1; {bs} came')
         self.dataset, self.bs, self.seed, self.start, self.rank, self.world, self.shuffle = (
             blocks,
@@ -97,12 +101,13 @@ class BlockLoader:
     def __iter__(self): return ahead(self.batch, range(self.start, self.n_batches), self.num_workers)
 
 # %% ../../nbs/01_data/09_dataloader.ipynb #2b40ccb1
-def ahead(
-    f,         # from a number to a batch
-    ks,        # numbers
-    workers=0, # threads; 0: make each batch when it is asked for
-):
-    "`map(f, ks)`, some steps ahead"
+def ahead(f, ks, workers=0):
+    """`map(f, ks)`, some steps ahead
+
+    Parameters:
+        f: from a number to a batch
+        ks: numbers
+        workers: threads; 0: make each batch when it is asked for"""
     if not workers:
         yield from map(f, ks)
         return
@@ -129,8 +134,10 @@ def idxs(self:BlockLoader, k:int)->np.ndarray:
 
 # %% ../../nbs/01_data/09_dataloader.ipynb #3fde3418
 @patch
-def batch(self:BlockLoader, k:int)->tuple: # ({'input_ids': (B,T), 'shift_labels': (B,T)},), int64
-    "Batch number `k`, whatever came before"
+def batch(self:BlockLoader, k:int)->tuple:
+    """Batch number `k`, whatever came before
+
+    Returns: ({'input_ids': (B,T), 'shift_labels': (B,T)},), int64"""
     w = self.dataset.windows[torch.from_numpy(self.idxs(k))] # (B, T+1)
     if self.device.type == 'cuda': w = w.pin_memory().to(self.device, non_blocking=True)
     else: w = w.to(self.device)
@@ -183,11 +190,13 @@ def _tokens(source, tokenizer, vocab_size, tokenizer_stamp): # `source`: the arg
     return tok, train, valid, notes
 
 # %% ../../nbs/01_data/09_dataloader.ipynb #4dc23989
-def fingerprint(
-    tokenizer, # a `PreTrainedTokenizerFast`
-    *ids,      # tensors of tokens
-)->str: # 16 hexadecimal digits
-    "A hash of tokens and of the tokenizer that made them"
+def fingerprint(tokenizer, *ids)->str:
+    """A hash of tokens and of the tokenizer that made them
+
+    Parameters:
+        tokenizer: a `PreTrainedTokenizerFast`
+        ids: tensors of tokens
+    Returns: 16 hexadecimal digits"""
     h = hashlib.blake2b(tokenizer.backend_tokenizer.to_str().encode(), digest_size=8)
     for t in ids:
         h.update(str(len(t)).encode())
@@ -227,15 +236,19 @@ class LMData(DataLoaders):
         )
 
 @patch
-def texts(self:LMData, split:str='train'): # or `validation`; documents one by one
-    "The text again, as the tokenizer reads it"
+def texts(self:LMData, split:str='train'):
+    """The text again, as the tokenizer reads it
+
+    Parameters:
+        split: or `validation`; documents one by one"""
     yield from documents_of(self.tokenizer, self.train_ids if split == 'train' else self.valid_ids)
 
-def documents_of(
-    tokenizer,
-    ids, # tokens, each document closed by `eos`
-): # texts
-    "A stream of tokens as documents"
+def documents_of(tokenizer, ids):
+    """A stream of tokens as documents
+
+    Parameters:
+        ids: tokens, each document closed by `eos`
+    Returns: texts"""
     ids = np.asarray(ids)
     ends = np.flatnonzero(ids == tokenizer.eos_token_id) + 1
     for a,b in zip([0, *ends], [*ends, len(ids)]):
@@ -257,25 +270,28 @@ def is_shards(path)->bool:
         else p.is_dir() and not (p / 'args.json').is_file() and any(f.suffix in kinds for f in p.rglob('*'))
     )
 
-def load_data(
-    dataset:str='prose',    # short name, id or id/configuration; see the catalog
-    config:str=None,        # configuration of the dataset
-    tokenizer:str='bytes',  # `bytes`, `chars`, `bpe`, a folder or a hub id
-    max_length:int=128,     # tokens in a window
-    bs:int=8,               # windows in a batch
-    seed:int=0,             # of the order of the training windows; the text does not depend on it
-    vocab_size:int=None,    # tokens of a `bpe` vocabulary
-    data_dir=None,          # root in hub layout; None: LMNOTES_DATA_DIR, else the hub
-    data_path=None,         # one's own file or folder, in place of `dataset`
-    text_column:str=None,   # the column of `data_path` to read
-    limit:int=None,         # documents of each split, at most, drawn at random
-    device:str=None,        # where batches go; None: the best there is
-    masked:bool=False,      # hide tokens to be guessed instead of asking for the next; see `masked_data`
-    mode:str='pretrain',    # `pretrain`: windows of running text; `sft`: questions, of which the answers are learnt
-    allow_eval_data:bool=False, # train on a set that is kept for evaluation
-    **more,                 # for `sft`: see `task_data`
-)->LMData:
-    "Text by name to batches, ready for a `Learner`"
+def load_data(dataset:str='prose', config:str=None, tokenizer:str='bytes', max_length:int=128, bs:int=8,
+        seed:int=0, vocab_size:int=None, data_dir=None, data_path=None, text_column:str=None, limit:int=None,
+        device:str=None, masked:bool=False, mode:str='pretrain', allow_eval_data:bool=False, **more)->LMData:
+    """Text by name to batches, ready for a `Learner`
+
+    Parameters:
+        dataset: short name, id or id/configuration; see the catalog
+        config: configuration of the dataset
+        tokenizer: `bytes`, `chars`, `bpe`, a folder or a hub id
+        max_length: tokens in a window
+        bs: windows in a batch
+        seed: of the order of the training windows; the text does not depend on it
+        vocab_size: tokens of a `bpe` vocabulary
+        data_dir: root in hub layout; None: LMNOTES_DATA_DIR, else the hub
+        data_path: one's own file or folder, in place of `dataset`
+        text_column: the column of `data_path` to read
+        limit: documents of each split, at most, drawn at random
+        device: where batches go; None: the best there is
+        masked: hide tokens to be guessed instead of asking for the next; see `masked_data`
+        mode: `pretrain`: windows of running text; `sft`: questions, of which the answers are learnt
+        allow_eval_data: train on a set that is kept for evaluation
+        more: for `sft`: see `task_data`"""
     if mode not in ('pretrain', 'sft'):
         raise InputError(f"unknown mode '{mode}': {did_you_mean(mode, ['pretrain', 'sft'])}")
     if data_path and is_shards(data_path):

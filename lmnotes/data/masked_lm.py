@@ -15,23 +15,27 @@ from ..core import *
 from .dataloader import *
 
 # %% ../../nbs/01_data/10_masked_lm.ipynb #cecf50d1
-def with_mask(
-    tokenizer, # a `PreTrainedTokenizerFast`
-): # the same, or a copy with one more special token
-    "A tokenizer that has a mask token"
+def with_mask(tokenizer):
+    """A tokenizer that has a mask token
+
+    Parameters:
+        tokenizer: a `PreTrainedTokenizerFast`
+    Returns: the same, or a copy with one more special token"""
     if tokenizer.mask_token_id is not None: return tokenizer
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.add_special_tokens(dict(mask_token='<mask>'))
     return tokenizer
 
 # %% ../../nbs/01_data/10_masked_lm.ipynb #2b25db15
-def damage(
-    ids:np.ndarray, # (T,) tokens
-    tokenizer,      # with a mask token
-    *seed,          # what the dice depend on
-    p:float=.15,    # share of places to ask for
-)->tuple: # what the model sees (T,), what it is asked for (T,) with -100 elsewhere
-    "Hide tokens to be guessed"
+def damage(ids:np.ndarray, tokenizer, *seed, p:float=.15)->tuple:
+    """Hide tokens to be guessed
+
+    Parameters:
+        ids: (T,) tokens
+        tokenizer: with a mask token
+        seed: what the dice depend on
+        p: share of places to ask for
+    Returns: what the model sees (T,), what it is asked for (T,) with -100 elsewhere"""
     g = np.random.Generator(np.random.PCG64(seed_for('mask', *seed)))
     special = np.isin(ids, tokenizer.all_special_ids)
     ask = (g.random(len(ids)) < p) & ~special
@@ -63,11 +67,13 @@ def _like(loader, tokenizer, p):
     loader.__class__,loader.tokenizer,loader.p = MaskedLoader,tokenizer,p
     return loader
 
-def masked_data(
-    data,        # `LMData`
-    p:float=.15, # share of tokens to hide
-)->LMData: # the same text and windows
-    "Data for masked language modelling"
+def masked_data(data, p:float=.15)->LMData:
+    """Data for masked language modelling
+
+    Parameters:
+        data: `LMData`
+        p: share of tokens to hide
+    Returns: the same text and windows"""
     if not 0 < p < 1: raise InputError(f'p={p} is the share of tokens to hide; it must be above 0 and below 1')
     tok = with_mask(data.tokenizer)
     out = LMData(

@@ -20,13 +20,15 @@ from .tokenizers import *
 from ..files import *
 
 # %% ../../nbs/01_data/19_mixture_data.ipynb #a96bef49
-def shared_tokenizer(
-    datasets,      # `Dataset`s
-    tokenizer,     # as for `load_data`
-    vocab_size=None, data_dir=None, limit=None,
-    answers=lambda ds: 'sft' in ds.modes, # whether a dataset is read as questions and answers
-)->str: # a name, or the folder of a tokenizer that was trained
-    "One tokenizer for several datasets"
+def shared_tokenizer(datasets, tokenizer, vocab_size=None, data_dir=None, limit=None,
+        answers=lambda ds: 'sft' in ds.modes)->str:
+    """One tokenizer for several datasets
+
+    Parameters:
+        datasets: `Dataset`s
+        tokenizer: as for `load_data`
+        answers: whether a dataset is read as questions and answers
+    Returns: a name, or the folder of a tokenizer that was trained"""
     if tokenizer not in ('chars', 'words', 'bpe', 'sentencepiece'): return tokenizer
     from lmnotes.data.shard_data import cache_folder
     texts = [t for ds in datasets for t in _training_texts(ds, answers(ds), data_dir, limit)]
@@ -119,26 +121,23 @@ class MixtureData(DataLoaders):
             ]
         )
 
-def mixture_data(
-    datasets, # names
-    configs=None, # configurations, `None` where a dataset needs none
-    rates=None, # shares; None: by size, tempered
-    by:str='examples', # what rates are shares of: examples or tokens
-    temperature:float=1., # without rates: 1 in proportion to size, 2 by its square root
-    cap:float=None, # without rates: no share above it
-    tokenizer:str='bytes',
-    max_length:int=128,
-    bs:int=8,
-    seed:int=0,
-    vocab_size:int=None,
-    data_dir=None,
-    limit:int=None,
-    device:str=None, # as for `load_data`
-    packing:bool=True, # of datasets with answers
-    allow_eval_data:bool=False, # see `task_data`
-    objective:str='auto', # sft: learn answers; pretrain: learn all of their text; auto: answers where there are any
-)->MixtureData:
-    "Several datasets by name to batches, ready for a `Learner`"
+def mixture_data(datasets, configs=None, rates=None, by:str='examples', temperature:float=1., cap:float=None,
+        tokenizer:str='bytes', max_length:int=128, bs:int=8, seed:int=0, vocab_size:int=None, data_dir=None,
+        limit:int=None, device:str=None, packing:bool=True, allow_eval_data:bool=False,
+        objective:str='auto')->MixtureData:
+    """Several datasets by name to batches, ready for a `Learner`
+
+    Parameters:
+        datasets: names
+        configs: configurations, `None` where a dataset needs none
+        rates: shares; None: by size, tempered
+        by: what rates are shares of: examples or tokens
+        temperature: without rates: 1 in proportion to size, 2 by its square root
+        cap: without rates: no share above it
+        device: as for `load_data`
+        packing: of datasets with answers
+        allow_eval_data: see `task_data`
+        objective: sft: learn answers; pretrain: learn all of their text; auto: answers where there are any"""
     if objective not in ('auto', 'sft', 'pretrain'):
         raise InputError(
             f"a mixture learns sft, pretrain or auto; '{objective}' came: "

@@ -17,11 +17,13 @@ from .catalog import *
 from .dataloader import *
 
 # %% ../../nbs/01_data/13_mixtures.ipynb #3e3d8384
-def check_rates(
-    names, # of the sources
-    rates, # share of each
-)->np.ndarray: # float64
-    "Rates as numbers that sum to one"
+def check_rates(names, rates)->np.ndarray:
+    """Rates as numbers that sum to one
+
+    Parameters:
+        names: of the sources
+        rates: share of each
+    Returns: float64"""
     names,rates = list(names),list(rates)
     if len(rates) != len(names):
         raise InputError(
@@ -42,11 +44,12 @@ def check_rates(
         )
     return p/p.sum()
 
-def capped(
-    p:np.ndarray,  # shares, summing to 1
-    cap:float=.5,  # no share above it
-)->np.ndarray:
-    "Shares with the large ones cut, what is cut going to the others in proportion"
+def capped(p:np.ndarray, cap:float=.5)->np.ndarray:
+    """Shares with the large ones cut, what is cut going to the others in proportion
+
+    Parameters:
+        p: shares, summing to 1
+        cap: no share above it"""
     p = np.array(p, float)
     if cap*len(p) <= 1: return np.full(len(p), 1/len(p)) # the cap can hold for nobody or only just
     top = np.zeros(len(p), bool)
@@ -56,12 +59,13 @@ def capped(
         p[~top] *= (1 - cap*top.sum())/p[~top].sum()
     return p
 
-def size_rates(
-    sizes,          # examples, or tokens, of each source
-    temperature=1., # 1: in proportion; 2: by the square root; large: all alike
-    cap=None,       # no share above it, in (0,1]
-)->np.ndarray:
-    "Rates that follow from sizes"
+def size_rates(sizes, temperature=1., cap=None)->np.ndarray:
+    """Rates that follow from sizes
+
+    Parameters:
+        sizes: examples, or tokens, of each source
+        temperature: 1: in proportion; 2: by the square root; large: all alike
+        cap: no share above it, in (0,1]"""
     s = np.array(sizes, float)
     if temperature <= 0:
         raise InputError(f'temperature={temperature} must be above 0; 1 keeps the proportions, 2 takes square roots')
@@ -72,19 +76,23 @@ def size_rates(
     return p if cap is None else capped(p, cap)
 
 # %% ../../nbs/01_data/13_mixtures.ipynb #81297dc6
-def token_rates(
-    rates,  # share of tokens of each source
-    tokens, # mean tokens of one draw of each
-)->np.ndarray: # share of draws
-    "How often to draw so that tokens come in the rates asked for"
+def token_rates(rates, tokens)->np.ndarray:
+    """How often to draw so that tokens come in the rates asked for
+
+    Parameters:
+        rates: share of tokens of each source
+        tokens: mean tokens of one draw of each
+    Returns: share of draws"""
     p = np.array(rates, float)/np.array(tokens, float)
     return p/p.sum()
 
 # %% ../../nbs/01_data/13_mixtures.ipynb #ff5d0976
-def row_tokens(
-    loader, # of `BlockLoader`'s kind
-)->float: # mean tokens in a row
-    "Tokens that a row of this source holds"
+def row_tokens(loader)->float:
+    """Tokens that a row of this source holds
+
+    Parameters:
+        loader: of `BlockLoader`'s kind
+    Returns: mean tokens in a row"""
     d = loader.dataset
     if hasattr(d, 'bins'): return float(d.lengths.sum()/len(d)) # packed or padded rows
     return float(d.T)
@@ -97,12 +105,13 @@ def _offset(seed, blocks): return (seed_for(seed, 'mixture')/2**63 + np.asarray(
 def _before(cum, r): # points of a block below each border: (blocks, sources+1)
     return np.ceil(np.clip(cum*N_BLOCK - np.asarray(r)[:,None], 0, N_BLOCK)).astype(np.int64)
 
-def counts_before(
-    draw:int,         # how many draws
-    rates:np.ndarray, # share of draws of each source
-    seed:int=0,
-)->np.ndarray: # how many of them went to each source
-    "Draws of each source before a draw, without drawing"
+def counts_before(draw:int, rates:np.ndarray, seed:int=0)->np.ndarray:
+    """Draws of each source before a draw, without drawing
+
+    Parameters:
+        draw: how many draws
+        rates: share of draws of each source
+    Returns: how many of them went to each source"""
     blocks,rest = divmod(draw, N_BLOCK)
     n = np.diff(_before(_borders(rates), _offset(seed, np.arange(blocks))), axis=1).sum(0)
     return n + np.bincount(_block(rates, seed, blocks)[:rest], minlength=len(rates))
@@ -113,12 +122,13 @@ def _block(rates, seed, b): # sources of the draws of a block
     points = np.repeat(np.arange(len(rates)), np.diff(_before(_borders(rates), _offset(seed, [b]))[0]))
     return points[epoch_order(seed, f'mixture {b}', N_BLOCK)]
 
-def draw_sources(
-    first:int, n:int, # draws `first` to `first + n - 1`
-    rates:np.ndarray, # share of draws of each source
-    seed:int=0,
-)->tuple: # source of each draw; number of each in its source
-    "Sources of some draws, as a pure function of seed and number"
+def draw_sources(first:int, n:int, rates:np.ndarray, seed:int=0)->tuple:
+    """Sources of some draws, as a pure function of seed and number
+
+    Parameters:
+        first, n: draws `first` to `first + n - 1`
+        rates: share of draws of each source
+    Returns: source of each draw; number of each in its source"""
     b0 = first//N_BLOCK
     s = np.concatenate([_block(rates, seed, b) for b in range(b0, (first + n - 1)//N_BLOCK + 1)])
     start,which = counts_before(b0*N_BLOCK, rates, seed),np.zeros(len(s), np.int64)
@@ -130,12 +140,13 @@ def draw_sources(
 
 # %% ../../nbs/01_data/13_mixtures.ipynb #52ca139b
 class Mixture:
-    "Loaders by name, and how often each is drawn"
-    def __init__(self,
-        loaders:dict, # name -> loader of training rows
-        rates,        # share of each
-        by='examples', # what the rates are shares of: examples (rows of the loaders) or tokens
-    ):
+    """Loaders by name, and how often each is drawn
+
+    Parameters:
+        loaders: name -> loader of training rows
+        rates: share of each
+        by: what the rates are shares of: examples (rows of the loaders) or tokens"""
+    def __init__(self, loaders:dict, rates, by='examples'):
         if by not in ('examples', 'tokens'):
             raise InputError(
                 f"mixtures are by examples or tokens; '{by}' came: {did_you_mean(by, ['examples', 'tokens'])}"
@@ -174,11 +185,13 @@ def _documents(r): # 0 where there is text, 1 where there is padding
         else torch.zeros_like(r['input_ids'])
     )
 
-def stack_rows(
-    rows:list,      # dicts of (1, width) tensors
-    documents=True, # number the documents; False: `attention_mask` if rows have it, and nothing else
-)->dict: # (len(rows), widest)
-    "Rows of different loaders as one batch"
+def stack_rows(rows:list, documents=True)->dict:
+    """Rows of different loaders as one batch
+
+    Parameters:
+        rows: dicts of (1, width) tensors
+        documents: number the documents; False: `attention_mask` if rows have it, and nothing else
+    Returns: (len(rows), widest)"""
     width = max(r['input_ids'].shape[1] for r in rows)
     if documents: rows = [dict(r, documents=_documents(r)) for r in rows]
     out = dict(
@@ -203,11 +216,10 @@ class MixtureLoader(BlockLoader):
         return out
 
 @patch
-def realised(
-    self:MixtureLoader,
-    k:int=None,
-)->dict: # name -> draws and share of draws and of tokens, before batch k; default at the end
-    "Proportions as they came, for the record"
+def realised(self:MixtureLoader, k:int=None)->dict:
+    """Proportions as they came, for the record
+
+    Returns: name -> draws and share of draws and of tokens, before batch k; default at the end"""
     n = counts_before((self.n_batches if k is None else k)*self.bs*self.world, self.dataset.rates, self.seed)
     t = n*self.dataset.tokens
     return {
@@ -218,12 +230,14 @@ def realised(
     }
 
 # %% ../../nbs/01_data/13_mixtures.ipynb #48d23213
-def find_mixture(
-    datasets,         # names
-    configs=None,     # configurations, `None` where a dataset needs none
-    rates=None,       # shares; None: they follow from sizes
-)->tuple: # `Dataset`s; rates or None
-    "Datasets and rates as they were asked for"
+def find_mixture(datasets, configs=None, rates=None)->tuple:
+    """Datasets and rates as they were asked for
+
+    Parameters:
+        datasets: names
+        configs: configurations, `None` where a dataset needs none
+        rates: shares; None: they follow from sizes
+    Returns: `Dataset`s; rates or None"""
     names = list(datasets)
     if len(names) < 2:
         raise InputError(f'a mixture has at least two datasets; {len(names)} came: use --dataset for one')
@@ -240,43 +254,50 @@ def find_mixture(
         raise InputError(f"{', '.join(names)}: a dataset is named twice; name each once and add up its rates")
     return found, None if rates is None else check_rates(names, rates)
 
-def percents(
-    rates, # summing to 1
-)->list: # whole numbers summing to 100
-    "Shares in per cent, rounded so that the sum stays"
+def percents(rates)->list:
+    """Shares in per cent, rounded so that the sum stays
+
+    Parameters:
+        rates: summing to 1
+    Returns: whole numbers summing to 100"""
     p = 100*np.array(rates)
     n = np.floor(p + 1e-9).astype(int)
     for i in np.argsort(n - p, kind='stable')[:100 - n.sum()]: n[i] += 1
     return n.tolist()
 
-def dataset_slug(
-    ds:Dataset,
-)->str: # such as `imdb-sentiment`
-    "A dataset in the name of a run"
+def dataset_slug(ds:Dataset)->str:
+    """A dataset in the name of a run
+
+    Returns: such as `imdb-sentiment`"""
     return '-'.join([ds.id.split('/')[-1]] + ([ds.cue.lower().replace(' ', '-')] if getattr(ds, 'cue', None) else []))
 
-def mixture_name(
-    names, # of the sources, or `Dataset`s
-    rates, # of each
-)->str:
-    "The name of a mixture"
+def mixture_name(names, rates)->str:
+    """The name of a mixture
+
+    Parameters:
+        names: of the sources, or `Dataset`s
+        rates: of each"""
     return '_'.join(
         ['mix'] + [f'{dataset_slug(n) if isinstance(n, Dataset) else n}-{p}' for n, p in zip(names, percents(rates))]
     )
 
 # %% ../../nbs/01_data/13_mixtures.ipynb #4ade06a4
-def per_source(
-    loaders:dict, # name -> validation loader
-    measure,      # from a loader to a number, or to a dict of numbers
-)->dict: # name -> what was measured; `mean` and `spread` (standard deviation over sources)
-    "Measure every source alone"
+def per_source(loaders:dict, measure)->dict:
+    """Measure every source alone
+
+    Parameters:
+        loaders: name -> validation loader
+        measure: from a loader to a number, or to a dict of numbers
+    Returns: name -> what was measured; `mean` and `spread` (standard deviation over sources)"""
     found = {n: measure(dl) for n,dl in loaders.items()}
     return {**found, **spread(found)}
 
-def spread(
-    found:dict, # name -> number, or dict of numbers
-)->dict: # mean, spread
-    "Mean and standard deviation over sources, of every number all of them have"
+def spread(found:dict)->dict:
+    """Mean and standard deviation over sources, of every number all of them have
+
+    Parameters:
+        found: name -> number, or dict of numbers
+    Returns: mean, spread"""
     xs = list(found.values())
     if not xs: raise InputError('no source was measured; a mixture needs a validation split of at least one')
     if not isinstance(xs[0], dict): return dict(mean=float(np.mean(xs)), spread=float(np.std(xs)))

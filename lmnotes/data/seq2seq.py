@@ -18,20 +18,24 @@ def _padded(rows, fill): # 1-D arrays side by side, (B, longest) int64
     for o,r in zip(out, rows): o[:len(r)] = r
     return torch.from_numpy(out)
 
-def split_pair(
-    packed, # `Packed`
-    i:int,  # number of an example
-)->tuple: # tokens of the question and of the answer, int32
-    "An example in two halves"
+def split_pair(packed, i:int)->tuple:
+    """An example in two halves
+
+    Parameters:
+        packed: `Packed`
+        i: number of an example
+    Returns: tokens of the question and of the answer, int32"""
     at,n,start = packed.offsets[i],packed.lengths[i] + 1,packed.starts[i]
     return packed.ids[at:at+start],packed.ids[at+start:at+n]
 
-def pair_batch(
-    questions, answers, # arrays of tokens
-    begin:int,          # token the decoder starts with
-    pad:int=0,          # on places that hold none
-)->dict: # input_ids, attention_mask (B,S); decoder_input_ids, shift_labels (B,T); int64
-    "Questions and answers as an encoder-decoder reads them"
+def pair_batch(questions, answers, begin:int, pad:int=0)->dict:
+    """Questions and answers as an encoder-decoder reads them
+
+    Parameters:
+        questions, answers: arrays of tokens
+        begin: token the decoder starts with
+        pad: on places that hold none
+    Returns: input_ids, attention_mask (B,S); decoder_input_ids, shift_labels (B,T); int64"""
     past = [np.append(begin, a[:-1]) for a in answers]
     return dict(input_ids=_padded(questions, pad), attention_mask=_padded([np.ones(len(q)) for q in questions], 0),
                 decoder_input_ids=_padded(past, pad), shift_labels=_padded(answers, -100))
@@ -48,13 +52,13 @@ class PairLoader(PaddedLoader):
         out.begin = self.begin
         return out
 
-def pair_loader(
-    packed,     # `Packed`, one example to a row
-    *args,      # of the loader: bs, seed, ...
-    begin:int,  # token the decoder starts with
-    **kwargs,
-)->PairLoader:
-    "Batches for an encoder-decoder"
+def pair_loader(packed, *args, begin:int, **kwargs)->PairLoader:
+    """Batches for an encoder-decoder
+
+    Parameters:
+        packed: `Packed`, one example to a row
+        args: of the loader: bs, seed, ...
+        begin: token the decoder starts with"""
     if max(map(len, packed.bins)) > 1:
         raise InputError('an encoder-decoder reads one question at a time; leave --use_packing out')
     dl = PairLoader(packed, *args, **kwargs)

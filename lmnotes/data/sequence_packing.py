@@ -17,12 +17,14 @@ from ..core import *
 from .dataloader import *
 
 # %% ../../nbs/01_data/12_sequence_packing.ipynb #f01f9304
-def fill(
-    bins:list, # rows: lists of indices
-    lengths,   # of all documents, in tokens
-    size:int,  # places in a row
-)->float: # share of the places that hold a token, in [0,1]
-    "How full the rows are"
+def fill(bins:list, lengths, size:int)->float:
+    """How full the rows are
+
+    Parameters:
+        bins: rows: lists of indices
+        lengths: of all documents, in tokens
+        size: places in a row
+    Returns: share of the places that hold a token, in [0,1]"""
     n = sum(int(lengths[i]) for b in bins for i in b)
     return n/(len(bins)*size) if bins else 0.
 
@@ -45,11 +47,13 @@ def _checked(lengths, size):
         )
     return n
 
-def best_fit(
-    lengths,  # of the documents, each in 1..size
-    size:int, # places in a row
-)->list: # rows: lists of indices
-    "Longest first, each into the row it fills best"
+def best_fit(lengths, size:int)->list:
+    """Longest first, each into the row it fills best
+
+    Parameters:
+        lengths: of the documents, each in 1..size
+        size: places in a row
+    Returns: rows: lists of indices"""
     n = _checked(lengths, size).tolist()
     # rows by the room they have; bit r of `free`: some row has room r
     rooms,free,bins = [[] for _ in range(size+1)],0,[]
@@ -113,11 +117,13 @@ def _dealt(rows, n): # rows of lengths -> rows of indices
         return int(order[at[l] - 1])
     return [[next_of(l) for l in row] for row in rows]
 
-def pack(
-    lengths,  # of the documents, each in 1..size
-    size:int, # places in a row
-)->list: # rows: lists of indices; every document in exactly one
-    "The fewest rows that we can find, by best fit and by exact subset sums"
+def pack(lengths, size:int)->list:
+    """The fewest rows that we can find, by best fit and by exact subset sums
+
+    Parameters:
+        lengths: of the documents, each in 1..size
+        size: places in a row
+    Returns: rows: lists of indices; every document in exactly one"""
     n = _checked(lengths, size)
     ours,plain = _subset_sums(n, size),best_fit(n, size)
     return _dealt(ours, n) if len(ours) < len(plain) else plain
@@ -133,11 +139,13 @@ def _pieces(e, size):
     ids = np.asarray(e['ids'], np.int32)
     return [dict(ids=ids[a:a+size+1], start=max(0, e['start'] - a)) for a in range(0, len(ids) - 1, size)]
 
-def fit_to(
-    examples, # dicts: `ids`, tokens, and `start`, the first of them to be learned
-    size:int, # inputs that a row holds
-)->tuple: # examples of at most size+1 tokens; which one each came from; tokens cut away; documents parted
-    "Cut what is too long: texts into pieces, prompts in their middle"
+def fit_to(examples, size:int)->tuple:
+    """Cut what is too long: texts into pieces, prompts in their middle
+
+    Parameters:
+        examples: dicts: `ids`, tokens, and `start`, the first of them to be learned
+        size: inputs that a row holds
+    Returns: examples of at most size+1 tokens; which one each came from; tokens cut away; documents parted"""
     out,origin,cut,parted = [],[],0,0
     for i,e in enumerate(examples):
         if len(e['ids']) <= size + 1:
@@ -152,11 +160,12 @@ def fit_to(
         origin += [i]*len(parts)
     return out, np.array(origin, np.int64), cut, parted
 
-def answers_cut(
-    examples, # as for `fit_to`
-    size:int,
-)->int: # how many
-    "Examples whose answer is longer than a row leaves room for, so that it loses its end"
+def answers_cut(examples, size:int)->int:
+    """Examples whose answer is longer than a row leaves room for, so that it loses its end
+
+    Parameters:
+        examples: as for `fit_to`
+    Returns: how many"""
     return sum(
         len(e['ids']) > size + 1
         and e['start'] > 1
@@ -166,13 +175,14 @@ def answers_cut(
 
 # %% ../../nbs/01_data/12_sequence_packing.ipynb #e32d0df8
 class Packed:
-    "Examples in rows of `size` places, and how to gather them"
-    def __init__(self,
-        examples,  # dicts: `ids`, tokens, and `start`, the first of them to be learned
-        size:int,  # places in a row
-        pack=pack, # how to fill rows; `alone` makes padded ones
-        pad:int=0, # the token on places that hold none; no model sees it
-    ):
+    """Examples in rows of `size` places, and how to gather them
+
+    Parameters:
+        examples: dicts: `ids`, tokens, and `start`, the first of them to be learned
+        size: places in a row
+        pack: how to fill rows; `alone` makes padded ones
+        pad: the token on places that hold none; no model sees it"""
+    def __init__(self, examples, size:int, pack=pack, pad:int=0):
         parts,self.origin,self.n_cut,self.n_parted = fit_to(examples, size)
         if not parts: raise InputError('there is no example to pack; the split is empty')
         self.size,self.pad = size,pad
@@ -201,11 +211,13 @@ class Packed:
 
 # %% ../../nbs/01_data/12_sequence_packing.ipynb #64cb3ed5
 @patch
-def gather(self:Packed,
-    rows,       # lists of numbers of examples, one for each row
-    width=None, # places in a row; None: `size`
-)->tuple: # tokens, labels, documents: (B, width) int64
-    "Put examples side by side"
+def gather(self:Packed, rows, width=None)->tuple:
+    """Put examples side by side
+
+    Parameters:
+        rows: lists of numbers of examples, one for each row
+        width: places in a row; None: `size`
+    Returns: tokens, labels, documents: (B, width) int64"""
     width,items,many = width or self.size,np.concatenate(rows),np.array([len(r) for r in rows])
     n,row = self.lengths[items],np.repeat(np.arange(len(rows)), many)
     begin = np.cumsum(n) - n                            # of each document, as if all stood in one row
@@ -221,11 +233,13 @@ def gather(self:Packed,
 
 # %% ../../nbs/01_data/12_sequence_packing.ipynb #13249b3b
 @patch
-def deal(self:Packed,
-    seed:int,  # of the run
-    epoch:int, # None: as packed
-)->list: # rows: arrays of numbers of examples, of the same lengths as in `bins`
-    "Rows of one epoch: documents of equal length change places"
+def deal(self:Packed, seed:int, epoch:int)->list:
+    """Rows of one epoch: documents of equal length change places
+
+    Parameters:
+        seed: of the run
+        epoch: None: as packed
+    Returns: rows: arrays of numbers of examples, of the same lengths as in `bins`"""
     if epoch is None: return self.bins
     if (seed, epoch) not in self._deals:
         flat = np.concatenate(self.bins)
@@ -272,22 +286,25 @@ class PaddedLoader(PackedLoader):
         out.longest = self.longest
         return out
 
-def padded_loader(
-    examples,     # dicts: `ids` and `start`
-    size:int,     # inputs of the longest row
-    longest=True, # pad to the longest of the batch; False: to `size`
-    **kwargs,     # of the loader: bs, seed, shuffle, ...
-)->PaddedLoader:
-    "Batches of padded rows"
+def padded_loader(examples, size:int, longest=True, **kwargs)->PaddedLoader:
+    """Batches of padded rows
+
+    Parameters:
+        examples: dicts: `ids` and `start`
+        size: inputs of the longest row
+        longest: pad to the longest of the batch; False: to `size`
+        kwargs: of the loader: bs, seed, shuffle, ..."""
     dl = PaddedLoader(Packed(examples, size, pack=alone), **kwargs)
     dl.longest = longest
     return dl
 
 # %% ../../nbs/01_data/12_sequence_packing.ipynb #c6f4062d
-def unpack(
-    batch:dict, # with `documents`
-)->list: # dicts of `input_ids` and `shift_labels`, each (1, length)
-    "Every document of a packed batch in a row of its own, without padding"
+def unpack(batch:dict)->list:
+    """Every document of a packed batch in a row of its own, without padding
+
+    Parameters:
+        batch: with `documents`
+    Returns: dicts of `input_ids` and `shift_labels`, each (1, length)"""
     out = []
     for x,y,d in zip(batch['input_ids'], batch['shift_labels'], batch['documents']):
         for i in range(int(d.max()) + 1):

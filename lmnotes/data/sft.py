@@ -120,27 +120,30 @@ def _encoded(source, tokenizer, vocab_size, template, chat, tokenizer_stamp): # 
     tok = get_tokenizer(tokenizer, lambda: [ds.prompt(r) + ds.target(r) for r in rows['train']], vocab_size)
     return ds, rows, tok, {s: examples_of(ds, rows[s], tok, template, chat) for s in ('train', 'validation')}, notes
 
-def task_data(
-    dataset:str='arithmetic', # short name, id or id/configuration
-    config:str=None,          # configuration of the dataset
-    tokenizer:str='bytes',    # as for `load_data`
-    max_length:int=128,       # places in a row
-    bs:int=8,                 # rows in a batch
-    seed:int=0,               # of the order of the rows
-    vocab_size:int=None,      # of a tokenizer that is trained
-    data_dir=None,            # root in hub layout; None: LMNOTES_DATA_DIR, else the hub
-    data_path=None,           # one's own file or folder, in place of `dataset`
-    prompt_column:str=None,   # its columns, when the usual names do not fit
-    target_column:str=None,
-    prompt_template:str=None, # columns in braces, in place of the dataset's own prompt
-    chat_template:bool=False, # use the tokenizer's chat template
-    packing:bool=True,        # several examples in a row
-    limit:int=None,           # rows of each split, at most, drawn at random
-    allow_eval_data:bool=False, # train on a set that is meant for evaluation
-    device:str=None,          # where batches go; None: the best there is
-    decoder_start:int=None,   # for an encoder-decoder: the token its decoder begins with
-)->TaskData:
-    "Questions and answers by name to batches, ready for a `Learner`"
+def task_data(dataset:str='arithmetic', config:str=None, tokenizer:str='bytes', max_length:int=128, bs:int=8,
+        seed:int=0, vocab_size:int=None, data_dir=None, data_path=None, prompt_column:str=None,
+        target_column:str=None, prompt_template:str=None, chat_template:bool=False, packing:bool=True,
+        limit:int=None, allow_eval_data:bool=False, device:str=None, decoder_start:int=None)->TaskData:
+    """Questions and answers by name to batches, ready for a `Learner`
+
+    Parameters:
+        dataset: short name, id or id/configuration
+        config: configuration of the dataset
+        tokenizer: as for `load_data`
+        max_length: places in a row
+        bs: rows in a batch
+        seed: of the order of the rows
+        vocab_size: of a tokenizer that is trained
+        data_dir: root in hub layout; None: LMNOTES_DATA_DIR, else the hub
+        data_path: one's own file or folder, in place of `dataset`
+        prompt_column: its columns, when the usual names do not fit
+        prompt_template: columns in braces, in place of the dataset's own prompt
+        chat_template: use the tokenizer's chat template
+        packing: several examples in a row
+        limit: rows of each split, at most, drawn at random
+        allow_eval_data: train on a set that is meant for evaluation
+        device: where batches go; None: the best there is
+        decoder_start: for an encoder-decoder: the token its decoder begins with"""
     data_dir = (
         None
         if data_path or find_dataset(dataset, config).id in embedded

@@ -18,19 +18,22 @@ from .sources import *
 from .tokenizers import *
 
 # %% ../../nbs/01_data/11_sft_examples.ipynb #0cc909b2
-def encode_example(
-    tokenizer,  # with an `eos`
-    prompt:str, # may be empty
-    target:str, # what is learnt
-)->dict: # `ids` int32, prompt, target and `eos`; `start`, the first that is learnt
-    "One row as tokens"
+def encode_example(tokenizer, prompt:str, target:str)->dict:
+    """One row as tokens
+
+    Parameters:
+        tokenizer: with an `eos`
+        prompt: may be empty
+        target: what is learnt
+    Returns: `ids` int32, prompt, target and `eos`; `start`, the first that is learnt"""
     return encode_examples(tokenizer, [prompt], [target])[0]
 
-def encode_examples(
-    tokenizer,
-    prompts:list, targets:list, # of as many rows
-)->list: # of dicts as `encode_example` makes
-    "Many rows as tokens, in two calls of the tokenizer"
+def encode_examples(tokenizer, prompts:list, targets:list)->list:
+    """Many rows as tokens, in two calls of the tokenizer
+
+    Parameters:
+        prompts, targets: of as many rows
+    Returns: of dicts as `encode_example` makes"""
     for p,t in zip(prompts, targets):
         if not t.strip():
             raise InputError(
@@ -41,12 +44,12 @@ def encode_examples(
     return [dict(ids=np.concatenate([p[:-1], t]).astype(np.int32), start=max(len(p) - 1, 1)) for p,t in both]
 
 # %% ../../nbs/01_data/11_sft_examples.ipynb #47a79d53
-def chat_example(
-    tokenizer,  # with a chat template
-    prompt:str,
-    target:str,
-)->dict: # as `encode_example`
-    "One row as a conversation of two turns, in the tokenizer's own form"
+def chat_example(tokenizer, prompt:str, target:str)->dict:
+    """One row as a conversation of two turns, in the tokenizer's own form
+
+    Parameters:
+        tokenizer: with a chat template
+    Returns: as `encode_example`"""
     if not getattr(tokenizer, 'chat_template', None):
         raise InputError(
             'this tokenizer has no chat template; leave --chat_template out, or use the tokenizer of a chat model'
@@ -63,11 +66,12 @@ def chat_example(
     return dict(ids=np.array(both, np.int32), start=max(len(asked), 1))
 
 # %% ../../nbs/01_data/11_sft_examples.ipynb #5de49ac0
-def templated(
-    ds:Dataset,
-    template:str, # with columns in braces, and `{prompt}` for the dataset's own
-): # function from a row to its prompt
-    "The prompts of a dataset in another form"
+def templated(ds:Dataset, template:str):
+    """The prompts of a dataset in another form
+
+    Parameters:
+        template: with columns in braces, and `{prompt}` for the dataset's own
+    Returns: function from a row to its prompt"""
     def prompt(row):
         try:
             return template.replace('\\n', '\n').format(**{**row, 'prompt': ds.prompt(row)})
@@ -81,14 +85,15 @@ def templated(
             ) from None
     return prompt
 
-def examples_of(
-    ds:Dataset,            # from `find_dataset`, or `own_pairs`
-    rows,                  # its rows, all with known answers
-    tokenizer,
-    template:str=None,     # see `templated`
-    chat:bool=False,       # use the tokenizer's chat template
-)->list: # of dicts `ids`, `start`
-    "Rows as examples"
+def examples_of(ds:Dataset, rows, tokenizer, template:str=None, chat:bool=False)->list:
+    """Rows as examples
+
+    Parameters:
+        ds: from `find_dataset`, or `own_pairs`
+        rows: its rows, all with known answers
+        template: see `templated`
+        chat: use the tokenizer's chat template
+    Returns: of dicts `ids`, `start`"""
     prompt = templated(ds, template) if template else ds.prompt
     prompts,targets = [prompt(r) for r in rows],[ds.target(r) for r in rows]
     return (
@@ -98,10 +103,12 @@ def examples_of(
     )
 
 # %% ../../nbs/01_data/11_sft_examples.ipynb #686018cb
-def supervised_share(
-    examples, # dicts `ids`, `start`
-)->float: # in [0,1]
-    "The share of tokens that are learnt"
+def supervised_share(examples)->float:
+    """The share of tokens that are learnt
+
+    Parameters:
+        examples: dicts `ids`, `start`
+    Returns: in [0,1]"""
     return sum(len(e['ids']) - e['start'] for e in examples)/max(sum(len(e['ids']) for e in examples), 1)
 
 # %% ../../nbs/01_data/11_sft_examples.ipynb #33cffa79
@@ -114,24 +121,25 @@ class OwnPairs(Dataset):
     def prompt(self, row): return self._prompt(row)
     def target(self, row): return self._target(row)
 
-def own_pairs(
-    path,                    # file or folder of jsonl, csv or parquet
-    prompt_column:str=None,  # the two columns, when the usual names do not fit
-    target_column:str=None,
-)->tuple: # a `Dataset` and its splits of `Rows`; (None, splits) when the columns have no two sides
-    "One's own questions and answers"
+def own_pairs(path, prompt_column:str=None, target_column:str=None)->tuple:
+    """One's own questions and answers
+
+    Parameters:
+        path: file or folder of jsonl, csv or parquet
+        prompt_column: the two columns, when the usual names do not fit
+    Returns: a `Dataset` and its splits of `Rows`; (None, splits) when the columns have no two sides"""
     splits = own_rows(path, (prompt_column, target_column))
     pair = find_pair(columns_of(splits['train']), prompt_column, target_column)
     return (OwnPairs(Path(path).name, *pair) if pair else None), splits
 
 # %% ../../nbs/01_data/11_sft_examples.ipynb #7cbce0c1
-def mark_example(
-    tokenizer,
-    example:dict,        # `ids`, `start`
-    form:str='terminal', # terminal (colour codes), html or plain (brackets)
-    limit:int=1200,      # characters of the prompt shown
-)->str:
-    "An example as text, with what is learnt marked"
+def mark_example(tokenizer, example:dict, form:str='terminal', limit:int=1200)->str:
+    """An example as text, with what is learnt marked
+
+    Parameters:
+        example: `ids`, `start`
+        form: terminal (colour codes), html or plain (brackets)
+        limit: characters of the prompt shown"""
     ids,start = [int(i) for i in example['ids']],example['start']
     p,t = tokenizer.decode(ids[:start]),tokenizer.decode(ids[start:])
     if len(p) > limit: p = p[:limit//2] + ' … ' + p[-limit//2:]

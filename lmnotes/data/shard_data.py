@@ -29,11 +29,13 @@ def _files_hash(path)->str:
     files = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in shard_files(Path(path).resolve())]
     return hashlib.blake2b(repr(files).encode(), digest_size=8).hexdigest()
 
-def divided(
-    path,               # folder of shards
-    val_ratio:float=.01, # share of the rows held out, if they are not divided yet
-)->tuple: # folders of training and validation, sentences about what was found and done
-    "Validate a folder of shards and hold a part of it out, once"
+def divided(path, val_ratio:float=.01)->tuple:
+    """Validate a folder of shards and hold a part of it out, once
+
+    Parameters:
+        path: folder of shards
+        val_ratio: share of the rows held out, if they are not divided yet
+    Returns: folders of training and validation, sentences about what was found and done"""
     home = cache_folder()/'shards'/f'{Path(path).resolve().name}-{_files_hash(path)}-{val_ratio:g}'
     if (home/'report.json').is_file():
         r = read_json(home/'report.json')
@@ -92,17 +94,19 @@ class ShardData(DataLoaders):
 def _tokenizer_beside(path): # what `tokenize` left
     return next((str(p/'tokenizer') for p in (Path(path), Path(path).parent) if (p/'tokenizer').is_dir()), None)
 
-def shard_data(
-    data_path,            # folder of shards
-    tokenizer:str=None,   # of the tokens; default the one that lies beside them
-    max_length:int=None,  # tokens in a window; default all of a row
-    bs:int=1,             # windows in a batch
-    seed:int=0,           # of their order
-    vocab_size:int=None,  # words; default those of the tokenizer, else the largest token and one
-    val_ratio:float=.01,  # share held out, if the folder is not divided yet
-    device:str=None,      # where batches go; None: the best there is
-)->ShardData:
-    "Shards to batches, ready for a `Learner`"
+def shard_data(data_path, tokenizer:str=None, max_length:int=None, bs:int=1, seed:int=0, vocab_size:int=None,
+        val_ratio:float=.01, device:str=None)->ShardData:
+    """Shards to batches, ready for a `Learner`
+
+    Parameters:
+        data_path: folder of shards
+        tokenizer: of the tokens; default the one that lies beside them
+        max_length: tokens in a window; default all of a row
+        bs: windows in a batch
+        seed: of their order
+        vocab_size: words; default those of the tokenizer, else the largest token and one
+        val_ratio: share held out, if the folder is not divided yet
+        device: where batches go; None: the best there is"""
     spec = dict(
         data_path=str(data_path),
         tokenizer=tokenizer,

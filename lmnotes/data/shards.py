@@ -32,10 +32,12 @@ from ..files import *
 # %% ../../nbs/01_data/15_shards.ipynb #c068eb23
 shard_kinds = '.npy', '.pt'
 
-def shard_files(
-    path, # a folder, searched with its subfolders, or one file
-)->list: # paths in order
-    "The shards at `path`"
+def shard_files(path)->list:
+    """The shards at `path`
+
+    Parameters:
+        path: a folder, searched with its subfolders, or one file
+    Returns: paths in order"""
     p = Path(path)
     if not p.exists(): raise InputError(f'there is no {p}; give a folder of .npy or .pt arrays')
     files = [p] if p.is_file() else sorted(f for f in p.rglob('*') if f.suffix in shard_kinds and f.is_file())
@@ -45,8 +47,10 @@ def shard_files(
         )
     return files
 
-def shard_splits(path)->dict: # split -> folder; empty where none is named
-    "The folders `train` and `validation` in `path`, if both hold shards"
+def shard_splits(path)->dict:
+    """The folders `train` and `validation` in `path`, if both hold shards
+
+    Returns: split -> folder; empty where none is named"""
     found = {s: Path(path)/s for s in ('train', 'validation')}
     return found if all(map(is_shards, found.values())) else {}
 
@@ -100,10 +104,12 @@ def _open_pt(file):
         )
     return t.numpy()
 
-def open_shard(
-    file, # .npy or .pt
-)->np.ndarray: # (n, length), whole numbers, mapped and not read
-    "The array in a file; one line if there is none to be trusted"
+def open_shard(file)->np.ndarray:
+    """The array in a file; one line if there is none to be trusted
+
+    Parameters:
+        file: .npy or .pt
+    Returns: (n, length), whole numbers, mapped and not read"""
     file = Path(file)
     try:
         a = (_open_pt if file.suffix == '.pt' else _open_npy)(file)
@@ -188,13 +194,15 @@ def _plain_scan(rows, tables, hashes):
         hashes[r] = int.from_bytes(hashlib.blake2b(row, digest_size=8).digest(), 'little')
     return bad
 
-def scan_rows(
-    a,             # (n, length) whole numbers
-    n_ids=LARGEST, # ids that count
-    compiled=True, # by numba if it is there
-    words=True,    # eight bytes at a time where that goes; hashes compare only within one type of number
-)->tuple: # how often each id came (n_ids,) int64; hash of each row (n,) uint64; tokens outside 0..n_ids-1
-    "Counts and row hashes in one pass"
+def scan_rows(a, n_ids=LARGEST, compiled=True, words=True)->tuple:
+    """Counts and row hashes in one pass
+
+    Parameters:
+        a: (n, length) whole numbers
+        n_ids: ids that count
+        compiled: by numba if it is there
+        words: eight bytes at a time where that goes; hashes compare only within one type of number
+    Returns: how often each id came (n_ids,) int64; hash of each row (n,) uint64; tokens outside 0..n_ids-1"""
     scans = _compiled() if compiled else {}
     by_words = (
         words
@@ -213,26 +221,32 @@ def scan_rows(
     return total,hashes,bad
 
 # %% ../../nbs/01_data/15_shards.ipynb #7466f67f
-def entropy(counts)->float: # bits a token
-    "Entropy of the shares of ids"
+def entropy(counts)->float:
+    """Entropy of the shares of ids
+
+    Returns: bits a token"""
     p = counts[counts > 0]/counts.sum()
     return float(-(p*np.log2(p)).sum())
 
 def _squeezed(row): return len(zlib.compress(row.tobytes(), 1))
 
-def order_gain(
-    row, # (length,) tokens
-)->float: # 0: order tells nothing
-    "How much better a row compresses than the same tokens shuffled"
+def order_gain(row)->float:
+    """How much better a row compresses than the same tokens shuffled
+
+    Parameters:
+        row: (length,) tokens
+    Returns: 0: order tells nothing"""
     row = np.asarray(row)[:16384]
     row = row.astype(np.uint8 if row.max() < 2**8 else np.uint16 if row.max() < 2**16 else np.int32)
     return 1 - _squeezed(row)/_squeezed(np.random.default_rng(0).permutation(row))
 
-def looks(
-    counts,  # of all ids
-    samples, # a few rows
-)->list: # sentences
-    "What is suspicious about tokens"
+def looks(counts, samples)->list:
+    """What is suspicious about tokens
+
+    Parameters:
+        counts: of all ids
+        samples: a few rows
+    Returns: sentences"""
     said,n,H = [],int((counts > 0).sum()),entropy(counts)
     if n >= 32 and H > .985*math.log2(n):
         said.append(
@@ -283,8 +297,10 @@ class ShardReport:
         )
         return '\n'.join([head, *(f'problem: {p}' for p in self.problems), *(f'warning: {w}' for w in self.warnings)])
 
-def shard_meta(path)->dict: # empty where nobody wrote any
-    "What `tokenize` wrote down: vocabulary, end token, whence the tokens are"
+def shard_meta(path)->dict:
+    """What `tokenize` wrote down: vocabulary, end token, whence the tokens are
+
+    Returns: empty where nobody wrote any"""
     f = next((f for f in (Path(path)/'meta.json', Path(path).parent/'meta.json') if f.is_file()), None)
     return read_json(f) if f else {}
 
@@ -309,12 +325,13 @@ def _look(file, n_ids, words): # opens anew, so that a thread holds one file at 
     if bad and n_ids < LARGEST: counts,hashes,bad = scan_rows(a, LARGEST, words=words)
     return counts[:int(np.flatnonzero(counts)[-1:].sum()) + 1],hashes,bad
 
-def validate(
-    path,                # folder or file
-    vocab_size:int=None, # ids must be below it; None: what meta.json says, if it is there
-    threads:int=None,    # files looked at together; default as many as there are cores
-)->ShardReport:
-    "Look at every token of a folder of shards"
+def validate(path, vocab_size:int=None, threads:int=None)->ShardReport:
+    """Look at every token of a folder of shards
+
+    Parameters:
+        path: folder or file
+        vocab_size: ids must be below it; None: what meta.json says, if it is there
+        threads: files looked at together; default as many as there are cores"""
     files = shard_files(path)
     vocab_size = vocab_size or shard_meta(path).get('vocab_size')
     shapes,length,problems = _headers(files)
@@ -381,13 +398,15 @@ def _at_document(file, row, eos): # the last row up to `row` that begins a docum
         if int(a[r-1, -1]) == eos: return r,True
     return row,False
 
-def split(
-    path,                 # folder or file of shards
-    output,               # folder to make, with `train` and `validation` in it
-    val_ratio:float=0.01, # share of the rows for validation, in (0,1)
-    report:ShardReport=None, # from `validate`, if it has run
-)->dict: # rows on each side, what the border follows, copies left out
-    "Divide shards by links"
+def split(path, output, val_ratio:float=0.01, report:ShardReport=None)->dict:
+    """Divide shards by links
+
+    Parameters:
+        path: folder or file of shards
+        output: folder to make, with `train` and `validation` in it
+        val_ratio: share of the rows for validation, in (0,1)
+        report: from `validate`, if it has run
+    Returns: rows on each side, what the border follows, copies left out"""
     if not 0 < val_ratio < 1:
         raise InputError(f'val_ratio={val_ratio} is the share of rows for validation; it must be above 0 and below 1')
     if shard_splits(path): raise InputError(f'{path} is divided already, into train and validation; use it as it is')
@@ -439,12 +458,13 @@ def _ranges(rows): # ascending row numbers -> [[first, behind the last], ...]
 
 # %% ../../nbs/01_data/15_shards.ipynb #71b38c09
 class Shards:
-    "Windows over the rows of many files, none of them held"
-    def __init__(self,
-        path,      # folder or file
-        T=None,    # inputs in a window; None: all of a row but its last token
-        n_open=8,  # files kept open
-    ):
+    """Windows over the rows of many files, none of them held
+
+    Parameters:
+        path: folder or file
+        T: inputs in a window; None: all of a row but its last token
+        n_open: files kept open"""
+    def __init__(self, path, T=None, n_open=8):
         root = Path(path)
         self.files = shard_files(root)
         only = read_json(root/'rows.json') if (root/'rows.json').is_file() else {}
@@ -477,14 +497,15 @@ class Shards:
         ) # (T+1,)
 
 # %% ../../nbs/01_data/15_shards.ipynb #9cffab61
-def block_order(
-    p,         # positions in the epoch, an array
-    n:int,     # windows
-    seed:int, epoch:int,
-    block=16,  # neighbours that stay in one pool
-    pool=64,   # blocks shuffled together
-)->np.ndarray: # numbers of windows
-    "Which window stands at each position of an epoch"
+def block_order(p, n:int, seed:int, epoch:int, block=16, pool=64)->np.ndarray:
+    """Which window stands at each position of an epoch
+
+    Parameters:
+        p: positions in the epoch, an array
+        n: windows
+        block: neighbours that stay in one pool
+        pool: blocks shuffled together
+    Returns: numbers of windows"""
     g = np.random.default_rng(seed_for(seed, 'shift', epoch))
     shift = int(g.integers(n))
     blocks = epoch_order(seed, f'blocks {epoch}', -(-n//block) - 1) if n > block else np.zeros(0, np.int64)
@@ -538,19 +559,21 @@ def _write_rows(stream, folder, length, dtype, per_file): # arrays of tokens -> 
         rows += k
     return rows,len(rest) - k*length
 
-def tokenize(
-    dataset:str,           # of the catalog
-    output_path,           # folder to make
-    tokenizer:str='bpe',   # as in `get_tokenizer`, trained on the training documents
-    length:int=32768,      # tokens in a row
-    data_dir=None,         # root in hub layout
-    config:str=None,       # of the dataset
-    vocab_size:int=None,   # of a tokenizer that is trained
-    limit:int=None,        # documents of each split, at most
-    rows_per_file:int=512,
-    allow_eval_data:bool=False, # make shards of a set that is kept for evaluation
-)->dict: # what stands in meta.json
-    "Make shards of a dataset"
+def tokenize(dataset:str, output_path, tokenizer:str='bpe', length:int=32768, data_dir=None, config:str=None,
+        vocab_size:int=None, limit:int=None, rows_per_file:int=512, allow_eval_data:bool=False)->dict:
+    """Make shards of a dataset
+
+    Parameters:
+        dataset: of the catalog
+        output_path: folder to make
+        tokenizer: as in `get_tokenizer`, trained on the training documents
+        length: tokens in a row
+        data_dir: root in hub layout
+        config: of the dataset
+        vocab_size: of a tokenizer that is trained
+        limit: documents of each split, at most
+        allow_eval_data: make shards of a set that is kept for evaluation
+    Returns: what stands in meta.json"""
     if Path(output_path).exists(): raise InputError(f'{output_path} exists already; name a new folder')
     if length < 2: raise InputError(f'length={length}: a row has at least 2 tokens')
     ds = find_dataset(dataset, config)

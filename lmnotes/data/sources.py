@@ -91,10 +91,12 @@ def _read_parquet(path)->Rows:
     return Rows(table.to_pylist(), _parquet_labels(table.schema))
 readers = {'.parquet': _read_parquet, '.jsonl': _read_jsonl, '.csv': _read_csv, '.txt': _read_txt}
 
-def read_file(
-    path, # a .parquet, .jsonl, .csv or .txt file that is not empty
-)->Rows: # one dict a row
-    "All rows of one file, by its ending"
+def read_file(path)->Rows:
+    """All rows of one file, by its ending
+
+    Parameters:
+        path: a .parquet, .jsonl, .csv or .txt file that is not empty
+    Returns: one dict a row"""
     path = Path(path)
     if path.suffix not in readers:
         raise InputError(f"cannot read '{path.name}': {did_you_mean(path.suffix, readers)}")
@@ -109,12 +111,14 @@ def _nearby(path)->str:
     )
 
 # %% ../../nbs/01_data/01_sources.ipynb #09f31338
-def local_config(
-    data_dir,         # root in hub layout
-    id:str,           # hub id, such as `openai/gsm8k`
-    config:str=None,  # configuration; None where the dataset has one only
-)->Path: # the folder that holds the split files
-    "Where a dataset lies under a local root"
+def local_config(data_dir, id:str, config:str=None)->Path:
+    """Where a dataset lies under a local root
+
+    Parameters:
+        data_dir: root in hub layout
+        id: hub id, such as `openai/gsm8k`
+        config: configuration; None where the dataset has one only
+    Returns: the folder that holds the split files"""
     root = Path(data_dir)
     if not root.is_dir(): raise InputError(f"there is no folder {root} to use as data_dir; {_nearby(root)}")
     home = root/id.replace('/', '__')
@@ -131,12 +135,14 @@ def local_config(
     return folder
 
 # %% ../../nbs/01_data/01_sources.ipynb #1ffb24a4
-def local_rows(
-    data_dir,         # root in hub layout
-    id:str,           # hub id
-    config:str=None,  # configuration
-)->dict: # split name -> `Rows`
-    "All splits of a dataset under a local root"
+def local_rows(data_dir, id:str, config:str=None)->dict:
+    """All splits of a dataset under a local root
+
+    Parameters:
+        data_dir: root in hub layout
+        id: hub id
+        config: configuration
+    Returns: split name -> `Rows`"""
     folder = local_config(data_dir, id, config)
     files = [f for f in sorted(folder.iterdir()) if f.suffix in readers]
     if not files: raise InputError(f'{folder} holds no split; put a file such as train.parquet there')
@@ -153,14 +159,14 @@ class Patience:
         if self.timeout <= 0 or self.tries < 1 or self.wait < 0:
             raise InputError(f'patience is timeout > 0, tries >= 1 and wait >= 0; {self} came')
 
-def patiently(
-    read,                       # function to call
-    what,                       # what is read and how far it came: a string, or a function that says it when asked
-    patience:Patience=None,
-    passing=lambda e: isinstance(e, OSError), # whether an error may pass; others are raised at once
-    error=RunError,             # kind of the error at the end
-):
-    "`read()`, tried again while it fails in passing"
+def patiently(read, what, patience:Patience=None, passing=lambda e: isinstance(e, OSError), error=RunError):
+    """`read()`, tried again while it fails in passing
+
+    Parameters:
+        read: function to call
+        what: what is read and how far it came: a string, or a function that says it when asked
+        passing: whether an error may pass; others are raised at once
+        error: kind of the error at the end"""
     p,start = patience or Patience(),time.monotonic()
     for i in range(p.tries):
         try:
@@ -211,8 +217,10 @@ def _hub_error(e, id, config)->InputError:
     return InputError(f"could not fetch '{id}' from the hub ({said}): {ways_on}")
 
 # %% ../../nbs/01_data/01_sources.ipynb #a66198e7
-def hub_answers(timeout:float=5)->bool: # seconds to wait for the hub to accept a connection
-    "Whether the hub (or the `HF_ENDPOINT` that stands for it) accepts a connection; behind a proxy we cannot tell and say yes"
+def hub_answers(timeout:float=5)->bool:
+    """Whether the hub (or the `HF_ENDPOINT` that stands for it) accepts a connection; behind a proxy we cannot tell and say yes
+
+    Returns: seconds to wait for the hub to accept a connection"""
     url = urlsplit(_endpoint())
     if url.scheme in getproxies(): return True
     try:
@@ -240,13 +248,14 @@ def _session(pid): # kept open between reads, one for each process
     import requests
     return requests.Session()
 
-def hub_get(
-    url:str,                 # whole, or a path under the hub's endpoint
-    timeout:float=30.,       # seconds without a byte
-    id:str='',               # dataset asked for, named in errors
-    first:int=None, last:int=None, # range of bytes, both included; None: all
-):
-    "One HTTP read with the hub's token; `OSError` where another try may help, `InputError` where not"
+def hub_get(url:str, timeout:float=30., id:str='', first:int=None, last:int=None):
+    """One HTTP read with the hub's token; `OSError` where another try may help, `InputError` where not
+
+    Parameters:
+        url: whole, or a path under the hub's endpoint
+        timeout: seconds without a byte
+        id: dataset asked for, named in errors
+        first, last: range of bytes, both included; None: all"""
     from huggingface_hub import get_token
     from huggingface_hub.constants import HF_HUB_OFFLINE
     if HF_HUB_OFFLINE:
@@ -303,12 +312,13 @@ def _place(
     config = '-'.join(f for f in folders if f != 'data' and not re.fullmatch(_split_words, f)) or 'default'
     return config, split[1] if split else 'train', False
 
-def hub_files(
-    id:str,                 # hub id
-    revision:str=None,      # None: the parquet branch, or where there is none the main one
-    patience:Patience=None,
-)->dict: # configuration -> split -> files, each {'path', 'size', 'url', 'partial'}
-    "The parquet files of a dataset on the hub"
+def hub_files(id:str, revision:str=None, patience:Patience=None)->dict:
+    """The parquet files of a dataset on the hub
+
+    Parameters:
+        id: hub id
+        revision: None: the parquet branch, or where there is none the main one
+    Returns: configuration -> split -> files, each {'path', 'size', 'url', 'partial'}"""
     patience,files = patience or Patience(),None
     for rev in [revision] if revision else [converted, 'main']:
         try:
@@ -357,13 +367,14 @@ def _may_pass(e)->bool: # whether an error of `datasets`, or one below it, is th
         )
     )
 
-def hub_rows(
-    id:str,                 # hub id, such as `openai/gsm8k`
-    config:str=None,        # configuration
-    revision:str=None,      # branch, tag or commit; None: the main one, or for scripts `refs/convert/parquet`
-    patience:Patience=None,
-)->dict: # split name -> `Rows`
-    "All splits of a dataset on the hub"
+def hub_rows(id:str, config:str=None, revision:str=None, patience:Patience=None)->dict:
+    """All splits of a dataset on the hub
+
+    Parameters:
+        id: hub id, such as `openai/gsm8k`
+        config: configuration
+        revision: branch, tag or commit; None: the main one, or for scripts `refs/convert/parquet`
+    Returns: split name -> `Rows`"""
     try:
         from datasets import load_dataset
     except ImportError:
@@ -404,15 +415,19 @@ def hub_rows(
     return {k: Rows(ds.to_list(), labels(ds)) for k,ds in splits.items()}
 
 # %% ../../nbs/01_data/01_sources.ipynb #e266dfc1
-def content_hash(text:str)->int: # 64 bits, the same on every machine
-    "A number that depends on what a document says and on nothing else"
+def content_hash(text:str)->int:
+    """A number that depends on what a document says and on nothing else
+
+    Returns: 64 bits, the same on every machine"""
     return int.from_bytes(hashlib.blake2b(text.encode('utf-8', 'replace'), digest_size=8).digest(), 'big')
 
-def split_by_hash(
-    texts:list,           # documents
-    fraction:float=0.05,  # share of the documents held out, in (0,1)
-)->tuple: # indices for training, indices for validation, each in the order they came
-    "Hold out the documents with the lowest hashes; copies of a document stay together"
+def split_by_hash(texts:list, fraction:float=0.05)->tuple:
+    """Hold out the documents with the lowest hashes; copies of a document stay together
+
+    Parameters:
+        texts: documents
+        fraction: share of the documents held out, in (0,1)
+    Returns: indices for training, indices for validation, each in the order they came"""
     hashes = [content_hash(t) for t in texts]
     distinct = sorted(set(hashes))
     if len(distinct) < 2:
@@ -425,11 +440,13 @@ def split_by_hash(
     return train, [i for i,h in enumerate(hashes) if h <= limit]
 
 # %% ../../nbs/01_data/01_sources.ipynb #bcd98997
-def split_tail(
-    text:str,             # one document
-    fraction:float=0.05,  # share of the characters held out, in (0,1)
-)->tuple: # the head for training, the tail for validation
-    "Cut the end off a document, at the line border nearest before the mark"
+def split_tail(text:str, fraction:float=0.05)->tuple:
+    """Cut the end off a document, at the line border nearest before the mark
+
+    Parameters:
+        text: one document
+        fraction: share of the characters held out, in (0,1)
+    Returns: the head for training, the tail for validation"""
     mark = len(text) - max(1, math.ceil(fraction*len(text)))
     cut = text.rfind('\n', 0, mark) + 1
     if cut <= len(text)*(1 - 4*fraction): cut = mark # lines longer than the tail: cut where the mark is
@@ -462,11 +479,13 @@ def _turns(row)->list: # (who, what) of a conversation
         raise InputError(f"'messages' is a list of {{\"role\": ..., \"content\": ...}}; {str(turns)[:60]} came")
     return [(m['role'].capitalize(), m['content']) for m in turns]
 
-def find_text(
-    columns,               # names of the columns there are
-    text_column:str=None,  # the one to use, when the usual names do not fit
-): # function from a row to its text
-    "How to read the text out of a row: `text`, two sides such as `prompt`+`response`, `messages`, or the column that was named"
+def find_text(columns, text_column:str=None):
+    """How to read the text out of a row: `text`, two sides such as `prompt`+`response`, `messages`, or the column that was named
+
+    Parameters:
+        columns: names of the columns there are
+        text_column: the one to use, when the usual names do not fit
+    Returns: function from a row to its text"""
     columns = list(columns)
     if text_column and text_column not in columns:
         raise InputError(f"no column '{text_column}': {did_you_mean(text_column, columns)}")
@@ -498,12 +517,13 @@ def _instruction(row)->str:
         + '### Response:'
     )
 
-def find_pair(
-    columns,                 # names of the columns there are
-    prompt_column:str=None,  # the two to use, when the usual names do not fit
-    target_column:str=None,
-): # functions `prompt(row)` and `target(row)`, or None when the columns have no two sides
-    "How to read prompt and target out of a row"
+def find_pair(columns, prompt_column:str=None, target_column:str=None):
+    """How to read prompt and target out of a row
+
+    Parameters:
+        columns: names of the columns there are
+        prompt_column: the two to use, when the usual names do not fit
+    Returns: functions `prompt(row)` and `target(row)`, or None when the columns have no two sides"""
     columns = list(columns)
     if bool(prompt_column) != bool(target_column):
         raise InputError(
@@ -542,15 +562,19 @@ def _own_files(path)->list:
 def _split_of(file)->str:
     return _split_names.get(file.stem.replace('-', '_').replace('.', '_').split('_')[0].lower())
 
-def own_splits(path)->dict: # split name -> files
-    "The files of a file or folder of one's own, by split"
+def own_splits(path)->dict:
+    """The files of a file or folder of one's own, by split
+
+    Returns: split name -> files"""
     files = _own_files(path)
     named = {s: [f for f in files if _split_of(f) == s] for s in ('train', 'validation', 'test')}
     if len(files) == 1 or not named['train']: named = dict(train=files)
     return {s: fs for s,fs in named.items() if fs}
 
-def columns_of(rows)->list: # in the order they first appear
-    "The columns that any of `rows` has"
+def columns_of(rows)->list:
+    """The columns that any of `rows` has
+
+    Returns: in the order they first appear"""
     return list(dict.fromkeys(k for r in rows for k in r))
 
 def _rows_of(files, need)->Rows:
@@ -571,19 +595,23 @@ def _rows_of(files, need)->Rows:
         rows.labels.update(part.labels)
     return rows
 
-def own_rows(
-    path,      # file or folder of txt, jsonl, csv or parquet
-    need=(),   # columns that every file must have
-)->dict: # split name -> `Rows`; `train` always, `validation` and `test` when the files are named so
-    "The rows of a file or folder of one's own"
+def own_rows(path, need=())->dict:
+    """The rows of a file or folder of one's own
+
+    Parameters:
+        path: file or folder of txt, jsonl, csv or parquet
+        need: columns that every file must have
+    Returns: split name -> `Rows`; `train` always, `validation` and `test` when the files are named so"""
     return {s: _rows_of(files, list(filter(None, need))) for s,files in own_splits(path).items()}
 
 # %% ../../nbs/01_data/01_sources.ipynb #9d1f618c
-def own_texts(
-    path,                  # file or folder
-    text_column:str=None,  # column to read, when the usual names do not fit
-)->dict: # split name -> documents; `train` always, `validation` and `test` when the files are named so
-    "The documents of a file or folder of one's own"
+def own_texts(path, text_column:str=None)->dict:
+    """The documents of a file or folder of one's own
+
+    Parameters:
+        path: file or folder
+        text_column: column to read, when the usual names do not fit
+    Returns: split name -> documents; `train` always, `validation` and `test` when the files are named so"""
     def texts(files): # each file by its own columns
         for f in files:
             rows = _rows_of([f], ())
@@ -598,11 +626,13 @@ def own_texts(
     return splits
 
 # %% ../../nbs/01_data/01_sources.ipynb #0d892dda
-def held_out(
-    texts:list,           # documents
-    fraction:float=0.05,  # share held out
-)->tuple: # training documents, validation documents, a sentence
-    "Cut a validation part from training documents"
+def held_out(texts:list, fraction:float=0.05)->tuple:
+    """Cut a validation part from training documents
+
+    Parameters:
+        texts: documents
+        fraction: share held out
+    Returns: training documents, validation documents, a sentence"""
     if len(set(texts)) == 1:
         head,tail = split_tail(texts[0], fraction)
         return [head], [tail], f'no validation split: the last {fraction:.0%} of the only document are held out'

@@ -30,14 +30,15 @@ from .tokenizers import *
 
 # %% ../../nbs/01_data/14_streaming.ipynb #78ec7488
 class RemoteFile:
-    "A file behind a URL, read in ranges of bytes"
+    """A file behind a URL, read in ranges of bytes
+
+    Parameters:
+        url: of the file
+        id: dataset, named in errors
+        timeout: seconds without a byte
+        size: bytes; None: asked for"""
     closed = False
-    def __init__(self,
-        url:str,           # of the file
-        id:str,            # dataset, named in errors
-        timeout:float=30., # seconds without a byte
-        size:int=None,     # bytes; None: asked for
-    ):
+    def __init__(self, url:str, id:str, timeout:float=30., size:int=None):
         self.url,self.id,self.timeout,self.at = url,id,timeout,0
         self.size = (
             size if size is not None else int(hub_get(url, timeout, id, 0, 3).headers['Content-Range'].split('/')[-1])
@@ -139,14 +140,15 @@ _formats = {'.parquet': (_parquet_sizes, _parquet_rows), '.jsonl': (_jsonl_sizes
 
 # %% ../../nbs/01_data/14_streaming.ipynb #ff17ceef
 class StreamSource:
-    "Files of row groups, any of which can be read alone"
-    def __init__(self,
-        name:str,               # dataset, named in errors
-        files:list,             # dicts: 'path', and 'url' and 'size' where it is far, or 'rows' where it is at hand
-        text=None,              # function from a row to its text; None: by the usual columns
-        patience:Patience=None, # with a far file
-        notes=(),               # sentences about what is read
-    ):
+    """Files of row groups, any of which can be read alone
+
+    Parameters:
+        name: dataset, named in errors
+        files: dicts: 'path', and 'url' and 'size' where it is far, or 'rows' where it is at hand
+        text: function from a row to its text; None: by the usual columns
+        patience: with a far file
+        notes: sentences about what is read"""
+    def __init__(self, name:str, files:list, text=None, patience:Patience=None, notes=()):
         if not files: raise InputError(f"'{name}' has no files to walk")
         self.name,self.files,self.text,self.patience,self.notes = name,files,text,patience or Patience(),list(notes)
         self._open,self._sizes,self._first = {},{},None
@@ -196,16 +198,17 @@ def _read(self:StreamSource, f, row, read):
         raise InputError(f"{where} cannot be read ({str(e).splitlines()[0]})") from None
 
 # %% ../../nbs/01_data/14_streaming.ipynb #dff9aeea
-def stream_source(
-    dataset:str=None,       # short name, id or id/configuration; see the catalog
-    config:str=None,        # configuration
-    split:str='train',      # ours: train, validation or test
-    data_dir=None,          # root in hub layout; None: LMNOTES_DATA_DIR, else the hub
-    data_path=None,         # one's own file or folder, in place of `dataset`
-    text_column:str=None,   # the column of `data_path` to read
-    patience:Patience=None,
-)->StreamSource:
-    "A dataset by name, ready to be walked"
+def stream_source(dataset:str=None, config:str=None, split:str='train', data_dir=None, data_path=None,
+        text_column:str=None, patience:Patience=None)->StreamSource:
+    """A dataset by name, ready to be walked
+
+    Parameters:
+        dataset: short name, id or id/configuration; see the catalog
+        config: configuration
+        split: ours: train, validation or test
+        data_dir: root in hub layout; None: LMNOTES_DATA_DIR, else the hub
+        data_path: one's own file or folder, in place of `dataset`
+        text_column: the column of `data_path` to read"""
     if data_path:
         splits = own_splits(data_path)
         _has_split(str(data_path), split, splits)
@@ -272,17 +275,18 @@ def _permuted(items, shuffle, *seed)->list:
     )
 
 class Walk:
-    "The documents of a source in an order that is a pure function of seed and place"
-    def __init__(self,
-        source:StreamSource,
-        text=None,             # function from a row to its text; None: the source's own, or by the usual columns
-        seed:int=0,            # of the order
-        shuffle:bool=False,    # False: as they stand
-        buffer:int=1000,       # rows shuffled together, at least
-        repeat:bool=False,     # pass after pass, each in its own order
-        part:str=None,         # 'train' or 'validation': documents on that side of the cut by content; None: all
-        fraction:float=0.05,   # share of the documents on the validation side
-    ):
+    """The documents of a source in an order that is a pure function of seed and place
+
+    Parameters:
+        text: function from a row to its text; None: the source's own, or by the usual columns
+        seed: of the order
+        shuffle: False: as they stand
+        buffer: rows shuffled together, at least
+        repeat: pass after pass, each in its own order
+        part: 'train' or 'validation': documents on that side of the cut by content; None: all
+        fraction: share of the documents on the validation side"""
+    def __init__(self, source:StreamSource, text=None, seed:int=0, shuffle:bool=False, buffer:int=1000,
+            repeat:bool=False, part:str=None, fraction:float=0.05):
         if part not in (None, 'train', 'validation'):
             raise InputError(f"a part is 'train' or 'validation'; '{part}' came")
         self.source, self.text, self.seed, self.shuffle, self.buffer, self.repeat = (
@@ -328,8 +332,11 @@ def _find_text(self:Walk, row):
         raise InputError(f"'{self.source.name}': {e}") from None
 
 @patch
-def documents(self:Walk, at:Place): # pairs of a place and a row, from `at` on
-    "Walk on from a place"
+def documents(self:Walk, at:Place):
+    """Walk on from a place
+
+    Parameters:
+        at: pairs of a place and a row, from `at` on"""
     e,file,number,i,n = at.epoch,at.file,at.run,at.row,at.documents
     start = n
     while True:
@@ -380,15 +387,10 @@ def _identity(self:Walk)->dict:
     )
 
 class Samples(Walk):
-    "Rows one by one; `iter` goes on where the last one stopped"
-    def __init__(
-        self,
-        source:StreamSource,
-        rank:int=0,
-        world:int=1,
-        limit:int=None,
-        **kwargs,
-    ): # limit: documents of all ranks, at most; the rest as in `Walk`
+    """Rows one by one; `iter` goes on where the last one stopped
+
+    Returns: limit: documents of all ranks, at most; the rest as in `Walk`"""
+    def __init__(self, source:StreamSource, rank:int=0, world:int=1, limit:int=None, **kwargs):
         super().__init__(source, **kwargs)
         self.rank,self.world,self.limit,self.at = rank,world,limit,Place()
     def __iter__(self):
@@ -403,14 +405,10 @@ class Samples(Walk):
 
 # %% ../../nbs/01_data/14_streaming.ipynb #7734be06
 class TokenWalk(Walk):
-    "A walk over tokens: `peek` at the next ones, `advance` past them"
-    def __init__(
-        self,
-        source:StreamSource,
-        tokenizer,
-        max_tokens:int=None,
-        **kwargs,
-    ): # max_tokens: of one pass; every pass then has the same ones
+    """A walk over tokens: `peek` at the next ones, `advance` past them
+
+    Returns: max_tokens: of one pass; every pass then has the same ones"""
+    def __init__(self, source:StreamSource, tokenizer, max_tokens:int=None, **kwargs):
         super().__init__(source, **kwargs)
         self.tokenizer,self.max_tokens,self.same_order = tokenizer,max_tokens,max_tokens is not None
         self.go(Place())
@@ -441,8 +439,10 @@ class TokenWalk(Walk):
 
 # %% ../../nbs/01_data/14_streaming.ipynb #c6d76c2f
 @patch
-def peek(self:TokenWalk, n:int)->np.ndarray: # int32, (n,); fewer at the end
-    "The next `n` tokens, left where they are"
+def peek(self:TokenWalk, n:int)->np.ndarray:
+    """The next `n` tokens, left where they are
+
+    Returns: int32, (n,); fewer at the end"""
     self._fill(n)
     ids,need = [],n + self.at.token
     for _,d in self.pending:
@@ -470,15 +470,15 @@ def _next(self:TokenWalk, place, n)->Place: # where the document after `place` i
 
 # %% ../../nbs/01_data/14_streaming.ipynb #84986778
 class Chunks(TokenWalk):
-    "Chunks of exactly so many tokens; what is left at the end is counted"
-    def __init__(self,
-        source:StreamSource,
-        tokenizer,                   # counts the tokens
-        tokens_per_chunk:int=4096,
-        max_chunks:int=None,         # of all ranks together
-        rank:int=0, world:int=1,     # chunk i belongs to rank i modulo world
-        **kwargs                     # as in `Walk`
-    ):
+    """Chunks of exactly so many tokens; what is left at the end is counted
+
+    Parameters:
+        tokenizer: counts the tokens
+        max_chunks: of all ranks together
+        rank, world: chunk i belongs to rank i modulo world
+        kwargs: as in `Walk`"""
+    def __init__(self, source:StreamSource, tokenizer, tokens_per_chunk:int=4096, max_chunks:int=None,
+            rank:int=0, world:int=1, **kwargs):
         if tokens_per_chunk < 1: raise InputError(f'tokens_per_chunk is at least 1; {tokens_per_chunk} came')
         if max_chunks is not None and max_chunks < 1: raise InputError(f'max_chunks is at least 1; {max_chunks} came')
         super().__init__(source, tokenizer, **kwargs)
@@ -519,27 +519,25 @@ def _tokenizer_print(tok)->str:
 _walks = 'chunk', 'sample'
 
 class StreamLoader:
-    "Batches from a walk, in an order that is a pure function of (`seed`, batch number)"
+    """Batches from a walk, in an order that is a pure function of (`seed`, batch number)
+
+    Parameters:
+        T: inputs in a row
+        bs: rows in a batch of one rank
+        walk: `chunk` or `sample`
+        max_chunks: chunks in a pass; None: all there is
+        example: for `sample`: function from a row to its tokens and the index of the first to be learned
+        seed: of the order
+        n_batches: batches in this fit; None: one pass
+        start: number of the first batch to yield
+        world: which slice of each global batch is ours, of how many
+        shuffle: False: as they stand, one pass, the last batch may be short
+        device: where batches go; None leaves them on the CPU
+        kwargs: text, buffer, part, fraction, as in `Walk`"""
     n_inp, drop_last, num_workers = 1, False, 0
-    def __init__(
-        self,
-        source:StreamSource,
-        tokenizer,
-        T:int=128, # inputs in a row
-        bs:int=8, # rows in a batch of one rank
-        walk:str='chunk', # `chunk` or `sample`
-        tokens_per_chunk:int=4096,
-        max_chunks:int=None, # chunks in a pass; None: all there is
-        example=None, # for `sample`: function from a row to its tokens and the index of the first to be learned
-        seed:int=0, # of the order
-        n_batches:int=None, # batches in this fit; None: one pass
-        start:int=0, # number of the first batch to yield
-        rank:int=0,
-        world:int=1, # which slice of each global batch is ours, of how many
-        shuffle:bool=True, # False: as they stand, one pass, the last batch may be short
-        device=None, # where batches go; None leaves them on the CPU
-        **kwargs, # text, buffer, part, fraction, as in `Walk`
-    ):
+    def __init__(self, source:StreamSource, tokenizer, T:int=128, bs:int=8, walk:str='chunk',
+            tokens_per_chunk:int=4096, max_chunks:int=None, example=None, seed:int=0, n_batches:int=None,
+            start:int=0, rank:int=0, world:int=1, shuffle:bool=True, device=None, **kwargs):
         if walk not in _walks: raise InputError(f"unknown walk '{walk}': {did_you_mean(walk, _walks)}")
         if bs < 1 or T < 1: raise InputError(f'the batch size and max_length are at least 1; {bs} and {T} came')
         if max_chunks is not None and walk == 'sample':
@@ -598,8 +596,10 @@ class StreamLoader:
 
 # %% ../../nbs/01_data/14_streaming.ipynb #09d76c7a
 @patch
-def _windows(self:StreamLoader, n)->np.ndarray: # (up to n, T+1)
-    "The next windows of the stream of tokens"
+def _windows(self:StreamLoader, n)->np.ndarray:
+    """The next windows of the stream of tokens
+
+    Returns: (up to n, T+1)"""
     ids = self._walk.peek(n*self.T + 1)
     m = max(0, len(ids) - 1)//self.T
     if m < n: self.n_left = max(0, len(ids) - 1 - m*self.T)
@@ -611,8 +611,10 @@ def _windows(self:StreamLoader, n)->np.ndarray: # (up to n, T+1)
     )
 
 @patch
-def _samples(self:StreamLoader, n, read=True)->list: # of (tokens, first to learn)
-    "The next documents; `read=False` only walks past them"
+def _samples(self:StreamLoader, n, read=True)->list:
+    """The next documents; `read=False` only walks past them
+
+    Returns: of (tokens, first to learn)"""
     found = list(islice(self._walk._feed, n))
     if not found: return []
     rows,last = [r for _,r in found],found[-1][0]
@@ -654,8 +656,10 @@ def _take(self:StreamLoader, n, read=True):
     return self._windows(n) if self.walk == 'chunk' else self._samples(n, read)
 
 @patch
-def batch(self:StreamLoader, k:int)->tuple: # ({'input_ids': (B,T), 'shift_labels': (B,T)},), int64; None past the end
-    "Batch number `k`, whatever came before"
+def batch(self:StreamLoader, k:int)->tuple:
+    """Batch number `k`, whatever came before
+
+    Returns: ({'input_ids': (B,T), 'shift_labels': (B,T)},), int64; None past the end"""
     n = self.bs*self.world
     self._go(k*n)
     if self._at < k*n: return
@@ -711,8 +715,10 @@ def new(self:StreamLoader, dataset=None, **kwargs):
     return dl
 
 @patch
-def count(self:StreamLoader)->int: # rows: windows or documents
-    "The rows of one pass, found by walking it once"
+def count(self:StreamLoader)->int:
+    """The rows of one pass, found by walking it once
+
+    Returns: rows: windows or documents"""
     if self._counted is None:
         w = TokenWalk(
             self.dataset,
@@ -730,8 +736,10 @@ def count(self:StreamLoader)->int: # rows: windows or documents
     return self._counted
 
 @patch
-def rows_in_pass(self:StreamLoader)->int: # the rows of all ranks
-    "How many rows a pass has, where that can be known"
+def rows_in_pass(self:StreamLoader)->int:
+    """How many rows a pass has, where that can be known
+
+    Returns: the rows of all ranks"""
     if self.dataset.far and not self.max_tokens:
         raise InputError(
             f"'{self.dataset.name}' is walked as a stream, whose end nobody has seen; say how far "
@@ -751,10 +759,11 @@ def _identity(self:StreamLoader)->dict:
     )
 
 @patch
-def state_dict(self:StreamLoader,
-    k:int=None, # number of the batch to go on with; None: the one after the last that was made
-)->dict:
-    "Where the walk stands before batch `k`, ready for JSON"
+def state_dict(self:StreamLoader, k:int=None)->dict:
+    """Where the walk stands before batch `k`, ready for JSON
+
+    Parameters:
+        k: number of the batch to go on with; None: the one after the last that was made"""
     item = self._at if k is None else k*self.bs*self.world
     known = max(m for m in self._marks if m <= item)
     return dict(self._identity(), item=item, known=known, place=asdict(self._marks[known]))
@@ -847,24 +856,26 @@ class StreamData(DataLoaders):
         )
 
 # %% ../../nbs/01_data/14_streaming.ipynb #2bfa1e04
-def stream_data(
-    dataset:str='prose',        # short name, id or id/configuration; see the catalog
-    config:str=None,            # configuration of the dataset
-    tokenizer:str='bytes',      # `bytes`, `chars`, `words`, `bpe`, `sentencepiece`, a folder or a hub id
-    max_length:int=128,         # tokens in a row
-    bs:int=8,                   # rows in a batch
-    seed:int=0,                 # of the order
-    vocab_size:int=None,        # of a tokenizer that is trained
-    data_dir=None, data_path=None, text_column:str=None, # as in `stream_source`
-    walk:str='chunk',           # `chunk` or `sample`
-    tokens_per_chunk:int=4096,
-    max_chunks:int=None,        # chunks in a pass over the training part
-    valid_chunks:int=16,        # chunks of the validation part
-    device:str=None,            # where batches go; None: the best there is
-    patience:Patience=None,
-    allow_eval_data:bool=False, # train on a set that is kept for evaluation
-)->StreamData:
-    "Text by name to batches, without loading it"
+def stream_data(dataset:str='prose', config:str=None, tokenizer:str='bytes', max_length:int=128, bs:int=8,
+        seed:int=0, vocab_size:int=None, data_dir=None, data_path=None, text_column:str=None,
+        walk:str='chunk', tokens_per_chunk:int=4096, max_chunks:int=None, valid_chunks:int=16,
+        device:str=None, patience:Patience=None, allow_eval_data:bool=False)->StreamData:
+    """Text by name to batches, without loading it
+
+    Parameters:
+        dataset: short name, id or id/configuration; see the catalog
+        config: configuration of the dataset
+        tokenizer: `bytes`, `chars`, `words`, `bpe`, `sentencepiece`, a folder or a hub id
+        max_length: tokens in a row
+        bs: rows in a batch
+        seed: of the order
+        vocab_size: of a tokenizer that is trained
+        data_dir, data_path, text_column: as in `stream_source`
+        walk: `chunk` or `sample`
+        max_chunks: chunks in a pass over the training part
+        valid_chunks: chunks of the validation part
+        device: where batches go; None: the best there is
+        allow_eval_data: train on a set that is kept for evaluation"""
     spec = {
         k: v if k not in ('data_dir', 'data_path') or v is None else str(v)
         for k, v in locals().items()

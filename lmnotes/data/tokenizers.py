@@ -38,30 +38,37 @@ def _wrap(
     fast.training_note = note
     return fast
 
-def tokenizer_note(tok)->str: # empty where there is nothing to say
-    "What was said when the tokenizer was trained: a vocabulary that the text could not fill, or that was cut"
+def tokenizer_note(tok)->str:
+    """What was said when the tokenizer was trained: a vocabulary that the text could not fill, or that was cut
+
+    Returns: empty where there is nothing to say"""
     return getattr(tok, 'training_note', '')
 
 # %% ../../nbs/01_data/03_tokenizers.ipynb #fb367f00
 @cache
-def byte_names()->tuple: # 256 characters, in the order of the bytes
-    "The printable character that stands for each byte in byte-level vocabularies"
+def byte_names()->tuple:
+    """The printable character that stands for each byte in byte-level vocabularies
+
+    Returns: 256 characters, in the order of the bytes"""
     keep = {*range(33, 127), *range(161, 173), *range(174, 256)}
     free = iter(range(256, 512))
     return tuple(chr(b) if b in keep else chr(next(free)) for b in range(256))
 
-def byte_tokenizer()->PreTrainedTokenizerFast: # 258 tokens: the bytes, then `<eos>` and `<pad>`
-    "Token i is byte i"
+def byte_tokenizer()->PreTrainedTokenizerFast:
+    """Token i is byte i
+
+    Returns: 258 tokens: the bytes, then `<eos>` and `<pad>`"""
     tok = Tokenizer(models.BPE(vocab={c: i for i,c in enumerate(byte_names())}, merges=[]))
     tok.pre_tokenizer, tok.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     tok.add_special_tokens([EOS, PAD])
     return _wrap(tok)
 
 # %% ../../nbs/01_data/03_tokenizers.ipynb #8b96e4e1
-def char_tokenizer(
-    texts, # training documents
-)->PreTrainedTokenizerFast:
-    "One token for each character of the training text"
+def char_tokenizer(texts)->PreTrainedTokenizerFast:
+    """One token for each character of the training text
+
+    Parameters:
+        texts: training documents"""
     chars = sorted(set().union(*map(set, texts)))
     tok = Tokenizer(models.WordLevel({c: i for i,c in enumerate([*chars, UNK])}, unk_token=UNK))
     tok.pre_tokenizer, tok.decoder = pre_tokenizers.Split(Regex(r'[\s\S]'), 'isolated'), decoders.Fuse()
@@ -71,11 +78,12 @@ def char_tokenizer(
 # %% ../../nbs/01_data/03_tokenizers.ipynb #0addfbaf
 _word = r' ?[^ \t\n\r\f\v]+| ?\n|[ \t\n\r\f\v]' # classes spelled out: two regex engines read it, and their \s differ
 
-def word_tokenizer(
-    texts,                # training documents
-    vocab_size:int=None,  # tokens at most, special ones included; None: 50,000
-)->PreTrainedTokenizerFast:
-    "One token for each of the most frequent words of the training text; a literal `<unk>` is the unknown word"
+def word_tokenizer(texts, vocab_size:int=None)->PreTrainedTokenizerFast:
+    """One token for each of the most frequent words of the training text; a literal `<unk>` is the unknown word
+
+    Parameters:
+        texts: training documents
+        vocab_size: tokens at most, special ones included; None: 50,000"""
     cap = vocab_size or 50_000
     if cap < 4: raise InputError(f'a word vocabulary of {cap} is too small: 3 special tokens and a word need 4')
     counts = Counter(w for t in texts for w in re.findall(_word, t))
@@ -91,11 +99,12 @@ def word_tokenizer(
 def _filled(have, want)->str:
     return '' if have >= want else f'the training text gives {have:,} tokens, not the usual {want:,}'
 
-def bpe_tokenizer(
-    texts,                # training documents
-    vocab_size:int=None,  # tokens in all, special ones included; None: up to 4096
-)->PreTrainedTokenizerFast:
-    "Byte-level BPE learned on the training text"
+def bpe_tokenizer(texts, vocab_size:int=None)->PreTrainedTokenizerFast:
+    """Byte-level BPE learned on the training text
+
+    Parameters:
+        texts: training documents
+        vocab_size: tokens in all, special ones included; None: up to 4096"""
     want = vocab_size or 4096
     if want < 258:
         raise InputError(f'a BPE vocabulary of {want} is too small: 256 bytes and 2 special tokens need 258')
@@ -160,11 +169,12 @@ def _train_pieces(texts, size, pieces)->list: # (piece, log probability)
         for i in range(1, sp.get_piece_size())
     ]
 
-def sentencepiece_tokenizer(
-    texts,                # training documents
-    vocab_size:int=None,  # tokens in all, special ones and 256 bytes included; None: up to 32,000
-)->PreTrainedTokenizerFast:
-    "A unigram model of pieces learned on the training text, with bytes for what it does not know"
+def sentencepiece_tokenizer(texts, vocab_size:int=None)->PreTrainedTokenizerFast:
+    """A unigram model of pieces learned on the training text, with bytes for what it does not know
+
+    Parameters:
+        texts: training documents
+        vocab_size: tokens in all, special ones and 256 bytes included; None: up to 32,000"""
     want = vocab_size or 32_000
     vocab = _train_pieces(texts, want - 1, 'unigram')
     # 0 is a byte: what is unknown becomes bytes, never `<unk>`
@@ -183,10 +193,11 @@ def sentencepiece_tokenizer(
     return _wrap(tok, _filled(have, want))
 
 # %% ../../nbs/01_data/03_tokenizers.ipynb #58d07882
-def hub_tokenizer(
-    name:str, # folder or hub id
-)->PreTrainedTokenizerFast:
-    "A tokenizer from a folder or from the hub, with an `eos` and with no `pad` that is `eos`"
+def hub_tokenizer(name:str)->PreTrainedTokenizerFast:
+    """A tokenizer from a folder or from the hub, with an `eos` and with no `pad` that is `eos`
+
+    Parameters:
+        name: folder or hub id"""
     from transformers import AutoTokenizer
     try:
         with nullcontext() if Path(name).is_dir() else offline_if_silent():
@@ -217,12 +228,13 @@ own_tokenizers = dict(
 sized_tokenizers = 'bpe', 'words', 'sentencepiece' # those that take a vocab_size
 
 # %% ../../nbs/01_data/03_tokenizers.ipynb #77072d5a
-def get_tokenizer(
-    name:str='bytes',     # `bytes`, `chars`, `words`, `bpe`, `sentencepiece`, a folder or a hub id
-    texts=lambda: (),     # function that gives the training documents
-    vocab_size:int=None,  # for `bpe`, `words` and `sentencepiece`
-)->PreTrainedTokenizerFast:
-    "The tokenizer of that name, trained if it is of the kind that is"
+def get_tokenizer(name:str='bytes', texts=lambda: (), vocab_size:int=None)->PreTrainedTokenizerFast:
+    """The tokenizer of that name, trained if it is of the kind that is
+
+    Parameters:
+        name: `bytes`, `chars`, `words`, `bpe`, `sentencepiece`, a folder or a hub id
+        texts: function that gives the training documents
+        vocab_size: for `bpe`, `words` and `sentencepiece`"""
     name = str(name)
     if vocab_size and name not in sized_tokenizers:
         raise InputError(
@@ -257,8 +269,10 @@ def _encode_any(tok, texts, size=1024)->list:
     finally:
         rust.encode_special_tokens = old
 
-def tokenizer_kind(tok)->str: # 'bytes', 'chars', 'words', 'sentencepiece' or 'other'
-    "Which of our own tokenizers this is, told by its model and vocabulary, so that it holds after a save and a load"
+def tokenizer_kind(tok)->str:
+    """Which of our own tokenizers this is, told by its model and vocabulary, so that it holds after a save and a load
+
+    Returns: 'bytes', 'chars', 'words', 'sentencepiece' or 'other'"""
     model = type(tok.backend_tokenizer.model).__name__
     if model == 'Unigram': return 'sentencepiece'
     plain = set(tok.get_vocab()) - set(tok.all_special_tokens)
@@ -266,20 +280,24 @@ def tokenizer_kind(tok)->str: # 'bytes', 'chars', 'words', 'sentencepiece' or 'o
     if model != 'WordLevel' or tok.unk_token != UNK: return 'other'
     return 'chars' if max(map(len, plain), default=2) == 1 else 'words'
 
-def encode_documents(
-    tokenizer,  # a `PreTrainedTokenizerFast`
-    texts:list, # documents
-)->np.ndarray: # int32: the tokens of every document, each closed by `eos`
-    "One stream of tokens"
+def encode_documents(tokenizer, texts:list)->np.ndarray:
+    """One stream of tokens
+
+    Parameters:
+        tokenizer: a `PreTrainedTokenizerFast`
+        texts: documents
+    Returns: int32: the tokens of every document, each closed by `eos`"""
     if not len(texts): return np.zeros(0, np.int32)
     fast = dict(bytes=_encode_bytes, chars=_encode_chars).get(tokenizer_kind(tokenizer))
     return fast(tokenizer, list(texts)) if fast else np.concatenate(_encode_any(tokenizer, list(texts)))
 
-def encode_each(
-    tokenizer,  # a `PreTrainedTokenizerFast`
-    texts:list, # documents
-)->list: # an int32 array for each document, closed by `eos`
-    "The tokens of each document, apart"
+def encode_each(tokenizer, texts:list)->list:
+    """The tokens of each document, apart
+
+    Parameters:
+        tokenizer: a `PreTrainedTokenizerFast`
+        texts: documents
+    Returns: an int32 array for each document, closed by `eos`"""
     texts,kind = list(texts),tokenizer_kind(tokenizer)
     if kind not in ('bytes', 'chars'): return _encode_any(tokenizer, texts)
     n = [len(_utf8(t).encode() if kind == 'bytes' else t) + 1 for t in texts]
@@ -296,10 +314,12 @@ def _name_bytes(name, kinds)->int:
     if 'WordPiece' in kinds: return len(name.removeprefix('##').encode()) # its spaces are lost
     return len((name.replace('▁', ' ') if kinds & {'Metaspace', 'Replace'} else name).encode())
 
-def token_bytes(
-    tokenizer, # a `PreTrainedTokenizerFast`
-)->torch.Tensor: # int64, (vocabulary,)
-    "UTF-8 bytes that each token stands for; 0 for special tokens"
+def token_bytes(tokenizer)->torch.Tensor:
+    """UTF-8 bytes that each token stands for; 0 for special tokens
+
+    Parameters:
+        tokenizer: a `PreTrainedTokenizerFast`
+    Returns: int64, (vocabulary,)"""
     kinds, vocab = _decoder_types(tokenizer), tokenizer.get_vocab()
     n = torch.zeros(max(vocab.values()) + 1, dtype=torch.int64)
     added = {i: t for i,t in tokenizer.added_tokens_decoder.items()}

@@ -85,19 +85,20 @@ class PictureData(DataLoaders):
         )
 
 # %% ../../nbs/01_data/22_vision_language.ipynb #a599f5cd
-def picture_data(
-    dataset:str='finance_vision', # short name or id of a set of pictures
-    config:str=None,
-    processor=None,       # a processor, or the folder or hub id to read it from: the model's own
-    max_length:int=2048,  # tokens of a row, pictures included; a longer one is an error
-    bs:int=2,             # rows in a batch
-    seed:int=0,           # of their order
-    data_dir=None,        # root in hub layout; None: LMNOTES_DATA_DIR, else the hub
-    limit:int=None,       # questions of each split, at most, drawn at random
-    allow_eval_data:bool=False, # train on a set that is kept for evaluation
-    device:str=None,      # where batches go; None: the best there is
-)->PictureData:
-    "Pictures with questions by name to batches, ready for a `Learner`"
+def picture_data(dataset:str='finance_vision', config:str=None, processor=None, max_length:int=2048, bs:int=2,
+        seed:int=0, data_dir=None, limit:int=None, allow_eval_data:bool=False, device:str=None)->PictureData:
+    """Pictures with questions by name to batches, ready for a `Learner`
+
+    Parameters:
+        dataset: short name or id of a set of pictures
+        processor: a processor, or the folder or hub id to read it from: the model's own
+        max_length: tokens of a row, pictures included; a longer one is an error
+        bs: rows in a batch
+        seed: of their order
+        data_dir: root in hub layout; None: LMNOTES_DATA_DIR, else the hub
+        limit: questions of each split, at most, drawn at random
+        allow_eval_data: train on a set that is kept for evaluation
+        device: where batches go; None: the best there is"""
     ds = find_dataset(dataset, config)
     if ds.kind != 'vision': raise InputError(f"'{ds.name}' has no pictures; load it with `load_data`")
     check_role(ds, allow_eval_data)
@@ -118,10 +119,12 @@ def picture_data(
     rows,notes = finish_rows(ds, {s: r for s,r in load_rows(ds, data_dir).items() if s != 'test'}, limit)
     return PictureData(ds, rows, spec, find_processor(processor), notes)
 
-def find_processor(
-    processor, # a processor, or the folder or hub id to read it from
-): # with a tokenizer that has a padding token
-    "The processor of a vision-language model"
+def find_processor(processor):
+    """The processor of a vision-language model
+
+    Parameters:
+        processor: a processor, or the folder or hub id to read it from
+    Returns: with a tokenizer that has a padding token"""
     if not (processor is None or isinstance(processor, (str, os.PathLike))): found = processor
     else:
         from transformers import AutoProcessor

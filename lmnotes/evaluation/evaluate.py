@@ -30,8 +30,10 @@ from ..files import *
 _all_ = ['run_suite']
 
 # %% ../../nbs/05_evaluation/09_evaluate.ipynb #99752dfe
-def item_error(t:TaskScores)->float: # of the mean; nan with fewer than two items or clusters
-    "Standard error over items, or over clusters of items"
+def item_error(t:TaskScores)->float:
+    """Standard error over items, or over clusters of items
+
+    Returns: of the mean; nan with fewer than two items or clusters"""
     v = np.asarray(t.values, float)
     n = len(v)
     if t.clusters is None: return float(v.std(ddof=1)/math.sqrt(n)) if n > 1 else math.nan
@@ -42,14 +44,13 @@ def item_error(t:TaskScores)->float: # of the mean; nan with fewer than two item
 # %% ../../nbs/05_evaluation/09_evaluate.ipynb #7cc77170
 measurements = Registry('measurement')
 
-def lm_data(
-    tokenizer,
-    docs:list,            # documents nobody trained on
-    name:str,
-    max_length:int=128,   # tokens in a window
-    tokenizer_name:str='', # goes with perplexity
-)->LMData:
-    "Documents as the pinned windows of a model's own tokenizer"
+def lm_data(tokenizer, docs:list, name:str, max_length:int=128, tokenizer_name:str='')->LMData:
+    """Documents as the pinned windows of a model's own tokenizer
+
+    Parameters:
+        docs: documents nobody trained on
+        max_length: tokens in a window
+        tokenizer_name: goes with perplexity"""
     ids = torch.from_numpy(encode_documents(tokenizer, docs))
     if len(ids) < 2: raise InputError(f"'{name}' has no held-out text")
     size = min(max_length, len(ids) - 1)
@@ -77,8 +78,10 @@ def lm_scores(s:Subject, docs, name, limit=None, tokenizer_name='')->dict:
 
 # %% ../../nbs/05_evaluation/09_evaluate.ipynb #948c7032
 @measurements('lm')
-def measure_lm(s:Subject, ask)->tuple: # rows; what could not be measured
-    "Language modelling on held-out documents of each corpus"
+def measure_lm(s:Subject, ask)->tuple:
+    """Language modelling on held-out documents of each corpus
+
+    Returns: rows; what could not be measured"""
     rows,missing = [],[]
     for name,load in ask.corpora():
         try:
@@ -168,12 +171,13 @@ class Wanted:
     def sources(self): return self.datasets if not self.data_path else [self.pairs] if self.pairs else []
 
 # %% ../../nbs/05_evaluation/09_evaluate.ipynb #33be85be
-def read_model(
-    name:str,          # folder or hub id
-    device='auto',
-    **how,             # of a hub model: attn_implementation, load_in_4bit, load_in_8bit, trust_remote_code
-)->tuple: # the model, its tokenizer
-    "A saved model with its tokenizer"
+def read_model(name:str, device='auto', **how)->tuple:
+    """A saved model with its tokenizer
+
+    Parameters:
+        name: folder or hub id
+        how: of a hub model: attn_implementation, load_in_4bit, load_in_8bit, trust_remote_code
+    Returns: the model, its tokenizer"""
     from lmnotes.data.tokenizers import get_tokenizer
     from lmnotes.files import model_folder
     from lmnotes.models import build_model, models
@@ -207,8 +211,10 @@ def _split(tasks)->tuple: # measurements; groups of tasks
     tasks = known if 'all' in tasks else list(dict.fromkeys(tasks))
     return [t for t in tasks if t in measurements],[t for t in tasks if t not in measurements]
 
-def task_row(t:TaskScores)->dict: # what a file keeps
-    "Task scores as a line of a table"
+def task_row(t:TaskScores)->dict:
+    """Task scores as a line of a table
+
+    Returns: what a file keeps"""
     return dict(
         task=t.task,
         name=t.name,
@@ -222,22 +228,26 @@ def task_row(t:TaskScores)->dict: # what a file keeps
         samples=t.samples,
     )
 
-def evaluate_model(
-    model,               # a folder, a hub id, or a model
-    tasks='all',         # names, or words parted by commas; see `suite_names`
-    tokenizer=None,      # of a model that is given as such
-    datasets=None,       # names; None: those that stand for each task
-    data_dir=None,       # root in hub layout
-    data_path=None,      # one's own file or folder, in place of datasets
-    limit:int=64,        # items of each dataset, and windows of each corpus
-    seed:int=0,          # which items, and of draws
-    max_length:int=None, # tokens that question and answer may take
-    bs:int=16, draws:int=4, # items at a time; answers drawn for pass@k
-    allow_execution:bool=False, # run programs that the model writes
-    output=None,         # file for the result; None: `evaluation.json` beside a model that is a folder
-    device='auto', say=None, **how, # see `read_model`
-)->dict: # model, tasks, the measurements, not_measured, and how it was asked
-    "Ask a model what it can be asked, and write it down"
+def evaluate_model(model, tasks='all', tokenizer=None, datasets=None, data_dir=None, data_path=None,
+        limit:int=64, seed:int=0, max_length:int=None, bs:int=16, draws:int=4, allow_execution:bool=False,
+        output=None, device='auto', say=None, **how)->dict:
+    """Ask a model what it can be asked, and write it down
+
+    Parameters:
+        model: a folder, a hub id, or a model
+        tasks: names, or words parted by commas; see `suite_names`
+        tokenizer: of a model that is given as such
+        datasets: names; None: those that stand for each task
+        data_dir: root in hub layout
+        data_path: one's own file or folder, in place of datasets
+        limit: items of each dataset, and windows of each corpus
+        seed: which items, and of draws
+        max_length: tokens that question and answer may take
+        bs, draws: items at a time; answers drawn for pass@k
+        allow_execution: run programs that the model writes
+        output: file for the result; None: `evaluation.json` beside a model that is a folder
+        device, say, how: see `read_model`
+    Returns: model, tasks, the measurements, not_measured, and how it was asked"""
     whole,groups = _split(tasks)
     folder = Path(str(model)).expanduser() if isinstance(model, (str, Path)) else None
     name = str(model) if folder else type(model).__name__
@@ -294,8 +304,10 @@ def evaluate_model(
     return out
 
 # %% ../../nbs/05_evaluation/09_evaluate.ipynb #4f87dee4
-def evaluation_tables(r:dict)->list: # rich tables
-    "What was measured, as tables; what was not, with its reason"
+def evaluation_tables(r:dict)->list:
+    """What was measured, as tables; what was not, with its reason
+
+    Returns: rich tables"""
     from rich.table import Table
     num = lambda v: '–' if v is None or v != v else f'{v:.3f}' if abs(v) < 100 else f'{v:.0f}'
     out = []

@@ -48,12 +48,14 @@ def _asked(task, rows, examples, room): # a prompt that is empty must not borrow
         for r, e in zip(rows, examples)
     ]
 
-def fixed_items(
-    data,       # `TaskData`, or a mixture of which some parts are
-    n:int,      # rows of each source, at most
-    seed:int=0, # which rows
-)->list: # of `Asked`; empty where nothing asks for an answer
-    "The same validation rows every time"
+def fixed_items(data, n:int, seed:int=0)->list:
+    """The same validation rows every time
+
+    Parameters:
+        data: `TaskData`, or a mixture of which some parts are
+        n: rows of each source, at most
+        seed: which rows
+    Returns: of `Asked`; empty where nothing asks for an answer"""
     if parts := getattr(data, 'parts', None): return [a for d in parts.values() for a in fixed_items(d, n, seed)]
     if data.mode != 'sft' or getattr(data, 'task', None) is None or getattr(data, 'head', None):
         return [] # a head writes nothing
@@ -83,8 +85,10 @@ def metric_of(task:Dataset)->str:
         return 'accuracy'
     return metric_names.get(task.kind, 'score')
 
-def score_name(task:Dataset)->str: # such as 'imdb_accuracy'
-    "Whose score, and which"
+def score_name(task:Dataset)->str:
+    """Whose score, and which
+
+    Returns: such as 'imdb_accuracy'"""
     short = sorted(
         (c is None, i)
         for i, (s, (id, c)) in enumerate(short_names.items())
@@ -101,13 +105,14 @@ def score_name(task:Dataset)->str: # such as 'imdb_accuracy'
     return re.sub(r'\W+', '_', f'{name}_{metric_of(task)}')
 
 # %% ../../nbs/05_evaluation/04_generation_eval.ipynb #fee42b7b
-def answers(
-    model, tokenizer,
-    asked:list,              # of `Asked`, of one dataset
-    max_new_tokens:int=None, # of an answer; None: eight more than the longest right one has
-    bs:int=16,               # questions at a time
-)->list: # texts
-    "What the model writes as answers"
+def answers(model, tokenizer, asked:list, max_new_tokens:int=None, bs:int=16)->list:
+    """What the model writes as answers
+
+    Parameters:
+        asked: of `Asked`, of one dataset
+        max_new_tokens: of an answer; None: eight more than the longest right one has
+        bs: questions at a time
+    Returns: texts"""
     longest = getattr(model.config.get_text_config(), 'max_position_embeddings', None)
     room = min([n for n in (longest, *(a.room for a in asked)) if n], default=10**9)
     new = max(min(max_new_tokens or max(a.n_target for a in asked) + 8, room//2), 1)
@@ -132,16 +137,18 @@ def _marked(model, tokenizer, asked, **how)->dict:
         metric=metric_of(asked[0].task), score=sum(i['score'] for i in items) / len(items), n=len(items), items=items
     )
 
-def task_score(
-    model, tokenizer,
-    task:Dataset,            # from `find_dataset`, with its rows loaded
-    rows,                    # rows with known answers
-    max_length:int=None,     # tokens that prompt and answer may take together; None: as many as the model takes
-    max_new_tokens:int=None, # of an answer; None: eight more than the longest right one has
-    bs:int=16,               # questions at a time
-    template:str=None, chat:bool=False, # another form of prompts, see `examples_of`
-)->dict: # metric, score, n, items: dicts prompt, output, target, score
-    "Let a model answer, and score what it wrote"
+def task_score(model, tokenizer, task:Dataset, rows, max_length:int=None, max_new_tokens:int=None, bs:int=16,
+        template:str=None, chat:bool=False)->dict:
+    """Let a model answer, and score what it wrote
+
+    Parameters:
+        task: from `find_dataset`, with its rows loaded
+        rows: rows with known answers
+        max_length: tokens that prompt and answer may take together; None: as many as the model takes
+        max_new_tokens: of an answer; None: eight more than the longest right one has
+        bs: questions at a time
+        template, chat: another form of prompts, see `examples_of`
+    Returns: metric, score, n, items: dicts prompt, output, target, score"""
     if not len(rows): raise InputError(f"'{task.name}' has no row to ask; a score needs at least one")
     return _marked(
         model,
@@ -152,12 +159,14 @@ def task_score(
     )
 
 # %% ../../nbs/05_evaluation/04_generation_eval.ipynb #82ef9e15
-def generated_scores(
-    learn,      # an `LMLearner`
-    asked:list, # from `fixed_items`
-    bs:int=16,  # questions at a time
-)->dict: # task_score, task_score_n, and a score for each source; empty where nothing is asked
-    "Scores of what the model writes, as a line of `evals.jsonl` keeps them"
+def generated_scores(learn, asked:list, bs:int=16)->dict:
+    """Scores of what the model writes, as a line of `evals.jsonl` keeps them
+
+    Parameters:
+        learn: an `LMLearner`
+        asked: from `fixed_items`
+        bs: questions at a time
+    Returns: task_score, task_score_n, and a score for each source; empty where nothing is asked"""
     if not asked: return {}
     of = {}
     for a in asked: of.setdefault(score_name(a.task), []).append(a)
@@ -178,14 +187,16 @@ def _documents(data): # arrays of tokens, without the end
     ]
     return [d[d != data.tokenizer.eos_token_id] for d in parts]
 
-def beginnings(
-    data,          # running text
-    n:int=3,       # documents
-    prompt:int=32, # tokens to begin with
-    new:int=64,    # tokens of the true continuation, at most
-    seed:int=0,    # which documents
-)->list: # of pairs: tokens that begin a document, tokens that follow
-    "Beginnings of validation documents, the same every time"
+def beginnings(data, n:int=3, prompt:int=32, new:int=64, seed:int=0)->list:
+    """Beginnings of validation documents, the same every time
+
+    Parameters:
+        data: running text
+        n: documents
+        prompt: tokens to begin with
+        new: tokens of the true continuation, at most
+        seed: which documents
+    Returns: of pairs: tokens that begin a document, tokens that follow"""
     docs = [d for d in _documents(data) if len(d) > 1]
     docs = [d for d in docs if len(d) > prompt] or docs # long enough to go on
     pick = random.Random(seed_for('beginnings', seed, len(docs))).sample(docs, min(n, len(docs)))
@@ -233,13 +244,15 @@ def _gaps(data, n): # rows of validation that have a gap
     return list(itertools.islice((r for r in rows if (r[0] == data.tokenizer.mask_token_id).any()), n))
 
 # %% ../../nbs/05_evaluation/04_generation_eval.ipynb #18aec791
-def samplers(
-    data,                  # any of ours
-    n:int=3,               # samples in all
-    max_new_tokens:int=64, # of running text
-    seed:int=0,            # which prompts, and of the draws
-)->list: # functions from a model to rows: input, output, accuracy
-    "What there is to sample"
+def samplers(data, n:int=3, max_new_tokens:int=64, seed:int=0)->list:
+    """What there is to sample
+
+    Parameters:
+        data: any of ours
+        n: samples in all
+        max_new_tokens: of running text
+        seed: which prompts, and of the draws
+    Returns: functions from a model to rows: input, output, accuracy"""
     if data.tokenizer is None: return [] # numbers, not text
     if parts := getattr(data, 'parts', None):
         return [f for d in parts.values() for f in samplers(d, max(n//len(parts), 1), max_new_tokens, seed)]
@@ -253,16 +266,17 @@ def samplers(
 
 # %% ../../nbs/05_evaluation/04_generation_eval.ipynb #4ed5bde9
 class TextSamples(Callback):
-    "Texts of the model in `path` every `every` steps, from the same prompts each time"
+    """Texts of the model in `path` every `every` steps, from the same prompts each time
+
+    Parameters:
+        path: the log
+        every: steps between samples
+        n: samples each time
+        max_new_tokens: of running text
+        seed: which prompts, and of the draws
+        writes: False: take part, and leave the writing to another rank"""
     order,run_valid = 57,False
-    def __init__(self,
-        path,                  # the log
-        every:int,             # steps between samples
-        n:int=3,               # samples each time
-        max_new_tokens:int=64, # of running text
-        seed:int=0,            # which prompts, and of the draws
-        writes:bool=True,      # False: take part, and leave the writing to another rank
-    ):
+    def __init__(self, path, every:int, n:int=3, max_new_tokens:int=64, seed:int=0, writes:bool=True):
         self.path, self.every, self.n, self.max_new_tokens, self.seed, self.writes, self.found = (
             Path(path),
             every,
@@ -289,11 +303,13 @@ class TextSamples(Callback):
         if self.writes: append_jsonl(self.path, *(dict(step=l.step, **r) for r in rows))
 
 # %% ../../nbs/05_evaluation/04_generation_eval.ipynb #251bdc6d
-def eval_metrics(
-    data,         # what is trained on
-    asked:list=(), # from `fixed_items`
-)->list: # names
-    "The metrics an evaluation of this data will have"
+def eval_metrics(data, asked:list=())->list:
+    """The metrics an evaluation of this data will have
+
+    Parameters:
+        data: what is trained on
+        asked: from `fixed_items`
+    Returns: names"""
     own = dict.fromkeys(score_name(a.task) for a in asked)
     head = getattr(data, 'head', None)
     return (
@@ -303,22 +319,25 @@ def eval_metrics(
         + (['task_score', *own] if asked else [])
     )
 
-def find_metric(
-    name:str, # with or without `eval_`
-    known,    # the names there are
-)->str: # one of `known`
-    "A metric by name"
+def find_metric(name:str, known)->str:
+    """A metric by name
+
+    Parameters:
+        name: with or without `eval_`
+        known: the names there are
+    Returns: one of `known`"""
     if (m := next((n for n in (name, name.removeprefix('eval_')) if n in known), None)): return m
     raise InputError(f"unknown metric '{name}': {did_you_mean(name.removeprefix('eval_'), known)}")
 
 _lower = 'loss', 'perplexity', 'bits_per_byte', 'bits_per_character', 'error', 'nll'
 _higher = 'accuracy', 'score', 'mcc', 'pearson', *{*metric_names.values()}
 
-def rises(
-    metric:str,                  # a name
-    greater_is_better:bool=None, # None: as everybody knows
-)->bool:
-    "Whether more is better"
+def rises(metric:str, greater_is_better:bool=None)->bool:
+    """Whether more is better
+
+    Parameters:
+        metric: a name
+        greater_is_better: None: as everybody knows"""
     if greater_is_better is not None: return greater_is_better
     for ends,up in ((_lower, False), (_higher, True)):
         if metric.endswith(ends): return up
@@ -330,12 +349,14 @@ def rises(
 def _numbers(rows, metric): # (row, number) where there is one
     return [(r, v) for r in rows if isinstance(v := r.get(metric), (int, float)) and math.isfinite(v)]
 
-def best_eval(
-    rows:list, # of `evals.jsonl`
-    metric:str='eval_loss',
-    greater_is_better:bool=None, # None: as everybody knows
-)->dict: # a row; of several that are equally good the one with the lowest loss, then the first; None where no row has the metric yet
-    "The best evaluation so far"
+def best_eval(rows:list, metric:str='eval_loss', greater_is_better:bool=None)->dict:
+    """The best evaluation so far
+
+    Parameters:
+        rows: of `evals.jsonl`
+        greater_is_better: None: as everybody knows
+    Returns: a row; of several that are equally good the one with the lowest loss, then the first; None where
+        no row has the metric yet"""
     if not rows: return None
     metric = find_metric(
         metric,
@@ -346,23 +367,24 @@ def best_eval(
     loss = lambda r: v if isinstance(v := r.get('loss'), (int, float)) and math.isfinite(v) else math.inf
     return max(found, key=lambda rv: (sign*rv[1], -loss(rv[0])))[0] if found else None
 
-def patience_spent(
-    rows:list, metric:str, # as for `best_eval`
-    patience:int,          # evaluations without a better one that are too many
-    greater_is_better:bool=None,
-)->bool:
-    "Whether the last `patience` evaluations brought nothing better"
+def patience_spent(rows:list, metric:str, patience:int, greater_is_better:bool=None)->bool:
+    """Whether the last `patience` evaluations brought nothing better
+
+    Parameters:
+        rows, metric: as for `best_eval`
+        patience: evaluations without a better one that are too many"""
     best = best_eval(rows, metric, greater_is_better)
     return best is not None and len(rows) - 1 - next(i for i,r in enumerate(rows) if r is best) >= patience
 
 # %% ../../nbs/05_evaluation/04_generation_eval.ipynb #21d909ab
 class EvalLog:
-    "The evaluations of a run, and the best of them by one metric"
-    def __init__(self,
-        path,                        # `evals.jsonl`
-        metric:str='eval_loss',
-        greater_is_better:bool=None, # None: as everybody knows
-    ): self.path,self.metric,self.greater_is_better,self.seen = Path(path),metric,greater_is_better,None
+    """The evaluations of a run, and the best of them by one metric
+
+    Parameters:
+        path: `evals.jsonl`
+        greater_is_better: None: as everybody knows"""
+    def __init__(self, path, metric:str='eval_loss',
+            greater_is_better:bool=None): self.path,self.metric,self.greater_is_better,self.seen = Path(path),metric,greater_is_better,None
     def _read(self):
         now = (s.st_size, s.st_mtime_ns) if self.path.exists() and (s := self.path.stat()) else ()
         if now == self.seen: return
@@ -385,12 +407,13 @@ class EvalLog:
 
 # %% ../../nbs/05_evaluation/04_generation_eval.ipynb #dbc32911
 class EarlyStopping(Callback):
-    "Ask the run to end once `patience` evaluations in a row brought nothing better"
+    """Ask the run to end once `patience` evaluations in a row brought nothing better
+
+    Parameters:
+        evals: the run's evaluations
+        patience: of them without a better one that are too many"""
     order,run_valid = 59,False
-    def __init__(self,
-        evals:EvalLog,  # the run's evaluations
-        patience:int=3, # of them without a better one that are too many
-    ): self.evals,self.patience = evals,patience
+    def __init__(self, evals:EvalLog, patience:int=3): self.evals,self.patience = evals,patience
     def after_step(self): self._look()
     def before_train(self): # a run may be resumed after its patience was spent
         if self._look(): raise CancelFitException()

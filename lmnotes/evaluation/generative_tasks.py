@@ -29,11 +29,13 @@ from ..models.generation import generate_batch
 from ..models.task_heads import best_span
 
 # %% ../../nbs/05_evaluation/06_generative_tasks.ipynb #2c2cbd9d
-def tag_report(
-    said:list, # a list of tags for each sentence
-    gold:list, # the right ones
-)->dict: # token_accuracy, sentence_accuracy, majority; entity_f1 where tags mark entities
-    "How well tags agree"
+def tag_report(said:list, gold:list)->dict:
+    """How well tags agree
+
+    Parameters:
+        said: a list of tags for each sentence
+        gold: the right ones
+    Returns: token_accuracy, sentence_accuracy, majority; entity_f1 where tags mark entities"""
     same = sum(a == b for s,g in zip(said, gold) for a,b in zip(s, g))
     n = sum(max(len(s), len(g)) for s,g in zip(said, gold))
     common = Counter(t for g in gold for t in g)
@@ -120,11 +122,13 @@ def score_qa(s:Subject, ds, rows)->list:
     ]
 
 # %% ../../nbs/05_evaluation/06_generative_tasks.ipynb #a77dd688
-def text_report(
-    said:list, # texts that a model wrote
-    gold:list, # what should stand there
-)->dict: # bleu and chrf in [0,100], rouge1, rouge2 and rougeL in [0,1], distinct
-    "How close texts are"
+def text_report(said:list, gold:list)->dict:
+    """How close texts are
+
+    Parameters:
+        said: texts that a model wrote
+        gold: what should stand there
+    Returns: bleu and chrf in [0,100], rouge1, rouge2 and rougeL in [0,1], distinct"""
     import sacrebleu
     from rouge_score.rouge_scorer import RougeScorer
     kinds = 'rouge1', 'rouge2', 'rougeL'
@@ -154,17 +158,21 @@ class Continuation(HeldPart):
     kind = 'generation'
     def score(self, row, text): return chrf(text, row['target'])
 
-def held_documents(ds, data_dir=None)->list: # validation documents
-    "Documents that nobody trained on"
+def held_documents(ds, data_dir=None)->list:
+    """Documents that nobody trained on
+
+    Returns: validation documents"""
     return load_documents(ds, data_dir)[0]['validation']
 
-def passages(
-    docs:list,       # documents
-    limit:int=64,    # passages, at most
-    seed:int=0,      # which
-    size=(192, 96),  # characters of the beginning and of what follows
-)->Rows: # prompt, target, document (a number)
-    "Beginnings of passages, and how they go on"
+def passages(docs:list, limit:int=64, seed:int=0, size=(192, 96))->Rows:
+    """Beginnings of passages, and how they go on
+
+    Parameters:
+        docs: documents
+        limit: passages, at most
+        seed: which
+        size: characters of the beginning and of what follows
+    Returns: prompt, target, document (a number)"""
     a,b = size
     found = [(i, k) for i,d in enumerate(docs) for k in range(0, len(d) - a - b + 1, a + b)]
     rows = (
@@ -203,25 +211,25 @@ def score_generation(s:Subject, ds, rows)->list:
     ]
 
 # %% ../../nbs/05_evaluation/06_generative_tasks.ipynb #f645c0b5
-def pass_at_k(
-    n:int, # answers drawn
-    c:int, # right ones among them
-    k:int, # tries
-)->float:
-    "The chance that one of `k` tries is right, without bias"
+def pass_at_k(n:int, c:int, k:int)->float:
+    """The chance that one of `k` tries is right, without bias
+
+    Parameters:
+        n: answers drawn
+        c: right ones among them
+        k: tries"""
     if not 1 <= k <= n or not 0 <= c <= n:
         raise InputError(f'pass@{k} of {n} answers with {c} right: k lies between 1 and the number of answers')
     return 1 - math.comb(n - c, k)/math.comb(n, k)
 
 # %% ../../nbs/05_evaluation/06_generative_tasks.ipynb #9baf9771
-def draw_answers(
-    s:Subject,
-    asked:list,      # of `Asked`
-    n:int,           # draws of each
-    temperature=0.8,
-    top_p=0.95,
-)->list: # of each question a list of texts
-    "Several answers to each question, each draw with a seed of its own"
+def draw_answers(s:Subject, asked:list, n:int, temperature=0.8, top_p=0.95)->list:
+    """Several answers to each question, each draw with a seed of its own
+
+    Parameters:
+        asked: of `Asked`
+        n: draws of each
+    Returns: of each question a list of texts"""
     new = max(min(max(a.n_target for a in asked) + 8, (s.room or 10**9)//2), 1)
     left = None if not s.room or s.way == 'seq2seq' else s.room - new
     prompts, stop = (
@@ -236,8 +244,10 @@ def draw_answers(
     ]
     return [list(texts) for texts in zip(*drawn)]
 
-def pass_rates(right:list)->dict: # of each question a list of 0 and 1; pass@1, pass@2, pass@4, ...
-    "pass@k over questions"
+def pass_rates(right:list)->dict:
+    """pass@k over questions
+
+    Returns: of each question a list of 0 and 1; pass@1, pass@2, pass@4, ..."""
     n = min(map(len, right), default=0)
     ks = [2**i for i in range(10) if 2**i <= n]
     return {f'pass@{k}': float(np.mean([pass_at_k(len(r), int(sum(r)), k) for r in right])) for k in ks}
@@ -267,14 +277,17 @@ def score_math(s:Subject, ds, rows)->list:
     ]
 
 # %% ../../nbs/05_evaluation/06_generative_tasks.ipynb #942140db
-def edit_similarity(text:str, reference:str)->float: # in [0,1]
-    "The share of two texts that lines up"
+def edit_similarity(text:str, reference:str)->float:
+    """The share of two texts that lines up
+
+    Returns: in [0,1]"""
     return difflib.SequenceMatcher(None, text, reference, autojunk=False).ratio()
 
-def first_body(
-    text:str, # what follows a signature and its docstring
-)->str:
-    "The lines up to the first that is not indented"
+def first_body(text:str)->str:
+    """The lines up to the first that is not indented
+
+    Parameters:
+        text: what follows a signature and its docstring"""
     lines = text.split('\n')
     end = next((i for i,l in enumerate(lines) if i and l.strip() and not l[0].isspace()), len(lines))
     return '\n'.join(lines[:end]).rstrip()
@@ -287,13 +300,10 @@ class Functions(HeldPart):
     def score(self, row, text): return edit_similarity(first_body(text), row['target'])
 
 # %% ../../nbs/05_evaluation/06_generative_tasks.ipynb #8b749994
-def functions_of(
-    docs:list,
-    limit:int=64,
-    seed:int=0,
-    size=(400, 300),
-)->Rows: # prompt, target, name, document; characters of the two at most
-    "Documented functions at the top level of programs"
+def functions_of(docs:list, limit:int=64, seed:int=0, size=(400, 300))->Rows:
+    """Documented functions at the top level of programs
+
+    Returns: prompt, target, name, document; characters of the two at most"""
     found = []
     for i,d in enumerate(docs):
         try:
@@ -318,8 +328,10 @@ def _load_code(name, data_dir, limit, seed)->tuple:
     return Functions(ds),rows
 
 # %% ../../nbs/05_evaluation/06_generative_tasks.ipynb #7c7f960e
-def program_report(text:str, wanted:str, name:str)->tuple: # parses, has the signature: 0. or 1.
-    "What can be said of a program without running it"
+def program_report(text:str, wanted:str, name:str)->tuple:
+    """What can be said of a program without running it
+
+    Returns: parses, has the signature: 0. or 1."""
     try:
         ast.parse(text)
         parses = float(bool(text.strip()))

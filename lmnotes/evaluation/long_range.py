@@ -23,8 +23,10 @@ long_tasks = Registry('long-range task')
 _letters,_digits = 'abcdefghijklmnopqrstuvwxyz','0123456789'
 
 @long_tasks('copy')
-def copy_item(rng, length)->list: # pieces (text, whether it is asked)
-    "Letters, a bar, and the same letters again"
+def copy_item(rng, length)->list:
+    """Letters, a bar, and the same letters again
+
+    Returns: pieces (text, whether it is asked)"""
     said = rng.choices(_letters, k=max((length - 2)//4, 1))
     return [(''.join(f' {c}' for c in said) + ' |', False), *((f' {c}', True) for c in said)]
 
@@ -77,8 +79,10 @@ def binding_item(rng, length, hops=3)->list:
 
 _ops = dict(MAX=max, MIN=min, SM=lambda v: sum(v)%10, MED=lambda v: sorted(v)[len(v)//2])
 
-def listops_tree(rng, length, depth=0)->tuple: # an expression of about that many characters; its value
-    "A nested expression and what it comes to"
+def listops_tree(rng, length, depth=0)->tuple:
+    """A nested expression and what it comes to
+
+    Returns: an expression of about that many characters; its value"""
     op,parts,values,left = rng.choice(list(_ops)),[],[],length - 7
     while left > 0 or len(parts) < 2:
         if left > 24 and depth < 8 and rng.random() < .5:
@@ -112,16 +116,20 @@ class LongTask:
             for i in range(n)
         ]
 
-def encode_pieces(tokenizer, pieces)->tuple: # tokens; of each asked piece its first place and the one after its last
-    "An item as tokens"
+def encode_pieces(tokenizer, pieces)->tuple:
+    """An item as tokens
+
+    Returns: tokens; of each asked piece its first place and the one after its last"""
     ids,spans = _start(tokenizer) if pieces[0][1] else [],[]
     for (_,asked),t in zip(pieces, _plain(tokenizer, [t for t,_ in pieces])):
         if asked: spans.append((len(ids), len(ids) + len(t)))
         ids += t
     return ids,spans
 
-def piece_accuracy(model, tokenizer, pieces)->float: # in [0,1]
-    "The share of asked pieces that a model has right"
+def piece_accuracy(model, tokenizer, pieces)->float:
+    """The share of asked pieces that a model has right
+
+    Returns: in [0,1]"""
     ids,spans = encode_pieces(tokenizer, pieces)
     y = torch.full((1, len(ids) - 1), -100)
     for a,b in spans: y[0,a-1:b-1] = torch.tensor(ids[a:b])
@@ -174,10 +182,12 @@ def score_long_range(s:Subject, task, rows)->list:
     ]
 
 # %% ../../nbs/05_evaluation/07_long_range.ipynb #3acd0142
-def by_length(
-    scores:list, # of `TaskScores`
-)->dict: # task -> {characters: mean accuracy}
-    "Long-range scores as curves"
+def by_length(scores:list)->dict:
+    """Long-range scores as curves
+
+    Parameters:
+        scores: of `TaskScores`
+    Returns: task -> {characters: mean accuracy}"""
     out = {}
     for t in scores:
         if t.task == 'long_range': out.setdefault(t.name.rpartition('_')[0], {})[int(t.metrics['length'])] = t.mean

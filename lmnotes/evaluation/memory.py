@@ -29,11 +29,13 @@ def _storages(o): # the distinct storages of all tensors in a nest
         if isinstance(t, torch.Tensor)
     }
 
-def saved_bytes(
-    loss_fn, # runs a forward and returns its loss
-    without=(), # tensors that were there before: parameters, inputs (leaves that require gradients are always left out)
-)->int:
-    "Bytes that autograd's saved-tensor hooks see saved for the backward"
+def saved_bytes(loss_fn, without=())->int:
+    """Bytes that autograd's saved-tensor hooks see saved for the backward
+
+    Parameters:
+        loss_fn: runs a forward and returns its loss
+        without: tensors that were there before: parameters, inputs (leaves that require gradients are always
+            left out)"""
     skip,seen = set(_storages(list(without))),{}
     def pack(t):
         if not (t.is_leaf and t.requires_grad): seen.update(_storages(t))
@@ -99,8 +101,10 @@ def _proc(path, key): # bytes behind `key` in a file of /proc/self
     with open(f'/proc/self/{path}', encoding='utf-8') as f:
         return next(int(l.split()[1])*1024 for l in f if l.startswith(key))
 
-def bytes_in_use(device='cpu')->int: # bytes; None where the system does not say
-    "Memory of this process on `device`: allocated by tensors on a GPU, resident on a CPU"
+def bytes_in_use(device='cpu')->int:
+    """Memory of this process on `device`: allocated by tensors on a GPU, resident on a CPU
+
+    Returns: bytes; None where the system does not say"""
     kind = torch.device(device).type
     if kind == 'cuda': return torch.cuda.memory_allocated(device)
     if kind == 'mps': return torch.mps.current_allocated_memory()
@@ -111,13 +115,16 @@ def bytes_in_use(device='cpu')->int: # bytes; None where the system does not say
         return _proc('status', 'VmRSS')
 
 # %% ../../nbs/05_evaluation/02_memory.ipynb #e364a65a
-def held_bytes(
-    loss_fn, # runs a forward and returns its loss and nothing else
-    device='cpu', # where it runs
-    without=(), # parameters and inputs, for the hooks
-    warmup=1, # runs before the measured ones
-)->dict: # saved (hooks), live (tensors), real (process or GPU allocator; None where it cannot be read), held (the largest)
-    "Bytes held between the forward and the backward, by three instruments"
+def held_bytes(loss_fn, device='cpu', without=(), warmup=1)->dict:
+    """Bytes held between the forward and the backward, by three instruments
+
+    Parameters:
+        loss_fn: runs a forward and returns its loss and nothing else
+        device: where it runs
+        without: parameters and inputs, for the hooks
+        warmup: runs before the measured ones
+    Returns: saved (hooks), live (tensors), real (process or GPU allocator; None where it cannot be read),
+        held (the largest)"""
     for _ in range(warmup): loss_fn()
     saved = saved_bytes(loss_fn, without)
     with LiveTensors() as tensors:
@@ -155,12 +162,14 @@ def _high_water(device): # (reset, read) for devices that keep a mark, else None
     if kind == 'cpu' and sys.platform == 'linux' and _reset_high_water():
         return _reset_high_water, lambda: _proc('status', 'VmHWM')
 
-def peak_memory(
-    fn,           # what to measure, without arguments; its result is dropped
-    device='cpu', # where it runs
-    warmup=1,     # runs before the measured one
-)->int: # bytes
-    "Largest memory in use while `fn` runs, above what was in use before"
+def peak_memory(fn, device='cpu', warmup=1)->int:
+    """Largest memory in use while `fn` runs, above what was in use before
+
+    Parameters:
+        fn: what to measure, without arguments; its result is dropped
+        device: where it runs
+        warmup: runs before the measured one
+    Returns: bytes"""
     for _ in range(warmup): fn()
     mark = _high_water(device)
     if mark is None: return _peak_of_tensors(fn, device)
@@ -185,30 +194,35 @@ def _peak_of_tensors(fn, device):
 
 # %% ../../nbs/05_evaluation/02_memory.ipynb #583e2fd8
 @frozen_gc()
-def per_layer(
-    measure,       # depth -> number, or dict of numbers
-    depths=(2, 6), # shallow and deep, in layers
-): # number or dict, per added layer
-    "How much a measurement grows with each added layer"
+def per_layer(measure, depths=(2, 6)):
+    """How much a measurement grows with each added layer
+
+    Parameters:
+        measure: depth -> number, or dict of numbers
+        depths: shallow and deep, in layers
+    Returns: number or dict, per added layer"""
     a,b = map(measure, depths)
     n = depths[1] - depths[0]
     if not isinstance(a, dict): return (b - a)/n
     return {k: None if a[k] is None or b[k] is None else (b[k] - a[k])/n for k in a}
 
 # %% ../../nbs/05_evaluation/02_memory.ipynb #a59032a8
-def lm_loss(
-    model,      # takes the batch as keywords, returns an output with `.loss`
-    batch,      # dict, or a tuple whose first element is one
-    dtype=None, # autocast to this dtype; None computes in the parameters' own
-):
-    "Loss of a model on a batch"
+def lm_loss(model, batch, dtype=None):
+    """Loss of a model on a batch
+
+    Parameters:
+        model: takes the batch as keywords, returns an output with `.loss`
+        batch: dict, or a tuple whose first element is one
+        dtype: autocast to this dtype; None computes in the parameters' own"""
     batch = batch[0] if isinstance(batch, (tuple, list)) else batch
     device = next(model.parameters()).device.type
     with torch.autocast(device, dtype) if dtype not in (None, torch.float32) else contextlib.nullcontext():
         return model(**batch).loss
 
-def training_memory(model, batch, dtype=None)->dict: # saved, held and peak in bytes
-    "Memory of one forward and backward of `model`, which keeps no gradients from it"
+def training_memory(model, batch, dtype=None)->dict:
+    """Memory of one forward and backward of `model`, which keeps no gradients from it
+
+    Returns: saved, held and peak in bytes"""
     device,own = next(model.parameters()).device,[*model.parameters(), *tree_leaves(batch)]
     def step():
         lm_loss(model, batch, dtype).backward()

@@ -26,12 +26,13 @@ def random_tokens(vocab_size, batch, length, device='cpu')->dict:
     return dict(input_ids=ids[:,:-1].contiguous(), shift_labels=ids[:,1:].contiguous())
 
 @frozen_gc()
-def step_memory(
-    model,
-    batch:int=1,    # rows
-    length:int=64,  # tokens of each
-)->dict: # saved: bytes kept for the backward; peak: over forward, backward and AdamW's step
-    "Memory of a training step, whose learning rate is zero"
+def step_memory(model, batch:int=1, length:int=64)->dict:
+    """Memory of a training step, whose learning rate is zero
+
+    Parameters:
+        batch: rows
+        length: tokens of each
+    Returns: saved: bytes kept for the backward; peak: over forward, backward and AdamW's step"""
     was, device, b = (
         model.training,
         next(model.parameters()).device,
@@ -57,13 +58,13 @@ def step_memory(
         opt.zero_grad(set_to_none=True)
 
 # %% ../../nbs/05_evaluation/08_memory_limits.ipynb #8d629a8a
-def memory_course(
-    model,             # grown in depth too where it is one of ours
-    lengths=(64, 128, 256),
-    batches=(1, 2, 4),
-    depths=(2, 4),     # layers; empty: leave depth out
-)->list: # dicts axis, value, saved, peak (bytes)
-    "Memory of a training step against length, batch and depth, the others at their first value"
+def memory_course(model, lengths=(64, 128, 256), batches=(1, 2, 4), depths=(2, 4))->list:
+    """Memory of a training step against length, batch and depth, the others at their first value
+
+    Parameters:
+        model: grown in depth too where it is one of ours
+        depths: layers; empty: leave depth out
+    Returns: dicts axis, value, saved, peak (bytes)"""
     from copy import deepcopy
     rows = [dict(axis='length', value=n, **step_memory(model, batches[0], n)) for n in lengths]
     rows += [dict(axis='batch', value=b, **step_memory(model, b, lengths[0])) for b in batches]
@@ -129,10 +130,11 @@ def _serve(): # what the child process runs: trials from standard input, a line 
 
 # %% ../../nbs/05_evaluation/08_memory_limits.ipynb #82779f48
 class Prober:
-    "A process under a limit that tries training steps"
-    def __init__(self,
-        limit:int=2*2**30, # bytes above what the process holds before there is a model
-    ):
+    """A process under a limit that tries training steps
+
+    Parameters:
+        limit: bytes above what the process holds before there is a model"""
+    def __init__(self, limit:int=2*2**30):
         if not sys.platform.startswith('linux'):
             raise InputError(f'a limit of memory that the system keeps to needs Linux; this is {sys.platform}')
         self.limit,self.tried = int(limit),[]
@@ -172,15 +174,17 @@ class Prober:
         return r
 
 # %% ../../nbs/05_evaluation/08_memory_limits.ipynb #c66f299c
-def longest_that_fits(
-    fits,            # n -> dict with `fits`, and `peak` where it does
-    limit:int,       # bytes
-    start:int=32,    # first trial
-    apart:float=1.1, # stop when the shortest failure is at most so many times the longest success
-    most:int=10**7,  # never try more
-    trials:int=16,   # at most
-)->int: # 0 where not even one fits
-    "The largest n that fits, to within a factor"
+def longest_that_fits(fits, limit:int, start:int=32, apart:float=1.1, most:int=10**7, trials:int=16)->int:
+    """The largest n that fits, to within a factor
+
+    Parameters:
+        fits: n -> dict with `fits`, and `peak` where it does
+        limit: bytes
+        start: first trial
+        apart: stop when the shortest failure is at most so many times the longest success
+        most: never try more
+        trials: at most
+    Returns: 0 where not even one fits"""
     lo,hi,seen,n = 0,None,[],start
     for _ in range(trials):
         r = fits(n)
@@ -202,16 +206,18 @@ def _next(lo, hi, seen, limit, apart): # the next trial
     return min(max(int(m*.97) if m and lo*1.02 < m*.97 < hi*.98 else int(math.sqrt(lo*hi)), lo + 1), hi - 1)
 
 # %% ../../nbs/05_evaluation/08_memory_limits.ipynb #da268ec3
-def stress(
-    axis:str='length',    # length or batch: which is to be the largest
-    fixed:int=1,          # the other one
-    kinds=tuple(stress_kinds), # names in `stress_kinds`
-    limit:int=2*2**30,    # bytes above the process's base
-    apart:float=1.1,      # how near success and failure have to be
-    progress=lambda what: None,
-    **spec,               # of the models
-)->dict: # kind -> dict longest (or largest), tokens, trials
-    "The longest text or the largest batch that each kind of model can be trained on"
+def stress(axis:str='length', fixed:int=1, kinds=tuple(stress_kinds), limit:int=2*2**30, apart:float=1.1,
+        progress=lambda what: None, **spec)->dict:
+    """The longest text or the largest batch that each kind of model can be trained on
+
+    Parameters:
+        axis: length or batch: which is to be the largest
+        fixed: the other one
+        kinds: names in `stress_kinds`
+        limit: bytes above the process's base
+        apart: how near success and failure have to be
+        spec: of the models
+    Returns: kind -> dict longest (or largest), tokens, trials"""
     if axis not in ('length', 'batch'):
         raise InputError(f"unknown axis '{axis}': {did_you_mean(axis, ['length', 'batch'])}")
     out = {}

@@ -37,10 +37,12 @@ class LMScores:
     def token_accuracy(self): return self._total('correct')/self._total('tokens')
 
 # %% ../../nbs/05_evaluation/01_metrics.ipynb #7a87b7b9
-def window_bpb(
-    s:LMScores, # of one model
-)->tuple[np.ndarray,np.ndarray]: # bits per byte, (windows,); weights, (windows,)
-    "Bits per byte of every window, with the bytes that weigh it"
+def window_bpb(s:LMScores)->tuple[np.ndarray,np.ndarray]:
+    """Bits per byte of every window, with the bytes that weigh it
+
+    Parameters:
+        s: of one model
+    Returns: bits per byte, (windows,); weights, (windows,)"""
     b = np.asarray(s.bytes, float)
     return np.divide(s.nll/math.log(2), b, out=np.zeros_like(b), where=b > 0), b
 
@@ -51,12 +53,13 @@ def metrics_of(s:LMScores)->dict:
                 tokens=int(s.tokens.sum()), bytes=int(s.bytes.sum()), windows=len(s.tokens), tokenizer=s.tokenizer)
 
 # %% ../../nbs/05_evaluation/01_metrics.ipynb #8d474580
-def valid_windows(
-    data,       # from `load_data`
-    bs=None,    # windows at a time; None: some 4096 tokens
-    limit=None, # only so many windows, spread evenly over the text
-):
-    "Input ids and labels of the validation windows, in order, in batches on the CPU"
+def valid_windows(data, bs=None, limit=None):
+    """Input ids and labels of the validation windows, in order, in batches on the CPU
+
+    Parameters:
+        data: from `load_data`
+        bs: windows at a time; None: some 4096 tokens
+        limit: only so many windows, spread evenly over the text"""
     blocks = data.valid_blocks
     n = min(len(blocks), limit or len(blocks))
     bs = bs or max(data.bs, 4096//data.max_length)
@@ -82,24 +85,26 @@ def _scores(batches, data, score):
     nll,n,b,c = (torch.cat(t).numpy() for t in zip(*rows))
     return LMScores(nll, n.astype(int), b.astype(int), c.astype(int), data.spec['tokenizer'])
 
-def unigram_scores(
-    data,       # from `load_data`
-    limit=None, # only so many windows, spread evenly over the text
-)->LMScores:
-    "Scores of training-set token frequencies, one added to each count"
+def unigram_scores(data, limit=None)->LMScores:
+    """Scores of training-set token frequencies, one added to each count
+
+    Parameters:
+        data: from `load_data`
+        limit: only so many windows, spread evenly over the text"""
     counts = torch.bincount(torch.as_tensor(data.train_ids).long().flatten(), minlength=data.vocab_size).double() + 1
     logp,top = (counts/counts.sum()).log(), int(counts.argmax())
     return _scores(valid_windows(data, limit=limit), data, lambda x,y: (-logp[y.clamp(min=0)]*(y != -100), y == top))
 
 # %% ../../nbs/05_evaluation/01_metrics.ipynb #5192d316
 @torch.no_grad()
-def evaluate_lm(
-    model,      # a language model whose `token_scores` we can take
-    data,       # from `load_data`
-    bs=None,    # windows at a time; changes speed, not scores
-    limit=None, # only so many windows, spread evenly over the text
-)->LMScores:
-    "Score `model` on the pinned validation windows, once it has shown that it cannot see ahead"
+def evaluate_lm(model, data, bs=None, limit=None)->LMScores:
+    """Score `model` on the pinned validation windows, once it has shown that it cannot see ahead
+
+    Parameters:
+        model: a language model whose `token_scores` we can take
+        data: from `load_data`
+        bs: windows at a time; changes speed, not scores
+        limit: only so many windows, spread evenly over the text"""
     was_training = model.training
     model.eval()
     try:

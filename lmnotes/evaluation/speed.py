@@ -45,16 +45,18 @@ def synchronize(device='cpu'):
     if kind == 'mps': torch.mps.synchronize()
 
 @frozen_gc()
-def interleave(
-    fns:dict,      # name -> function without arguments
-    repeats=9,     # rounds that count; each runs every variant once
-    warmup=2,      # rounds that do not
-    device='cpu',  # waited for before and after each call
-    seconds=None,  # stop after the first round that ends later than this (3 rounds at least)
-    inside=False,  # True: the functions time themselves and return seconds
-    clock=time.perf_counter,
-)->dict: # name -> `Timing`
-    "Time variants in turns: every round runs each once, and the order turns around from round to round"
+def interleave(fns:dict, repeats=9, warmup=2, device='cpu', seconds=None, inside=False,
+        clock=time.perf_counter)->dict:
+    """Time variants in turns: every round runs each once, and the order turns around from round to round
+
+    Parameters:
+        fns: name -> function without arguments
+        repeats: rounds that count; each runs every variant once
+        warmup: rounds that do not
+        device: waited for before and after each call
+        seconds: stop after the first round that ends later than this (3 rounds at least)
+        inside: True: the functions time themselves and return seconds
+    Returns: name -> `Timing`"""
     if repeats < 1 or not fns:
         raise InputError(f'nothing to time: {len(fns)} functions, {repeats} repeats; give at least one of each')
     times,start = {n: [] for n in fns},clock()
@@ -70,29 +72,33 @@ def interleave(
         if seconds and r >= 2 and clock() - start > seconds: break
     return {n: Timing(t) for n,t in times.items()}
 
-def paired_ratio(
-    timings:dict, # from `interleave`
-    a,b,          # names
-)->Timing: # its `median` and `quartiles` are pure numbers
-    "Time of `a` over time of `b`, round by round"
+def paired_ratio(timings:dict, a,b)->Timing:
+    """Time of `a` over time of `b`, round by round
+
+    Parameters:
+        timings: from `interleave`
+        a, b: names
+    Returns: its `median` and `quartiles` are pure numbers"""
     return Timing([x/y for x,y in zip(timings[a].times, timings[b].times)])
 
 # %% ../../nbs/05_evaluation/03_speed.ipynb #53733c51
-def matmul_peak(
-    device='cpu',
-    dtype=torch.float32,
-    sizes=None,   # sides of the square matrices tried
-    repeats=5,    # products of each size
-)->float: # FLOP/s
-    "Highest rate at which this machine multiplied large matrices just now"
+def matmul_peak(device='cpu', dtype=torch.float32, sizes=None, repeats=5)->float:
+    """Highest rate at which this machine multiplied large matrices just now
+
+    Parameters:
+        sizes: sides of the square matrices tried
+        repeats: products of each size
+    Returns: FLOP/s"""
     sizes = sizes or ((1024, 2048) if torch.device(device).type == 'cpu' else (4096, 8192))
     def rate(n):
         a,b = torch.randn(n, n, device=device, dtype=dtype),torch.randn(n, n, device=device, dtype=dtype)
         return 2*n**3/min(interleave(dict(mm=lambda: a@b), repeats, 2, device)['mm'].times)
     return max(map(rate, sizes))
 
-def mfu(tokens_per_s, flops_per_token, peak)->float: # peak in FLOP/s, of the same dtype
-    "Model FLOPs utilisation: the share of the peak that went into the model's own arithmetic"
+def mfu(tokens_per_s, flops_per_token, peak)->float:
+    """Model FLOPs utilisation: the share of the peak that went into the model's own arithmetic
+
+    Returns: peak in FLOP/s, of the same dtype"""
     return tokens_per_s*flops_per_token/peak
 
 # %% ../../nbs/05_evaluation/03_speed.ipynb #9b2a5ec9
@@ -100,12 +106,12 @@ def n_tokens(batch)->int:
     "Input tokens of a batch"
     return (batch[0] if isinstance(batch, (tuple, list)) else batch)['input_ids'].numel()
 
-def train_step(
-    model, batch,
-    opt=None,   # stepped, if given
-    dtype=None, # autocast to this
-):
-    "One step as a function without arguments, to be timed"
+def train_step(model, batch, opt=None, dtype=None):
+    """One step as a function without arguments, to be timed
+
+    Parameters:
+        opt: stepped, if given
+        dtype: autocast to this"""
     def step():
         loss = lm_loss(model, batch, dtype)
         loss.backward()
@@ -117,13 +123,13 @@ def _rate(timing, n): # seconds -> tokens/s, quartiles change places
     low,high = timing.quartiles
     return dict(median=n/timing.median, low=n/high, high=n/low, n=len(timing.times))
 
-def training_speed(
-    model, batch,   # a batch as the loader gives it
-    opt=None, dtype=None,
-    repeats=9, warmup=2,
-    peak=None,      # FLOP/s of this machine; given, the answer also holds `mfu`
-)->dict: # tokens/s: median, low, high (quartiles), n rounds
-    "Training tokens per second, the optimizer's step included when one is given"
+def training_speed(model, batch, opt=None, dtype=None, repeats=9, warmup=2, peak=None)->dict:
+    """Training tokens per second, the optimizer's step included when one is given
+
+    Parameters:
+        model, batch: a batch as the loader gives it
+        peak: FLOP/s of this machine; given, the answer also holds `mfu`
+    Returns: tokens/s: median, low, high (quartiles), n rounds"""
     device,was = next(model.parameters()).device,model.training
     model.train()
     try:
@@ -154,13 +160,11 @@ def _writing(model, vocab_size, prompt_length, batch_size):
     return torch.randint(0, vocab_size, (batch_size, prompt_length), generator=g).to(device)
 
 # %% ../../nbs/05_evaluation/03_speed.ipynb #8ac87e55
-def time_to_first_token(
-    model, vocab_size,
-    prompt_length=64, # tokens read before the first is written
-    batch_size=1,
-    repeats=9, warmup=2,
-)->Timing:
-    "Seconds from the prompt to its first new token"
+def time_to_first_token(model, vocab_size, prompt_length=64, batch_size=1, repeats=9, warmup=2)->Timing:
+    """Seconds from the prompt to its first new token
+
+    Parameters:
+        prompt_length: tokens read before the first is written"""
     ids,was = _writing(model, vocab_size, prompt_length, batch_size),model.training
     model.eval()
     try:
@@ -169,14 +173,14 @@ def time_to_first_token(
     finally:
         model.train(was)
 
-def decoding_speed(
-    model, vocab_size,
-    prompt_length=64, # tokens in the cache at the start
-    new_tokens=32,    # written and timed in each round
-    batch_size=1,
-    repeats=5, warmup=1,
-)->dict: # tokens/s over the whole batch: median, low, high, n
-    "New tokens per second, the reading of the prompt taken off"
+def decoding_speed(model, vocab_size, prompt_length=64, new_tokens=32, batch_size=1, repeats=5,
+        warmup=1)->dict:
+    """New tokens per second, the reading of the prompt taken off
+
+    Parameters:
+        prompt_length: tokens in the cache at the start
+        new_tokens: written and timed in each round
+    Returns: tokens/s over the whole batch: median, low, high, n"""
     ids,was = _writing(model, vocab_size, prompt_length, batch_size),model.training
     model.eval()
     try:

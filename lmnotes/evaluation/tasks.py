@@ -83,8 +83,10 @@ _ways = dict(
 )
 
 # %% ../../nbs/05_evaluation/05_tasks.ipynb #3c439a05
-def way_of(model)->str: # text, seq2seq, gaps, classify, tag or span
-    "How a model answers"
+def way_of(model)->str:
+    """How a model answers
+
+    Returns: text, seq2seq, gaps, classify, tag or span"""
     name = type(model).__name__
     for task,cls in task_heads.items():
         if isinstance(model, cls) or name.endswith(cls.auto_class.removeprefix('AutoModel')): return task
@@ -92,11 +94,12 @@ def way_of(model)->str: # text, seq2seq, gaps, classify, tag or span
     return 'text' if getattr(model.config.get_text_config(), 'causal', True) and model.can_generate() else 'gaps'
 
 # %% ../../nbs/05_evaluation/05_tasks.ipynb #0be6a2d7
-def shorten(
-    ids:list, # tokens of a prompt
-    n:int,    # how many may stay
-)->list:
-    "A prompt without its middle"
+def shorten(ids:list, n:int)->list:
+    """A prompt without its middle
+
+    Parameters:
+        ids: tokens of a prompt
+        n: how many may stay"""
     if n is None or len(ids) <= n: return list(ids)
     return [*ids[:n//2], *ids[len(ids) - (n - n//2):]]
 
@@ -107,14 +110,16 @@ def _start(tokenizer): return [next(i for i in (tokenizer.bos_token_id, tokenize
 
 # %% ../../nbs/05_evaluation/05_tasks.ipynb #39a3d2af
 @torch.no_grad()
-def choice_nll(
-    model, tokenizer, # a causal language model
-    prompts:list,     # texts
-    choices:list,     # of each prompt the texts that may follow
-    max_length=None,  # tokens that both may take; None: any number
-    bs:int=16,        # rows at a time
-)->list: # (choices,) of each prompt: nats, summed over the tokens of the choice
-    "How surprising each choice is after its prompt"
+def choice_nll(model, tokenizer, prompts:list, choices:list, max_length=None, bs:int=16)->list:
+    """How surprising each choice is after its prompt
+
+    Parameters:
+        model, tokenizer: a causal language model
+        prompts: texts
+        choices: of each prompt the texts that may follow
+        max_length: tokens that both may take; None: any number
+        bs: rows at a time
+    Returns: (choices,) of each prompt: nats, summed over the tokens of the choice"""
     heads,rows = _plain(tokenizer, prompts),[]
     for i,(h,c) in enumerate(zip(heads, choices)):
         tails = _plain(tokenizer, c)
@@ -145,13 +150,15 @@ def _nlls(model, rows)->list: # of (prompt number, choice number, prompt, choice
 # %% ../../nbs/05_evaluation/05_tasks.ipynb #a5f6fe7f
 def task_name(ds:Dataset)->str: return score_name(ds).removesuffix(f'_{metric_of(ds)}')
 
-def eval_rows(
-    ds:Dataset,      # from `find_dataset`
-    data_dir=None,   # root in hub layout
-    limit:int=64,    # rows, at most; None: all
-    seed:int=0,      # which
-)->tuple: # `Rows`; the split they are from
-    "Rows with known answers that nobody trained on"
+def eval_rows(ds:Dataset, data_dir=None, limit:int=64, seed:int=0)->tuple:
+    """Rows with known answers that nobody trained on
+
+    Parameters:
+        ds: from `find_dataset`
+        data_dir: root in hub layout
+        limit: rows, at most; None: all
+        seed: which
+    Returns: `Rows`; the split they are from"""
     splits = load_rows(ds, data_dir)
     known = lambda s: [i for i,r in enumerate(splits.get(s, ())) if ds.scored(r)]
     split = next((s for s in ('test', *(['validation'] if ds.role == 'eval' else [])) if known(s)), None)
@@ -168,14 +175,15 @@ def _draw(n, limit, *seed)->list:
 # %% ../../nbs/05_evaluation/05_tasks.ipynb #5ba570e5
 task_benches = Registry('task')
 
-def task_bench(
-    name:str,     # of the group
-    takes,        # kinds of datasets, or a function of a dataset; None: it makes its own items
-    embedded=(),  # datasets that stand for it without a data root
-    real=(),      # and with one
-    load=None,    # (name, data_dir, limit, seed) -> dataset, rows; None: the rows of a dataset of the catalog
-):
-    "Register a function (subject, dataset, rows) -> list of `TaskScores` as a group of tasks"
+def task_bench(name:str, takes, embedded=(), real=(), load=None):
+    """Register a function (subject, dataset, rows) -> list of `TaskScores` as a group of tasks
+
+    Parameters:
+        name: of the group
+        takes: kinds of datasets, or a function of a dataset; None: it makes its own items
+        embedded: datasets that stand for it without a data root
+        real: and with one
+        load: (name, data_dir, limit, seed) -> dataset, rows; None: the rows of a dataset of the catalog"""
     def add(f):
         f.takes, f.embedded, f.real, f.load = (
             (takes if takes is None or callable(takes) else lambda ds: ds.kind in takes),
@@ -191,8 +199,10 @@ def _load(name, data_dir, limit, seed)->tuple:
     return ds,eval_rows(ds, data_dir, limit, seed)[0]
 
 # %% ../../nbs/05_evaluation/05_tasks.ipynb #b7750044
-def asked_of(s:Subject, ds, rows)->list: # of `Asked`
-    "Rows as the model meets them"
+def asked_of(s:Subject, ds, rows)->list:
+    """Rows as the model meets them
+
+    Returns: of `Asked`"""
     return [
         Asked(
             ds,
@@ -211,8 +221,11 @@ def _samples(ds, rows, said, values, n=3)->list:
         for r, t, v in zip(rows[:n], said, values)
     ]
 
-def clusters_of(ds, rows): # (rows,) numbers, or None where every row stands alone
-    "Which rows belong together"
+def clusters_of(ds, rows):
+    """Which rows belong together
+
+    Parameters:
+        rows: (rows,) numbers, or None where every row stands alone"""
     groups = [ds.group(r) for r in rows]
     number = {g: i for i,g in enumerate(dict.fromkeys(groups))}
     return np.array([number[g] for g in groups]) if len(number) < len(groups) else None
@@ -221,12 +234,14 @@ def distinct_share(said:list)->float:
     return len(set(said))/max(len(said), 1) # share of different outputs; a constant has 1/n
 
 # %% ../../nbs/05_evaluation/05_tasks.ipynb #b8b56dd6
-def label_report(
-    said:list, # labels; None for an answer that is no label
-    gold:list, # the right ones
-    labels:list, # all there are
-)->dict: # accuracy, precision, recall, f1, mcc, majority
-    "How well labels agree"
+def label_report(said:list, gold:list, labels:list)->dict:
+    """How well labels agree
+
+    Parameters:
+        said: labels; None for an answer that is no label
+        gold: the right ones
+        labels: all there are
+    Returns: accuracy, precision, recall, f1, mcc, majority"""
     from sklearn.metrics import matthews_corrcoef, precision_recall_fscore_support
     said = ['(none)' if a is None else a for a in said]
     p,r,f,_ = precision_recall_fscore_support(gold, said, labels=labels, average='macro', zero_division=0)
@@ -290,8 +305,10 @@ def _by_generation(s, ds, rows, labels)->TaskScores:
     )
 
 # %% ../../nbs/05_evaluation/05_tasks.ipynb #3bc32f61
-def head_names(s:Subject, wanted:list)->list: # of its labels, in the order of their ids
-    "The labels of a head, which must be those of the data"
+def head_names(s:Subject, wanted:list)->list:
+    """The labels of a head, which must be those of the data
+
+    Returns: of its labels, in the order of their ids"""
     own = s.model.config.id2label
     own = [str(own[k]) for k in sorted(own, key=int)]
     if not set(wanted) <= set(own):
@@ -302,11 +319,10 @@ def head_names(s:Subject, wanted:list)->list: # of its labels, in the order of t
     return own
 
 @torch.no_grad()
-def head_outputs(
-    s:Subject,
-    texts:list,
-)->list: # of pairs: tokens as (ids, starts, ends), what the head says of this text alone
-    "What a head says of each text"
+def head_outputs(s:Subject, texts:list)->list:
+    """What a head says of each text
+
+    Returns: of pairs: tokens as (ids, starts, ends), what the head says of this text alone"""
     device,was,out = next(s.model.parameters()).device,s.model.training,[]
     s.model.eval()
     try:
@@ -387,8 +403,10 @@ def score_choice(s:Subject, ds, rows)->list:
     ]
 
 # %% ../../nbs/05_evaluation/05_tasks.ipynb #378c0154
-def agreement(said, gold)->dict: # numbers; pearson and spearman, 0 where one of the two never changes
-    "How well numbers follow other numbers"
+def agreement(said, gold)->dict:
+    """How well numbers follow other numbers
+
+    Returns: numbers; pearson and spearman, 0 where one of the two never changes"""
     from scipy.stats import pearsonr, spearmanr
     if np.ptp(said) == 0 or np.ptp(gold) == 0: return dict(pearson=0., spearman=0.)
     return dict(pearson=float(pearsonr(said, gold)[0]), spearman=float(spearmanr(said, gold)[0]))
@@ -433,8 +451,10 @@ def import_tasks():
 
 _groups = 'classification tagging qa generation math code similarity choice long_range'.split()
 
-def task_groups(tasks='all')->list: # names of groups, in the usual order; a list, a word, or words parted by commas
-    "The groups that are asked for"
+def task_groups(tasks='all')->list:
+    """The groups that are asked for
+
+    Returns: names of groups, in the usual order; a list, a word, or words parted by commas"""
     import_tasks()
     tasks = [t for t in (tasks.split(',') if isinstance(tasks, str) else tasks)]
     for t in tasks:
@@ -454,21 +474,22 @@ def _sources(bench, group, datasets, data_dir)->tuple: # names or pairs to ask a
     return found,None if found else f'none of the datasets given is for {group}'
 
 # %% ../../nbs/05_evaluation/05_tasks.ipynb #73e0a3b4
-def run_suite(
-    model, tokenizer,
-    tasks='all',         # names of groups, or all
-    *,
-    datasets=None,       # names, or pairs of a `Dataset` and its rows; None: those that stand for each group
-    data_dir=None,       # root in hub layout
-    limit:int=64,        # items of each dataset, at most; None: all
-    seed:int=0,          # which items, and of draws
-    max_length:int=None, # tokens that question and answer may take; None: as many as the model takes
-    say=None,            # called with one line for each dataset
-    bs:int=16,           # items at a time
-    draws:int=4,         # answers drawn for pass@k; 0 for none
-    allow_execution:bool=False, # run programs that the model writes
-)->tuple: # list of `TaskScores`; list of dicts task, name, reason: what could not be measured
-    "Ask a model everything that it can be asked"
+def run_suite(model, tokenizer, tasks='all', *, datasets=None, data_dir=None, limit:int=64, seed:int=0,
+        max_length:int=None, say=None, bs:int=16, draws:int=4, allow_execution:bool=False)->tuple:
+    """Ask a model everything that it can be asked
+
+    Parameters:
+        tasks: names of groups, or all
+        datasets: names, or pairs of a `Dataset` and its rows; None: those that stand for each group
+        data_dir: root in hub layout
+        limit: items of each dataset, at most; None: all
+        seed: which items, and of draws
+        max_length: tokens that question and answer may take; None: as many as the model takes
+        say: called with one line for each dataset
+        bs: items at a time
+        draws: answers drawn for pass@k; 0 for none
+        allow_execution: run programs that the model writes
+    Returns: list of `TaskScores`; list of dicts task, name, reason: what could not be measured"""
     s = Subject(model, tokenizer, max_length, bs, seed, draws, allow_execution)
     found,missing = [],[]
     if s.way == 'text': check_causal(model)

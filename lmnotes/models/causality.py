@@ -38,16 +38,19 @@ def _shaken(model, noise, seed, dtype):
             if p.is_floating_point(): p.add_((noise*torch.randn(p.shape, generator=g)).to(p.device, p.dtype))
     return twin
 
-def leak_probe(
-    model:nn.Module, # gives `.logits` (B, T, V) from ids
-    vocab_size:int=None, # words; default those of the model's config
-    length=(33, 100), # lengths to try, in tokens
-    positions=6, # places to change in each, the last always among them
-    noise=0.02, # how much to shake the parameters, absolute
-    seed=0,
-    dtype='auto', # precision of the copy: a `torch.dtype`, None for the model's, 'auto' for float64 where there is one
-)->float: # largest change before the altered token, as a share of the largest logit
-    "How much the future shows"
+def leak_probe(model:nn.Module, vocab_size:int=None, length=(33, 100), positions=6, noise=0.02, seed=0,
+        dtype='auto')->float:
+    """How much the future shows
+
+    Parameters:
+        model: gives `.logits` (B, T, V) from ids
+        vocab_size: words; default those of the model's config
+        length: lengths to try, in tokens
+        positions: places to change in each, the last always among them
+        noise: how much to shake the parameters, absolute
+        dtype: precision of the copy: a `torch.dtype`, None for the model's, 'auto' for float64 where there is
+            one
+    Returns: largest change before the altered token, as a share of the largest logit"""
     device = next(model.parameters()).device
     if dtype == 'auto': dtype = torch.float32 if device.type == 'mps' else torch.float64
     config = getattr(model, 'config', None)
@@ -85,13 +88,15 @@ def _logits(model, ids):
         return model(input_ids=torch.arange(7, device=ids.device)[None], decoder_input_ids=ids).logits
 
 # %% ../../nbs/02_models/09_causality.ipynb #a6d8f73c
-def check_causal(
-    model:nn.Module, # gives `.logits` from ids
-    name='model',    # what to call it in the error
-    tolerance=1e-6,  # largest change allowed, as a share of the largest logit
-    **kwargs,        # for `leak_probe`
-)->float: # what the probe measured
-    "Stop with an error when the future shows"
+def check_causal(model:nn.Module, name='model', tolerance=1e-6, **kwargs)->float:
+    """Stop with an error when the future shows
+
+    Parameters:
+        model: gives `.logits` from ids
+        name: what to call it in the error
+        tolerance: largest change allowed, as a share of the largest logit
+        kwargs: for `leak_probe`
+    Returns: what the probe measured"""
     leak = leak_probe(model, **kwargs)
     if leak > tolerance:
         raise RunError(

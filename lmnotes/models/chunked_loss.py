@@ -27,12 +27,13 @@ def count_supervised(labels)->int:
     return n
 
 # %% ../../nbs/02_models/02_chunked_loss.ipynb #87860baf
-def _softmax_rows_(
-    z,          # (n, V) logits in at least float32; overwritten with p - onehot(y) when `grad`
-    y,          # (n,) labels
-    grad=True,  # whether the gradient is wanted
-):
-    "Loss and correctness of each row, leaving the gradient of the loss in place of the logits"
+def _softmax_rows_(z, y, grad=True):
+    """Loss and correctness of each row, leaving the gradient of the loss in place of the logits
+
+    Parameters:
+        z: (n, V) logits in at least float32; overwritten with p - onehot(y) when `grad`
+        y: (n,) labels
+        grad: whether the gradient is wanted"""
     y = y[:,None]
     zy = z.gather(1, y)
     other = z.scatter_(1, y, -torch.inf).amax(1, keepdim=True)
@@ -44,36 +45,40 @@ def _softmax_rows_(
     return (top + total.log() - zy)[:,0],(zy > other)[:,0]
 
 # %% ../../nbs/02_models/02_chunked_loss.ipynb #e1ea5127
-def chunk_rows(
-    vocab:int,     # words
-    device='cpu',  # where
-)->tuple[int,int]: # tokens per matrix product, rows per softmax
-    "How many tokens to take at a time"
+def chunk_rows(vocab:int, device='cpu')->tuple[int,int]:
+    """How many tokens to take at a time
+
+    Parameters:
+        vocab: words
+        device: where
+    Returns: tokens per matrix product, rows per softmax"""
     rows = max(256, 2**22//(4*vocab))
     return rows,(max(1, 2**21//(4*vocab)) if torch.device(device).type == 'cpu' else rows)
 
 # %% ../../nbs/02_models/02_chunked_loss.ipynb #317de0dc
-def _add_product(
-    out,        # (V, C) float32 sum
-    p,          # (n, V) of the dtype we multiply in
-    h,          # (n, C) likewise
-    slice=8192, # words at a time when the dtypes differ
-):
-    "out += p.T @ h"
+def _add_product(out, p, h, slice=8192):
+    """out += p.T @ h
+
+    Parameters:
+        out: (V, C) float32 sum
+        p: (n, V) of the dtype we multiply in
+        h: (n, C) likewise
+        slice: words at a time when the dtypes differ"""
     if out.dtype == p.dtype:
         out.addmm_(p.T, h)
         return
     for v in range(0, out.shape[0], slice): out[v:v+slice] += p[:,v:v+slice].T@h
 
-def _head_pass(
-    h:Tensor,         # (N, C)
-    weight:Tensor,    # (V, C)
-    bias,             # (V,) or None
-    labels:Tensor,    # (N,) none of them -100
-    dtype,            # to multiply in
-    need=(False,)*3,  # gradients wanted of h, weight, bias
-):
-    "Loss and correctness of each token, and the gradients of the summed loss"
+def _head_pass(h:Tensor, weight:Tensor, bias, labels:Tensor, dtype, need=(False,)*3):
+    """Loss and correctness of each token, and the gradients of the summed loss
+
+    Parameters:
+        h: (N, C)
+        weight: (V, C)
+        bias: (V,) or None
+        labels: (N,) none of them -100
+        dtype: to multiply in
+        need: gradients wanted of h, weight, bias"""
     N,V = len(h),len(weight)
     wide = torch.promote_types(dtype, torch.float32)
     rows,few = chunk_rows(V, h.device)
@@ -125,14 +130,16 @@ class _HeadLoss(torch.autograd.Function):
             return *(None if d is None else d.mul_(g) for d in grads),None
 
 # %% ../../nbs/02_models/02_chunked_loss.ipynb #f5895b7b
-def head_loss(
-    h:Tensor,        # (..., C) what comes into the head
-    weight:Tensor,   # (V, C)
-    labels:Tensor,   # (...) words to predict, -100 for none
-    bias=None,       # (V,) or None
-    num_items=None,  # divide the summed loss by this; default the number of supervised tokens
-)->tuple[Tensor,Tensor]: # mean loss, number of tokens predicted right
-    "Cross-entropy of the head, in chunks"
+def head_loss(h:Tensor, weight:Tensor, labels:Tensor, bias=None, num_items=None)->tuple[Tensor,Tensor]:
+    """Cross-entropy of the head, in chunks
+
+    Parameters:
+        h: (..., C) what comes into the head
+        weight: (V, C)
+        labels: (...) words to predict, -100 for none
+        bias: (V,) or None
+        num_items: divide the summed loss by this; default the number of supervised tokens
+    Returns: mean loss, number of tokens predicted right"""
     h,labels = h.flatten(0, -2),labels.flatten().to(h.device)
     n = count_supervised(labels)
     if n < len(labels):
@@ -145,13 +152,16 @@ def head_loss(
 
 # %% ../../nbs/02_models/02_chunked_loss.ipynb #6c2c97a0
 @torch.no_grad()
-def head_scores(
-    h:Tensor, # (..., C)
-    weight:Tensor, # (V, C)
-    labels:Tensor, # (...) -100 for none
-    bias=None, # (V,) or None
-)->tuple[Tensor,Tensor]: # negative log likelihood (float32) and correctness, shaped as `labels`; 0 and False where there is no label
-    "Negative log likelihood and correctness of every token"
+def head_scores(h:Tensor, weight:Tensor, labels:Tensor, bias=None)->tuple[Tensor,Tensor]:
+    """Negative log likelihood and correctness of every token
+
+    Parameters:
+        h: (..., C)
+        weight: (V, C)
+        labels: (...) -100 for none
+        bias: (V,) or None
+    Returns: negative log likelihood (float32) and correctness, shaped as `labels`; 0 and False where there is
+        no label"""
     nll = torch.zeros(labels.shape, device=h.device)
     right = torch.zeros(labels.shape, dtype=torch.bool, device=h.device)
     keep = (labels != -100).to(h.device)
@@ -163,8 +173,11 @@ def head_scores(
     return nll,right
 
 # %% ../../nbs/02_models/02_chunked_loss.ipynb #6e6c40e4
-def head_matrix(head:nn.Module): # (weight, bias), or None
-    "The matrix that `head` multiplies by, when that is all it does"
+def head_matrix(head:nn.Module):
+    """The matrix that `head` multiplies by, when that is all it does
+
+    Parameters:
+        head: (weight, bias), or None"""
     if head._forward_hooks or head._forward_pre_hooks or head._backward_hooks or head._backward_pre_hooks: return None
     if hasattr(head, 'dense_weight'): return head.dense_weight(),head.bias
     return (head.weight,head.bias) if type(head) is nn.Linear else None
@@ -181,13 +194,15 @@ def _called(head, h, labels):
     )
     return z.logsumexp(-1) - zy,right
 
-def module_loss(
-    head:nn.Module, # (..., C) -> (..., V)
-    h:Tensor,       # (..., C)
-    labels:Tensor,  # (...) -100 for none
-    num_items=None, # divide by this; default the number of supervised tokens
-)->tuple[Tensor,Tensor]: # mean loss, number of tokens predicted right
-    "`head_loss` for any module"
+def module_loss(head:nn.Module, h:Tensor, labels:Tensor, num_items=None)->tuple[Tensor,Tensor]:
+    """`head_loss` for any module
+
+    Parameters:
+        head: (..., C) -> (..., V)
+        h: (..., C)
+        labels: (...) -100 for none
+        num_items: divide by this; default the number of supervised tokens
+    Returns: mean loss, number of tokens predicted right"""
     if (m := head_matrix(head)) is not None: return head_loss(h, m[0], labels, m[1], num_items)
     n,keep = count_supervised(labels),(labels != -100).to(h.device)
     h,labels = h[keep],labels.to(h.device)[keep]
@@ -199,13 +214,15 @@ def module_loss(
 
 # %% ../../nbs/02_models/02_chunked_loss.ipynb #919ce760
 @torch.no_grad()
-def token_scores(
-    model,               # ours, or a causal model of transformers
-    input_ids:Tensor,    # (B, T)
-    shift_labels:Tensor, # (B, T) the token after each, -100 for none
-    **inputs,            # more for the model, such as `attention_mask`
-)->tuple[Tensor,Tensor]: # negative log likelihood (B, T) float32, correctness (B, T) bool
-    "Negative log likelihood and correctness of each supervised token"
+def token_scores(model, input_ids:Tensor, shift_labels:Tensor, **inputs)->tuple[Tensor,Tensor]:
+    """Negative log likelihood and correctness of each supervised token
+
+    Parameters:
+        model: ours, or a causal model of transformers
+        input_ids: (B, T)
+        shift_labels: (B, T) the token after each, -100 for none
+        inputs: more for the model, such as `attention_mask`
+    Returns: negative log likelihood (B, T) float32, correctness (B, T) bool"""
     head = getattr(model, 'head', None)
     m = head_matrix(head) if hasattr(model, 'hidden') and head is not None else None
     if m is not None: return head_scores(model.hidden(input_ids, **inputs), m[0], shift_labels, m[1])

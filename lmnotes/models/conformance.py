@@ -26,8 +26,10 @@ from .layers import mixers
 # %% ../../nbs/02_models/16_conformance.ipynb #6f608b1c
 V = 31 # words, in these checks
 
-def contract_models()->dict: # name -> function that builds it with fresh weights
-    "Everything that has to keep the contract"
+def contract_models()->dict:
+    """Everything that has to keep the contract
+
+    Returns: name -> function that builds it with fresh weights"""
     own = {n: lambda n=n: build_model(n, 'tiny', V) for n in models.names()}
     mix = {
         f'standard, {m}': lambda m=m: build_model('standard', 'tiny', V, mixer=m)
@@ -49,8 +51,10 @@ def kind_of(model)->str:
 
 def _source(ids): return (torch.arange(7) % V).expand(len(ids), 7) # what an encoder-decoder is asked
 
-def example(model, ids)->dict: # (B, T) tokens -> arguments that give a loss
-    "The arguments for a loss on `ids`"
+def example(model, ids)->dict:
+    """The arguments for a loss on `ids`
+
+    Returns: (B, T) tokens -> arguments that give a loss"""
     if kind_of(model) == 'decoder':
         return (
             _with_picture(model, ids) if hasattr(model.config, 'vision_config') else dict(input_ids=ids, labels=ids)
@@ -72,8 +76,11 @@ def _with_picture(model, ids): # in place of the first tokens
     ids[:,:n] = c.image_token_id
     return dict(input_ids=ids, labels=y, pixel_values=torch.ones(len(ids), 3, side, side))
 
-def logits_of(model, ids): # (B, T) -> (B, T, V)
-    "Logits of every token; an encoder-decoder reads `ids` as its answer"
+def logits_of(model, ids):
+    """Logits of every token; an encoder-decoder reads `ids` as its answer
+
+    Parameters:
+        ids: (B, T) -> (B, T, V)"""
     return (
         model(input_ids=_source(ids), decoder_input_ids=ids).logits
         if kind_of(model) == 'encoder-decoder'
@@ -201,12 +208,13 @@ def half_precision(make):
         return abs(m(**batch).loss.float() - exact).item()/exact.item()
 
 # %% ../../nbs/02_models/16_conformance.ipynb #f62b1f9e
-def check_clause(
-    name:str, # of the clause
-    make,     # builds a model with fresh weights
-    seed=0,
-): # a number, or None where the clause does not apply
-    "The number of one clause for one model"
+def check_clause(name:str, make, seed=0):
+    """The number of one clause for one model
+
+    Parameters:
+        name: of the clause
+        make: builds a model with fresh weights
+    Returns: a number, or None where the clause does not apply"""
     f = clauses[name]
     set_seed(seed)
     if f.causal and kind_of(make()) == 'encoder': return None
@@ -220,15 +228,20 @@ def is_kept(model:str, name:str, x)->bool:
     "Whether the number `x` of the clause `name` keeps the promise"
     return x is None or not isinstance(x, Exception) and x <= excused.get((model, name), (clauses[name].bound,))[0]
 
-def check_contract(
-    make,      # builds a model with fresh weights
-    only=None, # names of clauses; default all
-)->dict: # clause -> number or None
-    "All numbers of one model"
+def check_contract(make, only=None)->dict:
+    """All numbers of one model
+
+    Parameters:
+        make: builds a model with fresh weights
+        only: names of clauses; default all
+    Returns: clause -> number or None"""
     return {n: check_clause(n, make) for n in only or clauses}
 
-def contract_table(results:dict): # model -> clause -> number, None (does not apply) or an exception
-    "A rich table: a row for each model, bounds in the head, broken promises in red"
+def contract_table(results:dict):
+    """A rich table: a row for each model, bounds in the head, broken promises in red
+
+    Parameters:
+        results: model -> clause -> number, None (does not apply) or an exception"""
     from rich.table import Table
     names = list(next(iter(results.values())))
     t = Table('', *(f'{n}\n≤ {clauses[n].bound:g}' for n in names), title='the contract')

@@ -154,37 +154,38 @@ def check(self:LMConfig):
 
 # %% ../../nbs/02_models/03_decoder.ipynb #e510038c
 class Branch(nn.Module):
-    "Norm, part, dropout: what one step adds to the stream"
-    def __init__(self,
-        norm:nn.Module, # of the input
-        part:nn.Module, # a mixer or a feed-forward
-        dropout:float=0.,
-    ):
+    """Norm, part, dropout: what one step adds to the stream
+
+    Parameters:
+        norm: of the input
+        part: a mixer or a feed-forward"""
+    def __init__(self, norm:nn.Module, part:nn.Module, dropout:float=0.):
         super().__init__()
         self.norm,self.part,self.drop = norm,part,nn.Dropout(dropout)
     def forward(self, x, ctx): return self.drop(self.part(self.norm(x), ctx)) # (B, T, dim)
 
 # %% ../../nbs/02_models/03_decoder.ipynb #f6f5e1a1
 class Block(nn.Module):
-    "One layer: a branch that mixes along time, one that works on channels"
-    def __init__(self,
-        cfg:LMConfig,
-        layer:int, # place in the stack
-    ):
+    """One layer: a branch that mixes along time, one that works on channels
+
+    Parameters:
+        layer: place in the stack"""
+    def __init__(self, cfg:LMConfig, layer:int):
         super().__init__()
         name = lambda names: names if isinstance(names, str) else names[layer]
         part = lambda registry, names: registry[name(names)].from_config(cfg, layer)
         branch = lambda p: Branch(norms[cfg.norm](cfg.dim, eps=cfg.eps), p, cfg.dropout)
         self.mixer,self.ffn = branch(part(mixers, cfg.mixer)),branch(part(ffns, cfg.ffn))
 
-def run_plain(
-    blocks,              # the stack
-    streams:tuple,       # what goes into the first block
-    ctx:Context,
-    checkpointing=False, # keep only the inputs of each block
-    seen=None,           # a list that gets every block's output
-)->tuple: # what comes out of the last
-    "Walk the stack under ordinary autograd"
+def run_plain(blocks, streams:tuple, ctx:Context, checkpointing=False, seen=None)->tuple:
+    """Walk the stack under ordinary autograd
+
+    Parameters:
+        blocks: the stack
+        streams: what goes into the first block
+        checkpointing: keep only the inputs of each block
+        seen: a list that gets every block's output
+    Returns: what comes out of the last"""
     for b in blocks:
         streams = checkpoint(b, *streams, ctx, use_reentrant=False) if checkpointing else b(*streams, ctx)
         if seen is not None: seen.append(b.finish(*streams))
@@ -314,18 +315,21 @@ def _added(
 
 # %% ../../nbs/02_models/03_decoder.ipynb #ad6fc5fe
 @patch
-def hidden(self:LM,
-    input_ids=None,       # (B, T)
-    attention_mask=None,  # (B, past+T), nonzero where a token is real
-    position_ids=None,    # (B or 1, T); default counts on from the cache
-    past_key_values=None, # a cache, which grows
-    inputs_embeds=None,   # (B, T, dim) in place of `input_ids`
-    seen=None,            # a list that gets the stream after the embedding and each block
-    documents=None,       # (B, T) whole numbers; tokens of different documents do not see each other
-    losses=None,          # a list that gets what parts add to the loss
-    attentions=None,      # a list that gets the attention weights of each attention layer
-)->Tensor: # (B, T, dim) what goes into the head
-    "Everything below the head"
+def hidden(self:LM, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None,
+        inputs_embeds=None, seen=None, documents=None, losses=None, attentions=None)->Tensor:
+    """Everything below the head
+
+    Parameters:
+        input_ids: (B, T)
+        attention_mask: (B, past+T), nonzero where a token is real
+        position_ids: (B or 1, T); default counts on from the cache
+        past_key_values: a cache, which grows
+        inputs_embeds: (B, T, dim) in place of `input_ids`
+        seen: a list that gets the stream after the embedding and each block
+        documents: (B, T) whole numbers; tokens of different documents do not see each other
+        losses: a list that gets what parts add to the loss
+        attentions: a list that gets the attention weights of each attention layer
+    Returns: (B, T, dim) what goes into the head"""
     if (input_ids is None) == (inputs_embeds is None): raise InputError('give either input_ids or inputs_embeds')
     x = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
     c,cache,T = self.config,past_key_values,x.shape[1]
@@ -367,12 +371,13 @@ def _begin_anew(cache, last): # a row whose last token was padding has no past y
     for k,state in cache.states.items():
         cache.states[k] = tuple(t*(last != 0).view(-1, *[1]*(t.dim() - 1)).to(t.dtype) for t in state)
 
-def document_positions(
-    T:int,                 # tokens in a row
-    documents:Tensor=None, # (B, T) a new document begins where the number changes; None: one a row
-    device=None,
-)->Tensor: # (1 or B, T)
-    "Each token's place in its document"
+def document_positions(T:int, documents:Tensor=None, device=None)->Tensor:
+    """Each token's place in its document
+
+    Parameters:
+        T: tokens in a row
+        documents: (B, T) a new document begins where the number changes; None: one a row
+    Returns: (1 or B, T)"""
     pos = torch.arange(T, device=device)[None]
     if documents is None: return pos
     begins = torch.ones_like(documents, dtype=torch.bool)
@@ -439,11 +444,11 @@ _shim = (
 )
 
 @patch
-def save_pretrained(self:LM,
-    path, # folder to write
-    **kwargs,
-):
-    "Save weights, config, and where to find the code"
+def save_pretrained(self:LM, path, **kwargs):
+    """Save weights, config, and where to find the code
+
+    Parameters:
+        path: folder to write"""
     name = type(self).__name__
     auto = self.auto_class if self.config.causal or self.head is None else 'AutoModelForMaskedLM'
     self.config.auto_map = {'AutoConfig': 'modeling_lmnotes.LMConfig', auto: f'modeling_lmnotes.{name}'}
@@ -487,8 +492,10 @@ gpt_lm.sizes = {
 }
 
 # %% ../../nbs/02_models/03_decoder.ipynb #1e75cc30
-def count_parameters(model:nn.Module)->dict: # total, trainable, embedding (and head, once if tied)
-    "Number of stored parameters, each counted once"
+def count_parameters(model:nn.Module)->dict:
+    """Number of stored parameters, each counted once
+
+    Returns: total, trainable, embedding (and head, once if tied)"""
     ends = [
         m.weight
         for f in ('get_input_embeddings', 'get_output_embeddings')
@@ -501,19 +508,28 @@ def count_parameters(model:nn.Module)->dict: # total, trainable, embedding (and 
     )
 
 # %% ../../nbs/02_models/03_decoder.ipynb #d8c8d2ee
-def find_rewrite(name:str): # a name in `rewrites`, perhaps with `:argument`
-    "The function that rewrites a model in place"
+def find_rewrite(name:str):
+    """The function that rewrites a model in place
+
+    Parameters:
+        name: a name in `rewrites`, perhaps with `:argument`"""
     name,_,arg = name.partition(':')
     f = rewrites[name]
     return (lambda model: f(model, arg)) if arg else f
 
-def note_rewrite(model, name:str): # ours or of transformers; the spelling that does it again, such as `int4`
-    "Remember in the config that a rewrite was done; loading the saved model repeats it before the weights come in"
+def note_rewrite(model, name:str):
+    """Remember in the config that a rewrite was done; loading the saved model repeats it before the weights come in
+
+    Parameters:
+        name: ours or of transformers; the spelling that does it again, such as `int4`"""
     config = getattr(model, 'config', None)
     if config is not None: config.rewrites = [*(getattr(config, 'rewrites', None) or []), name]
 
-def apply_rewrites(model, names): # names for `find_rewrite`, in order
-    "Rewrite a model in place; what a rewrite leaves no trace of in the config is noted under its name"
+def apply_rewrites(model, names):
+    """Rewrite a model in place; what a rewrite leaves no trace of in the config is noted under its name
+
+    Parameters:
+        names: names for `find_rewrite`, in order"""
     trace = lambda: model.config.to_dict() if hasattr(model, 'config') else None
     for name in names:
         before = trace()
@@ -521,11 +537,12 @@ def apply_rewrites(model, names): # names for `find_rewrite`, in order
         if trace() == before: note_rewrite(model, name)
     return model
 
-def load_model(
-    path,         # folder that `save_pretrained` wrote, or a run holding it under `final`
-    **overrides,  # choices that do not touch weights, such as `plain` or `dropout`
-)->LM:
-    "A saved model of ours"
+def load_model(path, **overrides)->LM:
+    """A saved model of ours
+
+    Parameters:
+        path: folder that `save_pretrained` wrote, or a run holding it under `final`
+        overrides: choices that do not touch weights, such as `plain` or `dropout`"""
     path = Path(path).expanduser()
     kind = saved_kind(path)
     if kind is None: raise InputError(f'{path} holds no model: config.json is missing')
@@ -549,14 +566,15 @@ def _known(overrides, more=()):
     return overrides
 
 # %% ../../nbs/02_models/03_decoder.ipynb #cf27597e
-def build_model(
-    name:str='standard',  # a recipe, a folder, `tiny:gpt2` and its like, or a hub id; rewrites after `+`
-    size:str='tiny',      # of a recipe: tiny, small, medium, large or xlarge
-    vocab_size:int=None,  # words; default 256, or those of the saved model
-    init:str=None,        # start a recipe from the weights of this folder or hub id
-    **overrides,          # of a recipe: any field of `LMConfig`; of other models: see `hub_model`
-):
-    "A model by name; recipes get random weights"
+def build_model(name:str='standard', size:str='tiny', vocab_size:int=None, init:str=None, **overrides):
+    """A model by name; recipes get random weights
+
+    Parameters:
+        name: a recipe, a folder, `tiny:gpt2` and its like, or a hub id; rewrites after `+`
+        size: of a recipe: tiny, small, medium, large or xlarge
+        vocab_size: words; default 256, or those of the saved model
+        init: start a recipe from the weights of this folder or hub id
+        overrides: of a recipe: any field of `LMConfig`; of other models: see `hub_model`"""
     base,*parts = str(name).split('+')
     for p in parts:
         find_rewrite(p) # a wrong name fails before anything is built
@@ -594,8 +612,10 @@ def _same_words(model, name, vocab_size):
         )
     return model
 
-def saved_kind(path)->str|None: # 'lmnotes', 'gpt2', …; 'packed' where layers are packed; None where there is no config
-    "The `model_type` of a saved model, or of the run that holds one"
+def saved_kind(path)->str|None:
+    """The `model_type` of a saved model, or of the run that holds one
+
+    Returns: 'lmnotes', 'gpt2', …; 'packed' where layers are packed; None where there is no config"""
     for p in (Path(path).expanduser()/'final', Path(path).expanduser()):
         if (p/'config.json').is_file():
             c = read_json(p/'config.json')
@@ -633,11 +653,12 @@ def _rename(key, names):
     return key
 
 @donors('qwen3')
-def from_qwen3(
-    model, # a `Qwen3ForCausalLM`
-    **choices, # for the config, such as `residual='reversible'`
-)->LM:
-    "Our decoder with the weights of a Qwen3 model"
+def from_qwen3(model, **choices)->LM:
+    """Our decoder with the weights of a Qwen3 model
+
+    Parameters:
+        model: a `Qwen3ForCausalLM`
+        choices: for the config, such as `residual='reversible'`"""
     c = model.config
     rope = getattr(c, 'rope_parameters', None) or {}
     if rope.get('rope_type', 'default') != 'default':
@@ -653,11 +674,12 @@ def from_qwen3(
     return ours.to(model.dtype)
 
 @donors('gpt2')
-def from_gpt2(
-    model, # a `GPT2LMHeadModel`
-    **choices, # for the config
-)->LM:
-    "Our decoder with the weights of a GPT-2"
+def from_gpt2(model, **choices)->LM:
+    """Our decoder with the weights of a GPT-2
+
+    Parameters:
+        model: a `GPT2LMHeadModel`
+        choices: for the config"""
     c = model.config
     if c.activation_function not in ('gelu_new', 'gelu_pytorch_tanh'):
         raise InputError(f"our GPT-2 bends with gelu_new, this one with '{c.activation_function}'")

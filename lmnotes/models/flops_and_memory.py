@@ -42,10 +42,11 @@ def pretend():
         yield
 
 # %% ../../nbs/02_models/14_flops_and_memory.ipynb #446cc58c
-def meta_model(
-    config, # of ours or of transformers, for generation (causal or seq2seq)
-)->nn.Module:
-    "The model of `config` on the meta device: shapes and ties, no memory"
+def meta_model(config)->nn.Module:
+    """The model of `config` on the meta device: shapes and ties, no memory
+
+    Parameters:
+        config: of ours or of transformers, for generation (causal or seq2seq)"""
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
     from transformers.initialization import no_init_weights
     auto = AutoModelForSeq2SeqLM if getattr(config, 'is_encoder_decoder', False) else AutoModelForCausalLM
@@ -81,10 +82,10 @@ def _kind(path, m, head):
     if any(w in words for w in ('ffn', 'mlp', 'fc', 'dense', 'feed_forward')): return 'ffn'
     return 'other'
 
-def parameter_kinds(
-    model:nn.Module,
-)->dict: # kind -> parameters; kinds that do not occur are left out
-    "Stored parameters by what they are for, each counted once"
+def parameter_kinds(model:nn.Module)->dict:
+    """Stored parameters by what they are for, each counted once
+
+    Returns: kind -> parameters; kinds that do not occur are left out"""
     out,head = {},getattr(model, 'get_output_embeddings', lambda: None)()
     for path,m,p in _stored(model):
         k = _kind(path, m, head)
@@ -94,8 +95,10 @@ def parameter_kinds(
 # %% ../../nbs/02_models/14_flops_and_memory.ipynb #08a52a54
 def _first(c, names, default=None): return next((v for n in names if (v := getattr(c, n, None)) is not None), default)
 
-def routing(config)->tuple[int,int]: # (experts a token visits, experts there are)
-    "How many experts a layer has and a token sees; (1, 1) without experts"
+def routing(config)->tuple[int,int]:
+    """How many experts a layer has and a token sees; (1, 1) without experts
+
+    Returns: (experts a token visits, experts there are)"""
     E,k = expert_counts(config)
     return (k,E) if E else (1,1)
 
@@ -118,11 +121,12 @@ def _bytes(p, rewritten, precision):
     if precision == 'bf16' or not rewritten: return 2*n
     return n + 4*(n//p.shape[-1]) if precision == '8bit' else -(-n//2) + 4*-(-n//64)
 
-def weight_bytes(
-    model,         # of any kind, on any device; not yet quantized
-    precision:str, # fp32, bf16, 8bit or 4bit
-)->int:
-    "Bytes of the weights alone, once stored in `precision`"
+def weight_bytes(model, precision:str)->int:
+    """Bytes of the weights alone, once stored in `precision`
+
+    Parameters:
+        model: of any kind, on any device; not yet quantized
+        precision: fp32, bf16, 8bit or 4bit"""
     if precision not in precisions:
         raise InputError(f"unknown precision '{precision}': {did_you_mean(precision, precisions)}")
     head = getattr(model, 'get_output_embeddings', lambda: None)()
@@ -142,11 +146,11 @@ def _products(model): # (products of one token with a module's own matrices, whe
         n = m.in_features*m.out_features if isinstance(m, nn.Linear) else sum(map(_size, own))
         if n: yield n*(k/E if _of_experts(path, m) else 1), any(p.requires_grad for p in own)
 
-def matmul_weights(
-    model,
-    trainable=False, # only those that learn
-)->float:
-    "Weights that multiply each token, experts by the share of tokens they see"
+def matmul_weights(model, trainable=False)->float:
+    """Weights that multiply each token, experts by the share of tokens they see
+
+    Parameters:
+        trainable: only those that learn"""
     return sum(n for n,learns in _products(model) if learns or not trainable)
 
 # %% ../../nbs/02_models/14_flops_and_memory.ipynb #ed430569
@@ -179,24 +183,27 @@ def _hub_extra(model, length, causal):
     return each*(enc*length + dec*(_keys(length, causal) + length))
 
 # %% ../../nbs/02_models/14_flops_and_memory.ipynb #7cd18b76
-def forward_flops(
-    model,           # ours or of transformers, on any device
-    length:int,      # tokens in the window (for an encoder-decoder: on each side)
-    causal=None,     # whether a query sees only the past; default: as the config says
-)->float: # a token (for an encoder-decoder: one on each side)
-    "Floating-point operations of a forward pass for one token"
+def forward_flops(model, length:int, causal=None)->float:
+    """Floating-point operations of a forward pass for one token
+
+    Parameters:
+        model: ours or of transformers, on any device
+        length: tokens in the window (for an encoder-decoder: on each side)
+        causal: whether a query sees only the past; default: as the config says
+    Returns: a token (for an encoder-decoder: one on each side)"""
     if length < 1: raise InputError(f'length={length} must be at least 1')
     if causal is None: causal = getattr(model.config, 'causal', getattr(model.config, 'is_decoder', True))
     extra = _own_extra if model.config.model_type == LMConfig.model_type else _hub_extra
     return 2*matmul_weights(model) + extra(model, length, causal)
 
-def model_flops(
-    model,           # ours or of transformers
-    tokens:int,      # trained
-    length:int,      # of the windows they come in
-    causal=None,     # see `forward_flops`
-)->float:
-    "Floating-point operations of training: forward, inputs' gradients, weights' gradients (of those that learn); nothing that is only computed again"
+def model_flops(model, tokens:int, length:int, causal=None)->float:
+    """Floating-point operations of training: forward, inputs' gradients, weights' gradients (of those that learn); nothing that is only computed again
+
+    Parameters:
+        model: ours or of transformers
+        tokens: trained
+        length: of the windows they come in
+        causal: see `forward_flops`"""
     forward = forward_flops(model, length, causal)
     return tokens*(2*forward + (forward - 2*matmul_weights(model)) + 2*matmul_weights(model, trainable=True))
 
@@ -217,12 +224,14 @@ def _line(f, x, a, b): # f at x, beyond b by the straight line through its value
     if x <= b: return f(x)
     return f(a) + (x - a)*(f(b) - f(a))//(b - a)
 
-def activation_bytes(
-    config,      # an `LMConfig`, or its fields as a dict
-    batch:int,   # windows
-    length:int,  # tokens in each
-)->int: # below the head, in fp32, by the kernels of a CPU
-    "Bytes that autograd keeps for the backward pass of one training step, weights not counted"
+def activation_bytes(config, batch:int, length:int)->int:
+    """Bytes that autograd keeps for the backward pass of one training step, weights not counted
+
+    Parameters:
+        config: an `LMConfig`, or its fields as a dict
+        batch: windows
+        length: tokens in each
+    Returns: below the head, in fp32, by the kernels of a CPU"""
     config = LMConfig(**config) if isinstance(config, dict) else config
     def layers(n):
         c = copy(config)

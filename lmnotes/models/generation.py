@@ -13,26 +13,28 @@ from ..core import *
 
 # %% ../../nbs/02_models/10_generation.ipynb #3563773f
 class StopAt(StoppingCriteria):
-    "True once any of the strings appears in what was generated"
-    def __init__(self,
-        tokenizer,    # to read the tokens
-        stop:list,    # strings
-        start:int,    # tokens of the prompt
-    ): self.tokenizer,self.stop,self.start,self.reach = tokenizer,stop,start,4*max(map(len, stop)) + 8
+    """True once any of the strings appears in what was generated
+
+    Parameters:
+        tokenizer: to read the tokens
+        stop: strings
+        start: tokens of the prompt"""
+    def __init__(self, tokenizer, stop:list,
+            start:int): self.tokenizer,self.stop,self.start,self.reach = tokenizer,stop,start,4*max(map(len, stop)) + 8
     def __call__(self, ids, scores=None, **kwargs):
         tails = [self.tokenizer.decode(row[max(self.start, len(row)-self.reach):]) for row in ids]
         return torch.tensor([any(s in t for s in self.stop) for t in tails], device=ids.device)
 
 # %% ../../nbs/02_models/10_generation.ipynb #72471d3a
 class OwnDice(LogitsProcessor):
-    "Draw the next word of every row with a generator of its own"
-    def __init__(self,
-        n:int,             # rows
-        temperature:float, # above 0
-        top_p:float,       # in (0,1]
-        seed:int,          # of each row's draws; None for new ones each time
-        device='cpu',
-    ):
+    """Draw the next word of every row with a generator of its own
+
+    Parameters:
+        n: rows
+        temperature: above 0
+        top_p: in (0,1]
+        seed: of each row's draws; None for new ones each time"""
+    def __init__(self, n:int, temperature:float, top_p:float, seed:int, device='cpu'):
         self.dice = [torch.Generator(device) for _ in range(n)]
         for g in self.dice: g.seed() if seed is None else g.manual_seed(seed)
         self.warpers = [TemperatureLogitsWarper(float(temperature))] + (
@@ -109,19 +111,22 @@ def _continue(
     return [t[:min([len(t), *(i for s in stop if (i := t.find(s)) >= 0)])] for t in texts]
 
 # %% ../../nbs/02_models/10_generation.ipynb #e2975b97
-def generate_batch(
-    model,                 # a causal or seq2seq model of ours or of transformers
-    tokenizer,             # a transformers tokenizer
-    prompts:list,          # texts to continue, or lists of tokens
-    max_new_tokens:int=64, # at most so many, of each
-    temperature:float=1.,  # 0 takes the likeliest word each time
-    top_p:float=1.,        # draw from the likeliest words that together reach this probability
-    seed:int=0,            # of the draws of each prompt; None for new ones each time
-    stop=None,             # a string, or several, to stop at; not part of the result
-    use_cache:bool=True,   # keep keys and values instead of computing them again
-    bs:int=16,             # prompts at a time
-)->list: # what was written after each prompt, in their order
-    "Continue many texts, each as if it stood alone"
+def generate_batch(model, tokenizer, prompts:list, max_new_tokens:int=64, temperature:float=1.,
+        top_p:float=1., seed:int=0, stop=None, use_cache:bool=True, bs:int=16)->list:
+    """Continue many texts, each as if it stood alone
+
+    Parameters:
+        model: a causal or seq2seq model of ours or of transformers
+        tokenizer: a transformers tokenizer
+        prompts: texts to continue, or lists of tokens
+        max_new_tokens: at most so many, of each
+        temperature: 0 takes the likeliest word each time
+        top_p: draw from the likeliest words that together reach this probability
+        seed: of the draws of each prompt; None for new ones each time
+        stop: a string, or several, to stop at; not part of the result
+        use_cache: keep keys and values instead of computing them again
+        bs: prompts at a time
+    Returns: what was written after each prompt, in their order"""
     rows = [_encode(tokenizer, p) for p in prompts]
     _check(model, max(map(len, rows), default=0), max_new_tokens, temperature, top_p)
     stop = [stop] if isinstance(stop, str) else list(stop or [])
@@ -144,29 +149,34 @@ def generate_batch(
     return out
 
 # %% ../../nbs/02_models/10_generation.ipynb #979d9db3
-def generate(
-    model,                 # a causal or seq2seq model of ours or of transformers
-    tokenizer,             # a transformers tokenizer
-    prompt:str='',         # the text to continue
-    max_new_tokens:int=64, # at most so many
-    temperature:float=1.,  # 0 takes the likeliest word each time
-    top_p:float=1.,        # draw from the likeliest words that together reach this probability
-    seed:int=0,            # of the draws; None for new ones each time
-    stop=None,             # a string, or several, to stop at; not part of the result
-    use_cache:bool=True,   # keep keys and values instead of computing them again
-)->str: # the prompt and its continuation; from an encoder-decoder the answer alone
-    "Continue a text"
+def generate(model, tokenizer, prompt:str='', max_new_tokens:int=64, temperature:float=1., top_p:float=1.,
+        seed:int=0, stop=None, use_cache:bool=True)->str:
+    """Continue a text
+
+    Parameters:
+        model: a causal or seq2seq model of ours or of transformers
+        tokenizer: a transformers tokenizer
+        prompt: the text to continue
+        max_new_tokens: at most so many
+        temperature: 0 takes the likeliest word each time
+        top_p: draw from the likeliest words that together reach this probability
+        seed: of the draws; None for new ones each time
+        stop: a string, or several, to stop at; not part of the result
+        use_cache: keep keys and values instead of computing them again
+    Returns: the prompt and its continuation; from an encoder-decoder the answer alone"""
     written, = generate_batch(model, tokenizer, [prompt], max_new_tokens, temperature, top_p, seed, stop, use_cache)
     return written if getattr(model.config, 'is_encoder_decoder', False) else prompt + written
 
 # %% ../../nbs/02_models/10_generation.ipynb #2c6ae661
 @torch.no_grad()
-def fill(
-    model,     # an encoder of ours, or a masked language model of transformers
-    tokenizer, # with a mask token
-    text,      # a string in which the mask token stands for gaps, or (T,) tokens
-)->dict: # input, with the gaps shown as '_'; output; filled: the words put in
-    "Fill the gaps of a text"
+def fill(model, tokenizer, text)->dict:
+    """Fill the gaps of a text
+
+    Parameters:
+        model: an encoder of ours, or a masked language model of transformers
+        tokenizer: with a mask token
+        text: a string in which the mask token stands for gaps, or (T,) tokens
+    Returns: input, with the gaps shown as '_'; output; filled: the words put in"""
     if tokenizer.mask_token_id is None:
         raise InputError('this tokenizer has no mask token to mark gaps with; use the one the model was trained with')
     if getattr(model.config, 'causal', not hasattr(model.config, 'causal')) and model.can_generate():

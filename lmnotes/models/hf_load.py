@@ -115,12 +115,13 @@ families.update(
 )
 
 # %% ../../nbs/02_models/12_hf_load.ipynb #8b17c879
-def tiny_config(
-    name:str,           # a name in `families`
-    vocab_size:int=258, # words; the last two are end and padding
-    **sizes,            # fields of the family's config, under its own names, the usual ones or ours
-):
-    "The config of a tiny random model"
+def tiny_config(name:str, vocab_size:int=258, **sizes):
+    """The config of a tiny random model
+
+    Parameters:
+        name: a name in `families`
+        vocab_size: words; the last two are end and padding
+        sizes: fields of the family's config, under its own names, the usual ones or ours"""
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     spec,V = dict(families[name]),vocab_size
@@ -134,11 +135,13 @@ def tiny_config(
     return AutoConfig.for_model(**{**spec, **words, **sizes})
 
 # %% ../../nbs/02_models/12_hf_load.ipynb #1aef550b
-def field_names(
-    config,        # of transformers
-    options:dict,  # names of ours, the usual ones or the family's own
-)->dict: # under the family's own names
-    "Rename options to what this config calls them; an unknown one is an error"
+def field_names(config, options:dict)->dict:
+    """Rename options to what this config calls them; an unknown one is an error
+
+    Parameters:
+        config: of transformers
+        options: names of ours, the usual ones or the family's own
+    Returns: under the family's own names"""
     ours = {v: k for k,v in LMConfig.attribute_map.items()}
     text = config.get_text_config()
     names = {}
@@ -158,10 +161,12 @@ def _near(name, names):
     return said if said.startswith('did you mean') else ''
 
 # %% ../../nbs/02_models/12_hf_load.ipynb #0d00819f
-def find_model(
-    name, # `tiny:family`, a folder, or a hub id
-)->tuple: # kind (`tiny`, `ours`, `packed`, `adapter`, `folder` or `hub`), and the family, folder or id
-    "What a name stands for"
+def find_model(name)->tuple:
+    """What a name stands for
+
+    Parameters:
+        name: `tiny:family`, a folder, or a hub id
+    Returns: kind (`tiny`, `ours`, `packed`, `adapter`, `folder` or `hub`), and the family, folder or id"""
     name = str(name)
     path = Path(name).expanduser()
     if name.startswith('tiny:'):
@@ -182,11 +187,13 @@ def find_model(
             return {LMConfig.model_type: 'ours', 'packed': 'packed'}.get(saved_kind(p), 'folder'),p
     raise InputError(f'{path} holds no model: neither config.json nor adapter_config.json is there')
 
-def describe_model(
-    name,               # as for `find_model`, or a recipe
-    from_scratch=False, # take only the config
-)->str: # for the first line of a plan
-    "One line that says which model a name means"
+def describe_model(name, from_scratch=False)->str:
+    """One line that says which model a name means
+
+    Parameters:
+        name: as for `find_model`, or a recipe
+        from_scratch: take only the config
+    Returns: for the first line of a plan"""
     if name in models: return f'{name}: a recipe of lmnotes, random weights'
     kind,where = find_model(name)
     if kind == 'tiny': return f'{name}: a tiny random model of the {where} family'
@@ -211,8 +218,10 @@ def _known():
         else None
     )
 
-def full_id(name:str)->str: # such as `Qwen/Qwen3-0.6B` for `qwen3-0.6b`
-    "The hub id that a name means; unknown ones stand for themselves"
+def full_id(name:str)->str:
+    """The hub id that a name means; unknown ones stand for themselves
+
+    Returns: such as `Qwen/Qwen3-0.6B` for `qwen3-0.6b`"""
     return (_known().known_id(name) if _known() else None) or name
 
 def _published(name): # the config of a known id, without the hub; None when there is none
@@ -255,11 +264,12 @@ def _hub_errors(name):
         raise InputError(f"'{name}' cannot be read: {said[:200]}") from e
 
 # %% ../../nbs/02_models/12_hf_load.ipynb #1bea07d0
-def with_fields(
-    config,       # of transformers
-    options:dict, # see `field_names`
-):
-    "A config with fields set, and what followed from the old ones left to follow from the new"
+def with_fields(config, options:dict):
+    """A config with fields set, and what followed from the old ones left to follow from the new
+
+    Parameters:
+        config: of transformers
+        options: see `field_names`"""
     new,text = field_names(config, options),config.get_text_config()
     top = {k: v for k,v in new.items() if not hasattr(text, k)}
     for k,v in top.items(): setattr(config, k, v)
@@ -278,13 +288,14 @@ def with_fields(
     config.text_config = made
     return config
 
-def hub_config(
-    name,                    # `tiny:family`, a folder or a hub id
-    vocab_size:int=None,     # for a model with random weights
-    trust_remote_code=False, # run Python files that come with a model
-    **options,               # fields of the config to set
-):
-    "The config of a model of transformers"
+def hub_config(name, vocab_size:int=None, trust_remote_code=False, **options):
+    """The config of a model of transformers
+
+    Parameters:
+        name: `tiny:family`, a folder or a hub id
+        vocab_size: for a model with random weights
+        trust_remote_code: run Python files that come with a model
+        options: fields of the config to set"""
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     kind,where = find_model(name)
@@ -311,8 +322,10 @@ def hub_config(
 # %% ../../nbs/02_models/12_hf_load.ipynb #81cf8934
 _ends = dict(classify='ForSequenceClassification', tag='ForTokenClassification', span='ForQuestionAnswering')
 
-def saved_head(config)->str|None: # classify, tag or span
-    "The task head of a saved model, told by its architecture; None for a language model"
+def saved_head(config)->str|None:
+    """The task head of a saved model, told by its architecture; None for a language model
+
+    Returns: classify, tag or span"""
     return next((t for t,end in _ends.items() if (config.architectures or [''])[0].endswith(end)), None)
 
 _heads = dict(
@@ -329,11 +342,12 @@ def is_encoder_only(config)->bool:
         config.is_encoder_decoder or getattr(config, 'is_decoder', False) or getattr(config, 'causal', False)
     )
 
-def auto_class(
-    config,      # of transformers
-    task='auto', # auto or generate; for encoders mlm, classify, tag or span
-):
-    "The Auto class that builds and reads models of this config"
+def auto_class(config, task='auto'):
+    """The Auto class that builds and reads models of this config
+
+    Parameters:
+        config: of transformers
+        task: auto or generate; for encoders mlm, classify, tag or span"""
     import transformers as hf
     from transformers.models.auto import modeling_auto as names
     if task not in ('auto', 'generate', *_heads):
@@ -357,14 +371,19 @@ def auto_class(
     if kind in names.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES: return hf.AutoModelForImageTextToText
     raise InputError(f"a '{kind}' model writes no text; choose a causal or an encoder-decoder model")
 
-def model_class(config, auto): # None when the class is remote code
-    "The class that `auto` will use for this config"
+def model_class(config, auto):
+    """The class that `auto` will use for this config
+
+    Parameters:
+        auto: None when the class is remote code"""
     found = auto._model_mapping.get(type(config), None)
     return found[0] if isinstance(found, (list, tuple)) else found
 
 # %% ../../nbs/02_models/12_hf_load.ipynb #541fc2a5
-def expert_counts(config)->tuple: # experts of a layer, and how many a token uses; (0, 0) for a dense model
-    "Experts, from the config"
+def expert_counts(config)->tuple:
+    """Experts, from the config
+
+    Returns: experts of a layer, and how many a token uses; (0, 0) for a dense model"""
     c = config.get_text_config()
     first = lambda *names: next((v for n in names if isinstance(v := getattr(c, n, None), int) and v > 0), 0)
     n = first('num_local_experts', 'num_experts', 'n_routed_experts', 'moe_num_experts', 'n_experts')
@@ -428,15 +447,16 @@ def _rewritten_random(auto, config, **how): # with what its config notes
     if names: model.config.rewrites = []
     return apply_rewrites(model, names)
 
-def bytes_needed(
-    config,               # of transformers
-    auto,                 # from `auto_class`
-    dtype=torch.float32,  # of weights that are not quantized
-    bits:int=None,        # 4 or 8 for projections
-    expert_bits:int=None, # 4 or 8 for experts; default `bits`
-    trust_remote_code=False,
-)->int:
-    "Bytes of a model's weights, from its config"
+def bytes_needed(config, auto, dtype=torch.float32, bits:int=None, expert_bits:int=None,
+        trust_remote_code=False)->int:
+    """Bytes of a model's weights, from its config
+
+    Parameters:
+        config: of transformers
+        auto: from `auto_class`
+        dtype: of weights that are not quantized
+        bits: 4 or 8 for projections
+        expert_bits: 4 or 8 for experts; default `bits`"""
     with torch.device('meta'):
         model = _random(auto, config, trust_remote_code=trust_remote_code)
     size = torch.empty(0, dtype=dtype).element_size()
@@ -455,8 +475,11 @@ def free_memory(device='cpu')->int:
     import psutil
     return psutil.virtual_memory().available
 
-def check_memory(need, device='cpu', name='the model', also=''): # bytes; a device; its name; what would help
-    "Refuse a model larger than what is free"
+def check_memory(need, device='cpu', name='the model', also=''):
+    """Refuse a model larger than what is free
+
+    Parameters:
+        also: bytes; a device; its name; what would help"""
     free = min(free_memory(d) for d in {'cpu', str(device)} if not d.startswith('mps'))
     if need > free:
         raise InputError(
@@ -492,13 +515,15 @@ def _lacking(name, device, cls): # why this kernel cannot be used, or None
             f"is {'a CUDA GPU without it' if device.type == 'cuda' else device.type}"
         )
 
-def resolve_attention(
-    wish:str='auto',           # auto, eager, sdpa, flash_attention_2, flash_attention_3 or flex_attention
-    device='cpu',              # where the model will run
-    model_class=None,          # its class, which says what it supports
-    use_flash_attention=False, # take flash attention if it is there
-)->str: # the kernel that will run
-    "The attention that is used"
+def resolve_attention(wish:str='auto', device='cpu', model_class=None, use_flash_attention=False)->str:
+    """The attention that is used
+
+    Parameters:
+        wish: auto, eager, sdpa, flash_attention_2, flash_attention_3 or flex_attention
+        device: where the model will run
+        model_class: its class, which says what it supports
+        use_flash_attention: take flash attention if it is there
+    Returns: the kernel that will run"""
     device = torch.device(device)
     if wish not in ('auto', 'eager', *_flags):
         raise InputError(f"unknown attn_implementation '{wish}': {did_you_mean(wish, ['auto', 'eager', *_flags])}")
@@ -512,8 +537,10 @@ def resolve_attention(
         warnings.warn(f"no flash attention: {lacks['flash_attention_2']}", stacklevel=2)
     return 'eager' if device.type == 'mps' or _lacking('sdpa', device, model_class) else 'sdpa'
 
-def attention_of(model)->str: # 'none' where there is no attention
-    "The attention a model runs with"
+def attention_of(model)->str:
+    """The attention a model runs with
+
+    Returns: 'none' where there is no attention"""
     mixers = getattr(model.config, 'mixer', 'attention') if isinstance(model, LM) else 'attention'
     return (model.config._attn_implementation or 'eager') if 'attention' in mixers else 'none'
 
@@ -670,10 +697,11 @@ def _revive(cls):
     new = _adopted(cls)
     return new.__new__(new)
 
-def adopt(
-    model, # a causal, encoder-decoder or vision-language model of transformers
-):
-    "Teach a hub model our forward: `shift_labels` in, `loss` and `n_correct` out, no logits on the way"
+def adopt(model):
+    """Teach a hub model our forward: `shift_labels` in, `loss` and `n_correct` out, no logits on the way
+
+    Parameters:
+        model: a causal, encoder-decoder or vision-language model of transformers"""
     if isinstance(model, (_Adopted, LM)): return model
     cls = type(model)
     bare = _bare_head(model, cls.forward, model.config.get_text_config().vocab_size)
@@ -682,12 +710,14 @@ def adopt(
     return model
 
 # %% ../../nbs/02_models/12_hf_load.ipynb #141a537f
-def decoder_logits(
-    model,       # an encoder-decoder
-    input_ids,   # (B, T) what its decoder reads
-    source=None, # (1, S) what its encoder reads; default 16 random words, always the same
-)->Tensor: # (B, T, V)
-    "Logits of the decoder alone, under a fixed source"
+def decoder_logits(model, input_ids, source=None)->Tensor:
+    """Logits of the decoder alone, under a fixed source
+
+    Parameters:
+        model: an encoder-decoder
+        input_ids: (B, T) what its decoder reads
+        source: (1, S) what its encoder reads; default 16 random words, always the same
+    Returns: (B, T, V)"""
     g = torch.Generator().manual_seed(0)
     if source is None: source = torch.randint(model.config.get_text_config().vocab_size, (1, 16), generator=g)
     return model(
@@ -778,11 +808,13 @@ def _shrink_linear(linear, bits, dtype):
         new.weight = bnb.nn.Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
     return new.requires_grad_(False).to(device)
 
-def quantize_experts(
-    model,    # of transformers
-    bits:int, # 4 or 8
-)->int: # how many weights were quantized
-    "Keep the experts of a model in few bits, in place"
+def quantize_experts(model, bits:int)->int:
+    """Keep the experts of a model in few bits, in place
+
+    Parameters:
+        model: of transformers
+        bits: 4 or 8
+    Returns: how many weights were quantized"""
     done = 0
     for name,p in list(_quantizable(model, bits)):
         if not _is_expert(name) or not p.is_floating_point(): continue
@@ -793,11 +825,11 @@ def quantize_experts(
         else: model.set_submodule(parent, _shrink_linear(m, bits, p.dtype))
     return done
 
-def true_numel(
-    name:str,    # of a parameter
-    p:nn.Parameter,
-)->int:
-    "Weights behind a stored parameter: packed in 4 bits it holds two a byte"
+def true_numel(name:str, p:nn.Parameter)->int:
+    """Weights behind a stored parameter: packed in 4 bits it holds two a byte
+
+    Parameters:
+        name: of a parameter"""
     packed = type(p).__name__ == 'Params4bit' or p.dtype == torch.uint8 and name.endswith('.original')
     return 2*p.numel()*p.element_size() if packed else p.numel()
 
@@ -902,24 +934,28 @@ def _dtype(dtype):
 # %% ../../nbs/02_models/12_hf_load.ipynb #fbae48ff
 _fixed = {*LMConfig.attribute_map, *LMConfig.attribute_map.values(), 'head_dim', 'vocab_size'} - {'max_length'}
 
-def hub_model(
-    name,                      # `tiny:family`, a folder, or a hub id
-    vocab_size:int=None,       # words of the tokenizer; sizes a random model, is checked against one with weights
-    from_scratch=False,        # take only the config
-    attn_implementation:str='auto', # see `resolve_attention`
-    use_flash_attention=False, # take flash attention if it is there
-    load_in_4bit=False,        # keep projections and experts in 4 bits
-    load_in_8bit=False,        # or in 8
-    moe_load_in_4bit=False,    # keep the experts in 4 bits, whatever the rest is in
-    moe_load_in_8bit=False,    # or in 8
-    trust_remote_code=False,   # run Python files that come with a model
-    dtype=None,                # of the weights: fp32 (default), bf16 or fp16
-    max_length:int=None,       # tokens of the longest text, checked against the model's context
-    task:str='auto',           # auto or generate; for encoders mlm, classify, tag or span
-    device='auto',             # where it will run, for attention and memory
-    **options,                 # fields of the config, such as `hidden_dropout=0.1`; sizes only with random weights
-):
-    "A model of transformers by name, or a saved one of ours"
+def hub_model(name, vocab_size:int=None, from_scratch=False, attn_implementation:str='auto',
+        use_flash_attention=False, load_in_4bit=False, load_in_8bit=False, moe_load_in_4bit=False,
+        moe_load_in_8bit=False, trust_remote_code=False, dtype=None, max_length:int=None, task:str='auto',
+        device='auto', **options):
+    """A model of transformers by name, or a saved one of ours
+
+    Parameters:
+        name: `tiny:family`, a folder, or a hub id
+        vocab_size: words of the tokenizer; sizes a random model, is checked against one with weights
+        from_scratch: take only the config
+        attn_implementation: see `resolve_attention`
+        use_flash_attention: take flash attention if it is there
+        load_in_4bit: keep projections and experts in 4 bits
+        load_in_8bit: or in 8
+        moe_load_in_4bit: keep the experts in 4 bits, whatever the rest is in
+        moe_load_in_8bit: or in 8
+        trust_remote_code: run Python files that come with a model
+        dtype: of the weights: fp32 (default), bf16 or fp16
+        max_length: tokens of the longest text, checked against the model's context
+        task: auto or generate; for encoders mlm, classify, tag or span
+        device: where it will run, for attention and memory
+        options: fields of the config, such as `hidden_dropout=0.1`; sizes only with random weights"""
     device = pick_device(device) if isinstance(device, str) else device
     kind,where = find_model(name)
     if kind == 'hub': where = full_id(where)
@@ -1069,11 +1105,13 @@ def _with_adapter(path, how):
     return load_lora(hub_model(base, **how), path)
 
 # %% ../../nbs/02_models/12_hf_load.ipynb #5e083632
-def create_model(
-    model_type:str='transformer', # transformer or rnn
-    **config, # `hidden_size`, `num_hidden_layers`, `num_attention_heads`, `intermediate_size`, `vocab_size`, or any field of `LMConfig`
-)->LM:
-    "A model of ours by the usual configuration names"
+def create_model(model_type:str='transformer', **config)->LM:
+    """A model of ours by the usual configuration names
+
+    Parameters:
+        model_type: transformer or rnn
+        config: `hidden_size`, `num_hidden_layers`, `num_attention_heads`, `intermediate_size`, `vocab_size`,
+            or any field of `LMConfig`"""
     recipes = dict(transformer='standard', rnn='rnn')
     if model_type not in recipes:
         raise InputError(f"unknown model_type '{model_type}': {did_you_mean(model_type, recipes)}")

@@ -42,11 +42,12 @@ class _RMSNorm(torch.autograd.Function):
 # %% ../../nbs/02_models/01_layers.ipynb #52cdb049
 @norms('rmsnorm')
 class RMSNorm(nn.Module):
-    "Scale each vector to root mean square 1, then by a learned gain"
-    def __init__(self,
-        dim:int,        # width of the vectors
-        eps:float=1e-6, # added to the mean square
-    ):
+    """Scale each vector to root mean square 1, then by a learned gain
+
+    Parameters:
+        dim: width of the vectors
+        eps: added to the mean square"""
+    def __init__(self, dim:int, eps:float=1e-6):
         super().__init__()
         self.weight,self.eps = nn.Parameter(torch.ones(dim)),eps
     def forward(self, x): # (..., dim) of any precision -> the dtype of the gain
@@ -67,12 +68,14 @@ class LayerNorm(nn.LayerNorm):
             return F.layer_norm(x.to(wide), w.shape, w.to(wide), self.bias.to(wide), self.eps).to(w.dtype)
 
 # %% ../../nbs/02_models/01_layers.ipynb #66e9678d
-def rope_tables(
-    positions:Tensor,   # (B or 1, T) whole numbers
-    dim:int,            # head width, even
-    base:float=10000.,  # the slowest pair turns once in about 2*pi*base tokens
-)->tuple[Tensor,Tensor]: # cosines and sines, (B or 1, T, 1, dim/2), float32
-    "The angles at `positions`"
+def rope_tables(positions:Tensor, dim:int, base:float=10000.)->tuple[Tensor,Tensor]:
+    """The angles at `positions`
+
+    Parameters:
+        positions: (B or 1, T) whole numbers
+        dim: head width, even
+        base: the slowest pair turns once in about 2*pi*base tokens
+    Returns: cosines and sines, (B or 1, T, 1, dim/2), float32"""
     freqs = base**-(torch.arange(0, dim, 2, device=positions.device, dtype=torch.float32)/dim)
     angles = (positions[...,None].float()*freqs)[:,:,None]
     return angles.cos(), angles.sin()
@@ -93,12 +96,14 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g): return _turn(g, *ctx.saved_tensors, -1), None, None
 
-def rotate(
-    x:Tensor,   # (B, T, H, D)
-    cos:Tensor, # (B or 1, T, 1, D/2)
-    sin:Tensor, # likewise
-)->Tensor: # the shape of `x`
-    "Turn channel pairs (i, i+D/2) by their angles"
+def rotate(x:Tensor, cos:Tensor, sin:Tensor)->Tensor:
+    """Turn channel pairs (i, i+D/2) by their angles
+
+    Parameters:
+        x: (B, T, H, D)
+        cos: (B or 1, T, 1, D/2)
+        sin: likewise
+    Returns: the shape of `x`"""
     return _Rotate.apply(x, cos.to(x.dtype), sin.to(x.dtype))
 
 # %% ../../nbs/02_models/01_layers.ipynb #1569af0c
@@ -115,15 +120,17 @@ class Context:
     attend:str='sdpa'     # a name in `attentions`
 
 # %% ../../nbs/02_models/01_layers.ipynb #ffafe8e6
-def who_sees(
-    T:int,                 # queries
-    past:int=0,            # keys already in the cache
-    keep:Tensor=None,      # (B, past+T), nonzero where a key is real; or a finished 4-d mask
-    causal:bool=True,      # hide the future
-    device=None,
-    documents:Tensor=None, # (B, T) which document each token belongs to
-)->Tensor|None: # (B or 1, 1, T, past+T) bool, or None when the kernel can do without
-    "Who may look where, or None when that needs no mask"
+def who_sees(T:int, past:int=0, keep:Tensor=None, causal:bool=True, device=None,
+        documents:Tensor=None)->Tensor|None:
+    """Who may look where, or None when that needs no mask
+
+    Parameters:
+        T: queries
+        past: keys already in the cache
+        keep: (B, past+T), nonzero where a key is real; or a finished 4-d mask
+        causal: hide the future
+        documents: (B, T) which document each token belongs to
+    Returns: (B or 1, 1, T, past+T) bool, or None when the kernel can do without"""
     if keep is not None and keep.dim() == 4: return keep
     if keep is not None and bool(keep.all()): keep = None
     if keep is None and documents is None and (not causal or past == 0 or T == 1): return None
@@ -144,11 +151,13 @@ class PutBack:
     @property
     def last(self): return self.which[:,-1]  # (B,) the document each row ends with
 
-def apart(
-    x:Tensor,         # (B, T, C)
-    documents:Tensor, # (B, T) a new document begins where the number changes
-)->tuple[Tensor,PutBack]: # (N, L, C), filled up with zeros on the right; the way back
-    "Each document in a row of its own"
+def apart(x:Tensor, documents:Tensor)->tuple[Tensor,PutBack]:
+    """Each document in a row of its own
+
+    Parameters:
+        x: (B, T, C)
+        documents: (B, T) a new document begins where the number changes
+    Returns: (N, L, C), filled up with zeros on the right; the way back"""
     begins = torch.ones_like(documents, dtype=torch.bool)
     begins[:,1:] = documents[:,1:] != documents[:,:-1]
     which = begins.flatten().cumsum(0) - 1
@@ -162,8 +171,11 @@ def apart(
 attentions = Registry('attention implementation')
 
 @attentions('eager')
-def eager_attention(q, k, v, mask, causal): # (B,H,T,D), (B,G,S,D), (B,G,S,D) -> (B,H,T,D), (B,H,T,S)
-    "Softmax of all scores, in at least float32"
+def eager_attention(q, k, v, mask, causal):
+    """Softmax of all scores, in at least float32
+
+    Parameters:
+        causal: (B,H,T,D), (B,G,S,D), (B,G,S,D) -> (B,H,T,D), (B,H,T,S)"""
     k,v = (t.repeat_interleave(q.shape[1]//t.shape[1], 1) for t in (k,v))
     z = (q@k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32))*q.shape[-1]**-0.5
     if causal: mask = who_sees(q.shape[2], device=q.device, documents=torch.zeros(1, q.shape[2], device=q.device))
@@ -220,18 +232,20 @@ def flash_attention_3(q, k, v, mask, causal):
 # %% ../../nbs/02_models/01_layers.ipynb #88323168
 @mixers('attention')
 class Attention(nn.Module):
-    "Causal self-attention with grouped keys, normed queries and keys, and rotary positions"
+    """Causal self-attention with grouped keys, normed queries and keys, and rotary positions
+
+    Parameters:
+        dim: width of the stream
+        n_head: query heads
+        n_kv_head: key and value heads, a divisor of `n_head`
+        head_dim: width of a head
+        layer: place in the stack: the cache files keys under it
+        qk_norm: norm queries and keys
+        bias: biases in the projections
+        eps: of the norms"""
     both_ways = True # it can do without the order of time
-    def __init__(self,
-        dim:int,            # width of the stream
-        n_head:int=4,       # query heads
-        n_kv_head:int=None, # key and value heads, a divisor of `n_head`
-        head_dim:int=None,  # width of a head
-        layer:int=0,        # place in the stack: the cache files keys under it
-        qk_norm:bool=True,  # norm queries and keys
-        bias:bool=False,    # biases in the projections
-        eps:float=1e-6,     # of the norms
-    ):
+    def __init__(self, dim:int, n_head:int=4, n_kv_head:int=None, head_dim:int=None, layer:int=0,
+            qk_norm:bool=True, bias:bool=False, eps:float=1e-6):
         super().__init__()
         n_kv_head = n_kv_head or n_head
         D = self.head_dim = head_dim or dim//n_head
@@ -256,12 +270,13 @@ class Attention(nn.Module):
 
 # %% ../../nbs/02_models/01_layers.ipynb #e3dfae19
 class FeedForward(nn.Module):
-    "Up, bend, down"
-    def __init__(self,
-        dim:int,         # width of the stream
-        hidden:int,      # width inside
-        bias:bool=False, # biases in the projections
-    ):
+    """Up, bend, down
+
+    Parameters:
+        dim: width of the stream
+        hidden: width inside
+        bias: biases in the projections"""
+    def __init__(self, dim:int, hidden:int, bias:bool=False):
         super().__init__()
         self.up_proj,self.down_proj = nn.Linear(dim, hidden, bias=bias),nn.Linear(hidden, dim, bias=bias)
         self.down_proj.ends_branch = True

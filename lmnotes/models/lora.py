@@ -27,10 +27,12 @@ def _adaptable(m):
     from transformers.pytorch_utils import Conv1D
     return isinstance(m, (nn.Linear, Conv1D))
 
-def projections(
-    model, # ours or of transformers
-)->dict: # last part of the name -> full names
-    "The linear layers inside the blocks of a model, by name"
+def projections(model)->dict:
+    """The linear layers inside the blocks of a model, by name
+
+    Parameters:
+        model: ours or of transformers
+    Returns: last part of the name -> full names"""
     head = model.get_output_embeddings() if hasattr(model, 'get_output_embeddings') else None
     found = {}
     for name,m in model.named_modules():
@@ -54,11 +56,12 @@ def has_fused_experts(model)->bool:
     )
 
 # %% ../../nbs/02_models/13_lora.ipynb #3cdae46d
-def find_targets(
-    model,        # ours or of transformers
-    targets=None, # names of linear layers, as a list or with commas; default all of `projections`
-)->list[str]:
-    "The layers that get an adapter"
+def find_targets(model, targets=None)->list[str]:
+    """The layers that get an adapter
+
+    Parameters:
+        model: ours or of transformers
+        targets: names of linear layers, as a list or with commas; default all of `projections`"""
     have,fused = projections(model),has_fused_experts(model)
     if fused: have = {k: v for k,v in have.items() if k not in _of_experts}
     if not targets:
@@ -83,10 +86,12 @@ def is_quantized(model)->bool:
     "Whether a model has weights in 4 or 8 bits"
     return any(_is_few_bits(m) or isinstance(m, nn.utils.parametrize.ParametrizationList) for m in model.modules())
 
-def trainable_share(
-    model, # with or without adapters
-)->dict: # weights that learn, all weights, and the share
-    "How much of a model learns"
+def trainable_share(model)->dict:
+    """How much of a model learns
+
+    Parameters:
+        model: with or without adapters
+    Returns: weights that learn, all weights, and the share"""
     n = [(true_numel(k, p), p.requires_grad) for k,p in model.named_parameters()]
     learn,total = sum(k for k,g in n if g),sum(k for k,_ in n)
     return dict(trainable=learn, total=total, share=learn/total)
@@ -112,15 +117,16 @@ def _task_type(model):
     if not hasattr(model, 'prepare_inputs_for_generation') or not getattr(model.config, 'causal', True): return None
     return 'SEQ_2_SEQ_LM' if model.config.is_encoder_decoder else 'CAUSAL_LM'
 
-def add_lora(
-    model,             # ours or of transformers, perhaps quantized; it is changed
-    r:int=16,          # rank
-    alpha:float=32,    # the correction is scaled by alpha/r
-    dropout:float=0.1, # on what goes into the correction
-    targets=None,      # see `find_targets`
-    verbose=True,      # say what learns
-):
-    "Freeze a model and put trainable low-rank corrections beside its projections"
+def add_lora(model, r:int=16, alpha:float=32, dropout:float=0.1, targets=None, verbose=True):
+    """Freeze a model and put trainable low-rank corrections beside its projections
+
+    Parameters:
+        model: ours or of transformers, perhaps quantized; it is changed
+        r: rank
+        alpha: the correction is scaled by alpha/r
+        dropout: on what goes into the correction
+        targets: see `find_targets`
+        verbose: say what learns"""
     from transformers.pytorch_utils import Conv1D
     if r < 1: raise InputError(f'lora_r={r} must be at least 1')
     if not 0 <= dropout < 1: raise InputError(f'lora_dropout={dropout} must be at least 0 and below 1')
@@ -138,8 +144,10 @@ def add_lora(
     if verbose: print(describe_lora(model))
     return model
 
-def describe_lora(model)->str: # a model with adapters
-    "One line: rank, places, what learns"
+def describe_lora(model)->str:
+    """One line: rank, places, what learns
+
+    Returns: a model with adapters"""
     s,c = trainable_share(model),model.active_peft_config
     return (
         f"LoRA of rank {c.r} on {', '.join(sorted(c.target_modules))}: "
@@ -148,16 +156,20 @@ def describe_lora(model)->str: # a model with adapters
     )
 
 # %% ../../nbs/02_models/13_lora.ipynb #f929ef92
-def save_lora(model, path): # with adapters; a folder
-    "Write the adapters, not the base"
+def save_lora(model, path):
+    """Write the adapters, not the base
+
+    Parameters:
+        path: with adapters; a folder"""
     model.save_pretrained(path, save_embedding_layers=False)
 
-def load_lora(
-    base,            # the model the adapter was made for; it is changed
-    path,            # folder with adapter_config.json
-    trainable=False, # go on training it
-):
-    "A model with the adapter that was saved in `path`"
+def load_lora(base, path, trainable=False):
+    """A model with the adapter that was saved in `path`
+
+    Parameters:
+        base: the model the adapter was made for; it is changed
+        path: folder with adapter_config.json
+        trainable: go on training it"""
     path,peft = Path(path),_peft()
     if not (path/'adapter_config.json').exists():
         raise InputError(f'{path} holds no adapter: adapter_config.json is missing')
@@ -209,10 +221,11 @@ def _widen(model):
     if hasattr(model.config, 'quantization_config'): del model.config.quantization_config
     return model
 
-def merge_lora(
-    model, # with adapters
-):
-    "The model itself with the corrections added into its weights"
+def merge_lora(model):
+    """The model itself with the corrections added into its weights
+
+    Parameters:
+        model: with adapters"""
     from transformers.pytorch_utils import Conv1D
     if not hasattr(model, 'merge_and_unload'):
         raise InputError('this model has no adapters to merge; add_lora puts them in')

@@ -16,22 +16,23 @@ from .reversible import *
 
 # %% ../../nbs/02_models/05_midpoint.ipynb #1312f0df
 class Stride(Branch):
-    "A branch times a number"
-    def __init__(self,
-        branch:Branch,
-        scale:float, # times what the branch gives
-    ):
+    """A branch times a number
+
+    Parameters:
+        scale: times what the branch gives"""
+    def __init__(self, branch:Branch, scale:float):
         super().__init__(branch.norm, branch.part, branch.drop.p)
         self.scale = scale
     def forward(self, x, ctx): return self.scale*super().forward(x, ctx) # (B, T, dim)
 
 @residuals('midpoint')
 class MidpointBlock(ReversibleBlock):
-    "Two steps of the midpoint rule: y1 = x1 + 2h mix(x2), y2 = x2 + 2h ffn(y1)"
-    def __init__(self,
-        cfg:LMConfig, # `step` is h
-        layer:int,    # place in the stack
-    ):
+    """Two steps of the midpoint rule: y1 = x1 + 2h mix(x2), y2 = x2 + 2h ffn(y1)
+
+    Parameters:
+        cfg: `step` is h
+        layer: place in the stack"""
+    def __init__(self, cfg:LMConfig, layer:int):
         super().__init__(cfg, layer)
         if not cfg.step > 0: raise InputError(f'step={cfg.step} must be above 0; 0.5 adds branches as they are')
         self.mixer,self.ffn = (Stride(b, 2*cfg.step) for b in (self.mixer, self.ffn))
@@ -39,6 +40,8 @@ class MidpointBlock(ReversibleBlock):
     def finish(y1, y2): return y2
 
 @models('midpoint')
-def midpoint_lm(**kw)->LM: # fields of `LMConfig`
-    "One stream that remembers one step back; the backward pass rebuilds it"
+def midpoint_lm(**kw)->LM:
+    """One stream that remembers one step back; the backward pass rebuilds it
+
+    Returns: fields of `LMConfig`"""
     return LM(LMConfig(**{'residual': 'midpoint', **kw}))

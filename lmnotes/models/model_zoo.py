@@ -212,21 +212,25 @@ known_models = {
 }
 
 # %% ../../nbs/02_models/15_model_zoo.ipynb #b2154360
-def known_id(
-    name:str, # an id, or its last part
-)->str|None: # the full id, or None when it is not one we know
-    "The hub id that `name` means"
+def known_id(name:str)->str|None:
+    """The hub id that `name` means
+
+    Parameters:
+        name: an id, or its last part
+    Returns: the full id, or None when it is not one we know"""
     short = {}
     for i in known_models:
         last = i.split('/')[1].lower()
         short |= {i.lower(): i, last: i, re.sub(r'-v0\.1$', '', last): i}
     return short.get(str(name).lower())
 
-def known_config(
-    name:str,  # see `known_id`
-    **changes, # fields to set otherwise, such as `num_hidden_layers=2`
-): # a config of transformers
-    "The published configuration of a known model, without the hub"
+def known_config(name:str, **changes):
+    """The published configuration of a known model, without the hub
+
+    Parameters:
+        name: see `known_id`
+        changes: fields to set otherwise, such as `num_hidden_layers=2`
+    Returns: a config of transformers"""
     import transformers
     i = known_id(name)
     if i is None:
@@ -241,12 +245,13 @@ def known_config(
     return c
 
 # %% ../../nbs/02_models/15_model_zoo.ipynb #4e7fd26a
-def kv_cache_bytes(
-    config,          # of transformers or ours
-    length=2048,     # tokens
-    bytes_each=2,    # of a number
-)->int:
-    "Bytes of keys and values of one sequence, in all layers of attention (twice for an encoder-decoder: its own, and the encoder's)"
+def kv_cache_bytes(config, length=2048, bytes_each=2)->int:
+    """Bytes of keys and values of one sequence, in all layers of attention (twice for an encoder-decoder: its own, and the encoder's)
+
+    Parameters:
+        config: of transformers or ours
+        length: tokens
+        bytes_each: of a number"""
     c = config.get_text_config()
     first = lambda *names: next((v for n in names if (v := getattr(c, n, None)) is not None), 0)
     heads = first('num_attention_heads', 'n_head', 'num_heads')
@@ -273,22 +278,29 @@ def _counted(cls, json):
         cache=kv_cache_bytes(config),
     )
 
-def count_config(
-    config, # of a model that generates text
-)->dict: # total, active, embedding; kinds: {kind: parameters}; bytes: {precision: bytes}; cache: bytes at 2,048 tokens
-    "Parameters and bytes of the model that `config` describes; nothing is loaded"
+def count_config(config)->dict:
+    """Parameters and bytes of the model that `config` describes; nothing is loaded
+
+    Parameters:
+        config: of a model that generates text
+    Returns: total, active, embedding; kinds: {kind: parameters}; bytes: {precision: bytes}; cache: bytes at
+        2,048 tokens"""
     return _counted(type(config), config.to_json_string(use_diff=False))
 
 # %% ../../nbs/02_models/15_model_zoo.ipynb #92406589
-def parse_memory(s)->int: # bytes
-    "Bytes from `24GB`, `24G`, `800MB` or `16GiB`"
+def parse_memory(s)->int:
+    """Bytes from `24GB`, `24G`, `800MB` or `16GiB`
+
+    Returns: bytes"""
     m = re.fullmatch(r'\s*(\d+(?:\.\d+)?)\s*([kmgt])(i?)b?\s*', str(s), re.I)
     n = round(float(m[1])*(1024 if m[3] else 1000)**('kmgt'.index(m[2].lower()) + 1)) if m else 0
     if not n: raise InputError(f"'{s}' is not an amount of memory; write it as 24GB, 800MB or 16GiB")
     return n
 
-def machine_memory()->tuple[int,str]: # bytes, and of what
-    "What models have to fit into here"
+def machine_memory()->tuple[int,str]:
+    """What models have to fit into here
+
+    Returns: bytes, and of what"""
     import psutil
     import torch
     if torch.cuda.is_available():
@@ -297,19 +309,22 @@ def machine_memory()->tuple[int,str]: # bytes, and of what
     return psutil.virtual_memory().available, 'free here'
 
 # %% ../../nbs/02_models/15_model_zoo.ipynb #476daf03
-def memory_needed(
-    counts:dict,   # from `count_config`
-    precision:str, # fp32, bf16, 8bit or 4bit
-)->int:
-    "Bytes to generate from one sequence of 2,048 tokens: weights and a tenth, and the cache"
+def memory_needed(counts:dict, precision:str)->int:
+    """Bytes to generate from one sequence of 2,048 tokens: weights and a tenth, and the cache
+
+    Parameters:
+        counts: from `count_config`
+        precision: fp32, bf16, 8bit or 4bit"""
     if precision not in counts['bytes']:
         raise InputError(f"unknown precision '{precision}': {did_you_mean(precision, counts['bytes'])}")
     return round(1.1*counts['bytes'][precision]) + counts['cache']*(2 if precision == 'fp32' else 1)
 
-def model_rows(
-    memory:int, # bytes there are
-)->list[dict]: # name, total, active, bytes and fits {precision: ...}
-    "What `lmnotes models` knows about the hub's models"
+def model_rows(memory:int)->list[dict]:
+    """What `lmnotes models` knows about the hub's models
+
+    Parameters:
+        memory: bytes there are
+    Returns: name, total, active, bytes and fits {precision: ...}"""
     row = lambda name, c: dict(
         name=name,
         total=c['total'],
@@ -332,8 +347,10 @@ def _own_row(name, size):
         cache=kv_cache_bytes(model.config),
     )
 
-def own_rows(memory:int)->list[dict]: # as `model_rows`
-    "What `lmnotes models` knows about our recipes"
+def own_rows(memory:int)->list[dict]:
+    """What `lmnotes models` knows about our recipes
+
+    Returns: as `model_rows`"""
     import lmnotes.models  # all of them
     rows = [_own_row(n, s) for n in models.names() for s in getattr(models[n], 'sizes', sizes)]
     return [dict(r, fits={p: memory_needed(r, p) <= memory for p in precisions}) for r in rows]
@@ -352,10 +369,12 @@ def _line(r):
         ),
     ]
 
-def models_table(
-    memory=None, # such as '24GB'; default: this machine's
-): # a rich table
-    "Known models and ours: parameters, bytes of weights in four precisions, and a tick where it fits"
+def models_table(memory=None):
+    """Known models and ours: parameters, bytes of weights in four precisions, and a tick where it fits
+
+    Parameters:
+        memory: such as '24GB'; default: this machine's
+    Returns: a rich table"""
     from rich.table import Table
     n,what = machine_memory() if memory is None else (parse_memory(memory), 'as asked')
     t = Table(
@@ -372,10 +391,11 @@ def models_table(
         for r in rows: t.add_row(*_line(r))
     return t
 
-def show_models(
-    memory=None, # such as '24GB'; default: this machine's
-):
-    "Print the table, and the small random models for tests"
+def show_models(memory=None):
+    """Print the table, and the small random models for tests
+
+    Parameters:
+        memory: such as '24GB'; default: this machine's"""
     from rich.console import Console
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 90)
     console.print(models_table(memory))
@@ -383,8 +403,10 @@ def show_models(
     if tiny: console.print('\nsmall random models with a byte tokenizer, no hub: ' + ', '.join(tiny), soft_wrap=True)
 
 # %% ../../nbs/02_models/15_model_zoo.ipynb #7ad378ff
-def tiny_families()->list[str]: # such as 'tiny:gpt2'
-    "Names of the small random models of hub families"
+def tiny_families()->list[str]:
+    """Names of the small random models of hub families
+
+    Returns: such as 'tiny:gpt2'"""
     from importlib.util import find_spec
     if not find_spec('lmnotes.models.hf_load'): return []
     from lmnotes.models import hf_load

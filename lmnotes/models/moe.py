@@ -14,23 +14,27 @@ from .decoder import *
 from .layers import *
 
 # %% ../../nbs/02_models/08_moe.ipynb #e6124f25
-def route(
-    logits:Tensor, # (N, E) one row for each token
-    k:int,         # experts a token uses
-)->tuple[Tensor,Tensor,Tensor]: # shares (N, k) that sum to 1; experts (N, k); probabilities (N, E)
-    "The `k` likeliest experts of each token, and how much each of them counts"
+def route(logits:Tensor, k:int)->tuple[Tensor,Tensor,Tensor]:
+    """The `k` likeliest experts of each token, and how much each of them counts
+
+    Parameters:
+        logits: (N, E) one row for each token
+        k: experts a token uses
+    Returns: shares (N, k) that sum to 1; experts (N, k); probabilities (N, E)"""
     p = logits.softmax(-1)
     w,experts = p.topk(k, -1)
     return w/w.sum(-1, keepdim=True),experts,p
 
 # %% ../../nbs/02_models/08_moe.ipynb #7f31638a
-def dispatch(
-    experts,       # functions (n, C) -> (n, C), E of them
-    x:Tensor,      # (N, C) tokens
-    w:Tensor,      # (N, k) shares
-    chosen:Tensor, # (N, k) experts
-)->tuple[Tensor,Tensor]: # (N, C); tokens each expert got, (E,)
-    "The weighted sum of what each token's experts make of it"
+def dispatch(experts, x:Tensor, w:Tensor, chosen:Tensor)->tuple[Tensor,Tensor]:
+    """The weighted sum of what each token's experts make of it
+
+    Parameters:
+        experts: functions (n, C) -> (n, C), E of them
+        x: (N, C) tokens
+        w: (N, k) shares
+        chosen: (N, k) experts
+    Returns: (N, C); tokens each expert got, (E,)"""
     order = chosen.flatten().argsort(stable=True)
     counts = torch.bincount(chosen.flatten(), minlength=len(experts))
     stretches = x[order//chosen.shape[1]].split(counts.tolist())
@@ -39,31 +43,36 @@ def dispatch(
     return (w.unsqueeze(-1).to(y.dtype)*y).sum(1),counts
 
 # %% ../../nbs/02_models/08_moe.ipynb #f2936708
-def balance_loss(
-    p:Tensor,      # (N, E) probabilities of the router
-    chosen:Tensor, # (N, k)
-)->Tensor: # scalar, 1 for a balanced load
-    "How much the router prefers the experts it prefers"
+def balance_loss(p:Tensor, chosen:Tensor)->Tensor:
+    """How much the router prefers the experts it prefers
+
+    Parameters:
+        p: (N, E) probabilities of the router
+        chosen: (N, k)
+    Returns: scalar, 1 for a balanced load"""
     f = torch.bincount(chosen.flatten(), minlength=p.shape[1]).to(p.dtype)/chosen.numel()
     return p.shape[1]*(f*p.mean(0)).sum()
 
-def z_loss(logits:Tensor)->Tensor: # (N, E) -> scalar
-    "Mean squared logarithm of the softmax's denominator"
+def z_loss(logits:Tensor)->Tensor:
+    """Mean squared logarithm of the softmax's denominator
+
+    Returns: (N, E) -> scalar"""
     return logits.logsumexp(-1).square().mean()
 
 # %% ../../nbs/02_models/08_moe.ipynb #d92f92a7
 @ffns('moe')
 class MoE(nn.Module):
-    "Top-k routed SwiGLU experts; `counts` holds the tokens each expert got in the last pass"
-    def __init__(self,
-        dim:int,             # width of the stream
-        hidden:int,          # width inside each expert
-        n_experts:int=8,
-        n_active:int=2,      # experts a token uses
-        aux_coef:float=0.01, # weight of `balance_loss`
-        z_coef:float=0.001,  # weight of `z_loss`
-        bias:bool=False,     # biases in the experts
-    ):
+    """Top-k routed SwiGLU experts; `counts` holds the tokens each expert got in the last pass
+
+    Parameters:
+        dim: width of the stream
+        hidden: width inside each expert
+        n_active: experts a token uses
+        aux_coef: weight of `balance_loss`
+        z_coef: weight of `z_loss`
+        bias: biases in the experts"""
+    def __init__(self, dim:int, hidden:int, n_experts:int=8, n_active:int=2, aux_coef:float=0.01,
+            z_coef:float=0.001, bias:bool=False):
         super().__init__()
         if n_active > n_experts:
             raise InputError(
@@ -91,8 +100,10 @@ class MoE(nn.Module):
 
 # %% ../../nbs/02_models/08_moe.ipynb #42e1f8f8
 @models('moe')
-def moe_lm(**kw)->LM: # fields of `LMConfig`
-    "Standard decoder whose feed-forwards are routed experts"
+def moe_lm(**kw)->LM:
+    """Standard decoder whose feed-forwards are routed experts
+
+    Returns: fields of `LMConfig`"""
     known = {LMConfig.attribute_map.get(k, k): v for k,v in kw.items()}
     if not known.get('ffn_dim'):
         dim,k = known.get('dim', LMConfig.dim),known.get('n_active', LMConfig.n_active)
@@ -103,8 +114,10 @@ def moe_lm(**kw)->LM: # fields of `LMConfig`
 moe_lm.sizes = {**sizes, 'tiny': dict(sizes['tiny'], n_experts=4)}
 
 # %% ../../nbs/02_models/08_moe.ipynb #d0a90444
-def expert_load(model:nn.Module)->Tensor: # (layers, experts) whole numbers; rows sum to tokens times `n_active`
-    "Tokens that each expert of each layer got in the last forward pass"
+def expert_load(model:nn.Module)->Tensor:
+    """Tokens that each expert of each layer got in the last forward pass
+
+    Returns: (layers, experts) whole numbers; rows sum to tokens times `n_active`"""
     parts = [m for m in model.modules() if isinstance(m, MoE)]
     if not parts: raise InputError(f'{type(model).__name__} has no routed experts; build it with ffn=\'moe\'')
     if any(m.counts is None for m in parts): raise InputError('no token has been routed yet; run the model first')

@@ -19,12 +19,13 @@ def _pack(state):
     return None if state is None else tuple(t[None] for t in state) if len(state) > 1 else state[0][None]
 
 class Recurrent(nn.Module):
-    "A recurrent cell along time, then a projection"
-    def __init__(self,
-        dim:int,         # width of the stream and of the state
-        layer:int=0,     # place in the stack: the cache files the state under it
-        bias:bool=False, # a bias in the projection
-    ):
+    """A recurrent cell along time, then a projection
+
+    Parameters:
+        dim: width of the stream and of the state
+        layer: place in the stack: the cache files the state under it
+        bias: a bias in the projection"""
+    def __init__(self, dim:int, layer:int=0, bias:bool=False):
         super().__init__()
         self.layer,self.cell,self.o_proj = layer,self.kind(dim, dim, batch_first=True),nn.Linear(dim, dim, bias=bias)
         self.o_proj.ends_branch = True
@@ -78,11 +79,12 @@ class GRU(Recurrent):
 
 # %% ../../nbs/02_models/06_recurrent.ipynb #2228de8d
 @models('rnn')
-def rnn_lm(
-    cell:str='lstm', # lstm or gru; `mixer` says the same
-    **kw,            # fields of `LMConfig`
-)->LM:
-    "LSTM (or GRU) layers with feed-forwards, no positions"
+def rnn_lm(cell:str='lstm', **kw)->LM:
+    """LSTM (or GRU) layers with feed-forwards, no positions
+
+    Parameters:
+        cell: lstm or gru; `mixer` says the same
+        kw: fields of `LMConfig`"""
     if cell not in ('lstm', 'gru'): raise InputError(f"unknown cell '{cell}': {did_you_mean(cell, ['lstm', 'gru'])}")
     return LM(LMConfig(**{'mixer': cell, 'pos': 'none', 'n_head': 1, **kw}))
 

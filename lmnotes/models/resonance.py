@@ -27,14 +27,16 @@ def _powers(gamma, omega, t): # real and imaginary parts of exp((-gamma + i omeg
     size,angle = torch.exp(-t[:,None]*gamma),t[:,None]*omega
     return size*angle.cos(),size*angle.sin()
 
-def _ring(
-    re, im,       # (M, n) the amplitudes c, in double precision
-    gamma, omega, # (n,) likewise
-    T,            # times
-    start=0,      # the first of them
-    dtype=torch.float32, # of the product
-)->Tensor: # (M, T) Re sum_j c_j lambda_j^(start+t)
-    "Let oscillators ring"
+def _ring(re, im, gamma, omega, T, start=0, dtype=torch.float32)->Tensor:
+    """Let oscillators ring
+
+    Parameters:
+        re, im: (M, n) the amplitudes c, in double precision
+        gamma, omega: (n,) likewise
+        T: times
+        start: the first of them
+        dtype: of the product
+    Returns: (M, T) Re sum_j c_j lambda_j^(start+t)"""
     fine = min(max(1, T), 2**round(math.log2(max(1, len(re)*T))/2))
     coarse = -(-T//fine)
     t = torch.arange(max(fine, coarse), device=re.device, dtype=re.dtype)
@@ -43,15 +45,17 @@ def _ring(
     right = torch.cat(_powers(gamma, omega, t[:fine]), -1)                            # (fine, 2n)
     return (left.flatten(0, 1).to(dtype)@right.to(dtype).T).view(len(re), coarse*fine)[:,:T]
 
-def oscillator_kernel(
-    gamma:Tensor,     # (n,) damping, a token
-    omega:Tensor,     # (n,) frequency, radians a token
-    magnitude:Tensor, # (H, n)
-    phase:Tensor,     # (H, n) radians
-    T:int,            # tokens
-    dtype=torch.float32,
-)->Tensor: # (H, T)
-    "Sums of damped oscillators, one a head"
+def oscillator_kernel(gamma:Tensor, omega:Tensor, magnitude:Tensor, phase:Tensor, T:int,
+        dtype=torch.float32)->Tensor:
+    """Sums of damped oscillators, one a head
+
+    Parameters:
+        gamma: (n,) damping, a token
+        omega: (n,) frequency, radians a token
+        magnitude: (H, n)
+        phase: (H, n) radians
+        T: tokens
+    Returns: (H, T)"""
     home = magnitude.device
     device,wide = _wide(home)
     gamma,omega,magnitude,phase = (a.to(device, wide) for a in (gamma, omega, magnitude, phase))
@@ -61,10 +65,11 @@ def oscillator_kernel(
         ).to(home, dtype)
 
 # %% ../../nbs/02_models/07_resonance.ipynb #7c060790
-def fast_length(
-    n:int, # at least this
-)->int:
-    "The least length of the form 2^a 3^b 5^c that is not below `n`"
+def fast_length(n:int)->int:
+    """The least length of the form 2^a 3^b 5^c that is not below `n`
+
+    Parameters:
+        n: at least this"""
     best = 1 << max(0, n-1).bit_length()
     for five in range(0, 14):
         for three in range(0, 21):
@@ -73,11 +78,13 @@ def fast_length(
             best = min(best, odd << max(0, -(-n//odd) - 1).bit_length())
     return best
 
-def fft_conv(
-    z:Tensor, # (..., T)
-    h:Tensor, # (..., T)
-)->Tensor: # (..., T)
-    "Causal convolution of `z` with `h`"
+def fft_conv(z:Tensor, h:Tensor)->Tensor:
+    """Causal convolution of `z` with `h`
+
+    Parameters:
+        z: (..., T)
+        h: (..., T)
+    Returns: (..., T)"""
     T = z.shape[-1]
     L = fast_length(2*T)
     return torch.fft.irfft(torch.fft.rfft(z, L)*torch.fft.rfft(h, L), L)[...,:T]
@@ -116,21 +123,24 @@ class _ShortConv(torch.autograd.Function):
                 dw[c,i] = (a[...,:T-i]*b[...,i:]).sum((0, 2))
         return dx,dw.to(w.dtype)
 
-def short_conv(
-    x:Tensor, # (B, C, T)
-    w:Tensor, # (C, K) weight of the token 0, 1, … K-1 back
-)->Tensor: # (B, C, T) in the dtype of `x`
-    "Causal convolution of each channel with a few taps of its own"
+def short_conv(x:Tensor, w:Tensor)->Tensor:
+    """Causal convolution of each channel with a few taps of its own
+
+    Parameters:
+        x: (B, C, T)
+        w: (C, K) weight of the token 0, 1, … K-1 back
+    Returns: (B, C, T) in the dtype of `x`"""
     with torch.autocast(x.device.type, enabled=False):
         return _ShortConv.apply(x, w)
 
 # %% ../../nbs/02_models/07_resonance.ipynb #ecdd22f1
-def cut_streams(
-    s:Tensor,   # (B, channels, T): gates out, gates in, values
-    n_head:int,
-    gates=None, # a head's, shared by its channels; None: a pair for each channel
-)->tuple: # q and k (B, H, R, D or 1, T), v (B, H, D, T), all views
-    "The three streams of each head"
+def cut_streams(s:Tensor, n_head:int, gates=None)->tuple:
+    """The three streams of each head
+
+    Parameters:
+        s: (B, channels, T): gates out, gates in, values
+        gates: a head's, shared by its channels; None: a pair for each channel
+    Returns: q and k (B, H, R, D or 1, T), v (B, H, D, T), all views"""
     if gates is None:
         q,k,v = s.unflatten(1, (3, n_head, -1)).unbind(1)
         return q[:,:,None],k[:,:,None],v
@@ -209,12 +219,14 @@ class _Resonate(torch.autograd.Function):
             dk.copy_(ek)
         return ds,torch.fft.irfft(dH, fast_length(2*T))[:,:T],None
 
-def resonate(
-    s:Tensor,   # (B, channels, T), cut as by `cut_streams`
-    h:Tensor,   # (H, T) kernels, float32 or float64: the precision of the transforms
-    gates=None, # a head's, shared by its channels
-)->Tensor: # (B, dim, T) in the dtype of `s`
-    "Sum over i of q_i * (h convolved with k_i * v)"
+def resonate(s:Tensor, h:Tensor, gates=None)->Tensor:
+    """Sum over i of q_i * (h convolved with k_i * v)
+
+    Parameters:
+        s: (B, channels, T), cut as by `cut_streams`
+        h: (H, T) kernels, float32 or float64: the precision of the transforms
+        gates: a head's, shared by its channels
+    Returns: (B, dim, T) in the dtype of `s`"""
     with torch.autocast(s.device.type, enabled=False):
         return _Resonate.apply(s, h, gates)
 
@@ -234,12 +246,14 @@ def _last_ring(
     )
     return (torch.complex(z@fine.real, z@fine.imag)*coarse).sum(-2)
 
-def final_state(
-    z:Tensor,     # (B, H, ..., T)
-    gamma:Tensor, # (n,)
-    omega:Tensor, # (n,)
-)->Tensor: # (B, H, ..., n) complex
-    "What rings after the last token"
+def final_state(z:Tensor, gamma:Tensor, omega:Tensor)->Tensor:
+    """What rings after the last token
+
+    Parameters:
+        z: (B, H, ..., T)
+        gamma: (n,)
+        omega: (n,)
+    Returns: (B, H, ..., n) complex"""
     device,wide = _wide(z.device)
     gamma,omega = gamma.to(device, wide),omega.to(device, wide)
     if z.shape[-1] == 1:
@@ -247,14 +261,15 @@ def final_state(
     with torch.autocast(device.type, enabled=False):
         return torch.stack([_last_ring(z[:,i].to(device), gamma, omega) for i in range(z.shape[1])], 1)
 
-def free_response(
-    state:Tensor, # (B, H, ..., n) complex
-    c:Tensor,     # (H, n) complex amplitudes
-    gamma:Tensor, omega:Tensor, # (n,)
-    T:int,        # tokens that follow
-    dtype=torch.float32,
-)->Tensor: # (B, H, ..., T)
-    "How a state rings on with no input"
+def free_response(state:Tensor, c:Tensor, gamma:Tensor, omega:Tensor, T:int, dtype=torch.float32)->Tensor:
+    """How a state rings on with no input
+
+    Parameters:
+        state: (B, H, ..., n) complex
+        c: (H, n) complex amplitudes
+        gamma, omega: (n,)
+        T: tokens that follow
+    Returns: (B, H, ..., T)"""
     a = state*c.view(c.shape[0], *[1]*(state.dim() - 3), -1)
     with torch.autocast(state.device.type, enabled=False):
         return _ring(a.real.flatten(0, -2), a.imag.flatten(0, -2), gamma, omega, T, 1, dtype).view(*a.shape[:-1], T)
@@ -262,17 +277,18 @@ def free_response(
 # %% ../../nbs/02_models/07_resonance.ipynb #85700a6a
 @mixers('resonance')
 class Resonance(nn.Module):
-    "Gate, ring, gate: a long convolution with damped oscillators, and a recurrence with the same outputs"
+    """Gate, ring, gate: a long convolution with damped oscillators, and a recurrence with the same outputs
+
+    Parameters:
+        dim: width of the stream
+        n_head: kernels
+        n_freq: oscillators
+        taps: of the short convolution
+        layer: place in the stack: the cache files the state under it
+        bias: biases in the projections"""
     no_decay = 'magnitude', 'phase', 'taps' # amplitudes, angles and taps are no weights of a sum to keep small
     gates = None # gates a head shares among its channels; None: a pair for each channel
-    def __init__(self,
-        dim:int,          # width of the stream
-        n_head:int=4,     # kernels
-        n_freq:int=32,    # oscillators
-        taps:int=4,       # of the short convolution
-        layer:int=0,      # place in the stack: the cache files the state under it
-        bias:bool=False,  # biases in the projections
-    ):
+    def __init__(self, dim:int, n_head:int=4, n_freq:int=32, taps:int=4, layer:int=0, bias:bool=False):
         super().__init__()
         if dim % n_head: raise InputError(f'n_head={n_head} kernels cannot share dim={dim} channels evenly')
         self.layer,self.H = layer,n_head
@@ -315,21 +331,27 @@ def project(self:Resonance, x): # (B, T, dim) -> (B, channels, T)
     return y if p.bias is None else y + p.bias[:,None].to(y.dtype)
 
 @patch
-def oscillators(self:Resonance)->tuple: # damping and frequency (n,), magnitude and phase (H, n), in double precision
-    "What the layer has learned, as numbers of the kernel"
+def oscillators(self:Resonance)->tuple:
+    """What the layer has learned, as numbers of the kernel
+
+    Returns: damping and frequency (n,), magnitude and phase (H, n), in double precision"""
     device,wide = _wide(self.damping.device)
     d,f,m,phase = (a.to(device, wide) for a in (self.damping, self.frequency, self.magnitude, self.phase))
     gamma = d.exp()
     return gamma,f.sigmoid()*math.pi,m*(-torch.expm1(-2*gamma)).sqrt(),phase
 
 @patch
-def kernel(self:Resonance, T, dtype=torch.float32)->Tensor: # (H, T)
-    "The heads' kernels"
+def kernel(self:Resonance, T, dtype=torch.float32)->Tensor:
+    """The heads' kernels
+
+    Returns: (H, T)"""
     return oscillator_kernel(*self.oscillators(), T, dtype).to(self.damping.device)
 
 @patch
-def streams(self:Resonance, p)->Tensor: # (B, channels, T) from `project`, or with earlier inputs in front -> the same
-    "Short convolution; gates that a head shares get unit length"
+def streams(self:Resonance, p)->Tensor:
+    """Short convolution; gates that a head shares get unit length
+
+    Returns: (B, channels, T) from `project`, or with earlier inputs in front -> the same"""
     s = short_conv(p, self.taps)
     if not self.gates: return s
     gates,v = s.split((2*self.H*self.gates, self.widths[2]), 1)
@@ -338,12 +360,14 @@ def streams(self:Resonance, p)->Tensor: # (B, channels, T) from `project`, or wi
 
 # %% ../../nbs/02_models/07_resonance.ipynb #2bd39df6
 @patch
-def mix(self:Resonance,
-    p,          # (B, channels, T) from `project`
-    state=None, # of an earlier call: last inputs (B, channels, taps-1), oscillators (B, H, R, D, n, 2)
-    keep=False, # also return the state after the last token
-)->tuple: # (B, dim, T), and the new state or None
-    "Everything between the projections"
+def mix(self:Resonance, p, state=None, keep=False)->tuple:
+    """Everything between the projections
+
+    Parameters:
+        p: (B, channels, T) from `project`
+        state: of an earlier call: last inputs (B, channels, taps-1), oscillators (B, H, R, D, n, 2)
+        keep: also return the state after the last token
+    Returns: (B, dim, T), and the new state or None"""
     T,dtype = p.shape[-1],torch.promote_types(p.dtype, torch.float32)
     if state is None and not keep: return resonate(self.streams(p), self.kernel(T, dtype), self.gates),None
     past = self.taps.shape[1] - 1
@@ -359,8 +383,11 @@ def mix(self:Resonance,
     return y.to(p.dtype),(p[...,p.shape[-1]-past:].clone(),torch.view_as_real(new).to(p.device))
 
 @patch
-def advance(self:Resonance, z, ring=None, lengths=None): # z (B, H, R, D, T) -> (B, H, R, D, n) complex
-    "The state after `z`, which began with the state `ring`; `lengths` (B,) tokens of each row, where they are fewer, at the right end"
+def advance(self:Resonance, z, ring=None, lengths=None):
+    """The state after `z`, which began with the state `ring`; `lengths` (B,) tokens of each row, where they are fewer, at the right end
+
+    Parameters:
+        lengths: z (B, H, R, D, T) -> (B, H, R, D, n) complex"""
     gamma,omega,*_ = self.oscillators()
     new = final_state(z, gamma, omega)
     if ring is None: return new
@@ -434,11 +461,12 @@ def resonance_lm(**kw):
     return LM(LMConfig(**{'mixer': 'resonance', 'pos': 'none', **kw}))
 
 @models('hybrid')
-def hybrid_lm(
-    attention_every:int=4, # layers from one attention layer to the next; the last has one where the stack is shorter
-    **kw,
-):
-    "Resonance layers with attention every few"
+def hybrid_lm(attention_every:int=4, **kw):
+    """Resonance layers with attention every few
+
+    Parameters:
+        attention_every: layers from one attention layer to the next; the last has one where the stack is
+            shorter"""
     n,k = kw.get('n_layer', LMConfig.n_layer),attention_every
     if not isinstance(k, int) or k < 1:
         raise InputError(f'attention_every={k!r} must be a whole number of at least 1')

@@ -26,10 +26,12 @@ class _Snap(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g): return g.to(ctx.dtype)
 
-def snap(
-    y:Tensor, # what is about to be added to a stream
-)->Tensor: # under 16-bit autocast, float32 multiples of 2**-18; otherwise `y`; the gradient passes unchanged
-    "Put `y` on a grid where sums below 64 are exact"
+def snap(y:Tensor)->Tensor:
+    """Put `y` on a grid where sums below 64 are exact
+
+    Parameters:
+        y: what is about to be added to a stream
+    Returns: under 16-bit autocast, float32 multiples of 2**-18; otherwise `y`; the gradient passes unchanged"""
     kind = y.device.type
     return _Snap.apply(y) if torch.is_autocast_enabled(kind) and y.dtype != torch.float64 else y
 
@@ -59,8 +61,11 @@ def _set_rng(device, states):
     if len(states) > 1: getattr(torch, device.type).set_rng_state(states[1])
 
 @contextmanager
-def _replay(device, states): # states from `_rng`, or None for no randomness
-    "Run the block as it ran then, and leave the generators as they are now"
+def _replay(device, states):
+    """Run the block as it ran then, and leave the generators as they are now
+
+    Parameters:
+        states: states from `_rng`, or None for no randomness"""
     if states is None:
         yield
         return
@@ -116,8 +121,11 @@ class _Then:
         if any(not torch.equal(a, b) for a,b in zip(before, _rng(x.device))): self.rng = before
         self.versions = [p._version for p in self.params]
         return y
-    def again(self, x, dy, da, precision, need_x=True): # `da`: the gradient of what it added
-        "The branch's output, the gradient of `x`, and those of its parameters"
+    def again(self, x, dy, da, precision, need_x=True):
+        """The branch's output, the gradient of `x`, and those of its parameters
+
+        Parameters:
+            da: the gradient of what it added"""
         if self.versions != [p._version for p in self.params]:
             raise RuntimeError('a parameter was changed in place between forward and backward')
         x = x.detach().requires_grad_(need_x)
@@ -170,14 +178,15 @@ def _watched(b): # does something other than the block's own `forward` run when 
         or b._backward_pre_hooks
     )
 
-def run_reversible(
-    blocks,              # the stack
-    streams:tuple,       # what goes into the first block
-    ctx:Context,
-    checkpointing=False, # keep the inputs of each block instead of rebuilding them
-    seen=None,           # a list that gets every block's output (and so keeps them all)
-)->tuple: # what comes out of the last
-    "Walk the stack, keeping only what comes out of it"
+def run_reversible(blocks, streams:tuple, ctx:Context, checkpointing=False, seen=None)->tuple:
+    """Walk the stack, keeping only what comes out of it
+
+    Parameters:
+        blocks: the stack
+        streams: what goes into the first block
+        checkpointing: keep the inputs of each block instead of rebuilding them
+        seen: a list that gets every block's output (and so keeps them all)
+    Returns: what comes out of the last"""
     if checkpointing or seen is not None or not torch.is_grad_enabled():
         return run_plain(blocks, streams, ctx, checkpointing, seen)
     for plain,stretch in groupby(blocks, lambda b: b is blocks[-1] or _watched(b)):

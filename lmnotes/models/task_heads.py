@@ -23,12 +23,14 @@ from ..data.answer_metrics import entity_spans
 from .decoder import *
 
 # %% ../../nbs/02_models/11_task_heads.ipynb #c172823b
-def pool(
-    h:Tensor,         # (B, T, C)
-    real:Tensor=None, # (B, T), nonzero where a token is no padding; None: everywhere
-    causal:bool=True, # take the last real token; otherwise the mean
-)->Tensor: # (B, C)
-    "One vector for each text"
+def pool(h:Tensor, real:Tensor=None, causal:bool=True)->Tensor:
+    """One vector for each text
+
+    Parameters:
+        h: (B, T, C)
+        real: (B, T), nonzero where a token is no padding; None: everywhere
+        causal: take the last real token; otherwise the mean
+    Returns: (B, C)"""
     if real is None: real = torch.ones(h.shape[:2], device=h.device)
     if causal:
         last = (real.long()*torch.arange(1, h.shape[1]+1, device=h.device)).argmax(1)
@@ -37,12 +39,14 @@ def pool(
     return (h*w).sum(1)/w.sum(1).clamp(min=1)
 
 # %% ../../nbs/02_models/11_task_heads.ipynb #b17a9f47
-def label_loss(
-    z:Tensor,       # (..., labels) logits
-    y:Tensor,       # (...) labels, -100 for none
-    num_items=None, # divide the summed loss by this; default: the labels there are
-)->tuple[Tensor,Tensor]: # mean loss, number of labels predicted right
-    "Cross-entropy over labels"
+def label_loss(z:Tensor, y:Tensor, num_items=None)->tuple[Tensor,Tensor]:
+    """Cross-entropy over labels
+
+    Parameters:
+        z: (..., labels) logits
+        y: (...) labels, -100 for none
+        num_items: divide the summed loss by this; default: the labels there are
+    Returns: mean loss, number of labels predicted right"""
     y,z = y.flatten().to(z.device),z.flatten(0, -2).float()
     n = _known(y)
     if int(y.max()) >= z.shape[-1]:
@@ -54,12 +58,14 @@ def label_loss(
         z.argmax(-1) == y
     ).sum()
 
-def number_loss(
-    z:Tensor,       # (B,)
-    y:Tensor,       # (B,) numbers, -100 for none
-    num_items=None, # as for `label_loss`
-)->tuple[Tensor,Tensor]: # mean squared error, how many are off by less than a half
-    "Squared error of numbers"
+def number_loss(z:Tensor, y:Tensor, num_items=None)->tuple[Tensor,Tensor]:
+    """Squared error of numbers
+
+    Parameters:
+        z: (B,)
+        y: (B,) numbers, -100 for none
+        num_items: as for `label_loss`
+    Returns: mean squared error, how many are off by less than a half"""
     y,z = y.to(z.device).float(),z.float()
     n = _known(y)
     off = torch.where(y == -100, 0., z - y)
@@ -163,12 +169,14 @@ class LMForQuestionAnswering(HeadedLM):
         return super().forward(*args, labels=_ends(labels, start_positions, end_positions), **kwargs)
 
 # %% ../../nbs/02_models/11_task_heads.ipynb #fb7215f1
-def best_span(
-    start:Tensor,    # (B, T) logits
-    end:Tensor,      # (B, T)
-    max_tokens=30,   # longest answer, in tokens
-)->Tensor: # (B, 2) first and last token
-    "The pair of start and end with the highest sum"
+def best_span(start:Tensor, end:Tensor, max_tokens=30)->Tensor:
+    """The pair of start and end with the highest sum
+
+    Parameters:
+        start: (B, T) logits
+        end: (B, T)
+        max_tokens: longest answer, in tokens
+    Returns: (B, 2) first and last token"""
     T = start.shape[1]
     i = torch.arange(T, device=start.device)
     allowed = (i[:,None] <= i) & (i < i[:,None] + max_tokens)
@@ -178,12 +186,14 @@ def best_span(
 # %% ../../nbs/02_models/11_task_heads.ipynb #eeaab6e5
 task_heads = dict(classify=LMForSequenceClassification, tag=LMForTokenClassification, span=LMForQuestionAnswering)
 
-def with_head(
-    model,       # a language model of ours or of transformers
-    task:str,    # classify, tag or span
-    labels=None, # names of the labels in the order of their ids, or how many there are; 1 for a number; none for span
-):
-    "The same body with a head for `task`"
+def with_head(model, task:str, labels=None):
+    """The same body with a head for `task`
+
+    Parameters:
+        model: a language model of ours or of transformers
+        task: classify, tag or span
+        labels: names of the labels in the order of their ids, or how many there are; 1 for a number; none for
+            span"""
     import copy
 
     import transformers
@@ -211,8 +221,11 @@ def with_head(
     there = next(model.parameters()).device
     return adopt_head(headed if next(headed.parameters()).device == there else headed.to(there))
 
-def name_labels(config, labels): # names, or how many
-    "Write labels into a config, in the order of their ids"
+def name_labels(config, labels):
+    """Write labels into a config, in the order of their ids
+
+    Parameters:
+        labels: names, or how many"""
     names = [f'LABEL_{i}' for i in range(labels)] if isinstance(labels, int) else list(labels)
     config.num_labels = len(names)
     config.id2label,config.label2id = dict(enumerate(names)),{n: i for i,n in enumerate(names)}
@@ -282,21 +295,24 @@ def _revived(cls):
     new = _adopted_head(cls)
     return new.__new__(new)
 
-def adopt_head(
-    model, # a model with a task head, ours or of transformers
-):
-    "Teach a head of transformers our forward: `labels` in, `loss` over `num_items_in_batch` and `n_correct` out"
+def adopt_head(model):
+    """Teach a head of transformers our forward: `labels` in, `loss` over `num_items_in_batch` and `n_correct` out
+
+    Parameters:
+        model: a model with a task head, ours or of transformers"""
     if not isinstance(model, (_AdoptedHead, LM)): model.__class__ = _adopted_head(type(model))
     return model
 
 # %% ../../nbs/02_models/11_task_heads.ipynb #2f4ec4f9
-def label_counts(
-    task:str,    # classify, tag or span
-    out,         # what a head returned
-    labels:Tensor, # (B,), (B, T) or (B, 2)
-    names=(),    # of the labels, in the order of their ids
-)->np.ndarray: # sums
-    "What the scores of a batch are made of"
+def label_counts(task:str, out, labels:Tensor, names=())->np.ndarray:
+    """What the scores of a batch are made of
+
+    Parameters:
+        task: classify, tag or span
+        out: what a head returned
+        labels: (B,), (B, T) or (B, 2)
+        names: of the labels, in the order of their ids
+    Returns: sums"""
     y = labels.cpu()
     if task == 'span':
         return _span_counts(best_span(out.start_logits, out.end_logits, out.start_logits.shape[1]).cpu(), y)
@@ -322,11 +338,12 @@ def _entity_counts(said, y, names): # entities found right, said and there are
     return n
 
 # %% ../../nbs/02_models/11_task_heads.ipynb #1b1736b4
-def label_metrics(
-    task:str, counts, # sums of `label_counts`
-    names=(),
-)->dict: # by name, each in [-1,1]
-    "Scores from sums"
+def label_metrics(task:str, counts, names=())->dict:
+    """Scores from sums
+
+    Parameters:
+        task, counts: sums of `label_counts`
+    Returns: by name, each in [-1,1]"""
     c = np.asarray(counts, float)
     as_floats = lambda d: {k: float(v) for k,v in d.items()} # json knows no NumPy
     if task == 'span': return as_floats(dict(exact_match=c[1]/max(c[0], 1), span_f1=c[2]/max(c[0], 1)))
@@ -349,7 +366,9 @@ def label_metrics(
 
 def _ratio(a, b): return float(a/math.sqrt(b)) if b > 0 else 0. # a correlation with what never changes is none
 
-def label_metric_names(task:str, names=())->list: # as `label_metrics` gives them
-    "The scores a head has beside loss and accuracy"
+def label_metric_names(task:str, names=())->list:
+    """The scores a head has beside loss and accuracy
+
+    Returns: as `label_metrics` gives them"""
     n = len(names)
     return list(label_metrics(task, np.ones(n*n if task == 'classify' and n > 1 else 6), names))

@@ -27,12 +27,13 @@ from .uniform import *
 # %% ../../nbs/03_quantizers/04_bit_allocation.ipynb #027500d0
 bit_widths = dict(ternary=math.log2(3), int2=2., int3=3., int4=4., int8=8.) # bits that a code carries
 
-def code_as(
-    w:Tensor,       # (n_out, n_in) float32
-    width:str,      # a spelling of a coder, such as 'int3' or 'codebook:8'
-    group:int=None, # weights in a row that share a scale, for whole numbers
-)->Coded:
-    "The matrix coded at one width, without a layer"
+def code_as(w:Tensor, width:str, group:int=None)->Coded:
+    """The matrix coded at one width, without a layer
+
+    Parameters:
+        w: (n_out, n_in) float32
+        width: a spelling of a coder, such as 'int3' or 'codebook:8'
+        group: weights in a row that share a scale, for whole numbers"""
     coder,options,_ = parse_quantizer(width)
     return coder.encode(SimpleNamespace(**{'group': group, **options}), w)
 
@@ -62,8 +63,10 @@ class RowBandsEmbedding(RowBands, FewBitsEmbedding): "An embedding with bands of
 RowBands.layers = {nn.Linear: RowBandsLinear, nn.Embedding: RowBandsEmbedding, Conv1D: RowBandsConv1D}
 
 # %% ../../nbs/03_quantizers/04_bit_allocation.ipynb #f1be2e9b
-def width_of(c:Coded)->float: # bits a weight carries, scales left out
-    "The mean width of a coded matrix"
+def width_of(c:Coded)->float:
+    """The mean width of a coded matrix
+
+    Returns: bits a weight carries, scales left out"""
     if c.parts: return sum(width_of(p)*p.codes.numel() for p in c.parts)/c.codes.numel()
     return {'ternary': math.log2(3), 'int': float(c.bits)}.get(c.kind) or math.log2(len(c.levels))
 
@@ -75,12 +78,12 @@ def mean_bits(model:nn.Module)->float:
 
 # %% ../../nbs/03_quantizers/04_bit_allocation.ipynb #a49fd3a3
 @contextmanager
-def coded_as(
-    layers, # that share a weight
-    width:str, # such as 'int3'
-    group:int=None,
-):
-    "Inside, these layers compute in few bits"
+def coded_as(layers, width:str, group:int=None):
+    """Inside, these layers compute in few bits
+
+    Parameters:
+        layers: that share a weight
+        width: such as 'int3'"""
     before = [(m.__class__, dict(m.__dict__)) for m in layers]
     try:
         for m in layers:
@@ -93,8 +96,11 @@ def coded_as(
             m.__dict__.update(d)
 
 @torch.no_grad()
-def calibration_loss(model, ids): # tokens (B, T)
-    "Mean loss over the tokens of `ids`"
+def calibration_loss(model, ids):
+    """Mean loss over the tokens of `ids`
+
+    Parameters:
+        ids: tokens (B, T)"""
     was = model.training
     model.eval()
     try:
@@ -106,23 +112,23 @@ def calibration_loss(model, ids): # tokens (B, T)
 # energy lost by normal weights, see `widths`
 _of_a_bell = dict(ternary=.265, int2=.194, int3=.045, int4=.0115, int8=4e-5)
 
-def energy_lost(
-    w:Tensor,      # (n_out, n_in)
-    width:str,     # such as 'int3'
-    group:int=None,
-)->float:
-    "The share of a matrix's energy that rounding loses"
+def energy_lost(w:Tensor, width:str, group:int=None)->float:
+    """The share of a matrix's energy that rounding loses
+
+    Parameters:
+        w: (n_out, n_in)
+        width: such as 'int3'"""
     w = w.detach().float()
     return float((w - code_as(w, width, group).dense()).square().sum()/w.square().sum().clamp(min=1e-30))
 
-def sensitivity(
-    model:nn.Module,
-    layers:dict,      # name -> layer, of `find_layers`
-    calibration=None, # token ids (B, T); None: from the weights alone
-    widths=tuple(bit_widths),
-    group:int=None,
-)->dict: # first name of those that share a weight -> {width: what rounding it costs}
-    "What each width would cost in each layer"
+def sensitivity(model:nn.Module, layers:dict, calibration=None, widths=tuple(bit_widths),
+        group:int=None)->dict:
+    """What each width would cost in each layer
+
+    Parameters:
+        layers: name -> layer, of `find_layers`
+        calibration: token ids (B, T); None: from the weights alone
+    Returns: first name of those that share a weight -> {width: what rounding it costs}"""
     base = None if calibration is None else calibration_loss(model, calibration)
     def cost(names, width):
         mods = [layers[k] for k in names]
@@ -137,10 +143,12 @@ def _bits_of(width):
     return bit_widths[width] if width in bit_widths else math.log2(int(width.partition(':')[2])) # of codebook:8
 
 # %% ../../nbs/03_quantizers/04_bit_allocation.ipynb #df1853b7
-def hull(
-    costs:dict, # width -> cost
-)->list: # (gain per bit, from, to), gains falling
-    "The steps from the narrowest to the widest width that are worth taking"
+def hull(costs:dict)->list:
+    """The steps from the narrowest to the widest width that are worth taking
+
+    Parameters:
+        costs: width -> cost
+    Returns: (gain per bit, from, to), gains falling"""
     order,steps = sorted(costs, key=_bits_of),[]
     while order[1:]:
         here = order[0]
@@ -150,12 +158,14 @@ def hull(
         order = order[order.index(to):]
     return steps
 
-def allocate_bits(
-    shapes:dict, # name -> (n_out, n_in)
-    costs:dict,  # name -> {width: cost}
-    budget:float, # mean bits a weight
-)->dict: # name -> bands, a list of (width, rows)
-    "Widths whose mean over all weights is `budget` and whose cost is least"
+def allocate_bits(shapes:dict, costs:dict, budget:float)->dict:
+    """Widths whose mean over all weights is `budget` and whose cost is least
+
+    Parameters:
+        shapes: name -> (n_out, n_in)
+        costs: name -> {width: cost}
+        budget: mean bits a weight
+    Returns: name -> bands, a list of (width, rows)"""
     size = {k: a*b for k,(a,b) in shapes.items()}
     N = sum(size.values())
     bands = {k: [(min(c, key=_bits_of), shapes[k][0])] for k,c in costs.items()}
@@ -170,12 +180,13 @@ def allocate_bits(
     return bands
 
 # %% ../../nbs/03_quantizers/04_bit_allocation.ipynb #a14ae437
-def uniform_bits(
-    shapes:dict, # name -> (n_out, n_in)
-    budget:float, # mean bits a weight
-    widths=tuple(bit_widths),
-)->dict: # name -> bands
-    "The same mix of the two nearest widths in every layer"
+def uniform_bits(shapes:dict, budget:float, widths=tuple(bit_widths))->dict:
+    """The same mix of the two nearest widths in every layer
+
+    Parameters:
+        shapes: name -> (n_out, n_in)
+        budget: mean bits a weight
+    Returns: name -> bands"""
     order = sorted(widths, key=_bits_of)
     lo = max((w for w in order if _bits_of(w) <= budget), key=_bits_of, default=order[0])
     hi = min((w for w in order if _bits_of(w) > budget), key=_bits_of, default=lo)
@@ -211,17 +222,20 @@ def _plan(cls, model, found, options, name, calibration):
         k: dict(own, bands=[tuple(b) for b in kept[names[0]]]) for names in by_weight(model, found) for k in names
     }
 
-def shapes_of(model, layers:dict)->dict: # first name of those that share a weight -> (n_out, n_in)
-    "The shapes of what is stored"
+def shapes_of(model, layers:dict)->dict:
+    """The shapes of what is stored
+
+    Returns: first name of those that share a weight -> (n_out, n_in)"""
     turned = lambda m: m.weight.T if isinstance(m, Conv1D) else m.weight
     return {n[0]: tuple(turned(layers[n[0]]).shape) for n in by_weight(model, layers)}
 
-def plan_bits(
-    model, found, # layers, as of `find_layers`
-    budget, calibration=None, group=None, name='bits',
-    widths=tuple(bit_widths),
-)->dict: # first name of those that share a weight -> bands
-    "Measure and allocate; refuse a budget that these layers cannot meet to a hundredth"
+def plan_bits(model, found, budget, calibration=None, group=None, name='bits',
+        widths=tuple(bit_widths))->dict:
+    """Measure and allocate; refuse a budget that these layers cannot meet to a hundredth
+
+    Parameters:
+        model, found: layers, as of `find_layers`
+    Returns: first name of those that share a weight -> bands"""
     shapes = shapes_of(model, found)
     bands = allocate_bits(shapes, sensitivity(model, found, calibration, widths, group), budget)
     mean = sum(_bits_of(w)*n*shapes[k][1] for k,b in bands.items() for w,n in b)/sum(a*b for a,b in shapes.values())
@@ -242,8 +256,11 @@ def bits_coder(value=None):
     return RowBands,dict(budget=float(value), widths=tuple(bit_widths))
 
 @rewrites('bits')
-def bits_rewrite(model, what=''): # a budget, then words, such as '2.5:head'
-    "The rewrite behind `+bits:2.5`"
+def bits_rewrite(model, what=''):
+    """The rewrite behind `+bits:2.5`
+
+    Parameters:
+        what: a budget, then words, such as '2.5:head'"""
     return quantize(model, f'bits:{what}' if what else 'bits', verbose=False)
 
 # %% ../../nbs/03_quantizers/04_bit_allocation.ipynb #5c437f59
@@ -262,8 +279,11 @@ class QuantConfig:
         )
 
 class Quantized(nn.Module):
-    "A model rewritten to a budget of bits, which knows what it stores"
-    def __init__(self, model:nn.Module, config:QuantConfig, calibration=None): # calibration: token ids (B, T)
+    """A model rewritten to a budget of bits, which knows what it stores
+
+    Parameters:
+        calibration: token ids (B, T)"""
+    def __init__(self, model:nn.Module, config:QuantConfig, calibration=None):
         super().__init__()
         self.full_bytes = 4*sum(p.numel() for p in model.parameters())
         if not config.adaptive_bits: _spread(model, config)

@@ -28,17 +28,20 @@ def route_coder(value=None):
     return RowBands,dict(budget=float(value), widths=route_widths)
 
 @rewrites('route')
-def route_rewrite(model, what=''): # a budget, then words, such as '2.5:head'
-    "The rewrite behind `+route:2.5`"
+def route_rewrite(model, what=''):
+    """The rewrite behind `+route:2.5`
+
+    Parameters:
+        what: a budget, then words, such as '2.5:head'"""
     return quantize(model, f'route:{what}' if what else 'route', verbose=False)
 
 # %% ../../nbs/03_quantizers/05_bit_router.ipynb #6fe632ef
-def layer_facts(
-    model:nn.Module,
-    layers:dict, # of `find_layers`
-    widths=route_widths,
-)->dict: # first name of those that share a weight -> (part, depth in [0,1], {width: energy lost})
-    "What can be said of layers without any text"
+def layer_facts(model:nn.Module, layers:dict, widths=route_widths)->dict:
+    """What can be said of layers without any text
+
+    Parameters:
+        layers: of `find_layers`
+    Returns: first name of those that share a weight -> (part, depth in [0,1], {width: energy lost})"""
     names = [n[0] for n in by_weight(model, layers)]
     numbers = {k: [int(w) for w in k.split('.') if w.isdigit()] for k in names}
     deepest = max([n[0] for n in numbers.values() if n], default=0) or 1
@@ -73,13 +76,14 @@ class Router:
         return {k: {w: said(part, depth, l) for w,l in lost.items()} for k,(part,depth,lost) in facts.items()}
 
 # %% ../../nbs/03_quantizers/05_bit_router.ipynb #05aaa81d
-def route_bits(
-    model:nn.Module,
-    budget:float,  # mean bits a weight
-    router:Router, # fitted
-    where=(),      # 'head', 'embeddings'
-)->nn.Module: # the same model, rewritten; its config remembers
-    "Give each layer the codebook that a router would, without calibration text"
+def route_bits(model:nn.Module, budget:float, router:Router, where=())->nn.Module:
+    """Give each layer the codebook that a router would, without calibration text
+
+    Parameters:
+        budget: mean bits a weight
+        router: fitted
+        where: 'head', 'embeddings'
+    Returns: the same model, rewritten; its config remembers"""
     name = ':'.join(['route', f'{budget:g}', *where])
     found = find_layers(model, where)
     check_budget(budget, route_widths)

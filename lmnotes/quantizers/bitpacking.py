@@ -39,29 +39,33 @@ layouts.update(
     }
 ) # name -> levels of its planes
 
-def per_byte(levels:int)->int: # codes in a byte
-    "How many codes of so many levels share a byte"
+def per_byte(levels:int)->int:
+    """How many codes of so many levels share a byte
+
+    Returns: codes in a byte"""
     return 5 if levels == 3 else 8//(levels.bit_length() - 1)
 
 def n_levels(layout:str)->int: return math.prod(layouts[layout])
 
 # %% ../../nbs/03_quantizers/07_bitpacking.ipynb #0a58b82b
-def to_bytes(
-    digits:Tensor, # (k, ...) whole numbers below `levels`, k = per_byte(levels)
-    levels:int,
-)->Tensor: # (...) uint8
-    "k digits into one byte"
+def to_bytes(digits:Tensor, levels:int)->Tensor:
+    """k digits into one byte
+
+    Parameters:
+        digits: (k, ...) whole numbers below `levels`, k = per_byte(levels)
+    Returns: (...) uint8"""
     k = len(digits)
     d = digits.int()
     if levels != 3: return sum(d[i] << (8//k*i) for i in range(k)).to(torch.uint8)
     v = sum(d[i]*3**(4-i) for i in range(5))
     return torch.div(v*256 + 242, 243, rounding_mode='floor').to(torch.uint8)
 
-def from_bytes(
-    b:Tensor,   # (...) uint8
-    levels:int,
-)->Tensor: # (k, ...) uint8
-    "The k digits of each byte"
+def from_bytes(b:Tensor, levels:int)->Tensor:
+    """The k digits of each byte
+
+    Parameters:
+        b: (...) uint8
+    Returns: (k, ...) uint8"""
     k = per_byte(levels)
     if levels != 3: return torch.stack([(b >> (8//k*i)) & (levels - 1) for i in range(k)])
     out,q = [],b.int()
@@ -89,11 +93,13 @@ def _pack_plane(u, levels):
     rest = torch.nn.functional.pad(rest, (0, -len(rest) % k))
     return torch.cat((main, to_bytes(rest.view(k, -1), levels)))
 
-def pack_codes(
-    codes:Tensor, # (n_out, n_in) whole numbers from 0
-    layout:str,   # a name in `layouts`
-)->Tensor: # uint8, one line
-    "Codes as bytes"
+def pack_codes(codes:Tensor, layout:str)->Tensor:
+    """Codes as bytes
+
+    Parameters:
+        codes: (n_out, n_in) whole numbers from 0
+        layout: a name in `layouts`
+    Returns: uint8, one line"""
     top = n_levels(layout)
     if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < top:
         raise InputError(
@@ -116,21 +122,24 @@ def _unpack_plane(b, levels, shape, start, stop):
     if stop > g*k: parts.append(from_bytes(b[main:], levels).flatten()[:(shape[0] - g*k)*m].view(-1, m))
     return torch.cat(parts)[start - first*k:][:stop - start]
 
-def planes(data, layout, shape): # yields levels, weight of its digit, bytes
-    "The planes of packed codes"
+def planes(data, layout, shape):
+    """The planes of packed codes
+
+    Returns: yields levels, weight of its digit, bytes"""
     at,weight = 0,1
     for n in layouts[layout]:
         size = _cut(shape, per_byte(n))[2]
         yield n,weight,data[at:at+size]
         at,weight = at + size,weight*n
 
-def unpack_codes(
-    data:Tensor,  # uint8, from `pack_codes`
-    layout:str,
-    shape:tuple,  # (n_out, n_in)
-    start:int=0, stop:int=None, # rows
-)->Tensor: # (stop-start, n_in) uint8
-    "Bytes as codes: all rows, or some"
+def unpack_codes(data:Tensor, layout:str, shape:tuple, start:int=0, stop:int=None)->Tensor:
+    """Bytes as codes: all rows, or some
+
+    Parameters:
+        data: uint8, from `pack_codes`
+        shape: (n_out, n_in)
+        start, stop: rows
+    Returns: (stop-start, n_in) uint8"""
     stop = shape[0] if stop is None else min(stop, shape[0])
     return sum(_unpack_plane(b, n, shape, start, stop)*w for n,w,b in planes(data, layout, shape))
 
@@ -147,11 +156,12 @@ def _some_rows(b, levels, shape, rows):
         out = torch.where(late[:,None], tail[(rows - g*k).clamp(min=0)], out)
     return out
 
-def unpack_rows(
-    data:Tensor, layout:str, shape:tuple,
-    rows:Tensor, # (n,) which
-)->Tensor: # (n, n_in) uint8
-    "The codes of the rows asked for"
+def unpack_rows(data:Tensor, layout:str, shape:tuple, rows:Tensor)->Tensor:
+    """The codes of the rows asked for
+
+    Parameters:
+        rows: (n,) which
+    Returns: (n, n_in) uint8"""
     return sum(_some_rows(b, n, shape, rows)*w for n,w,b in planes(data, layout, shape))
 
 # %% ../../nbs/03_quantizers/07_bitpacking.ipynb #0e9df265
@@ -177,32 +187,38 @@ class PackedMatrix:
         return u if self.kind == 'codebook' else (u.short() - self.zero).to(torch.int8)
 
 # %% ../../nbs/03_quantizers/07_bitpacking.ipynb #0552630e
-def values(
-    p:PackedMatrix,
-    u:Tensor,           # (rows, n_in) uint8 codes of `p`, as unpacked
-    rows=slice(None),   # which rows they are
-)->Tensor: # (rows, n_in) float32
-    "Codes as the weights they stand for"
+def values(p:PackedMatrix, u:Tensor, rows=slice(None))->Tensor:
+    """Codes as the weights they stand for
+
+    Parameters:
+        u: (rows, n_in) uint8 codes of `p`, as unpacked
+        rows: which rows they are
+    Returns: (rows, n_in) float32"""
     if p.kind == 'codebook': return p.levels.float()[u.long()]
     w,s = u.float() - p.zero,p.scale.float()
     if s.dim() == 0: return w*s
     return (w.unflatten(1, (s.shape[1], -1))*s[rows][...,None]).flatten(1)
 
-def dense(p:PackedMatrix, start=0, stop=None)->Tensor: # float32
-    "The matrix, or some of its rows, in full width"
+def dense(p:PackedMatrix, start=0, stop=None)->Tensor:
+    """The matrix, or some of its rows, in full width
+
+    Returns: float32"""
     return values(p, unpack_codes(p.data, p.layout, p.shape, start, stop), slice(start, stop))
 
-def dense_rows(p:PackedMatrix, rows:Tensor)->Tensor: # (n, n_in) float32
-    "Rows in any order, in full width"
+def dense_rows(p:PackedMatrix, rows:Tensor)->Tensor:
+    """Rows in any order, in full width
+
+    Returns: (n, n_in) float32"""
     return values(p, unpack_rows(p.data, p.layout, p.shape, rows), rows)
 
 # %% ../../nbs/03_quantizers/07_bitpacking.ipynb #e6f664b9
-def layout_of(
-    kind:str, bits:int, # ternary, int or codebook, and the width of its codes
-    layout:str='base3', # for what has three levels: base3 or 2bit
-    n:int=None,         # levels there are
-)->str:
-    "The layout that fits these codes"
+def layout_of(kind:str, bits:int, layout:str='base3', n:int=None)->str:
+    """The layout that fits these codes
+
+    Parameters:
+        kind, bits: ternary, int or codebook, and the width of its codes
+        layout: for what has three levels: base3 or 2bit
+        n: levels there are"""
     if layout not in ('base3', '2bit'):
         raise InputError(
             f"ternary weights are packed as base3 or 2bit, not '{layout}'; {did_you_mean(layout, ['base3', '2bit'])}"
@@ -210,11 +226,12 @@ def layout_of(
     three = kind == 'ternary' or n == 3 or (kind == 'int' and bits == 2)
     return layout if three else f'{bits}bit'
 
-def pack_matrix(
-    c,                  # a `Coded`
-    layout:str='base3', # for ternary codes: base3 (1.6 bits) or 2bit
-)->PackedMatrix:
-    "A coded matrix as bytes"
+def pack_matrix(c, layout:str='base3')->PackedMatrix:
+    """A coded matrix as bytes
+
+    Parameters:
+        c: a `Coded`
+        layout: for ternary codes: base3 (1.6 bits) or 2bit"""
     name = layout_of(c.kind, c.bits, layout, None if c.levels is None else c.levels.shape[-1])
     p = PackedMatrix(c.kind, name, tuple(c.codes.shape), c.bits, None, c.scale, c.levels)
     p.data = pack_codes(c.codes.int() + p.zero, name)
@@ -223,13 +240,15 @@ def pack_matrix(
 # %% ../../nbs/03_quantizers/07_bitpacking.ipynb #35ab4bdd
 FORMAT = 1
 
-def write_packed(
-    path,          # of the file
-    matrices:dict, # name -> `PackedMatrix`
-    tensors:dict,  # name -> tensor: what stays as it is
-    notes:dict=None, # more for the header
-)->dict: # names that lie there under another name
-    "Write a packed file, whole or not at all, and each storage once"
+def write_packed(path, matrices:dict, tensors:dict, notes:dict=None)->dict:
+    """Write a packed file, whole or not at all, and each storage once
+
+    Parameters:
+        path: of the file
+        matrices: name -> `PackedMatrix`
+        tensors: name -> tensor: what stays as it is
+        notes: more for the header
+    Returns: names that lie there under another name"""
     from safetensors.torch import save
     stored,first,shared,spec = {},{},{},{}
     parts = {
@@ -252,8 +271,10 @@ def write_packed(
     return shared
 
 # %% ../../nbs/03_quantizers/07_bitpacking.ipynb #f1fe1837
-def digest(path)->str: # of the file's bytes
-    "A checksum of a file, read a little at a time"
+def digest(path)->str:
+    """A checksum of a file, read a little at a time
+
+    Returns: of the file's bytes"""
     h = hashlib.blake2b(digest_size=16)
     with open(path, 'rb') as f:
         while part := f.read(2**20):
@@ -279,13 +300,17 @@ def _header(path):
         )
     return head
 
-def stored_at(path)->dict: # name -> (first byte, last + 1) among the data
-    "Where each tensor lies in a safetensors file"
+def stored_at(path)->dict:
+    """Where each tensor lies in a safetensors file
+
+    Returns: name -> (first byte, last + 1) among the data"""
     return {k: tuple(v['data_offsets']) for k,v in _header(path).items() if k != '__metadata__'}
 
 # %% ../../nbs/03_quantizers/07_bitpacking.ipynb #c20d41bf
-def packed_header(path)->dict: # version, matrices, shared
-    "What a packed file says of itself"
+def packed_header(path)->dict:
+    """What a packed file says of itself
+
+    Returns: version, matrices, shared"""
     text = _header(path).get('__metadata__', {}).get('lmnotes')
     if text is None: raise InputError(f'{path} is not a packed file; make one with lmnotes pack')
     head = json.loads(text)
@@ -294,11 +319,12 @@ def packed_header(path)->dict: # version, matrices, shared
     return head
 
 # %% ../../nbs/03_quantizers/07_bitpacking.ipynb #2396e668
-def read_packed(
-    path,
-    checksum:str=None, # what `digest` said when it was written
-)->tuple[dict,dict,dict]: # matrices, tensors, header
-    "A packed file: matrices still in bytes, shared ones shared again"
+def read_packed(path, checksum:str=None)->tuple[dict,dict,dict]:
+    """A packed file: matrices still in bytes, shared ones shared again
+
+    Parameters:
+        checksum: what `digest` said when it was written
+    Returns: matrices, tensors, header"""
     from safetensors import safe_open
     head = packed_header(path)
     if checksum is not None and digest(path) != checksum:

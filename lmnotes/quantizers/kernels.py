@@ -21,17 +21,20 @@ from .bitpacking import *
 from .ste import token_codes
 
 # %% ../../nbs/03_quantizers/08_kernels.ipynb #f9ded5ae
-def tile_rows(n_in:int, numbers:int=2**16)->int: # a multiple of 40, where rows of 5 and of 8 to a byte begin together
-    "Rows to unpack at a time"
+def tile_rows(n_in:int, numbers:int=2**16)->int:
+    """Rows to unpack at a time
+
+    Returns: a multiple of 40, where rows of 5 and of 8 to a byte begin together"""
     return max(40, numbers//n_in//40*40)
 
-def tiled(
-    p:PackedMatrix,
-    x:Tensor,        # (N, n_in)
-    f=values,        # what is made of a tile's codes
-    unpack=None,     # how they are unpacked; torch's way by default
-)->Tensor: # (N, n_out)
-    "`x` times the transposed matrix, a few rows at a time"
+def tiled(p:PackedMatrix, x:Tensor, f=values, unpack=None)->Tensor:
+    """`x` times the transposed matrix, a few rows at a time
+
+    Parameters:
+        x: (N, n_in)
+        f: what is made of a tile's codes
+        unpack: how they are unpacked; torch's way by default
+    Returns: (N, n_out)"""
     y,step = x.new_empty(len(x), p.shape[0]),tile_rows(p.shape[1])
     for i in range(0, p.shape[0], step):
         rows = slice(i, min(i + step, p.shape[0]))
@@ -46,13 +49,14 @@ def tiled(
 # %% ../../nbs/03_quantizers/08_kernels.ipynb #10f20182
 def _bare(p, u, rows=None): return u.float() - p.zero # codes without their scale
 
-def whole_product(
-    p:PackedMatrix, # ternary
-    q:Tensor,       # (N, n_in) whole numbers, as floats
-    s:Tensor,       # (N, 1) their scale
-    unpack=None,
-)->Tensor: # (N, n_out)
-    "Inputs in bytes times ternary codes: the sum exact, then one multiplication by both scales"
+def whole_product(p:PackedMatrix, q:Tensor, s:Tensor, unpack=None)->Tensor:
+    """Inputs in bytes times ternary codes: the sum exact, then one multiplication by both scales
+
+    Parameters:
+        p: ternary
+        q: (N, n_in) whole numbers, as floats
+        s: (N, 1) their scale
+    Returns: (N, n_out)"""
     return tiled(p, q, _bare, unpack)*(s*p.scale.float())
 
 # %% ../../nbs/03_quantizers/08_kernels.ipynb #8b7c327b
@@ -281,8 +285,10 @@ def _best_way():
         return 'torch'
     return 'vnni' if _has_vnni() else 'numba'
 
-def ways()->list: # the fastest first
-    "The ways to multiply there are on this machine"
+def ways()->list:
+    """The ways to multiply there are on this machine
+
+    Returns: the fastest first"""
     best = _best_way()
     return list(_ways)[list(_ways).index(best):]
 
@@ -294,13 +300,14 @@ def kernel_path()->str:
 @functools.cache
 def _helpers(n): return ThreadPoolExecutor(n, 'lmnotes-packed')
 
-def in_parts(
-    f,             # takes first, last and whether to do the rows left over
-    n:int,         # groups of rows
-    work:int,      # bytes there are to read
-    least=100_000, # bytes worth a thread
-):
-    "Run `f` over all groups, on as many threads as torch uses and the work deserves"
+def in_parts(f, n:int, work:int, least=100_000):
+    """Run `f` over all groups, on as many threads as torch uses and the work deserves
+
+    Parameters:
+        f: takes first, last and whether to do the rows left over
+        n: groups of rows
+        work: bytes there are to read
+        least: bytes worth a thread"""
     k = max(1, min(torch.get_num_threads(), work//least, n))
     cuts = [n*i//k for i in range(k+1)]
     rest = [_helpers(k - 1).submit(f, a, b, b == n) for a,b in zip(cuts[1:], cuts[2:])]
@@ -354,13 +361,14 @@ def _few_whole(loops, p, q, s):
     return y
 
 # %% ../../nbs/03_quantizers/08_kernels.ipynb #5e1f9a36
-def packed_product(
-    p:PackedMatrix,
-    x:Tensor,          # (..., n_in)
-    act_bits:int=None, # round each token to so many bits first
-    way:str=None,      # one of `ways()`; the fastest by default
-)->Tensor: # (..., n_out) with the dtype of `x`
-    "`x` times the transposed matrix, without spreading it out"
+def packed_product(p:PackedMatrix, x:Tensor, act_bits:int=None, way:str=None)->Tensor:
+    """`x` times the transposed matrix, without spreading it out
+
+    Parameters:
+        x: (..., n_in)
+        act_bits: round each token to so many bits first
+        way: one of `ways()`; the fastest by default
+    Returns: (..., n_out) with the dtype of `x`"""
     if x.shape[-1] != p.shape[1]: raise InputError(f'the matrix takes {p.shape[1]} inputs, {x.shape[-1]} came')
     if way is not None and way not in ways():
         raise InputError(f"'{way}' is no way to multiply here: {did_you_mean(way, ways())}")

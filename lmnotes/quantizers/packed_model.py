@@ -80,19 +80,21 @@ class PackedEmbedding(PackedLayer):
         return out.view(*ids.shape, -1)
 
 # %% ../../nbs/03_quantizers/09_packed_model.ipynb #386e7e61
-def pack_parts(
-    m:FewBits,
-    layout:str='base3', # of ternary codes
-)->list: # of `PackedMatrix`
-    "What a layer computes with, as bytes"
+def pack_parts(m:FewBits, layout:str='base3')->list:
+    """What a layer computes with, as bytes
+
+    Parameters:
+        layout: of ternary codes
+    Returns: of `PackedMatrix`"""
     return [pack_matrix(c, layout) for c in m.coded().pieces]
 
-def become_packed(
-    m:nn.Module,  # a layer in few bits, or an empty one of its shape
-    parts:list,
-    **options,    # act_bits, sub_norm
-)->PackedLayer: # the same object
-    "Turn a layer into a packed one"
+def become_packed(m:nn.Module, parts:list, **options)->PackedLayer:
+    """Turn a layer into a packed one
+
+    Parameters:
+        m: a layer in few bits, or an empty one of its shape
+        options: act_bits, sub_norm
+    Returns: the same object"""
     cls = PackedEmbedding if isinstance(m, nn.Embedding) else PackedLinear
     m._parameters.pop('weight', None)
     m.__dict__.pop('sub_norm', None)
@@ -108,18 +110,21 @@ def is_packed(model_or_path)->bool:
         return bool(getattr(getattr(model_or_path, 'config', None), 'packed', None))
     return packed_folder(model_or_path) is not None
 
-def packed_folder(path)->Path: # None where it is none
-    "The folder of a packed model, directly or as `final` of a run"
+def packed_folder(path)->Path:
+    """The folder of a packed model, directly or as `final` of a run
+
+    Returns: None where it is none"""
     path = Path(path).expanduser()
     for p in (path/'final', path):
         if (p/'config.json').is_file(): return p if read_json(p/'config.json').get('packed') else None
 
 # %% ../../nbs/03_quantizers/09_packed_model.ipynb #9f63a0eb
-def packed_parts(
-    model:nn.Module,     # with layers in few bits
-    layout:str='base3',
-)->tuple[dict,dict,dict]: # matrices by name, other tensors by name, what each layer is
-    "A model as what a packed file holds"
+def packed_parts(model:nn.Module, layout:str='base3')->tuple[dict,dict,dict]:
+    """A model as what a packed file holds
+
+    Parameters:
+        model: with layers in few bits
+    Returns: matrices by name, other tensors by name, what each layer is"""
     matrices,layers,done = {},{},{}
     for name,m in coded_layers(model).items():
         if m.lam < 1: raise InputError(f'{name} is still warming in (lam={m.lam:g}); finish its training, then pack')
@@ -158,22 +163,25 @@ class PackedFolder:
             f'{4 * self.numbers:,} of float32; coded matrices {self.bits:.3f} bits a weight'
         )
 
-def bits_per_weight(matrices:dict)->float: # of name -> `PackedMatrix`
-    "Bits a weight of packed matrices, scales and levels included, each storage once"
+def bits_per_weight(matrices:dict)->float:
+    """Bits a weight of packed matrices, scales and levels included, each storage once
+
+    Returns: of name -> `PackedMatrix`"""
     once = {p.data.data_ptr(): p for p in matrices.values()}.values()
     return sum(8*p.nbytes for p in once)/sum(math.prod(p.shape) for p in once)
 
 # %% ../../nbs/03_quantizers/09_packed_model.ipynb #1b31a335
-def pack(
-    model,            # quantized; or a folder or name that `build_model` knows
-    output_path,      # folder to make
-    tokenizer=None,   # goes along; default: that of the folder
-    layout='base3',   # of ternary codes: base3 (1.6 bits) or 2bit (2 bits, less work)
-    quantize=None,    # round a model first: ternary, int4, codebook:16, …
-    verbose=True,
-    source=None,      # what to call it in messages
-)->PackedFolder:
-    "Write a quantized model as bytes"
+def pack(model, output_path, tokenizer=None, layout='base3', quantize=None, verbose=True,
+        source=None)->PackedFolder:
+    """Write a quantized model as bytes
+
+    Parameters:
+        model: quantized; or a folder or name that `build_model` knows
+        output_path: folder to make
+        tokenizer: goes along; default: that of the folder
+        layout: of ternary codes: base3 (1.6 bits) or 2bit (2 bits, less work)
+        quantize: round a model first: ternary, int4, codebook:16, …
+        source: what to call it in messages"""
     layout_of('ternary', 2, layout)
     out = Path(output_path).expanduser()
     if out.exists(): raise InputError(f'{out} is there already; choose another folder')
@@ -238,11 +246,13 @@ def _write_folder(d, model, matrices, rest, layers, layout, tokenizer):
     if getattr(model, 'generation_config', None) is not None: model.generation_config.save_pretrained(d)
 
 # %% ../../nbs/03_quantizers/09_packed_model.ipynb #6a9136c0
-def file_sizes(
-    model:nn.Module, # as it was packed
-    folder,          # where
-)->dict: # kind -> bytes, the header last
-    "Bytes of a packed file by kind of tensor"
+def file_sizes(model:nn.Module, folder)->dict:
+    """Bytes of a packed file by kind of tensor
+
+    Parameters:
+        model: as it was packed
+        folder: where
+    Returns: kind -> bytes, the header last"""
     from lmnotes.quantizers.size_report import tensor_sizes
     kinds,path,out = {},Path(folder)/'model.safetensors',{}
     for r in tensor_sizes(model): kinds.setdefault(r['name'], r['kind'])
@@ -254,8 +264,10 @@ def file_sizes(
         out[kind] = out.get(kind, 0) + b - a
     return out | dict(header=os.path.getsize(path) - sum(out.values()))
 
-def file_table(model, folder)->str: # see `file_sizes`
-    "Megabytes by kind of tensor: at four widths, and in the packed file"
+def file_table(model, folder)->str:
+    """Megabytes by kind of tensor: at four widths, and in the packed file
+
+    Returns: see `file_sizes`"""
     from lmnotes.quantizers.size_report import size_columns, waterfall
     rows,held,mb = waterfall(model),file_sizes(model, folder),lambda n: f'{n/1e6:10.3f}'
     held['all'] = sum(held.values())
@@ -311,16 +323,17 @@ def _put(model, tensors): # into parameters and buffers, one for each storage
             )
 
 # %% ../../nbs/03_quantizers/09_packed_model.ipynb #a2197340
-def load_packed(
-    path,           # folder that `pack` wrote, or a run holding one as `final`
-    vocab_size:int=None, # checked, when given
-    device='cpu',
-    attn_implementation='auto', use_flash_attention=False,
-    max_length:int=None, # likewise
-    task='auto',    # auto or generate
-    **options,      # choices that a packed model does not have
-)->nn.Module: # in evaluation mode, frozen
-    "A packed model, its layers still packed"
+def load_packed(path, vocab_size:int=None, device='cpu', attn_implementation='auto',
+        use_flash_attention=False, max_length:int=None, task='auto', **options)->nn.Module:
+    """A packed model, its layers still packed
+
+    Parameters:
+        path: folder that `pack` wrote, or a run holding one as `final`
+        vocab_size: checked, when given
+        max_length: likewise
+        task: auto or generate
+        options: choices that a packed model does not have
+    Returns: in evaluation mode, frozen"""
     from transformers import AutoConfig, GenerationConfig
 
     from lmnotes.models import hf_load
@@ -371,13 +384,12 @@ def _already_saved(*args, **kwargs):
     raise InputError('a packed model is saved as the folder it was loaded from; copy that, or `export_dense` it')
 
 # %% ../../nbs/03_quantizers/09_packed_model.ipynb #3b197256
-def export_dense(
-    model,         # packed or quantized; or the folder of one
-    output_path,   # folder to make
-    tokenizer=None,
-    verbose=True,
-)->Path:
-    "Write the weights a model computes with as a plain model"
+def export_dense(model, output_path, tokenizer=None, verbose=True)->Path:
+    """Write the weights a model computes with as a plain model
+
+    Parameters:
+        model: packed or quantized; or the folder of one
+        output_path: folder to make"""
     out = Path(output_path).expanduser()
     source = model if isinstance(model, (str, Path)) else None
     if out.exists(): raise InputError(f'{out} is there already; choose another folder')
@@ -424,14 +436,13 @@ def _plain_state(model, layers, plain):
     return state
 
 # %% ../../nbs/03_quantizers/09_packed_model.ipynb #9a2d11f6
-def pack_and_tell(
-    name,             # a run, a checkpoint, a saved model, or a name that `build_model` knows
-    output_path,
-    layout='base3',
-    quantize=None,    # round it first
-    plain=False,      # the other way: write what it computes with in full
-):
-    "What `lmnotes pack` does: pack, and print what the bytes are spent on"
+def pack_and_tell(name, output_path, layout='base3', quantize=None, plain=False):
+    """What `lmnotes pack` does: pack, and print what the bytes are spent on
+
+    Parameters:
+        name: a run, a checkpoint, a saved model, or a name that `build_model` knows
+        quantize: round it first
+        plain: the other way: write what it computes with in full"""
     from lmnotes.files import model_folder
     base,plus,more = str(name).partition('+')
     if base in models:

@@ -19,11 +19,12 @@ from .uniform import *
 # %% ../../nbs/03_quantizers/06_size_report.ipynb #d2233d8f
 size_columns = 'fp32', 'bf16', 'int8', 'int4'
 
-def width_bytes(
-    shape,     # of a parameter
-    width:str, # fp32, bf16, int8 or int4
-)->int:
-    "Bytes of a parameter at one width: matrices are coded in groups of 64, all else takes 16 bits below fp32"
+def width_bytes(shape, width:str)->int:
+    """Bytes of a parameter at one width: matrices are coded in groups of 64, all else takes 16 bits below fp32
+
+    Parameters:
+        shape: of a parameter
+        width: fp32, bf16, int8 or int4"""
     n = torch.Size(shape).numel()
     if width in ('fp32', 'bf16'): return n*dict(fp32=4, bf16=2)[width]
     if width not in size_columns: raise InputError(f"unknown width '{width}': {did_you_mean(width, size_columns)}")
@@ -43,8 +44,10 @@ _said_kinds = dict(
     other='other',
 )
 
-def tensor_sizes(model:nn.Module)->list: # of dicts: kind, name, numbers, and bytes: fp32, bf16, int8, int4, now
-    "The bytes of each stored parameter"
+def tensor_sizes(model:nn.Module)->list:
+    """The bytes of each stored parameter
+
+    Returns: of dicts: kind, name, numbers, and bytes: fp32, bf16, int8, int4, now"""
     head = getattr(model, 'get_output_embeddings', lambda: None)()
     coded = {id(m.weight): m for m in coded_layers(model).values()}
     out = []
@@ -57,8 +60,10 @@ def tensor_sizes(model:nn.Module)->list: # of dicts: kind, name, numbers, and by
         )
     return out
 
-def waterfall(model:nn.Module)->dict: # kind -> {numbers, fp32, bf16, int8, int4, now}, the total last
-    "Bytes by kind of tensor"
+def waterfall(model:nn.Module)->dict:
+    """Bytes by kind of tensor
+
+    Returns: kind -> {numbers, fp32, bf16, int8, int4, now}, the total last"""
     kinds = {}
     for r in tensor_sizes(model):
         for k in (r['kind'], 'all'):
@@ -68,10 +73,11 @@ def waterfall(model:nn.Module)->dict: # kind -> {numbers, fp32, bf16, int8, int4
     return {k: kinds[k] for k in [*order, 'all']}
 
 # %% ../../nbs/03_quantizers/06_size_report.ipynb #6f7a48f3
-def size_table(
-    model:nn.Module, # ours or of transformers, also on the meta device
-)->str:
-    "Megabytes by kind of tensor, at four widths and as the model is"
+def size_table(model:nn.Module)->str:
+    """Megabytes by kind of tensor, at four widths and as the model is
+
+    Parameters:
+        model: ours or of transformers, also on the meta device"""
     rows = waterfall(model)
     cols = (*size_columns, 'now')
     mb = lambda n: f'{n/1e6:9.2f}'
@@ -100,12 +106,14 @@ def plot_waterfall(model:nn.Module, ax=None):
     return ax
 
 # %% ../../nbs/03_quantizers/06_size_report.ipynb #f872b274
-def sizes_and_scores(
-    model:nn.Module, # trained
-    names,           # spellings of rewrites, such as 'int4:all'
-    score,           # model -> number, lower is better
-)->list: # of dicts name, bytes, ratio, score, cost
-    "What a trained model takes and loses under each rewrite"
+def sizes_and_scores(model:nn.Module, names, score)->list:
+    """What a trained model takes and loses under each rewrite
+
+    Parameters:
+        model: trained
+        names: spellings of rewrites, such as 'int4:all'
+        score: model -> number, lower is better
+    Returns: of dicts name, bytes, ratio, score, cost"""
     from copy import deepcopy
     full,base = 4*sum(p.numel() for p in model.parameters()),score(model)
     out = [dict(name='float32', bytes=full, ratio=1., score=base, cost=0.)]

@@ -29,11 +29,13 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g): return g,None
 
-def straight_through(
-    w:Tensor,     # what learns
-    w_hat:Tensor, # what is computed with, of the same shape
-)->Tensor: # the values of `w_hat`, the gradient of `w`
-    "Compute with `w_hat`, learn `w`"
+def straight_through(w:Tensor, w_hat:Tensor)->Tensor:
+    """Compute with `w_hat`, learn `w`
+
+    Parameters:
+        w: what learns
+        w_hat: what is computed with, of the same shape
+    Returns: the values of `w_hat`, the gradient of `w`"""
     return (
         _StraightThrough.apply(w, w_hat.detach()) if torch.is_grad_enabled() and w.requires_grad else w_hat.detach()
     )
@@ -59,8 +61,10 @@ _decode = {
     'rows':     lambda c: torch.cat([p.dense() for p in c.parts])}
 
 @patch
-def dense(self:Coded)->Tensor: # (n_out, n_in) float32
-    "The matrix these codes stand for: exactly what a layer multiplies by"
+def dense(self:Coded)->Tensor:
+    """The matrix these codes stand for: exactly what a layer multiplies by
+
+    Returns: (n_out, n_in) float32"""
     return _decode[self.kind](self)
 
 # %% ../../nbs/03_quantizers/01_ste.ipynb #82a72afa
@@ -121,18 +125,21 @@ class FewBitsEmbedding(FewBits, nn.Embedding):
     def forward(self, ids): return F.embedding(ids, self.dense_weight(), self.padding_idx) # (...) -> (..., dim)
 
 # %% ../../nbs/03_quantizers/01_ste.ipynb #afd202b4
-def token_codes(
-    x:Tensor,   # (..., C)
-    bits:int=8,
-)->tuple[Tensor,Tensor]: # whole numbers, as floats shaped as `x`; the scale of each token (..., 1)
-    "What each token is rounded to, and the scale that restores its size"
+def token_codes(x:Tensor, bits:int=8)->tuple[Tensor,Tensor]:
+    """What each token is rounded to, and the scale that restores its size
+
+    Parameters:
+        x: (..., C)
+    Returns: whole numbers, as floats shaped as `x`; the scale of each token (..., 1)"""
     if bits < 2: raise InputError(f'activations in {bits} bit have no step above zero; take at least 2')
     top = 2**(bits - 1) - 1
     scale = x.detach().abs().amax(-1, keepdim=True).clamp(min=1e-8)/top
     return (x/scale).round().clamp(-top, top),scale
 
-def round_tokens(x:Tensor, bits:int=8)->Tensor: # shaped as `x`
-    "`x` on the grid of whole numbers times each token's largest entry"
+def round_tokens(x:Tensor, bits:int=8)->Tensor:
+    """`x` on the grid of whole numbers times each token's largest entry
+
+    Returns: shaped as `x`"""
     q,scale = token_codes(x, bits)
     return q*scale
 
@@ -143,10 +150,12 @@ _places = dict(head=('head',), embeddings=('embeddings',), all=('head', 'embeddi
 # an example, the pattern, what it sets; coders have `words` of their own
 _words = {'act8': (r'act(\d+)', lambda n: dict(act_bits=int(n))), 'norm': ('norm', lambda: dict(sub_norm=True))}
 
-def parse_quantizer(
-    spelling:str, # such as 'ternary', 'int4:all:group32' or 'codebook:16'
-)->tuple: # coder, options of its layers, further places
-    "What a spelling asks for"
+def parse_quantizer(spelling:str)->tuple:
+    """What a spelling asks for
+
+    Parameters:
+        spelling: such as 'ternary', 'int4:all:group32' or 'codebook:16'
+    Returns: coder, options of its layers, further places"""
     name,*words = spelling.split(':')
     make = quantizers[name]
     where = set()
@@ -167,11 +176,12 @@ def parse_quantizer(
 # by the last part of their name
 _kept_whole = ('router', 'gate', 'shared_expert_gate', 'classifier', 'score', 'qa_outputs')
 
-def by_weight(
-    model:nn.Module,
-    layers:dict, # name -> layer
-)->list: # of lists of names
-    "Names of layers, those that share a weight, or will once ties are made, together"
+def by_weight(model:nn.Module, layers:dict)->list:
+    """Names of layers, those that share a weight, or will once ties are made, together
+
+    Parameters:
+        layers: name -> layer
+    Returns: of lists of names"""
     ties = getattr(model, 'get_expanded_tied_weights_keys', dict)() or {}
     of = dict(model.named_parameters(remove_duplicate=False))
     same = {}
@@ -191,11 +201,12 @@ def _ends(model): # modules of the embedding and the head; whether they are one
         'head': [last] if last is not None else [],
     }, any(m is last for m in group)
 
-def find_layers(
-    model:nn.Module,
-    where=(), # 'head' and 'embeddings', beside the linear layers of the body
-)->dict: # name -> layer that can be rewritten
-    "The layers that a quantizer rewrites"
+def find_layers(model:nn.Module, where=())->dict:
+    """The layers that a quantizer rewrites
+
+    Parameters:
+        where: 'head' and 'embeddings', beside the linear layers of the body
+    Returns: name -> layer that can be rewritten"""
     ends,tied = _ends(model)
     if tied and where: where = ('head', 'embeddings')
     wanted = {id(m) for k in where for m in ends[k]}
@@ -209,20 +220,25 @@ def find_layers(
         if id(m) in wanted and type(m) in (nn.Linear, nn.Embedding, Conv1D) or id(m) not in end and body(k, m)
     }
 
-def coded_layers(model:nn.Module)->dict: # name -> layer
-    "The layers in few bits, each once"
+def coded_layers(model:nn.Module)->dict:
+    """The layers in few bits, each once
+
+    Returns: name -> layer"""
     return {k: m for k,m in model.named_modules() if isinstance(m, FewBits)}
 
 # %% ../../nbs/03_quantizers/01_ste.ipynb #5f7b950a
-def quantize(
-    model:nn.Module,      # ours, or any with linear layers
-    name:str='ternary',   # a name in `quantizers`, perhaps with words such as `:head`
-    head:bool=False,      # the output head too
-    embeddings:bool=False, # and the embeddings
-    calibration=None,     # token ids (B, T) to measure sensitivity on, for coders that plan each layer
-    verbose:bool=True,    # say what was done
-)->nn.Module: # the same model
-    "Rewrite layers of `model` in place, so that they compute in few bits"
+def quantize(model:nn.Module, name:str='ternary', head:bool=False, embeddings:bool=False, calibration=None,
+        verbose:bool=True)->nn.Module:
+    """Rewrite layers of `model` in place, so that they compute in few bits
+
+    Parameters:
+        model: ours, or any with linear layers
+        name: a name in `quantizers`, perhaps with words such as `:head`
+        head: the output head too
+        embeddings: and the embeddings
+        calibration: token ids (B, T) to measure sensitivity on, for coders that plan each layer
+        verbose: say what was done
+    Returns: the same model"""
     for on,word in ((head, 'head'), (embeddings, 'embeddings')):
         if on and word not in name.split(':'): name += f':{word}'
     coder,options,where = parse_quantizer(name)
@@ -245,12 +261,14 @@ def check_layer(coder, options, m, said): # raises where a layer cannot take the
     if hasattr(coder, 'check'):
         coder.check(m.weight.T.shape if isinstance(m, Conv1D) else m.weight.shape, options, said)
 
-def recode(
-    m:nn.Module,  # of a type in `coder.layers`, or already in few bits
-    coder,        # a class with `encode` and `layers`
-    options:dict, # attributes of the layer
-)->nn.Module: # the same
-    "Make one layer compute with coded weights"
+def recode(m:nn.Module, coder, options:dict)->nn.Module:
+    """Make one layer compute with coded weights
+
+    Parameters:
+        m: of a type in `coder.layers`, or already in few bits
+        coder: a class with `encode` and `layers`
+        options: attributes of the layer
+    Returns: the same"""
     m.__class__ = next(new for old,new in coder.layers.items() if isinstance(m, old))
     for k,v in options.items(): setattr(m, k, v)
     return m
@@ -287,11 +305,11 @@ def _said(model, name, found):
     )
 
 # %% ../../nbs/03_quantizers/01_ste.ipynb #1c6e9efe
-def stored_bytes(
-    model:nn.Module,
-    width:int=2, # bytes of a number that is not coded
-)->int:
-    "Bytes a model takes when coded matrices are stored as codes, each storage once"
+def stored_bytes(model:nn.Module, width:int=2)->int:
+    """Bytes a model takes when coded matrices are stored as codes, each storage once
+
+    Parameters:
+        width: bytes of a number that is not coded"""
     layers = {id(m.weight): m for m in coded_layers(model).values()}
     rest = {id(p): p for p in model.parameters() if id(p) not in layers}
     return sum(m.coded().nbytes() for m in layers.values()) + width*sum(p.numel() for p in rest.values())

@@ -21,10 +21,12 @@ tiniest,largest = 2.**-24,65504. # that float16 holds
 
 def stored_scale(s:Tensor)->Tensor: return s.float().clamp(tiniest, largest).half() # as a file keeps it, never zero
 
-def ternarize(
-    w:Tensor, # weights, any shape
-)->tuple[Tensor,Tensor]: # codes -1, 0 or 1 shaped as `w`; their scale, a scalar that float16 holds exactly
-    "The nearest ternary codes of `w`, and the scale that restores its size"
+def ternarize(w:Tensor)->tuple[Tensor,Tensor]:
+    """The nearest ternary codes of `w`, and the scale that restores its size
+
+    Parameters:
+        w: weights, any shape
+    Returns: codes -1, 0 or 1 shaped as `w`; their scale, a scalar that float16 holds exactly"""
     scale = stored_scale(w.abs().mean()).float()
     return (w/scale).round().clamp(-1, 1),scale
 
@@ -53,11 +55,11 @@ def ternary_coder(value=None):
 
 # %% ../../nbs/03_quantizers/02_ternary.ipynb #c181346d
 @rewrites('ternary')
-def ternary_rewrite(
-    model:nn.Module,
-    what:str='', # words joined by colons: head, embeddings, all, act8, norm, warm
-)->nn.Module:
-    "The rewrite behind `+ternary` and `+ternary:all:act8`"
+def ternary_rewrite(model:nn.Module, what:str='')->nn.Module:
+    """The rewrite behind `+ternary` and `+ternary:all:act8`
+
+    Parameters:
+        what: words joined by colons: head, embeddings, all, act8, norm, warm"""
     return quantize(model, f'ternary:{what}' if what else 'ternary', verbose=False)
 
 # %% ../../nbs/03_quantizers/02_ternary.ipynb #e1f2cbf3
@@ -74,11 +76,13 @@ class WarmIn(Callback):
         self.set(min(1., self.learn.step/max(self.steps, 1))) # of the step alone, so a resumed run agrees
     def after_fit(self): self.set(1.) # what is scored and saved computes with codes
 
-def warm_callbacks(
-    model,     # perhaps with layers that were asked to warm in, as by `+ternary:warm`
-    total:int, # steps of the whole run
-)->list: # of callbacks
-    "A `WarmIn` for each climb that layers ask for: a number of steps, or a share of the run"
+def warm_callbacks(model, total:int)->list:
+    """A `WarmIn` for each climb that layers ask for: a number of steps, or a share of the run
+
+    Parameters:
+        model: perhaps with layers that were asked to warm in, as by `+ternary:warm`
+        total: steps of the whole run
+    Returns: of callbacks"""
     asked = {}
     for m in coded_layers(model).values():
         if w := getattr(m, 'warm_in', None): asked.setdefault(w if w >= 1 else round(w*total), []).append(m)

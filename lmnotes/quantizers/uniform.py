@@ -20,20 +20,24 @@ from .ternary import largest, stored_scale
 # scales to try, as shares of the one that reaches the largest entry
 _shrinks = {2: (1., .8, .65, .5, .4, .3), 3: (1., .85, .7, .55)}
 
-def group_of(
-    n_in:int,       # weights in a row
-    group:int=None, # as asked; None: 64 where that divides the row, else the row; 0: the row
-)->int: # weights that share a scale
-    "How many neighbours in a row have one scale"
+def group_of(n_in:int, group:int=None)->int:
+    """How many neighbours in a row have one scale
+
+    Parameters:
+        n_in: weights in a row
+        group: as asked; None: 64 where that divides the row, else the row; 0: the row
+    Returns: weights that share a scale"""
     if group is None: return 64 if n_in % 64 == 0 else n_in
     return group or n_in
 
-def round_groups(
-    w:Tensor,       # (n_out, n_in) float32
-    bits:int,       # at least 2
-    group:int=None, # see `group_of`
-)->tuple[Tensor,Tensor]: # codes, shaped as `w`; scales (n_out, n_groups) in float16
-    "Whole numbers of `bits` bits and the scales that make weights of them"
+def round_groups(w:Tensor, bits:int, group:int=None)->tuple[Tensor,Tensor]:
+    """Whole numbers of `bits` bits and the scales that make weights of them
+
+    Parameters:
+        w: (n_out, n_in) float32
+        bits: at least 2
+        group: see `group_of`
+    Returns: codes, shaped as `w`; scales (n_out, n_groups) in float16"""
     if bits < 2: raise InputError(f'{bits} bit leaves no step above zero; take at least 2')
     top = 2**(bits-1) - 1
     g = w.unflatten(1, (-1, group_of(w.shape[1], group)))
@@ -98,13 +102,14 @@ def _first_levels(x, k, bins=512): # as dense as the cube root of the weights' o
     i = torch.searchsorted(cdf, at).clamp(max=bins - 1)
     return x[0] + (x[-1] - x[0])*(i + 1 - (cdf[i] - at)/h[i].clamp(min=1e-12)).clamp(0, bins)/bins
 
-def kmeans_levels(
-    w:Tensor,         # any shape
-    k:int,            # levels
-    rounds:int=20,
-    sample:int=16384, # of so many weights, evenly spaced; a function of `w` alone
-)->Tensor: # (k,) ascending, float16
-    "Levels that are the means of the weights nearest to them"
+def kmeans_levels(w:Tensor, k:int, rounds:int=20, sample:int=16384)->Tensor:
+    """Levels that are the means of the weights nearest to them
+
+    Parameters:
+        w: any shape
+        k: levels
+        sample: of so many weights, evenly spaced; a function of `w` alone
+    Returns: (k,) ascending, float16"""
     x = w.detach().flatten()[::max(1, w.numel()//sample)].double().sort().values
     n = len(x)
     c = _first_levels(x, k)
@@ -116,11 +121,13 @@ def kmeans_levels(
         c = torch.where(count > 0, total[i].diff()/count.clamp(min=1), c).sort().values
     return c.clamp(-largest, largest).half()
 
-def nearest_level(
-    w:Tensor,      # any shape
-    levels:Tensor, # (k,) ascending
-)->Tensor: # shaped as `w`, the number of the level
-    "Which level is nearest to each weight"
+def nearest_level(w:Tensor, levels:Tensor)->Tensor:
+    """Which level is nearest to each weight
+
+    Parameters:
+        w: any shape
+        levels: (k,) ascending
+    Returns: shaped as `w`, the number of the level"""
     l = levels.float()
     return torch.bucketize(w.float(), (l[1:] + l[:-1])/2)
 

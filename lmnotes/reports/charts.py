@@ -151,12 +151,13 @@ def _made_up_sides(r):
     ]
 
 # %% ../../nbs/09_reports/02_charts.ipynb #410dffbd
-def made_up_comparison(
-    arms=('standard', 'reversible'), datasets=('embedded/prose', 'embedded/python'),
-    effects=(-.05, 0.), # of all arms but the first, in bits per byte, for each dataset
-    seeds=(0, 1, 2),
-)->dict: # as `comparison.json` has it
-    "A comparison that nobody ran, to try a report on"
+def made_up_comparison(arms=('standard', 'reversible'), datasets=('embedded/prose', 'embedded/python'),
+        effects=(-.05, 0.), seeds=(0, 1, 2))->dict:
+    """A comparison that nobody ran, to try a report on
+
+    Parameters:
+        effects: of all arms but the first, in bits per byte, for each dataset
+    Returns: as `comparison.json` has it"""
     r = dict(
         kind='comparison',
         version=1,
@@ -197,10 +198,11 @@ def made_up_comparison(
     )
 
 # %% ../../nbs/09_reports/02_charts.ipynb #ad7992eb
-def short_name(
-    ds:str, # full id of a dataset, such as `embedded/prose` or `openai/gsm8k/main`
-)->str:
-    "The part of a dataset's id that people say"
+def short_name(ds:str)->str:
+    """The part of a dataset's id that people say
+
+    Parameters:
+        ds: full id of a dataset, such as `embedded/prose` or `openai/gsm8k/main`"""
     parts = [p for p in str(ds).split('/') if p not in ('main', 'default', 'all')]
     return (parts or [ds])[-1]
 
@@ -258,12 +260,12 @@ def loss_chart(r, ds):
 # %% ../../nbs/09_reports/02_charts.ipynb #b9173b83
 def _row_name(d): return short_name(d['dataset']) if is_lm(d) else f"{d['name']}, {metric_name(d['metric'])}"
 
-def forest_chart(
-    r:dict,
-    rows:list,   # some of its `differences`, on one scale, of one direction
-    label='',    # of the scale; default: from the first
-):
-    "Differences with their intervals against zero; the bar behind spans the undetectable"
+def forest_chart(r:dict, rows:list, label=''):
+    """Differences with their intervals against zero; the bar behind spans the undetectable
+
+    Parameters:
+        rows: some of its `differences`, on one scale, of one direction
+        label: of the scale; default: from the first"""
     many = len(r['arms']) > 2
     fig,ax = new_chart(height=1.0+(.42 if many else .3)*max(len(rows), 1))
     most = max((max(abs(d['low']), abs(d['high'])) for d in rows), default=1) or 1
@@ -294,8 +296,10 @@ def forest_chart(
 def label_below(fig, text):
     fig.supxlabel(text, fontsize=9, color=chart_ink) # centred on the figure, so that a narrow scale has room for it
 
-def forests(r)->list: # (name, rows, label, on which data) of each chart
-    "The differences, gathered by scale, direction and training data; those where nothing differs at all are left to the table"
+def forests(r)->list:
+    """The differences, gathered by scale, direction and training data; those where nothing differs at all are left to the table
+
+    Returns: (name, rows, label, on which data) of each chart"""
     rows = [d for d in r['differences'] if has_interval(d) and (is_lm(d) or d['low'] != d['high'])]
     out = [('lm', [d for d in rows if is_lm(d)], '', '')]
     for i,ds in enumerate(r['datasets']):
@@ -333,11 +337,11 @@ def _floor(ax, x, y, n, name, style):
     if name: ax.text(x, y-.5, name, color=chart_ink, fontsize=8, ha='center', va='bottom')
 
 # %% ../../nbs/09_reports/02_charts.ipynb #969a1858
-def task_chart(
-    r:dict,
-    tasks:list, # some of its `tasks`
-):
-    "Mean and spread of each arm on each task; a tick at chance"
+def task_chart(r:dict, tasks:list):
+    """Mean and spread of each arm on each task; a tick at chance
+
+    Parameters:
+        tasks: some of its `tasks`"""
     names = list(dict.fromkeys((t['dataset'], t['name'], t['metric']) for t in tasks))
     place = {n: i for i,n in enumerate(names)}
     fig,ax = new_chart(height=.8+.36*len(names))
@@ -402,12 +406,12 @@ costs = dict(
     held_bytes=('memory held between forward and backward', 'bytes'),
 )
 
-def cost_chart(
-    r:dict,
-    key:str,      # which of the `measures`
-    kind='count', # how `show_number` prints it
-):
-    "Median of one measure per arm, with quartiles"
+def cost_chart(r:dict, key:str, kind='count'):
+    """Median of one measure per arm, with quartiles
+
+    Parameters:
+        key: which of the `measures`
+        kind: how `show_number` prints it"""
     arms = [a for a in r['arms'] if key in r['measures'].get(a, {})]
     fig,ax = new_chart(height=.4+.38*max(len(arms), 1))
     for y,a in enumerate(arms):

@@ -20,11 +20,12 @@ from .tables import *
 _all_ = ['show_number', 'short_name', 'verdict_sentence', 'summarize'] # what a comparison needs of the parts
 
 # %% ../../nbs/09_reports/04_comparison_report.ipynb #54ef660b
-def lead_parts(
-    r:dict,  # a comparison
-    most=8,  # task outcomes told in full
-)->list:
-    "What a reader must see first"
+def lead_parts(r:dict, most=8)->list:
+    """What a reader must see first
+
+    Parameters:
+        r: a comparison
+        most: task outcomes told in full"""
     box = lambda d: Lead(
         verdict_sentence(r, d),
         d['verdict'],
@@ -85,8 +86,10 @@ def outcome_charts(r)->Charts:
         r['arms'],
     )
 
-def side_charts(r)->dict: # title of a table -> `Charts` that stand above it
-    "Charts of tuning and of costs"
+def side_charts(r)->dict:
+    """Charts of tuning and of costs
+
+    Returns: title of a table -> `Charts` that stand above it"""
     have = {k for m in r['measures'].values() for k in m}
     tuned = [
         Chart(
@@ -147,10 +150,11 @@ _asides = {
 
 def _title(r): return ' · '.join([r['baseline'], *(a for a in r['arms'] if a != r['baseline'])])
 
-def comparison_document(
-    r:dict, # a comparison, as `comparison.json` has it
-)->Document:
-    "A comparison as a document"
+def comparison_document(r:dict)->Document:
+    """A comparison as a document
+
+    Parameters:
+        r: a comparison, as `comparison.json` has it"""
     n,sides = len(r['seeds']),side_charts(r)
     sub = (
         f"{'test run, too short to judge by · ' if r.get('test') else ''}{r['budget']['text']} "
@@ -175,21 +179,23 @@ def report_tex(r)->str: return as_tex(comparison_document(r))
 
 forms = {'.html': as_html, '.md': as_md, '.tex': as_tex}
 
-def write_document(
-    make,    # gives the `Document`
-    source,  # what it was made from; written as it is where the suffix is .json
-    path,    # where to write, ending in .html, .md, .tex or .json
-)->Path:
-    "Write a document in the form its suffix names"
+def write_document(make, source, path)->Path:
+    """Write a document in the form its suffix names
+
+    Parameters:
+        make: gives the `Document`
+        source: what it was made from; written as it is where the suffix is .json
+        path: where to write, ending in .html, .md, .tex or .json"""
     path = Path(path)
     if path.suffix == '.json': write_json(path, source)
     elif path.suffix in forms: atomic_write(path, forms[path.suffix](make(source)))
     else: raise InputError(f"cannot write a report as '{path.name}': {did_you_mean(path.suffix, [*forms, '.json'])}")
     return path
 
-def write_report(
-    r:dict, # a comparison
-    path,   # where to write, ending in .html, .md, .tex or .json
-)->Path:
-    "Write the report of a comparison in the form its suffix names"
+def write_report(r:dict, path)->Path:
+    """Write the report of a comparison in the form its suffix names
+
+    Parameters:
+        r: a comparison
+        path: where to write, ending in .html, .md, .tex or .json"""
     return write_document(comparison_document, r, path)

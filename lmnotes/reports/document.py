@@ -20,11 +20,13 @@ import numpy as np
 from ..core import *
 
 # %% ../../nbs/09_reports/01_document.ipynb #e925b1b0
-def show_number(
-    x, # a number, or None when there is none
-    kind='plain', # plain (3 decimals), diff (signed, 2 significant digits), size (the same, unsigned), short (1 decimal), count (1.23M), percent, bytes, rate (2 digits), whole
-)->str:
-    "One number as the report prints it"
+def show_number(x, kind='plain')->str:
+    """One number as the report prints it
+
+    Parameters:
+        x: a number, or None when there is none
+        kind: plain (3 decimals), diff (signed, 2 significant digits), size (the same, unsigned), short (1
+            decimal), count (1.23M), percent, bytes, rate (2 digits), whole"""
     if x is None or not np.isfinite(x): return '–'
     if kind == 'count': s = format_count(x)
     elif kind == 'bytes': s = f'{x/2**20:.1f} MiB' if x >= 2**20 else f'{x/2**10:.1f} KiB'
@@ -98,8 +100,10 @@ _tex_signs = {
     '\t': ' ',
 } # in the encoding that every TeX has
 
-def tex_text(s)->str: # ASCII, with nothing in it that TeX obeys
-    "Text for LaTeX"
+def tex_text(s)->str:
+    """Text for LaTeX
+
+    Returns: ASCII, with nothing in it that TeX obeys"""
     def one(c):
         if c in _tex_signs or c.isascii(): return _tex_signs.get(c, c if c.isprintable() else '')
         plain = unicodedata.normalize('NFKD', c).encode('ascii', 'ignore').decode()
@@ -263,12 +267,13 @@ def new_chart(width=3.8, height=2.4):
     return fig,ax
 
 # %% ../../nbs/09_reports/01_document.ipynb #1b230247
-def svg(
-    fig,        # a matplotlib figure
-    name:str,   # unique on its page; goes into the ids
-    label='',   # what it shows, for those who cannot see it
-)->str:
-    "The figure as inline SVG whose colours are the page's"
+def svg(fig, name:str, label='')->str:
+    """The figure as inline SVG whose colours are the page's
+
+    Parameters:
+        fig: a matplotlib figure
+        name: unique on its page; goes into the ids
+        label: what it shows, for those who cannot see it"""
     from matplotlib import rc_context
     buf = io.StringIO()
     with rc_context({'svg.fonttype': 'none', 'svg.hashsalt': name}):

@@ -25,10 +25,12 @@ def _run_of(folder): # the run a model lies in, if any
                 return None,None
     return None,None
 
-def card_facts(
-    path, # a run, its final/, a checkpoint, a saved or a packed model
-)->dict: # folder, config, files, run (None where there is none), tainted, overlap
-    "What the files say of a model"
+def card_facts(path)->dict:
+    """What the files say of a model
+
+    Parameters:
+        path: a run, its final/, a checkpoint, a saved or a packed model
+    Returns: folder, config, files, run (None where there is none), tainted, overlap"""
     from lmnotes.files import model_folder
     folder = next(
         (p for p in (Path(path) / 'final', Path(path)) if (p / 'adapter_config.json').is_file()), None
@@ -55,10 +57,12 @@ def _share(p, n): # 95 % interval of a share of n items
     h = 1.96*(p*(1-p)/n)**.5
     return f'± {h:.2g}'
 
-def measured_rows(
-    f:dict, # from `card_facts`
-)->list: # what, value, n, interval, on which data
-    "Every figure that was measured, with what stands behind it"
+def measured_rows(f:dict)->list:
+    """Every figure that was measured, with what stands behind it
+
+    Parameters:
+        f: from `card_facts`
+    Returns: what, value, n, interval, on which data"""
     if not f['run']: return []
     s,o = f['run']['summary'],f['run']['options']
     data = _data_of(f)
@@ -133,10 +137,11 @@ _groups = dict(
     long_range='long-range recall',
 )
 
-def unmeasured(
-    f:dict, # from `card_facts`
-)->list:
-    "What nobody measured, in words"
+def unmeasured(f:dict)->list:
+    """What nobody measured, in words
+
+    Parameters:
+        f: from `card_facts`"""
     run = f['run']
     out = []
     if 'packed' in f['config'] or f['config'].get('packed'):
@@ -271,8 +276,10 @@ def _origin(f):
     return Table(['what', 'value'], rows)
 
 # %% ../../nbs/09_reports/06_model_card.ipynb #16769e9d
-def card_document(f)->Document: # of `card_facts`
-    "The card without its head"
+def card_document(f)->Document:
+    """The card without its head
+
+    Returns: of `card_facts`"""
     rows = measured_rows(f)
     env = f['run']['env'] if f['run'] else {}
     machine = (
@@ -311,17 +318,20 @@ def card_document(f)->Document: # of `card_facts`
         ],
     )
 
-def model_card(
-    path, # a run, its final/, a checkpoint, a saved or a packed model
-)->str:
-    "The text of the card"
+def model_card(path)->str:
+    """The text of the card
+
+    Parameters:
+        path: a run, its final/, a checkpoint, a saved or a packed model"""
     f = card_facts(path)
     return f'---\n{_head(f)}\n---\n\n{as_md(card_document(f))}'
 
-def write_card(
-    path, # as for `model_card`
-)->Path: # README.md beside the weights
-    "Write the card beside the weights"
+def write_card(path)->Path:
+    """Write the card beside the weights
+
+    Parameters:
+        path: as for `model_card`
+    Returns: README.md beside the weights"""
     f = card_facts(path)
     out = Path(f['folder'])/'README.md'
     atomic_write(out, model_card(path))

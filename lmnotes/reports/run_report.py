@@ -46,10 +46,12 @@ def _args(path):
         raise InputError(f'{f} is damaged ({_first_line(e)})') from None
 
 # %% ../../nbs/09_reports/05_run_report.ipynb #50ba4f5a
-def read_run(
-    path, # a run folder
-)->dict: # name, path, status, options, summary, env, tokenizer, fingerprint, curve, evals, samples, notes
-    "What a run folder says, as plain values; an `InputError` where it says nothing"
+def read_run(path)->dict:
+    """What a run folder says, as plain values; an `InputError` where it says nothing
+
+    Parameters:
+        path: a run folder
+    Returns: name, path, status, options, summary, env, tokenizer, fingerprint, curve, evals, samples, notes"""
     path = Path(path)
     args,notes = _args(path),[]
     summary = _read(path/'summary.json', 'the result', read_json, notes, {})
@@ -100,8 +102,10 @@ def _thinned(rows, points=80): # the training loss, averaged in so many pieces
     parts = [p for p in np.array_split(rows, max(min(points, len(rows)), 1)) if len(p)]
     return dict(steps=[p[-1,0] for p in parts], tokens=[p[-1,1] for p in parts], loss=[p[:,2].mean() for p in parts])
 
-def tokenizer_of(path, args, summary)->str: # such as 'bytes', or 'bpe#3f2a' where it was trained
-    "A name that two runs share only if their tokenizers cut alike"
+def tokenizer_of(path, args, summary)->str:
+    """A name that two runs share only if their tokenizers cut alike
+
+    Returns: such as 'bytes', or 'bpe#3f2a' where it was trained"""
     name = str(
         summary.get('tokenizer')
         or (args.get('data') or {}).get('tokenizer')
@@ -129,10 +133,12 @@ def _comparison(path):
     except (ValueError, KeyError, TypeError, UnicodeError) as e:
         raise InputError(f'{f} is damaged ({_first_line(e)})') from None
 
-def gather(
-    paths, # folders of runs and of comparisons
-)->dict: # runs, comparisons, missing, differences: what the report is made of
-    "Read every folder; those that cannot be read are named in `missing`"
+def gather(paths)->dict:
+    """Read every folder; those that cannot be read are named in `missing`
+
+    Parameters:
+        paths: folders of runs and of comparisons
+    Returns: runs, comparisons, missing, differences: what the report is made of"""
     r = dict(kind='runs', runs=[], comparisons=[], missing=[])
     for p in map(Path, paths):
         try:
@@ -149,8 +155,10 @@ def _name_apart(runs): # no two of one name
         x['name'] = x['name'] if sum(y['name'] == x['name'] for y in runs) == 1 else x['path']
 
 # %% ../../nbs/09_reports/05_run_report.ipynb #fbed75e6
-def option_differences(runs)->dict: # option -> {run: value}
-    "In what the runs were asked for different things"
+def option_differences(runs)->dict:
+    """In what the runs were asked for different things
+
+    Returns: option -> {run: value}"""
     opts = [dict(flat(x['options'])) for x in runs]
     keys = dict.fromkeys(k for o in opts for k in o if k not in ('output_dir', 'resume_from_checkpoint'))
     return {
@@ -180,11 +188,12 @@ def refusals(runs)->list:
     return out
 
 # %% ../../nbs/09_reports/05_run_report.ipynb #3cfe3567
-def check_metric(
-    runs,   # from `read_run`
-    metric, # bits_per_byte, loss or perplexity
-)->str:
-    "The metric, if these runs can be compared by it"
+def check_metric(runs, metric)->str:
+    """The metric, if these runs can be compared by it
+
+    Parameters:
+        runs: from `read_run`
+        metric: bits_per_byte, loss or perplexity"""
     if metric not in ('bits_per_byte', 'loss', 'perplexity'):
         raise InputError(
             f"unknown metric '{metric}': {did_you_mean(metric, ['bits_per_byte', 'loss', 'perplexity'])}"
@@ -394,10 +403,11 @@ def _best(x): # the outcome of a run in a sentence
     )
 
 # %% ../../nbs/09_reports/05_run_report.ipynb #80575ceb
-def runs_document(
-    r:dict, # from `gather`
-)->Document:
-    "Runs side by side, and comparisons after them, as a document"
+def runs_document(r:dict)->Document:
+    """Runs side by side, and comparisons after them, as a document
+
+    Parameters:
+        r: from `gather`"""
     runs = r['runs']
     lead = [*_tainted(runs), *(map(_best, runs) if len(runs) < 9 else [])]
     sections = [
@@ -482,12 +492,15 @@ def _with_comparison(lead, sections, c, i):
     ]
 
 # %% ../../nbs/09_reports/05_run_report.ipynb #d8b1fe57
-def report_runs(
-    paths, # folders of runs and comparisons
-    output_path=None, # folder for report.html, .md, .tex and .json; default: the folder itself if it is one, else a new one under runs/
-    metric='bits_per_byte', # also checked: `perplexity` is refused across tokenizers
-)->tuple: # the folder, and what was gathered
-    "Report on any runs in four forms"
+def report_runs(paths, output_path=None, metric='bits_per_byte')->tuple:
+    """Report on any runs in four forms
+
+    Parameters:
+        paths: folders of runs and comparisons
+        output_path: folder for report.html, .md, .tex and .json; default: the folder itself if it is one,
+            else a new one under runs/
+        metric: also checked: `perplexity` is refused across tokenizers
+    Returns: the folder, and what was gathered"""
     paths = list(paths)
     if not paths: raise InputError('no run was named; give the folders of runs or comparisons')
     r = gather(paths)

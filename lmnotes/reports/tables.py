@@ -16,10 +16,11 @@ from .charts import *
 from .document import *
 
 # %% ../../nbs/09_reports/03_tables.ipynb #03ace726
-def outcome_name(
-    d:dict, # a difference
-)->str:
-    "On what the arms differ: the dataset, and the task where there is one"
+def outcome_name(d:dict)->str:
+    """On what the arms differ: the dataset, and the task where there is one
+
+    Parameters:
+        d: a difference"""
     return (
         d['dataset']
         if is_lm(d)
@@ -28,11 +29,12 @@ def outcome_name(
         else f"{d['dataset']} ({d['task'].replace('_', ' ')})"
     )
 
-def verdict_sentence(
-    r:dict, # a comparison
-    d:dict, # one of its `differences`
-)->str:
-    "The outcome for one arm on one dataset or task, complete in itself"
+def verdict_sentence(r:dict, d:dict)->str:
+    """The outcome for one arm on one dataset or task, complete in itself
+
+    Parameters:
+        r: a comparison
+        d: one of its `differences`"""
     base,n,where = r['baseline'],d['n_seeds'],outcome_name(d)
     under = (
         f"{r['budget']['text']}, {n} {'seed' if n == 1 else 'seeds'}".replace(' seed', '\u00a0seed')
@@ -56,11 +58,10 @@ def verdict_sentence(
     return f"On {where}, {d['arm']} is {d['verdict']} than {base}: {diff} ({how})."
 
 # %% ../../nbs/09_reports/03_tables.ipynb #7ad3409a
-def tasks_sentence(
-    r:dict,
-    arm:str,
-)->str: # '' where no task was scored
-    "How an arm fared on all tasks together"
+def tasks_sentence(r:dict, arm:str)->str:
+    """How an arm fared on all tasks together
+
+    Returns: '' where no task was scored"""
     ds = [d for d in r['differences'] if not is_lm(d) and d['arm'] == arm]
     if not ds: return ''
     n = {w: sum(d['verdict'] == w for d in ds) for w in ('better', 'worse', 'cannot tell')}
@@ -88,10 +89,12 @@ def notes_of(r)->list:
     return failed + [str(n) for n in r.get('not_measured', [])]
 
 # %% ../../nbs/09_reports/03_tables.ipynb #f1373e42
-def outcome(
-    d:dict, # a difference, or a row of the matrix
-)->str: # the data it was trained on, and before it the task, if it is another
-    "What was scored, short enough for a table"
+def outcome(d:dict)->str:
+    """What was scored, short enough for a table
+
+    Parameters:
+        d: a difference, or a row of the matrix
+    Returns: the data it was trained on, and before it the task, if it is another"""
     return (
         d['dataset']
         if is_lm(d) or d.get('name', d['dataset']) == d['dataset']
@@ -143,10 +146,12 @@ def results_table(r):
         'seeds',
     ], rows
 
-def summarize(
-    r:dict, # a comparison with `cells`
-)->list: # one entry per dataset and arm
-    "Means over seeds of what the cells recorded, with the spread of bits per byte"
+def summarize(r:dict)->list:
+    """Means over seeds of what the cells recorded, with the spread of bits per byte
+
+    Parameters:
+        r: a comparison with `cells`
+    Returns: one entry per dataset and arm"""
     out = []
     for ds in r['datasets']:
         for a in r['arms']:

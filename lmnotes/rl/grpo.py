@@ -84,8 +84,10 @@ class RLSettings:
     device: str = 'auto'
     seed: int = 0
 
-def check_settings(s:RLSettings)->list: # sentences to be said
-    "Refuse settings that cannot teach, and warn of those that hardly can"
+def check_settings(s:RLSettings)->list:
+    """Refuse settings that cannot teach, and warn of those that hardly can
+
+    Returns: sentences to be said"""
     if s.group_size < 2:
         raise InputError(
             f'a group of {s.group_size} has nothing to be compared with; --grpo_group_size must '
@@ -112,21 +114,23 @@ def check_settings(s:RLSettings)->list: # sentences to be said
     )
 
 # %% ../../nbs/07_rl/04_grpo.ipynb #27df9dfe
-def short_prompt(
-    ids,        # tokens
-    longest:int, # tokens at most
-)->list:
-    "Its beginning and its end"
+def short_prompt(ids, longest:int)->list:
+    """Its beginning and its end
+
+    Parameters:
+        ids: tokens
+        longest: tokens at most"""
     ids = [int(i) for i in ids]
     head = longest//2
     return ids if len(ids) <= longest else ids[:head] + ids[len(ids) - (longest - head):]
 
-def prompts_of(
-    data,            # `TaskData`
-    split:str='train',
-    longest:int=512, # tokens of a prompt
-)->list: # dicts index, prompt (a text), ids, reference
-    "The questions of a dataset, as a model meets them"
+def prompts_of(data, split:str='train', longest:int=512)->list:
+    """The questions of a dataset, as a model meets them
+
+    Parameters:
+        data: `TaskData`
+        longest: tokens of a prompt
+    Returns: dicts index, prompt (a text), ids, reference"""
     if getattr(data, 'task', None) is None or not hasattr(data, 'examples'):
         raise InputError(
             f'{data.name} has no questions with answers, and rewards need both; choose a dataset '
@@ -143,12 +147,13 @@ def prompts_of(
         out.append(dict(index=i, prompt=data.tokenizer.decode(ids), ids=ids, reference=data.task.references(row)[0]))
     return out
 
-def prompt_order(
-    n:int,     # prompts
-    total:int, # how many are drawn
-    seed=0,
-)->list: # `total` numbers below `n`
-    "Pass after pass in a new order, each a function of the seed and its number"
+def prompt_order(n:int, total:int, seed=0)->list:
+    """Pass after pass in a new order, each a function of the seed and its number
+
+    Parameters:
+        n: prompts
+        total: how many are drawn
+    Returns: `total` numbers below `n`"""
     out = []
     while len(out) < total:
         one = list(range(n))
@@ -157,18 +162,21 @@ def prompt_order(
     return out[:total]
 
 # %% ../../nbs/07_rl/04_grpo.ipynb #1d08be3d
-def execution_reward(task, row, text): # a program is right when its tests pass
-    "Correctness of a program that may be run"
+def execution_reward(task, row, text):
+    """Correctness of a program that may be run
+
+    Parameters:
+        text: a program is right when its tests pass"""
     from lmnotes.data.datasets.questions import code_of
     if task.kind != 'code' or 'test' not in row: return correctness(task, row, text)
     return float(correctness(task, row, text) and run_tests(code_of(text), row['test']).ok)
 
 class Judge:
-    "Numbers for completions, each counted apart"
-    def __init__(self,
-        task, rows:list,     # the dataset, and its training rows
-        s:RLSettings,
-    ):
+    """Numbers for completions, each counted apart
+
+    Parameters:
+        task, rows: the dataset, and its training rows"""
+    def __init__(self, task, rows:list, s:RLSettings):
         self.task,self.rows,self.s,self.last = task,rows,s,[] # last: what the newest batch earned, as dicts
         self.right = execution_reward if s.allow_execution else correctness
         self.model = load_reward_model(s.reward_model, s.device) if s.reward_model else None
@@ -194,8 +202,10 @@ class Judge:
     def third(self): return 'reward_model' if self.model else 'random' if self.s.reward == 'random' else None
 
 @patch
-def functions(self:Judge)->tuple: # functions as TRL calls them, and their weights
-    "The judge as TRL wants it"
+def functions(self:Judge)->tuple:
+    """The judge as TRL wants it
+
+    Returns: functions as TRL calls them, and their weights"""
     def correctness(prompts, completions, index, trainer_state, **kw):
         self.look(prompts, completions, index, trainer_state.global_step)
         return [o['correctness'] for o in self.last]
@@ -205,16 +215,17 @@ def functions(self:Judge)->tuple: # functions as TRL calls them, and their weigh
     return ([correctness, format, paid], [0., 0., 1.]) if self.third else ([correctness, format], [1., 1.])
 
 # %% ../../nbs/07_rl/04_grpo.ipynb #874ce4af
-def held_out_scores(
-    model, tokenizer, task, rows,
-    prompts:list,       # from `prompts_of`, of these rows
-    k:int=8,            # attempts
-    max_new_tokens:int=64,
-    temperature:float=1., seed:int=0,
-    right=correctness,  # function (task, row, text) -> correctness
-    bs:int=64,          # prompts at a time
-)->dict: # pass@1, pass@k: shares of prompts; greedy: mean correctness of the likeliest answers, format likewise, items
-    "How often a model is right in one attempt, in at least one of `k`, and when it takes the likeliest tokens"
+def held_out_scores(model, tokenizer, task, rows, prompts:list, k:int=8, max_new_tokens:int=64,
+        temperature:float=1., seed:int=0, right=correctness, bs:int=64)->dict:
+    """How often a model is right in one attempt, in at least one of `k`, and when it takes the likeliest tokens
+
+    Parameters:
+        prompts: from `prompts_of`, of these rows
+        k: attempts
+        right: function (task, row, text) -> correctness
+        bs: prompts at a time
+    Returns: pass@1, pass@k: shares of prompts; greedy: mean correctness of the likeliest answers, format
+        likewise, items"""
     ids = [p['ids'] for p in prompts]
     row = lambda p: rows[p['index']]
     say = lambda t,s: generate_batch(model, tokenizer, ids, max_new_tokens, temperature=t, seed=s, bs=bs)
@@ -239,8 +250,10 @@ def held_out_scores(
         'items': items,
     }
 
-def can_learn(found:dict, k:int)->str: # a sentence; empty where all is well
-    "What `held_out_scores` says about the run to come"
+def can_learn(found:dict, k:int)->str:
+    """What `held_out_scores` says about the run to come
+
+    Returns: a sentence; empty where all is well"""
     if found[f'pass@{k}'] == 0:
         return (
             f"none of {found['n']} held-out prompts is answered right in {k} attempts: "
@@ -285,12 +298,13 @@ def _completion_scores(head, h, y, temperature): # (N, C), (N,) -> log-probabili
     lp = (head(h).float()/temperature).log_softmax(-1)
     return lp.gather(1, y[:,None])[:,0],-(lp.exp()*lp).sum(-1)
 
-def completion_scores(
-    head, h, y,     # (N, C), (N,) the tokens that follow
-    temperature=1.,
-    chunk=1024,     # tokens at a time
-)->tuple: # log-probabilities, entropies, (N,) each
-    "How likely tokens were, without keeping their logits"
+def completion_scores(head, h, y, temperature=1., chunk=1024)->tuple:
+    """How likely tokens were, without keeping their logits
+
+    Parameters:
+        head, h, y: (N, C), (N,) the tokens that follow
+        chunk: tokens at a time
+    Returns: log-probabilities, entropies, (N,) each"""
     from torch.utils.checkpoint import checkpoint
     if not len(y): return h.sum()*torch.zeros(0, device=h.device),torch.zeros(0, device=h.device)
     parts = [
@@ -301,8 +315,11 @@ def completion_scores(
 
 def real_positions(mask): return (mask.long().cumsum(-1) - 1).clamp(min=0) # (B, T): of each token among the real ones
 
-def fuse_head(model, temperature=1., cast_lm_head_to_fp32=False, outputs=('log_probs',)): # as TRL's `add_fused_lm_head`
-    "Teach a model to give log-probabilities instead of logits when TRL asks for them"
+def fuse_head(model, temperature=1., cast_lm_head_to_fp32=False, outputs=('log_probs',)):
+    """Teach a model to give log-probabilities instead of logits when TRL asks for them
+
+    Parameters:
+        outputs: as TRL's `add_fused_lm_head`"""
     need_trl()
     from trl.trainer import utils
     if not isinstance(model, LM):
@@ -331,14 +348,13 @@ def fuse_head(model, temperature=1., cast_lm_head_to_fp32=False, outputs=('log_p
     model.forward = forward
 
 # %% ../../nbs/07_rl/04_grpo.ipynb #ca11b6bb
-def grpo_config(
-    s:RLSettings,
-    path,          # the run folder
-    weights=None,  # of the reward functions
-    device='cpu',
-    dtype=torch.float32, # to compute in
-):
-    "The settings as TRL's `GRPOConfig`"
+def grpo_config(s:RLSettings, path, weights=None, device='cpu', dtype=torch.float32):
+    """The settings as TRL's `GRPOConfig`
+
+    Parameters:
+        path: the run folder
+        weights: of the reward functions
+        dtype: to compute in"""
     cpu = torch.device(device).type == 'cpu'
     with _hushed():
         return need_trl().GRPOConfig(
@@ -498,11 +514,12 @@ def draw(self:Book, step):
     self.drawn = getattr(self, 'drawn', 0.) + self.cost
 
 # %% ../../nbs/07_rl/04_grpo.ipynb #08a42055
-def samples_table(
-    rows:list, # dicts input, output, reference, correctness, format, reward; as `samples.jsonl` has them
-    width=48,  # letters of a prompt, from its end
-):
-    "A rich table of prompts, references, completions and rewards"
+def samples_table(rows:list, width=48):
+    """A rich table of prompts, references, completions and rewards
+
+    Parameters:
+        rows: dicts input, output, reference, correctness, format, reward; as `samples.jsonl` has them
+        width: letters of a prompt, from its end"""
     from rich.table import Table
     from rich.text import Text
     t = Table('step', 'prompt', 'reference', 'completion', 'right', 'form', 'reward', title='samples')
@@ -646,15 +663,15 @@ def _as_before(model): # take TRL's patches off again
     if 'ref' in getattr(model, 'peft_config', {}): model.delete_adapter('ref')
     return model.eval()
 
-def run_rl(
-    model, data,        # a causal model; `TaskData`
-    s:RLSettings,
-    path,               # the run folder, which is there
-    ck=None,            # checkpoint to go on from
-    quiet=True,         # print nothing
-    facts=None,         # for trackers
-)->RLRun:
-    "Train a model on rewards, and leave a run folder"
+def run_rl(model, data, s:RLSettings, path, ck=None, quiet=True, facts=None)->RLRun:
+    """Train a model on rewards, and leave a run folder
+
+    Parameters:
+        model, data: a causal model; `TaskData`
+        path: the run folder, which is there
+        ck: checkpoint to go on from
+        quiet: print nothing
+        facts: for trackers"""
     s = _check_position_room(model, s)
     path = Path(path)
     notes = check_settings(s)
@@ -767,15 +784,16 @@ def _open(path, options, data, s, facts=None): # the files that say what a run i
     write_json(path/'env.json', env_info() | dict(fingerprint=data.fingerprint, device=str(pick_device(s.device))))
     (path/'checkpoints').mkdir(exist_ok=True)
 
-def grpo(
-    model,             # a causal model: ours, of transformers, or with adapters; it is changed
-    data='arithmetic', # `TaskData` from `load_data(..., mode='sft')`, or the name of a dataset with answers
-    path=None,         # the run folder; default: a new one under runs/
-    resume=False,      # go on from the newest checkpoint in `path`
-    quiet=True,        # print nothing
-    **settings,        # fields of `RLSettings`
-)->RLRun:
-    "Train a model on what its answers are worth"
+def grpo(model, data='arithmetic', path=None, resume=False, quiet=True, **settings)->RLRun:
+    """Train a model on what its answers are worth
+
+    Parameters:
+        model: a causal model: ours, of transformers, or with adapters; it is changed
+        data: `TaskData` from `load_data(..., mode='sft')`, or the name of a dataset with answers
+        path: the run folder; default: a new one under runs/
+        resume: go on from the newest checkpoint in `path`
+        quiet: print nothing
+        settings: fields of `RLSettings`"""
     s = options_from(RLSettings, **settings)
     check_settings(s)
     if isinstance(data, str): data = load_data(data, mode='sft', tokenizer='bytes')
@@ -812,13 +830,10 @@ _no_use = dict(
     use_packing='prompts are answered one by one; leave it out',
 )
 
-def rl_settings(
-    o,
-    n_prompts:int,
-    steps=None,
-    given=(),
-)->RLSettings: # o: `TrainOptions`; n_prompts: training rows; given: names that were typed
-    "The options of a run as settings of reinforcement learning"
+def rl_settings(o, n_prompts:int, steps=None, given=())->RLSettings:
+    """The options of a run as settings of reinforcement learning
+
+    Returns: o: `TrainOptions`; n_prompts: training rows; given: names that were typed"""
     for k,why in _no_use.items():
         if getattr(o, k): raise InputError(f'--{k} is not for --mode rl: {why}')
     per_epoch = max(n_prompts//(o.batch_size*o.gradient_accumulation_steps*world()), 1)
@@ -896,12 +911,12 @@ def _notes(s):
         else []
     )
 
-def train_rl(
-    o,            # `TrainOptions`
-    ck=None,      # checkpoint to go on from
-    recipe='', given=(), quiet=False,
-)->RLRun:
-    "What `lmnotes train --mode rl` does"
+def train_rl(o, ck=None, recipe='', given=(), quiet=False)->RLRun:
+    """What `lmnotes train --mode rl` does
+
+    Parameters:
+        o: `TrainOptions`
+        ck: checkpoint to go on from"""
     from lmnotes.training.build import facts_of, model_from
     from lmnotes.training.train import _open_run, mark_tainted, plan, run_folder, show_plan
     need_trl()

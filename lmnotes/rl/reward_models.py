@@ -28,12 +28,12 @@ def _is_kind(remark)->bool: # praise, or blame turned round
     words = re.findall('[a-z]+', remark.lower())
     return any(w in _praise for w in words) != any(w in ('not', 'nobody') for w in words)
 
-def opinion_pairs(
-    n:int=1000,          # pairs
-    split:str='train',
-    seed:int=0,
-)->list: # dicts prompt, chosen, rejected
-    "Remarks about the same thing, the kinder one chosen"
+def opinion_pairs(n:int=1000, split:str='train', seed:int=0)->list:
+    """Remarks about the same thing, the kinder one chosen
+
+    Parameters:
+        n: pairs
+    Returns: dicts prompt, chosen, rejected"""
     r,by = random.Random(seed_for('opinion pairs', seed, split)),{}
     for row in opinion_rows()[split]:
         about,*says = row['text'].rstrip('.').split('. ')
@@ -44,8 +44,10 @@ def opinion_pairs(
         return dict(prompt=f'Write a kind review of {topic}.\nReview:', chosen=r.choice(good), rejected=r.choice(bad))
     return [pair(r.choice(sorted(by))) for _ in range(n)]
 
-def check_pairs(pairs)->list: # the same
-    "Refuse pairs that say nothing"
+def check_pairs(pairs)->list:
+    """Refuse pairs that say nothing
+
+    Returns: the same"""
     for p in pairs:
         if missing := [k for k in ('prompt', 'chosen', 'rejected') if not isinstance(p.get(k), str)]:
             raise InputError(
@@ -59,12 +61,17 @@ def check_pairs(pairs)->list: # the same
 
 # %% ../../nbs/07_rl/03_reward_models.ipynb #f544b616
 class RewardModel:
-    "One number for each prompt and completion"
-    def __init__(self, model, tokenizer, name='', longest:int=None): # longest: tokens it reads, from the end
+    """One number for each prompt and completion
+
+    Parameters:
+        longest: tokens it reads, from the end"""
+    def __init__(self, model, tokenizer, name='', longest:int=None):
         self.model,self.tokenizer,self.name = model.eval(),tokenizer,name
         self.longest = longest or getattr(model.config.get_text_config(), 'max_position_embeddings', None) or 1024
-    def batch(self, texts)->dict: # tensors input_ids, attention_mask
-        "Texts as a batch, padding behind"
+    def batch(self, texts)->dict:
+        """Texts as a batch, padding behind
+
+        Returns: tensors input_ids, attention_mask"""
         ids = [
             self.tokenizer(t, add_special_tokens=False)['input_ids'][-self.longest :] or [self.tokenizer.eos_token_id]
             for t in texts
@@ -82,8 +89,11 @@ class RewardModel:
         return [r for i in range(0, len(texts), bs) for r in self.scores(texts[i:i+bs]).tolist()]
 
 # %% ../../nbs/07_rl/03_reward_models.ipynb #54e9b546
-def pair_loss(better, worse): # (B,) rewards of the chosen, of the rejected
-    "Minus the log-probability of the choices (Bradley and Terry)"
+def pair_loss(better, worse):
+    """Minus the log-probability of the choices (Bradley and Terry)
+
+    Parameters:
+        worse: (B,) rewards of the chosen, of the rejected"""
     return -F.logsigmoid(better - worse).mean()
 
 @torch.no_grad()
@@ -92,15 +102,16 @@ def pair_accuracy(rm:RewardModel, pairs)->float:
     a,b = (rm([p['prompt'] for p in pairs], [p[k] for p in pairs]) for k in ('chosen', 'rejected'))
     return sum(x > y for x,y in zip(a, b))/len(pairs)
 
-def train_reward_model(
-    pairs,             # dicts prompt, chosen, rejected
-    base='standard',   # a model to start from: its name, or the model itself
-    tokenizer='words', # a name, or a tokenizer
-    path=None,         # folder to save it in
-    steps=150, lr=3e-3, bs=16, seed=0,
-    size='tiny', max_length=256, # of a recipe
-)->RewardModel:
-    "A reward model from preference pairs"
+def train_reward_model(pairs, base='standard', tokenizer='words', path=None, steps=150, lr=3e-3, bs=16,
+        seed=0, size='tiny', max_length=256)->RewardModel:
+    """A reward model from preference pairs
+
+    Parameters:
+        pairs: dicts prompt, chosen, rejected
+        base: a model to start from: its name, or the model itself
+        tokenizer: a name, or a tokenizer
+        path: folder to save it in
+        size, max_length: of a recipe"""
     check_pairs(pairs)
     set_seed(seed)
     tok = (
@@ -129,11 +140,11 @@ def train_reward_model(
     return rm
 
 # %% ../../nbs/07_rl/03_reward_models.ipynb #fce11ac9
-def load_reward_model(
-    name,          # a folder or hub id of a model with a score head
-    device='auto',
-)->RewardModel:
-    "A reward model by name; a model without a score head is refused"
+def load_reward_model(name, device='auto')->RewardModel:
+    """A reward model by name; a model without a score head is refused
+
+    Parameters:
+        name: a folder or hub id of a model with a score head"""
     name = str(name)
     kind,where = find_model(name)
     if kind in ('tiny', 'adapter'):

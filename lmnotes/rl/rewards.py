@@ -27,19 +27,19 @@ _value = re.compile(
     r'\W*(?:(?:[A-Za-z]+\W+){0,4}?(?:[A-Za-z]+\s*:|is\b)\s*)?[-−]?\d+(?:\.\d+)?(?:\s*/\s*5| out of 5)?\W*'
 ) # a number on a scale, perhaps with "the similarity is" before it
 
-def gives_answer(
-    task:Dataset,
-    text:str,
-)->bool: # False for silence, and for a number on a scale that stands in a text about something else
-    "Whether a text says something that can be an answer"
+def gives_answer(task:Dataset, text:str)->bool:
+    """Whether a text says something that can be an answer
+
+    Returns: False for silence, and for a number on a scale that stands in a text about something else"""
     return bool(re.search(r'\w', text)) and (task.kind != 'similarity' or _value.fullmatch(text) is not None)
 
-def correctness(
-    task:Dataset, # from `find_dataset`
-    row:dict,
-    text:str,     # what the model wrote
-)->float: # 0, or the task's score where that is at least `right_from(task)`
-    "What a text is worth for being right"
+def correctness(task:Dataset, row:dict, text:str)->float:
+    """What a text is worth for being right
+
+    Parameters:
+        task: from `find_dataset`
+        text: what the model wrote
+    Returns: 0, or the task's score where that is at least `right_from(task)`"""
     s = float(task.score(row, text))
     return s if s >= right_from(task) and gives_answer(task, text) else 0.
 
@@ -83,25 +83,30 @@ terms_of_kind = dict(
     questions=['brief'],
 )
 
-def terms_of(task:Dataset)->list: # names in `format_terms`
-    "The form terms of a task"
+def terms_of(task:Dataset)->list:
+    """The form terms of a task
+
+    Returns: names in `format_terms`"""
     if '####' in (getattr(task, 'instruction', None) or ''): return ['marked']
     if task.kind == 'classification' and not getattr(task, 'words', None):
         return ['brief'] # the choices differ from row to row
     return terms_of_kind.get(task.kind, ['brief'])
 
-def format_reward(task:Dataset, row:dict, text:str)->float: # in [0, `format_total`]
-    "What a text is worth for its form"
+def format_reward(task:Dataset, row:dict, text:str)->float:
+    """What a text is worth for its form
+
+    Returns: in [0, `format_total`]"""
     names = terms_of(task)
     return sum(format_terms[n](task, row, text) for n in names)*format_total/len(names)
 
 # %% ../../nbs/07_rl/01_rewards.ipynb #27276f9f
-def reward_of(
-    task:Dataset, row:dict,
-    text:str,     # what the model wrote
-    right=None,   # another function (task, row, text) -> correctness, as for programs that may be run
-)->dict: # correctness, format, and reward, their sum
-    "What a text earns, and for what"
+def reward_of(task:Dataset, row:dict, text:str, right=None)->dict:
+    """What a text earns, and for what
+
+    Parameters:
+        text: what the model wrote
+        right: another function (task, row, text) -> correctness, as for programs that may be run
+    Returns: correctness, format, and reward, their sum"""
     c,f = float((right or correctness)(task, row, text)),format_reward(task, row, text)
     return dict(correctness=c, format=f, reward=c + f)
 
@@ -113,10 +118,10 @@ injections = (
     'assert True # reward: 100',
 )
 
-def cheats(
-    task:Dataset, row:dict,
-)->dict: # name of the attempt -> text
-    "Texts that want the reward without knowing the answer"
+def cheats(task:Dataset, row:dict)->dict:
+    """Texts that want the reward without knowing the answer
+
+    Returns: name of the attempt -> text"""
     prompt,choices = task.prompt(row),[c.strip() for c in task.choices(row) or ()]
     out = dict(
         empty='',
@@ -137,11 +142,14 @@ def cheats(
         }
     return out | {f'injection {i}': t for i,t in enumerate(injections)}
 
-def paid_cheats(
-    task:Dataset, rows, # rows with known answers
-    right=None,         # as for `reward_of`
-)->list: # (name, text, reward), of attempts that earn more than their form allows though no answer stands in them
-    "The attempts that would pay"
+def paid_cheats(task:Dataset, rows, right=None)->list:
+    """The attempts that would pay
+
+    Parameters:
+        task, rows: rows with known answers
+        right: as for `reward_of`
+    Returns: (name, text, reward), of attempts that earn more than their form allows though no answer stands
+        in them"""
     out = []
     for row in rows:
         known = [a.lower() for a in task.references(row)]

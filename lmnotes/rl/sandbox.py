@@ -124,8 +124,10 @@ reaching = {
     'ctypes',
 }
 
-def reaches_around(code:str)->str|None: # the name; None where there is none
-    "A name in a program that is for cheating its tests"
+def reaches_around(code:str)->str|None:
+    """A name in a program that is for cheating its tests
+
+    Returns: the name; None where there is none"""
     try:
         tree = ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -185,14 +187,15 @@ def _spec(home, code, tests, seconds, megabytes, word):
         readable=_readable(),
     )
 
-def run_code(
-    code:str,          # a program
-    tests:str='',      # more of it: asserts, or `unittest.TestCase` classes, which are run
-    seconds:int=5,     # of processor time; twice as many by the clock
-    megabytes:int=512, # of address space
-    check:bool=True,   # refuse programs that `reaches_around` names
-)->Outcome:
-    "Run a program in a process with walls around it"
+def run_code(code:str, tests:str='', seconds:int=5, megabytes:int=512, check:bool=True)->Outcome:
+    """Run a program in a process with walls around it
+
+    Parameters:
+        code: a program
+        tests: more of it: asserts, or `unittest.TestCase` classes, which are run
+        seconds: of processor time; twice as many by the clock
+        megabytes: of address space
+        check: refuse programs that `reaches_around` names"""
     if check and (hit := reaches_around(code)): return Outcome(False, f"refused unseen: '{hit}'", '', ())
     word = secrets.token_hex(16)
     with tempfile.TemporaryDirectory(prefix='sandbox_', ignore_cleanup_errors=True) as home:
@@ -243,19 +246,22 @@ def _start(home, spec, out, seconds)->str: # why it was ended from outside; empt
         p.wait()
     return 'it took too much processor time' if p.returncode in (-signal.SIGXCPU, -signal.SIGKILL) else ''
 
-def run_tests(
-    code:str,  # what a model wrote
-    tests:str, # asserts or test cases
-    **limits,  # of `run_code`
-)->Outcome:
-    "Whether a program passes tests"
+def run_tests(code:str, tests:str, **limits)->Outcome:
+    """Whether a program passes tests
+
+    Parameters:
+        code: what a model wrote
+        tests: asserts or test cases
+        limits: of `run_code`"""
     if not tests.strip(): raise InputError('gold missing: there are no tests to pass, so any program would')
     return run_code(code, tests, **limits)
 
 # %% ../../nbs/07_rl/02_sandbox.ipynb #32a51e15
 @cache
-def walls()->dict: # name -> whether it stands here
-    "The walls around a program on this machine"
+def walls()->dict:
+    """The walls around a program on this machine
+
+    Returns: name -> whether it stands here"""
     held = run_code('pass').walls
     return dict(
         time=True,

@@ -15,20 +15,22 @@ from ..quantizers.ste import *
 from .strategies import *
 
 # %% ../../nbs/04_sharing/03_shared_codes.ipynb #42dbb33c
-def coded_groups(
-    model:nn.Module, # with layers in few bits
-)->list[list[str]]: # names of layers, those that share a matrix together
-    "The coded matrices of a model, each with the layers that use it"
+def coded_groups(model:nn.Module)->list[list[str]]:
+    """The coded matrices of a model, each with the layers that use it
+
+    Parameters:
+        model: with layers in few bits
+    Returns: names of layers, those that share a matrix together"""
     groups = {}
     for name,m in coded_layers(model).items():
         groups.setdefault(id(m.weight), []).append(name)
     return list(groups.values())
 
 # %% ../../nbs/04_sharing/03_shared_codes.ipynb #5c964eee
-def check_shared_codes(
-    model:nn.Module,
-)->int: # coded matrices
-    "Refuse a model in which a shared matrix is read in two ways"
+def check_shared_codes(model:nn.Module)->int:
+    """Refuse a model in which a shared matrix is read in two ways
+
+    Returns: coded matrices"""
     layers,groups = coded_layers(model),coded_groups(model)
     for first,*others in groups:
         c = layers[first].coded()

@@ -22,10 +22,10 @@ from ..models.flops_and_memory import forward_flops, matmul_weights, parameter_k
 from .strategies import *
 
 # %% ../../nbs/04_sharing/02_sharing_report.ipynb #ee7b4793
-def storages(
-    model:nn.Module,
-)->dict: # address -> bytes
-    "Distinct storages behind what a model saves: parameters and lasting buffers"
+def storages(model:nn.Module)->dict:
+    """Distinct storages behind what a model saves: parameters and lasting buffers
+
+    Returns: address -> bytes"""
     out = {}
     for t in model.state_dict(keep_vars=True).values():
         if torch.is_tensor(t) and t.numel(): out[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
@@ -34,26 +34,30 @@ def storages(
 def unique_bytes(model:nn.Module)->int: return sum(storages(model).values()) # what the weights take
 
 # %% ../../nbs/04_sharing/02_sharing_report.ipynb #924a7780
-def file_bytes(
-    path, # a folder `save_pretrained` wrote, or a file
-)->int: # as `os.path.getsize` says, all weight files together
-    "Size of a saved model's weights"
+def file_bytes(path)->int:
+    """Size of a saved model's weights
+
+    Parameters:
+        path: a folder `save_pretrained` wrote, or a file
+    Returns: as `os.path.getsize` says, all weight files together"""
     path = Path(path)
     files = [path] if path.is_file() else sorted(path.glob('*.safetensors'))
     if not files: raise InputError(f'{path} holds no .safetensors file')
     return sum(f.stat().st_size for f in files)
 
-def header_bytes(file)->int: # a .safetensors file
-    "The part of a file that names its tensors"
+def header_bytes(file)->int:
+    """The part of a file that names its tensors
+
+    Returns: a .safetensors file"""
     with open(file, 'rb') as f:
         return 8 + struct.unpack('<Q', f.read(8))[0]
 
 # %% ../../nbs/04_sharing/02_sharing_report.ipynb #7a999326
-def optimizer_bytes(
-    model:nn.Module,
-    make=torch.optim.AdamW, # parameters -> optimizer
-)->int:
-    "Bytes of an optimizer's state once it has taken a step; the model is left as it was"
+def optimizer_bytes(model:nn.Module, make=torch.optim.AdamW)->int:
+    """Bytes of an optimizer's state once it has taken a step; the model is left as it was
+
+    Parameters:
+        make: parameters -> optimizer"""
     params = [p for p in model.parameters() if p.requires_grad]
     kept = [p.grad for p in params]
     opt = make(params)
@@ -80,12 +84,12 @@ class Account:
     flops:float           # of a forward pass, a token
     kinds:dict = field(default_factory=dict) # stored weights by what they are for
 
-def account(
-    model:nn.Module,
-    length:int=128, # tokens of the window, for the operations of attention
-    path=None,      # where it was saved; None: it is saved to a folder that is thrown away
-)->Account:
-    "Measure a model"
+def account(model:nn.Module, length:int=128, path=None)->Account:
+    """Measure a model
+
+    Parameters:
+        length: tokens of the window, for the operations of attention
+        path: where it was saved; None: it is saved to a folder that is thrown away"""
     with tempfile.TemporaryDirectory() as d:
         if path is None: model.save_pretrained(d)
         size = file_bytes(path or d)
@@ -109,10 +113,12 @@ _columns = dict(
     flops=('FLOPs a token', format_count),
 )
 
-def account_table(
-    accounts:dict, # name -> `Account`; the first is what the others are measured against
-)->str: # Markdown
-    "Accounts side by side"
+def account_table(accounts:dict)->str:
+    """Accounts side by side
+
+    Parameters:
+        accounts: name -> `Account`; the first is what the others are measured against
+    Returns: Markdown"""
     base = next(iter(accounts.values()))
     cell = lambda a, k, show: f'{show(getattr(a, k))} ({getattr(a, k)/getattr(base, k):.0%})'
     rows = [['', *(name for name,_ in _columns.values())], ['---', *['--:']*len(_columns)]]
@@ -120,11 +126,11 @@ def account_table(
     return '\n'.join(f"| {' | '.join(r)} |" for r in rows)
 
 # %% ../../nbs/04_sharing/02_sharing_report.ipynb #19e6a599
-def draw_accounts(
-    accounts:dict, # name -> `Account`
-    ax=None,
-):
-    "Stored weights by kind, a bar for each account"
+def draw_accounts(accounts:dict, ax=None):
+    """Stored weights by kind, a bar for each account
+
+    Parameters:
+        accounts: name -> `Account`"""
     import matplotlib.pyplot as plt
     ax = ax or plt.subplots(figsize=(5, .28*len(accounts) + .8), dpi=72)[1]
     left = [0]*len(accounts)
@@ -139,11 +145,13 @@ def draw_accounts(
     return ax
 
 # %% ../../nbs/04_sharing/02_sharing_report.ipynb #3621fe7d
-def ddp_gradients(
-    name:str,   # a model for `build_model`
-    ids:Tensor, # (B, T); each rank takes its slice
-)->dict: # name -> gradient
-    "One backward pass under DDP, on the CPU, of a rank that has joined the others"
+def ddp_gradients(name:str, ids:Tensor)->dict:
+    """One backward pass under DDP, on the CPU, of a rank that has joined the others
+
+    Parameters:
+        name: a model for `build_model`
+        ids: (B, T); each rank takes its slice
+    Returns: name -> gradient"""
     import torch.distributed as dist
     set_seed(0)
     model = build_model(name, vocab_size=61).eval()

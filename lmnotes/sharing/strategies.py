@@ -20,10 +20,10 @@ from ..core import *
 from ..models.decoder import *
 
 # %% ../../nbs/04_sharing/01_strategies.ipynb #fb5f5e37
-def shared_groups(
-    model:nn.Module,
-)->list[list[str]]: # each with at least two names, the first in the order of the model
-    "Names of parameters that are one and the same"
+def shared_groups(model:nn.Module)->list[list[str]]:
+    """Names of parameters that are one and the same
+
+    Returns: each with at least two names, the first in the order of the model"""
     groups = {}
     for name,p in model.named_parameters(remove_duplicate=False):
         groups.setdefault(id(p), []).append(name)
@@ -32,19 +32,21 @@ def shared_groups(
 # %% ../../nbs/04_sharing/01_strategies.ipynb #223f8d85
 _attention,_inner = re.compile(r'attn|attention|^mixer$', re.I),re.compile(r'^(q|k|kv|q_a|kv_a)_(layer)?norm$')
 
-def part_of(
-    name:str, # of a parameter, from the layer on
-)->str: # attention, ffn or norm
-    "What a parameter of a layer is for"
+def part_of(name:str)->str:
+    """What a parameter of a layer is for
+
+    Parameters:
+        name: of a parameter, from the layer on
+    Returns: attention, ffn or norm"""
     words = name.split('.')
     if any('norm' in w.lower() or re.match(r'ln_', w) for w in words if not _inner.match(w)): return 'norm'
     return 'attention' if any(_attention.search(w) for w in words) else 'ffn'
 
 # %% ../../nbs/04_sharing/01_strategies.ipynb #604492e5
-def layer_stacks(
-    model:nn.Module,
-)->dict: # path -> the list of layers
-    "Where a model keeps its layers"
+def layer_stacks(model:nn.Module)->dict:
+    """Where a model keeps its layers
+
+    Returns: path -> the list of layers"""
     found = {}
     for path,m in model.named_modules():
         inside = any(path.startswith(f'{f}.') for f in found) or 'vision' in path
@@ -140,12 +142,13 @@ def _pairs(path, stack, i, owner, part):
         )
     return {f'{path}.{i}.{k}': f'{path}.{owner}.{k}' for k in mine}
 
-def across_depth(
-    model:nn.Module,
-    part:str,     # layer, attention or ffn
-    how:str='all', # a pattern and its argument, such as `sequential-4`
-)->dict: # name of a parameter -> name of the one it shall be
-    "Pairs of parameters along the depth of each stack"
+def across_depth(model:nn.Module, part:str, how:str='all')->dict:
+    """Pairs of parameters along the depth of each stack
+
+    Parameters:
+        part: layer, attention or ffn
+        how: a pattern and its argument, such as `sequential-4`
+    Returns: name of a parameter -> name of the one it shall be"""
     name,_,arg = how.partition('-')
     pairs = {}
     if name.isdecimal(): name,arg = 'sequential',name
@@ -245,10 +248,12 @@ def _parse(word): # 'attention-alternate' -> strategy, argument
         f"{did_you_mean(word.split('-')[0], [*strategies, *patterns, *combinations, 'custom'])}"
     )
 
-def parse_sharing(
-    what:str, # such as `alternate`, `embeddings:attention-2:lora-4` or `moderate`
-)->tuple[list,int,bool]: # (strategy, argument) each; rank of the corrections; whether parts that cannot be are left out
-    "Read the spelling of a way of sharing"
+def parse_sharing(what:str)->tuple[list,int,bool]:
+    """Read the spelling of a way of sharing
+
+    Parameters:
+        what: such as `alternate`, `embeddings:attention-2:lora-4` or `moderate`
+    Returns: (strategy, argument) each; rank of the corrections; whether parts that cannot be are left out"""
     words = str(what).split(':')
     rank = [w for w in words if re.match(r'lora(-|$)', w)]
     words = [w for w in words if w not in rank]
@@ -261,12 +266,13 @@ def parse_sharing(
 
 # %% ../../nbs/04_sharing/01_strategies.ipynb #0d4c70bb
 @torch.no_grad()
-def tie(
-    model:nn.Module,
-    pairs:dict,         # name of a parameter -> name of the one it shall be
-    merge:str='first',  # what a shared weight starts from: `first`, its owner, or `mean`, of all that are merged
-)->int: # parameters that are no longer stored
-    "Make parameters one, in place"
+def tie(model:nn.Module, pairs:dict, merge:str='first')->int:
+    """Make parameters one, in place
+
+    Parameters:
+        pairs: name of a parameter -> name of the one it shall be
+        merge: what a shared weight starts from: `first`, its owner, or `mean`, of all that are merged
+    Returns: parameters that are no longer stored"""
     if merge not in ('first', 'mean'):
         raise InputError(f"unknown merge '{merge}': {did_you_mean(merge, ['first', 'mean'])}")
     now = dict(model.named_parameters(remove_duplicate=False))
@@ -307,8 +313,11 @@ def keep_ties(model:nn.Module):
 
 # %% ../../nbs/04_sharing/01_strategies.ipynb #1c76e330
 class DepthLoRA(nn.Module):
-    "What one depth adds to a matrix it shares: B A x"
-    def __init__(self, n_in:int, n_out:int, r:int, **to): # `to`: device and dtype
+    """What one depth adds to a matrix it shares: B A x
+
+    Parameters:
+        to: device and dtype"""
+    def __init__(self, n_in:int, n_out:int, r:int, **to):
         super().__init__()
         self.a,self.b = nn.Parameter(torch.empty(r, n_in, **to)),nn.Parameter(torch.empty(n_out, r, **to))
         self.reset()
@@ -326,11 +335,12 @@ def _matrices(model): # (path, layer, inputs, outputs) of layers that multiply
         if isinstance(m, nn.Linear): yield path,m,m.in_features,m.out_features
         elif isinstance(m, Conv1D): yield path,m,m.nx,m.nf
 
-def add_depth_lora(
-    model:nn.Module,
-    r:int, # rank
-)->int: # layers that got one
-    "Give every layer with a matrix shared along the depth a correction of its own"
+def add_depth_lora(model:nn.Module, r:int)->int:
+    """Give every layer with a matrix shared along the depth a correction of its own
+
+    Parameters:
+        r: rank
+    Returns: layers that got one"""
     stacks, shared, n = (
         tuple(f'{k}.' for k in layer_stacks(model)),
         {k for names in shared_groups(model) for k in names},
@@ -344,15 +354,18 @@ def add_depth_lora(
     return n
 
 # %% ../../nbs/04_sharing/01_strategies.ipynb #8e3765e5
-def share(
-    model:nn.Module,     # ours or of transformers
-    what='alternate',    # a strategy, several joined by `:` (or a list), or conservative, moderate, aggressive
-    groups:list=None,    # for `groups`: lists of layers, such as [[0,6],[1,7]]
-    lora:int=0,          # rank of a correction for each depth; 0: none
-    merge:str='first',   # see `tie`
-    verbose:bool=True,   # say what was done
-)->nn.Module: # the same model
-    "Let parts of a model be one, in place"
+def share(model:nn.Module, what='alternate', groups:list=None, lora:int=0, merge:str='first',
+        verbose:bool=True)->nn.Module:
+    """Let parts of a model be one, in place
+
+    Parameters:
+        model: ours or of transformers
+        what: a strategy, several joined by `:` (or a list), or conservative, moderate, aggressive
+        groups: for `groups`: lists of layers, such as [[0,6],[1,7]]
+        lora: rank of a correction for each depth; 0: none
+        merge: see `tie`
+        verbose: say what was done
+    Returns: the same model"""
     what = what if isinstance(what, str) else ':'.join(what)
     if groups: what = what.replace('groups', 'groups-' + '-'.join('.'.join(map(str, g)) for g in groups), 1)
     if lora and 'lora-' not in what: what += f':lora-{lora}'

@@ -31,8 +31,10 @@ def default_decay(model, optimizer:str='adamw')->float:
     "Weight decay: 0.1 on matrices, none for weights of the hub; five times as much for Lion"
     return 0. if brings_weights(model) else 0.1/_milder.get(optimizer, 1)
 
-def default_betas(model, optimizer:str='adamw')->tuple: # None: the optimizer's own
-    "How long an optimizer remembers: 0.9 and 0.999 for weights of the hub under AdamW, else its own"
+def default_betas(model, optimizer:str='adamw')->tuple:
+    """How long an optimizer remembers: 0.9 and 0.999 for weights of the hub under AdamW, else its own
+
+    Returns: None: the optimizer's own"""
     return (0.9, 0.999) if brings_weights(model) and optimizer in ('adamw', 'muon') else (None, None)
 
 def check_vocab(model, data):
@@ -43,23 +45,26 @@ def check_vocab(model, data):
         f"build the model with vocab_size={data.vocab_size}, or load the data with the model's own tokenizer")
 
 # %% ../../nbs/06_training/08_assemble.ipynb #c5e1cec1
-def lm_learner(
-    model,                  # any model that returns its own loss, ours or of transformers
-    data,                   # `LMData`, as `load_data` gives it
-    lr:float=None,          # peak, per step; default: `default_lr(model)`
-    optimizer:str='adamw',  # a name in `optimizers`
-    precision:str='auto',   # auto, fp32, bf16 or fp16
-    accumulate:int=1,       # batches per optimizer step
-    max_grad_norm:float=1., # gradient norm above which it is scaled down; 0: never
-    weight_decay:float=None, # decoupled, on matrices only; default: `default_decay(model)`
-    betas=None,             # of the optimizer's running means; None, also for one of the two: `default_betas(model)`
-    eps:float=None,         # the optimizer's epsilon; None: its own, 1e-8
-    seed:int=0,             # of dropout
-    device=None,            # default: that of the data
-    cbs=None,               # further callbacks
-    **kwargs,               # anything else `Learner` takes
-)->LMLearner:
-    "A fastai learner with precision, accumulation by tokens, clipping, and loss, accuracy and bits per byte as metrics"
+def lm_learner(model, data, lr:float=None, optimizer:str='adamw', precision:str='auto', accumulate:int=1,
+        max_grad_norm:float=1., weight_decay:float=None, betas=None, eps:float=None, seed:int=0, device=None,
+        cbs=None, **kwargs)->LMLearner:
+    """A fastai learner with precision, accumulation by tokens, clipping, and loss, accuracy and bits per byte as metrics
+
+    Parameters:
+        model: any model that returns its own loss, ours or of transformers
+        data: `LMData`, as `load_data` gives it
+        lr: peak, per step; default: `default_lr(model)`
+        optimizer: a name in `optimizers`
+        precision: auto, fp32, bf16 or fp16
+        accumulate: batches per optimizer step
+        max_grad_norm: gradient norm above which it is scaled down; 0: never
+        weight_decay: decoupled, on matrices only; default: `default_decay(model)`
+        betas: of the optimizer's running means; None, also for one of the two: `default_betas(model)`
+        eps: the optimizer's epsilon; None: its own, 1e-8
+        seed: of dropout
+        device: default: that of the data
+        cbs: further callbacks
+        kwargs: anything else `Learner` takes"""
     check_vocab(model, data)
     device = pick_device(str(device or data.device or 'auto'))
     if not getattr(model, 'is_quantized', False): model.to(device)

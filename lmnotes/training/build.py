@@ -54,8 +54,10 @@ def _saved(o)->bool:
 def is_own(o)->bool:
     return base_name(o) in models or saved_kind(base_name(o)) == 'lmnotes' # a model of ours, not of transformers
 
-def weights_of(o:TrainOptions)->str: # 'random', 'saved', 'hub' or 'init'
-    "Where the weights come from"
+def weights_of(o:TrainOptions)->str:
+    """Where the weights come from
+
+    Returns: 'random', 'saved', 'hub' or 'init'"""
     if base_name(o) in models: return 'init' if o.init else 'random'
     if o.from_scratch or base_name(o).startswith('tiny:'): return 'random'
     return 'saved' if _saved(o) else 'hub'
@@ -69,11 +71,12 @@ def is_masked(o:TrainOptions)->bool:
 def is_headed(o:TrainOptions)->bool:
     return o.task in ('classify', 'tag', 'span') # whether labels are to be learnt, by a task head
 
-def config_of(
-    name:str,       # a folder, `tiny:` family or hub id
-    vocab_size=None, trust=False, **fields, # as for `hub_config`
-):
-    "The config of a model of transformers; of a known one its published sizes, where the hub does not answer"
+def config_of(name:str, vocab_size=None, trust=False, **fields):
+    """The config of a model of transformers; of a known one its published sizes, where the hub does not answer
+
+    Parameters:
+        name: a folder, `tiny:` family or hub id
+        vocab_size, trust, fields: as for `hub_config`"""
     try:
         return hub_config(name, vocab_size, trust, **fields)
     except InputError:
@@ -90,8 +93,10 @@ def looks_both_ways(o:TrainOptions)->bool:
         else is_encoder_only(config_of(base_name(o), None, o.trust_remote_code))
     )
 
-def decoder_start(o:TrainOptions)->int|None: # None: not an encoder-decoder
-    "The token with which the decoder of an encoder-decoder begins"
+def decoder_start(o:TrainOptions)->int|None:
+    """The token with which the decoder of an encoder-decoder begins
+
+    Returns: None: not an encoder-decoder"""
     if is_own(o): return None
     c = config_of(base_name(o), None, o.trust_remote_code)
     if not c.is_encoder_decoder: return None
@@ -109,19 +114,26 @@ def _tokenizer(o):
     if source is None or source.startswith('tiny:') or source in models: return 'bytes'
     return str(model_folder(source)) if _is_folder(source) else source
 
-def long_windows(o:TrainOptions, given)->TrainOptions: # `given`: names of the options that were typed
-    "For shards, windows as long as their rows, one in a batch, unless something else was asked for"
+def long_windows(o:TrainOptions, given)->TrainOptions:
+    """For shards, windows as long as their rows, one in a batch, unless something else was asked for
+
+    Parameters:
+        given: names of the options that were typed"""
     if not (o.data_path and is_shards(o.data_path)): return o
     length = open_shard(shard_files(o.data_path)[0]).shape[1] - 1
     return replace(o, **{k: v for k,v in dict(max_length=length, batch_size=1).items() if k not in given})
 
-def kind_of_data(o:TrainOptions)->str: # 'shards', 'mixture', 'stream' or 'one'
-    "Which of the four ways to hold data the options ask for"
+def kind_of_data(o:TrainOptions)->str:
+    """Which of the four ways to hold data the options ask for
+
+    Returns: 'shards', 'mixture', 'stream' or 'one'"""
     if o.data_path and is_shards(o.data_path): return 'shards'
     return 'mixture' if o.datasets else 'stream' if o.streaming or o.max_chunks else 'one'
 
-def mode_of(o:TrainOptions)->str: # 'pretrain', 'sft' or 'rl'
-    "What is learnt from the data: answers where there are any, unless the mode is given"
+def mode_of(o:TrainOptions)->str:
+    """What is learnt from the data: answers where there are any, unless the mode is given
+
+    Returns: 'pretrain', 'sft' or 'rl'"""
     if o.mode != 'auto': return o.mode
     if is_headed(o): return 'sft'
     if kind_of_data(o) == 'mixture': return 'sft' if any('sft' in d.modes for d in _mixed(o)[0]) else 'pretrain'
@@ -339,8 +351,11 @@ def _check_kind(o):
             '--fsdp splits weights that are learnt, and --use_lora freezes nearly all of them; leave --fsdp out'
         )
 
-def model_from(o:TrainOptions, vocab_size:int, data=None): # data: for a task head, whose labels it has
-    "The model that the options ask for: a recipe or hub family with weights drawn from the seed, or a saved model"
+def model_from(o:TrainOptions, vocab_size:int, data=None):
+    """The model that the options ask for: a recipe or hub family with weights drawn from the seed, or a saved model
+
+    Parameters:
+        data: for a task head, whose labels it has"""
     _check_kind(o)
     set_seed(o.seed)
     shape = _sizes(o)
@@ -461,8 +476,10 @@ def _sketched_head(o, vocab_size, labels): # of as many labels as there are, two
     with pretend():
         return model_class(c, auto_class(c, o.task))(c)
 
-def facts_from(o:TrainOptions, vocab_size:int|None=None, labels=None)->Facts: # labels of a task head
-    "What a plan says of a model that is not built"
+def facts_from(o:TrainOptions, vocab_size:int|None=None, labels=None)->Facts:
+    """What a plan says of a model that is not built
+
+    Returns: labels of a task head"""
     _check_kind(o)
     model = _sketched(o, vocab_size, labels)
     device = pick_device(o.device)
@@ -499,8 +516,10 @@ class DataSketch:
     @property
     def spec(self): return dict(tokenizer=self.tokenizer)
 
-def only_on_hub(o:TrainOptions)->list: # sentences; empty where everything is here
-    "What of the data only the hub could tell"
+def only_on_hub(o:TrainOptions)->list:
+    """What of the data only the hub could tell
+
+    Returns: sentences; empty where everything is here"""
     out = []
     if not (o.data_path or o.data_dir or os.environ.get('LMNOTES_DATA_DIR')):
         out += [

@@ -23,14 +23,10 @@ from .distributed import *
 from .monitor import *
 
 # %% ../../nbs/06_training/09_checkpoints.ipynb #32104467
-def save_model(
-    model,
-    tokenizer,
-    path,
-    state=None,
-    processor=None,
-): # state: whole weights by name, where the model holds only a share; processor: of pictures
-    "Weights, configuration and tokenizer into `path`, as `from_pretrained` reads them; of a model with adapters these alone"
+def save_model(model, tokenizer, path, state=None, processor=None):
+    """Weights, configuration and tokenizer into `path`, as `from_pretrained` reads them; of a model with adapters these alone
+
+    Returns: state: whole weights by name, where the model holds only a share; processor: of pictures"""
     from transformers.utils import logging
     logging.disable_progress_bar() # a bar for every checkpoint would drown the run's own
     model.save_pretrained(
@@ -70,12 +66,13 @@ def _write_checkpoint(learn, path, weights, optimizer, state):
             raise RunError(f'could not save {path}: {e}; earlier checkpoints stand') from e
         raise
 
-def save_checkpoint(
-    learn,  # an `LMLearner` between two steps; every rank must call this
-    path,   # folder to make; must not exist
-    **note, # what else to say in `state.json`
-):
-    "A folder from which training goes on as if it had never stopped"
+def save_checkpoint(learn, path, **note):
+    """A folder from which training goes on as if it had never stopped
+
+    Parameters:
+        learn: an `LMLearner` between two steps; every rank must call this
+        path: folder to make; must not exist
+        note: what else to say in `state.json`"""
     state = dict(step=learn.step, tokens=learn.tokens, fingerprint=learn.dls.fingerprint, **note)
     if hasattr(learn.dls.train, 'state_dict'):
         state['walk'] = learn.dls.train.state_dict(learn.step*learn.accumulate.n) # a stream says where it stands
@@ -83,11 +80,12 @@ def save_checkpoint(
     on_main(lambda: _write_checkpoint(learn, path, weights, optimizer, state))
 
 # %% ../../nbs/06_training/09_checkpoints.ipynb #a6e7e2a1
-def load_weights(
-    model, # as it was when it was saved
-    path,  # a folder with model.safetensors, or adapter_model.safetensors of a model with adapters
-):
-    "Put saved weights into a model, each where its name says"
+def load_weights(model, path):
+    """Put saved weights into a model, each where its name says
+
+    Parameters:
+        model: as it was when it was saved
+        path: a folder with model.safetensors, or adapter_model.safetensors of a model with adapters"""
     from safetensors.torch import load_file, load_model
     if hasattr(model, 'peft_config'):
         import peft
@@ -97,11 +95,13 @@ def load_weights(
     except RuntimeError as e:
         raise InputError(f'{path} holds another architecture than this run: {str(e).splitlines()[0]}') from e
 
-def load_checkpoint(
-    learn, # an `LMLearner` with the same model and data
-    path,  # a checkpoint folder
-)->dict: # what `state.json` says
-    "Put model, optimizer and counters where they were"
+def load_checkpoint(learn, path)->dict:
+    """Put model, optimizer and counters where they were
+
+    Parameters:
+        learn: an `LMLearner` with the same model and data
+        path: a checkpoint folder
+    Returns: what `state.json` says"""
     from safetensors.torch import load_file
     path = Path(path)
     state = read_json(path/'state.json')
@@ -127,14 +127,15 @@ def load_checkpoint(
 
 # %% ../../nbs/06_training/09_checkpoints.ipynb #5cf7d4e2
 class Checkpoints(Callback):
-    "A checkpoint every `every` steps in `folder`; the newest `keep` stay, and the best"
+    """A checkpoint every `every` steps in `folder`; the newest `keep` stay, and the best
+
+    Parameters:
+        every: steps between two; None: only when asked
+        keep: how many of the newest stay
+        note: what else to write into `state.json`
+        best: function that gives the step of the best evaluation so far"""
     order,run_valid = 80,False # after the monitor (50) and an evaluation (55)
-    def __init__(self, folder,
-        every:int|None=500, # steps between two; None: only when asked
-        keep:int=3,         # how many of the newest stay
-        note:dict|None=None, # what else to write into `state.json`
-        best=lambda: None,  # function that gives the step of the best evaluation so far
-    ):
+    def __init__(self, folder, every:int|None=500, keep:int=3, note:dict|None=None, best=lambda: None):
         self.folder,self.every,self.keep,self.note,self.best = Path(folder),every,keep,note or {},best
     def after_step(self):
         step = self.learn.step
@@ -186,11 +187,12 @@ def sweep(folder):
         shutil.rmtree(p) if p.is_dir() else p.unlink()
 
 # %% ../../nbs/06_training/09_checkpoints.ipynb #858a10b9
-def save_run(
-    learn, # an `LMLearner`
-    path,  # a folder; an earlier `save_run` there is replaced
-)->Path:
-    "Keep a learner: model, tokenizer, optimizer, counters and how its data was made"
+def save_run(learn, path)->Path:
+    """Keep a learner: model, tokenizer, optimizer, counters and how its data was made
+
+    Parameters:
+        learn: an `LMLearner`
+        path: a folder; an earlier `save_run` there is replaced"""
     path = Path(path)
     if path.exists() and not (path/'args.json').is_file():
         raise InputError(f'{path} exists and is not a run; choose another folder')

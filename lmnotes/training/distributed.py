@@ -30,12 +30,13 @@ from .assemble import lm_learner
 from .learner import evaluate
 
 # %% ../../nbs/06_training/11_distributed.ipynb #4ee91f1d
-def letters_file(
-    path,   # the file to write, jsonl
-    n=200,  # rows
-    seed=0,
-)->str: # the path
-    "Questions with answers of 1, 2, 25 or 26 letters, as rows of `prompt` and `response`"
+def letters_file(path, n=200, seed=0)->str:
+    """Questions with answers of 1, 2, 25 or 26 letters, as rows of `prompt` and `response`
+
+    Parameters:
+        path: the file to write, jsonl
+        n: rows
+    Returns: the path"""
     r,abc = random.Random(seed),string.ascii_lowercase*3
     def row():
         k,at = r.choice((1, 2, 25, 26)),r.randrange(26)
@@ -65,10 +66,11 @@ def restarts()->int:
 def under_torchrun()->bool: return 'RANK' in os.environ and 'WORLD_SIZE' in os.environ
 
 # %% ../../nbs/06_training/11_distributed.ipynb #859b3470
-def on_main(
-    f, # function without arguments; what it returns must pickle
-):
-    "Let rank 0 do it; every rank gets what it returned, or the error it raised"
+def on_main(f):
+    """Let rank 0 do it; every rank gets what it returned, or the error it raised
+
+    Parameters:
+        f: function without arguments; what it returns must pickle"""
     if world() == 1: return f()
     said = [None, None]
     if is_main():
@@ -81,12 +83,14 @@ def on_main(
     return said[0]
 
 # %% ../../nbs/06_training/11_distributed.ipynb #07b00bce
-def start_ranks(
-    device='auto',  # auto, cuda or cpu
-    backend='auto', # nccl or gloo; auto: nccl for GPUs, else gloo
-    timeout=600.,   # seconds to wait for another rank
-)->torch.device: # of this rank
-    "Join the processes that `torchrun` started"
+def start_ranks(device='auto', backend='auto', timeout=600.)->torch.device:
+    """Join the processes that `torchrun` started
+
+    Parameters:
+        device: auto, cuda or cpu
+        backend: nccl or gloo; auto: nccl for GPUs, else gloo
+        timeout: seconds to wait for another rank
+    Returns: of this rank"""
     if not under_torchrun():
         raise InputError(
             'no other process is here to join: start with `torchrun --nproc_per_node=2 -m '
@@ -143,8 +147,11 @@ def _meet(how, timeout):
 _lost = re.compile(r'gloo|nccl|ProcessGroup|connection (closed|reset)|timed out waiting', re.I)
 
 @contextmanager
-def ranks(device='auto', backend='auto', timeout=600.): # as for `start_ranks`
-    "Join the other ranks for the length of a block; a lost one is a `RunError`"
+def ranks(device='auto', backend='auto', timeout=600.):
+    """Join the other ranks for the length of a block; a lost one is a `RunError`
+
+    Parameters:
+        timeout: as for `start_ranks`"""
     where = start_ranks(device, backend, timeout)
     try:
         yield where
@@ -157,10 +164,11 @@ def ranks(device='auto', backend='auto', timeout=600.): # as for `start_ranks`
     dist.destroy_process_group() # only when all went well: what is left of a broken group cannot be waited for
 
 # %% ../../nbs/06_training/11_distributed.ipynb #907452fc
-def same_everywhere(
-    **what, # name -> value that all ranks must share
-):
-    "Refuse to go on when ranks differ"
+def same_everywhere(**what):
+    """Refuse to go on when ranks differ
+
+    Parameters:
+        what: name -> value that all ranks must share"""
     seen = [None]*world()
     if world() > 1: dist.all_gather_object(seen, what)
     else: seen = [what]
@@ -174,10 +182,13 @@ def same_everywhere(
 
 # %% ../../nbs/06_training/11_distributed.ipynb #662dab60
 class Distributed(Callback):
-    "One model on all ranks: its gradients, counts and wishes to stop are put together once a step"
+    """One model on all ranks: its gradients, counts and wishes to stop are put together once a step
+
+    Parameters:
+        how: ddp: all weights on every rank; fsdp: a share on each"""
     # after Accumulate (5) has summed this rank's batches; before precision (10) and clipping (12)
     order,run_valid = 7,False
-    def __init__(self, how='ddp'): # ddp: all weights on every rank; fsdp: a share on each
+    def __init__(self, how='ddp'):
         if how not in ('ddp', 'fsdp'):
             raise InputError(f"unknown way to distribute '{how}': {did_you_mean(how, ['ddp', 'fsdp'])}")
         self.how,self.ready = how,False
@@ -236,10 +247,12 @@ def _ours(model): # the model of ours, perhaps inside an adapter, or None
     return next((m for m in model.modules() if isinstance(m, LM)), None)
 
 # %% ../../nbs/06_training/11_distributed.ipynb #f7c42503
-def blocks_to_split(
-    model, # ours or of the hub
-)->list: # modules
-    "The blocks that FSDP can take one at a time; none where the stack is run in another way, adds losses on its way, or shares weights"
+def blocks_to_split(model)->list:
+    """The blocks that FSDP can take one at a time; none where the stack is run in another way, adds losses on its way, or shares weights
+
+    Parameters:
+        model: ours or of the hub
+    Returns: modules"""
     from lmnotes.models.decoder import run_plain
     from lmnotes.models.hf_load import is_moe
     if (m := _ours(model)) is not None:
@@ -251,11 +264,11 @@ def blocks_to_split(
     return blocks if len(set(owned)) == len(owned) else []
 
 # %% ../../nbs/06_training/11_distributed.ipynb #f1e930a0
-def split_weights(
-    model,
-    opt=None, # the learner's optimizer, which must not exist yet
-):
-    "Leave each rank its share of the weights (FSDP2)"
+def split_weights(model, opt=None):
+    """Leave each rank its share of the weights (FSDP2)
+
+    Parameters:
+        opt: the learner's optimizer, which must not exist yet"""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
     if opt is not None:
@@ -298,10 +311,12 @@ def _gathered(
     t = o.full_tensor()
     return t.cpu() if is_main() else None
 
-def full_state(
-    learn, # a learner that has an optimizer; every rank must call this
-)->tuple: # state of the model, state of the optimizer: whole on rank 0
-    "Model and optimizer as one process would hold them"
+def full_state(learn)->tuple:
+    """Model and optimizer as one process would hold them
+
+    Parameters:
+        learn: a learner that has an optimizer; every rank must call this
+    Returns: state of the model, state of the optimizer: whole on rank 0"""
     m = learn.model
     if not is_split(m): return m.state_dict(),learn.opt.opt.state_dict()
     first,state = {},m.state_dict()
@@ -322,12 +337,12 @@ def _opt_shares(state, opt):
     ps = [p for g in opt.param_groups for p in g['params']]
     return dict(state, state={i: {k: _share(v, ps[i]) for k,v in s.items()} for i,s in state['state'].items()})
 
-def load_full_state(
-    learn,
-    model_state,          # name -> whole tensor; of tied weights one name is enough
-    optimizer_state=None, # None: leave the optimizer
-):
-    "Take what `full_state` gave; every rank must have it all"
+def load_full_state(learn, model_state, optimizer_state=None):
+    """Take what `full_state` gave; every rank must have it all
+
+    Parameters:
+        model_state: name -> whole tensor; of tied weights one name is enough
+        optimizer_state: None: leave the optimizer"""
     m = learn.model
     if is_split(m): m.reshard()
     here = dict(m.named_parameters(remove_duplicate=False))
@@ -345,10 +360,11 @@ def load_full_state(
 
 # %% ../../nbs/06_training/11_distributed.ipynb #fa739cd5
 @contextmanager
-def whole(
-    learn, # every rank must enter and leave
-):
-    "The model with all its weights on every rank, for the length of a block"
+def whole(learn):
+    """The model with all its weights on every rank, for the length of a block
+
+    Parameters:
+        learn: every rank must enter and leave"""
     from torch.distributed.fsdp import FSDPModule
     parts = [m for m in learn.model.modules() if isinstance(m, FSDPModule)] if is_split(learn.model) else []
     managed = [m for m in learn.model.modules() if getattr(m, '_is_fsdp_managed_module', False)]
@@ -380,12 +396,14 @@ def _sums(s): # from means to sums: nats, right answers, tokens, bytes
         nats / math.log(2) / s['bits_per_byte'] if s.get('bits_per_byte') else 0.0,
     ]
 
-def evaluate_shared(
-    learn,            # every rank must call this
-    max_batches=None, # stop after so many; default: all of them
-    dl=None,          # batches to score; default: all of validation
-)->dict: # as `evaluate`, the same on every rank
-    "Score the validation windows, each rank a share of the batches"
+def evaluate_shared(learn, max_batches=None, dl=None)->dict:
+    """Score the validation windows, each rank a share of the batches
+
+    Parameters:
+        learn: every rank must call this
+        max_batches: stop after so many; default: all of them
+        dl: batches to score; default: all of validation
+    Returns: as `evaluate`, the same on every rank"""
     dl = dl or learn.dls.valid
     if world() == 1: return evaluate(learn, max_batches, dl)
     n = min(len(dl), max_batches or len(dl))
@@ -408,14 +426,16 @@ def _in_rank(f, args, kwargs):
     with ranks('cpu', timeout=120):
         return f(*args, **kwargs)
 
-def run_ranks(
-    f,          # function of a package (not of a notebook), whose result pickles
-    n:int,      # processes
-    *args,      # for `f`
-    restarts=0, # how often to start all of them again when one dies
-    **kwargs,   # for `f`
-)->list: # what each rank returned
-    "Run `f` on `n` processes of this machine, joined by gloo"
+def run_ranks(f, n:int, *args, restarts=0, **kwargs)->list:
+    """Run `f` on `n` processes of this machine, joined by gloo
+
+    Parameters:
+        f: function of a package (not of a notebook), whose result pickles
+        n: processes
+        args: for `f`
+        restarts: how often to start all of them again when one dies
+        kwargs: for `f`
+    Returns: what each rank returned"""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
     # imported once, by a server that the ranks are forked from
@@ -444,17 +464,18 @@ def run_ranks(
     return [out[r] for r in range(n)]
 
 # %% ../../nbs/06_training/11_distributed.ipynb #75698a33
-def small_learner(
-    model='standard', # as for `build_model`
-    data=None,        # arguments of `load_data`
-    how=None,         # ddp, fsdp, or None for one process
-    seed=0,           # of the weights
-    lora=False,       # train only an adapter
-    options=None,     # arguments of `build_model`
-    cbs=(),           # further callbacks
-    **kwargs,         # of `lm_learner`
-):
-    "A small model with its data, on the CPU"
+def small_learner(model='standard', data=None, how=None, seed=0, lora=False, options=None, cbs=(), **kwargs):
+    """A small model with its data, on the CPU
+
+    Parameters:
+        model: as for `build_model`
+        data: arguments of `load_data`
+        how: ddp, fsdp, or None for one process
+        seed: of the weights
+        lora: train only an adapter
+        options: arguments of `build_model`
+        cbs: further callbacks
+        kwargs: of `lm_learner`"""
     from lmnotes.data.dataloader import load_data
     from lmnotes.models import build_model
     from lmnotes.models.lora import add_lora
@@ -500,14 +521,16 @@ def _go_on(learn, folder):
     learn.dls.train.start = learn.step*learn.accumulate.n
 
 # %% ../../nbs/06_training/11_distributed.ipynb #4f5a506d
-def train_together(
-    steps=3,     # optimizer steps
-    stop=None,   # (rank, step) where one rank is asked to stop
-    die=None,    # (rank, step) where one rank is killed, the first time
-    folder=None, # keep the state of each step there, and go on from what is there
-    **kwargs,    # of `small_learner`
-)->dict: # weights, gradients of the first step, loss and norm of each, tokens, steps, scores
-    "Train a few steps and tell all that can be compared between numbers of ranks"
+def train_together(steps=3, stop=None, die=None, folder=None, **kwargs)->dict:
+    """Train a few steps and tell all that can be compared between numbers of ranks
+
+    Parameters:
+        steps: optimizer steps
+        stop: (rank, step) where one rank is asked to stop
+        die: (rank, step) where one rank is killed, the first time
+        folder: keep the state of each step there, and go on from what is there
+        kwargs: of `small_learner`
+    Returns: weights, gradients of the first step, loss and norm of each, tokens, steps, scores"""
     learn = small_learner(**kwargs)
     look = _Look(stop, die, folder)
     learn.dls.train.n_batches = steps*learn.accumulate.n
@@ -526,11 +549,13 @@ def train_together(
         scores=evaluate_shared(learn, 5),
     )
 
-def difference(
-    a, b, # of `train_together`
-    what='weights', # weights or grads
-)->float: # length of the difference over the length of `b`
-    "How far two results are apart"
+def difference(a, b, what='weights')->float:
+    """How far two results are apart
+
+    Parameters:
+        a, b: of `train_together`
+        what: weights or grads
+    Returns: length of the difference over the length of `b`"""
     a,b = a[what],b[what]
     if a.keys() != b.keys(): raise InputError(f'two models with different {what} cannot be compared')
     square = lambda x: float((x.astype('float64')**2).sum())
@@ -541,12 +566,14 @@ def _culprit(codes): # rank -> exit code; torchrun ends those that are left with
     own = {r: c for r,c in codes.items() if c != -15} or codes
     return min(own.items(), key=lambda rc: rc[1])
 
-def launch(
-    argv,             # the command line after `lmnotes`
-    nproc=None,       # processes; default: one for each GPU
-    module='lmnotes', # what `python -m` runs
-)->int: # exit code
-    "Run a command on all GPUs of this machine, as `torchrun` would"
+def launch(argv, nproc=None, module='lmnotes')->int:
+    """Run a command on all GPUs of this machine, as `torchrun` would
+
+    Parameters:
+        argv: the command line after `lmnotes`
+        nproc: processes; default: one for each GPU
+        module: what `python -m` runs
+    Returns: exit code"""
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -592,17 +619,19 @@ exit "$code"
 """
 
 # %% ../../nbs/06_training/11_distributed.ipynb #254bf4d5
-def slurm_script(
-    argv,            # the command line after `lmnotes`, with --output_dir
-    nodes=2,         # hosts
-    gpus_per_node=8,
-    hours=24.,       # time limit of one life of the job
-    name='lmnotes',  # of the job
-    grace=300,       # seconds before the limit at which SIGTERM comes
-    port=29500,      # where the ranks meet, on the first host
-    extra=(),        # further lines of `#SBATCH`, such as '--partition=gpu'
-)->str: # for `sbatch`
-    "A job that trains on several hosts, saves before its time is up, and goes on when its turn comes again"
+def slurm_script(argv, nodes=2, gpus_per_node=8, hours=24., name='lmnotes', grace=300, port=29500,
+        extra=())->str:
+    """A job that trains on several hosts, saves before its time is up, and goes on when its turn comes again
+
+    Parameters:
+        argv: the command line after `lmnotes`, with --output_dir
+        nodes: hosts
+        hours: time limit of one life of the job
+        name: of the job
+        grace: seconds before the limit at which SIGTERM comes
+        port: where the ranks meet, on the first host
+        extra: further lines of `#SBATCH`, such as '--partition=gpu'
+    Returns: for `sbatch`"""
     argv = list(argv)
     if not any(a.startswith(('--output_dir', '--output-dir')) for a in argv):
         raise InputError('a job that queues up again must find its run: give --output_dir')

@@ -17,10 +17,12 @@ from fastai.callback.schedule import *
 from ..core import InputError
 
 # %% ../../nbs/06_training/02_learner.ipynb #b4bf3ae2
-def labels_of(
-    b:dict, # a batch
-)->torch.Tensor: # (B, T); -100 where nothing is asked
-    "What is learnt from a batch, one place for each of its tokens"
+def labels_of(b:dict)->torch.Tensor:
+    """What is learnt from a batch, one place for each of its tokens
+
+    Parameters:
+        b: a batch
+    Returns: (B, T); -100 where nothing is asked"""
     if 'shift_labels' in b: return b['shift_labels']
     y,ids = b['labels'],b['input_ids']
     if y.shape == ids.shape: return y
@@ -104,12 +106,15 @@ class BitsPerByte(TokenMetric):
 
 # %% ../../nbs/06_training/02_learner.ipynb #4c6298d3
 @torch.no_grad()
-def evaluate(
-    learn, # an `LMLearner`
-    max_batches=None, # stop after so many; default: all of them
-    dl=None, # batches to score; default: all of validation
-)->dict: # loss in nats per token or label, accuracy, bits_per_byte (of running text and answers) or a head's own scores, and how many tokens or labels that was
-    "Score the learner's model on its validation windows"
+def evaluate(learn, max_batches=None, dl=None)->dict:
+    """Score the learner's model on its validation windows
+
+    Parameters:
+        learn: an `LMLearner`
+        max_batches: stop after so many; default: all of them
+        dl: batches to score; default: all of validation
+    Returns: loss in nats per token or label, accuracy, bits_per_byte (of running text and answers) or a
+        head's own scores, and how many tokens or labels that was"""
     head,sums = getattr(learn.dls, 'head', None),0 # 'classify', 'tag' or 'span'
     if head: from lmnotes.models.task_heads import label_counts, label_metrics
     metrics = [TokenLoss(), TokenAccuracy()] + (

@@ -28,10 +28,11 @@ from .monitor import memory_bytes
 
 # %% ../../nbs/06_training/15_memory_check.ipynb #d1a25c48
 @contextmanager
-def as_it_was(
-    learn, # an `LMLearner`
-):
-    "Put counters, dice, optimizer, scaler and loader of a learner back after the block"
+def as_it_was(learn):
+    """Put counters, dice, optimizer, scaler and loader of a learner back after the block
+
+    Parameters:
+        learn: an `LMLearner`"""
     l,train,device = learn,learn.dls.train,next(learn.model.parameters()).device
     kept = {
         k: getattr(l, k)
@@ -60,11 +61,13 @@ def as_it_was(
 def _rows_of(batch, n): # the first n rows, from the top again where there are too few
     return {k: torch.cat([t]*-(-n//len(t)))[:n] for k,t in batch.items()}
 
-def largest_batch(
-    data,       # what is trained on
-    n:int=None, # rows; None: as many as in a batch
-)->dict: # tensors, on the CPU
-    "The batch that needs most memory"
+def largest_batch(data, n:int=None)->dict:
+    """The batch that needs most memory
+
+    Parameters:
+        data: what is trained on
+        n: rows; None: as many as in a batch
+    Returns: tensors, on the CPU"""
     if parts := getattr(data, 'parts', None):
         return max(
             (largest_batch(d, n or data.bs) for d in parts.values()), key=lambda b: sum(t.numel() for t in b.values())
@@ -78,10 +81,12 @@ def largest_batch(
 
 # %% ../../nbs/06_training/15_memory_check.ipynb #1528d1b6
 @contextmanager
-def still(
-    learn, # an `LMLearner`
-): # yields a function that takes a batch and makes a training step of it
-    "Inside the block, training steps with a learning rate of zero and an optimizer of their own"
+def still(learn):
+    """Inside the block, training steps with a learning rate of zero and an optimizer of their own
+
+    Parameters:
+        learn: an `LMLearner`
+    Returns: yields a function that takes a batch and makes a training step of it"""
     with as_it_was(learn):
         model,buffers = learn.model.train(),{k: v.clone() for k,v in learn.model.named_buffers()}
         learn.opt = None
@@ -131,12 +136,14 @@ def _high_water(device)->tuple: # bytes now, and a function that gives the large
     return psutil.Process().memory_info().rss,lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*unit
 
 # %% ../../nbs/06_training/15_memory_check.ipynb #7b5d09a9
-def peak_of(
-    f,            # a function without arguments
-    device='cpu', # where it works
-    above=None,   # bytes to count from; None: what is in use when `f` begins
-)->int: # bytes
-    "The most memory that was in use while `f` ran"
+def peak_of(f, device='cpu', above=None)->int:
+    """The most memory that was in use while `f` ran
+
+    Parameters:
+        f: a function without arguments
+        device: where it works
+        above: bytes to count from; None: what is in use when `f` begins
+    Returns: bytes"""
     before,most = _high_water(torch.device(device))
     f()
     return max(most() - (before if above is None else above), 0)
@@ -176,12 +183,14 @@ def _options_of(learn): # what a learner knows of its options
 def _smaller(b):
     return next((b//k for k in range(2, b + 1) if b % k == 0), None) # the largest part of a batch that divides it
 
-def ways_to_fit(
-    learn,                # an `LMLearner`
-    o=None,               # its `TrainOptions`; None: what the learner knows
-    rows_matter:bool=True, # whether fewer activations would help at all
-)->list: # options to paste, with a word on each
-    "What makes a run smaller, the mildest first"
+def ways_to_fit(learn, o=None, rows_matter:bool=True)->list:
+    """What makes a run smaller, the mildest first
+
+    Parameters:
+        learn: an `LMLearner`
+        o: its `TrainOptions`; None: what the learner knows
+        rows_matter: whether fewer activations would help at all
+    Returns: options to paste, with a word on each"""
     o,model,ways = o or _options_of(learn),learn.model,[]
     kind,device = getattr(model.config, 'residual', None),next(model.parameters()).device
     if rows_matter and (b := _smaller(o.batch_size)):
@@ -242,13 +251,15 @@ def _too_large(learn, o, need, free, what, rows_matter=True):
         f"{'; '.join(ways_to_fit(learn, o, rows_matter))}"
     )
 
-def probe_memory(
-    learn,            # an `LMLearner` that is about to train
-    o=None,           # its `TrainOptions`, for the advice; None: what the learner knows
-    free:int=None,    # bytes; None: `free_bytes`
-    exact:bool=False, # go on to the whole batch also when it is sure to fit
-)->dict: # at_least, at_most and free, bytes; tried, rows and width of the batch
-    "Find out whether the largest batch fits, or say what would"
+def probe_memory(learn, o=None, free:int=None, exact:bool=False)->dict:
+    """Find out whether the largest batch fits, or say what would
+
+    Parameters:
+        learn: an `LMLearner` that is about to train
+        o: its `TrainOptions`, for the advice; None: what the learner knows
+        free: bytes; None: `free_bytes`
+        exact: go on to the whole batch also when it is sure to fit
+    Returns: at_least, at_most and free, bytes; tried, rows and width of the batch"""
     free = free_bytes(next(learn.model.parameters()).device) if free is None else free
     batch = largest_batch(learn.dls)
     rows,width = batch['input_ids'].shape
@@ -264,10 +275,11 @@ def probe_memory(
     return dict(at_least=least, at_most=most, free=free, tried=tried, rows=rows, width=width)
 
 # %% ../../nbs/06_training/15_memory_check.ipynb #ef2d15a0
-def is_oom(
-    e, # an exception, or None
-)->bool:
-    "Whether memory ran out, here or in what caused this"
+def is_oom(e)->bool:
+    """Whether memory ran out, here or in what caused this
+
+    Parameters:
+        e: an exception, or None"""
     if e is None: return False
     said = isinstance(e, RuntimeError) and any(
         s in str(e).lower()
@@ -275,11 +287,12 @@ def is_oom(
     )
     return isinstance(e, (torch.OutOfMemoryError, MemoryError)) or said or is_oom(e.__cause__ or e.__context__)
 
-def oom_advice(
-    learn,     # an `LMLearner` whose run ran out of memory
-    o=None,    # its `TrainOptions`; None: what the learner knows
-)->str:
-    "One line: how much there was, and what helps"
+def oom_advice(learn, o=None)->str:
+    """One line: how much there was, and what helps
+
+    Parameters:
+        learn: an `LMLearner` whose run ran out of memory
+        o: its `TrainOptions`; None: what the learner knows"""
     device = next(learn.model.parameters()).device
     peak = memory_bytes(device)
     there = (

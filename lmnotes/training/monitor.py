@@ -18,10 +18,12 @@ from ..files import *
 from ..files import append_jsonl, atomic_write, read_jsonl
 
 # %% ../../nbs/06_training/07_monitor.ipynb #57f6e320
-def memory_bytes(
-    device='cpu', # where the model lives
-)->int|None: # bytes; None where the system does not tell
-    "Peak bytes on a CUDA device, or the resident bytes of this process"
+def memory_bytes(device='cpu')->int|None:
+    """Peak bytes on a CUDA device, or the resident bytes of this process
+
+    Parameters:
+        device: where the model lives
+    Returns: bytes; None where the system does not tell"""
     if torch.device(device).type == 'cuda': return torch.cuda.max_memory_allocated(device)
     try:
         pages = int(Path('/proc/self/statm').read_text(encoding='utf-8').split()[1])
@@ -31,13 +33,14 @@ def memory_bytes(
 
 # %% ../../nbs/06_training/07_monitor.ipynb #689abde8
 class Monitor(Callback):
-    "A line of `metrics.jsonl` per optimizer step, written every `every` steps"
+    """A line of `metrics.jsonl` per optimizer step, written every `every` steps
+
+    Parameters:
+        path: the log
+        every: steps between writes
+        started: `time.perf_counter()` when the run began"""
     order,run_valid = 50,False # after the step has been counted and applied
-    def __init__(self,
-        path,          # the log
-        every:int=10,  # steps between writes
-        started=None,  # `time.perf_counter()` when the run began
-    ):
+    def __init__(self, path, every:int=10, started=None):
         self.path,self.every,self.rows = Path(path),every,[]
         self.started = started
     def before_fit(self):
@@ -86,17 +89,20 @@ def flush(self:Monitor):
     self.rows = []
 
 # %% ../../nbs/06_training/07_monitor.ipynb #ae874094
-def cut_log(
-    path,     # a log of lines with `step`
-    step:int, # the last one to keep
-):
-    "Drop all lines after `step`, and a torn last line"
+def cut_log(path, step:int):
+    """Drop all lines after `step`, and a torn last line
+
+    Parameters:
+        path: a log of lines with `step`
+        step: the last one to keep"""
     if Path(path).exists():
         atomic_write(path, ''.join(json.dumps(r) + '\n' for r in read_jsonl(path) if r['step'] <= step))
 
 # %% ../../nbs/06_training/07_monitor.ipynb #c9e08c6e
-def progress_text(l)->str: # such as 'loss 2.314 (avg 2.402) · acc 0.31 · 256k tok'
-    "What a learner has to say about itself, in a line"
+def progress_text(l)->str:
+    """What a learner has to say about itself, in a line
+
+    Returns: such as 'loss 2.314 (avg 2.402) · acc 0.31 · 256k tok'"""
     return (
         f"loss {float(l.step_loss):.3f} (avg {l.average_loss:.3f}) · acc "
         f"{float(l.step_accuracy):.3f} · {format_count(l.tokens)} tok"

@@ -13,12 +13,14 @@ from fastai.basics import *
 from ..core import InputError, Registry
 
 # %% ../../nbs/06_training/03_optimizers.ipynb #3f8f78da
-def decay_groups(
-    model,           # any module
-    wd:float,        # decoupled weight decay, per step and unit of learning rate
-    among=None,      # parameters to group; default: all that require a gradient
-)->list[dict]: # two groups: matrices with `wd`, vectors without
-    "Parameter groups in which only tensors of two dimensions or more decay, except those a module names in `no_decay`"
+def decay_groups(model, wd:float, among=None)->list[dict]:
+    """Parameter groups in which only tensors of two dimensions or more decay, except those a module names in `no_decay`
+
+    Parameters:
+        model: any module
+        wd: decoupled weight decay, per step and unit of learning rate
+        among: parameters to group; default: all that require a gradient
+    Returns: two groups: matrices with `wd`, vectors without"""
     ps = [p for p in (model.parameters() if among is None else among) if p.requires_grad]
     spared = {id(getattr(m, n)) for m in model.modules() for n in getattr(m, 'no_decay', ())}
     decays = lambda p: p.ndim >= 2 and id(p) not in spared
@@ -129,13 +131,14 @@ def _tuned(name, betas, eps)->dict: # keyword arguments for the optimizer `name`
     if asked.get('eps', 1) <= 0: raise InputError(f"--adam_epsilon must be above 0, not {asked['eps']}")
     return asked
 
-def opt_func_for(
-    name:str,      # a name in `optimizers`
-    model,         # whose parameters it will step
-    wd:float=0.1,  # decoupled weight decay on matrices
-    betas=None,    # of the running means, each in [0,1); None, also for one of the two: the optimizer's own
-    eps=None,      # added to a root of the second moment; None: the optimizer's own
-):
-    "What fastai's `Learner` takes as `opt_func`"
+def opt_func_for(name:str, model, wd:float=0.1, betas=None, eps=None):
+    """What fastai's `Learner` takes as `opt_func`
+
+    Parameters:
+        name: a name in `optimizers`
+        model: whose parameters it will step
+        wd: decoupled weight decay on matrices
+        betas: of the running means, each in [0,1); None, also for one of the two: the optimizer's own
+        eps: added to a root of the second moment; None: the optimizer's own"""
     tuned = _tuned(name, betas, eps)
     return lambda params, lr=1e-3: OptimWrapper(opt=optimizers.build(name, model, lr=lr, wd=wd, **tuned))

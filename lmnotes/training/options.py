@@ -132,10 +132,12 @@ class TrainOptions:
     dry_run: bool = False              # print the plan and start nothing
     test: bool = False                 # shrink the run to well under a minute
 
-def option_groups(
-    options:type, # dataclass of a command
-)->dict: # title -> names of its options
-    "Group the options of a command for its help page"
+def option_groups(options:type)->dict:
+    """Group the options of a command for its help page
+
+    Parameters:
+        options: dataclass of a command
+    Returns: title -> names of its options"""
     groups = {}
     for f in fields(options): groups.setdefault(f.metadata.get('group', 'options'), []).append(f.name)
     return groups
@@ -152,11 +154,12 @@ aliases = dict(
     resume='resume_from_checkpoint',
 )
 
-def options_from(
-    cls,       # a dataclass of options
-    **options, # values under their names or aliases
-):
-    "An instance of `cls`, refusing unknown names and two names that disagree"
+def options_from(cls, **options):
+    """An instance of `cls`, refusing unknown names and two names that disagree
+
+    Parameters:
+        options: values under their names or aliases
+    Returns: a dataclass of options"""
     known, out = {f.name for f in fields(cls)}, {}
     for k,v in options.items():
         name = aliases.get(k, k) if k not in known else k
@@ -189,10 +192,12 @@ _contradict = [
     ('datasets', 'max_chunks'),
 ]
 
-def check_options(
-    o:TrainOptions, # as given
-)->TrainOptions: # the same
-    "Refuse values that contradict each other or lie out of range, in one line"
+def check_options(o:TrainOptions)->TrainOptions:
+    """Refuse values that contradict each other or lie out of range, in one line
+
+    Parameters:
+        o: as given
+    Returns: the same"""
     get = lambda n: getattr(o, n)
     for n in _positive:
         if get(n) is not None and get(n) <= 0: raise InputError(f'--{n} must be above 0, not {get(n)}')
@@ -247,6 +252,8 @@ def shrink(o:TrainOptions)->TrainOptions:
         limit=min(o.limit or 2000, 2000),
     )
 
-def precision_of(o:TrainOptions)->str: # 'auto', 'fp16', 'bf16' or 'fp32', as `pick_dtype` takes it
-    "The precision that the three switches ask for"
+def precision_of(o:TrainOptions)->str:
+    """The precision that the three switches ask for
+
+    Returns: 'auto', 'fp16', 'bf16' or 'fp32', as `pick_dtype` takes it"""
     return next((p for p,on in (('fp16', o.fp16), ('bf16', o.bf16), ('fp32', o.no_mixed_precision)) if on), 'auto')

@@ -24,40 +24,51 @@ _columns = dict(
     steps='step', loss='loss', accuracy='accuracy', throughput='tokens_per_s', learning_rate='learning_rate'
 ) # ours, and the log's
 
-def metrics_history(
-    run, # a run folder
-)->dict: # steps, loss, accuracy, throughput in tokens per second, learning_rate: lists of one length; None where nothing was measured
-    "What `metrics.jsonl` says, as lists"
+def metrics_history(run)->dict:
+    """What `metrics.jsonl` says, as lists
+
+    Parameters:
+        run: a run folder
+    Returns: steps, loss, accuracy, throughput in tokens per second, learning_rate: lists of one length; None
+        where nothing was measured"""
     rows = read_jsonl(Path(run)/'metrics.jsonl')
     return {k: [r.get(c) for r in rows] for k,c in _columns.items()}
 
-def text_samples(
-    run, # a run folder
-)->list[dict]: # step, input, output, accuracy of each; None where nothing was measured
-    "What the model wrote along the way, from `samples.jsonl`"
+def text_samples(run)->list[dict]:
+    """What the model wrote along the way, from `samples.jsonl`
+
+    Parameters:
+        run: a run folder
+    Returns: step, input, output, accuracy of each; None where nothing was measured"""
     return [
         {k: r.get(k) for k in ('step', 'input', 'output', 'accuracy')}
         for r in read_jsonl(Path(run) / 'samples.jsonl')
     ]
 
-def evaluations(
-    run, # a run folder
-)->list[dict]: # as `Evaluate` wrote them: step, loss, accuracy, …
-    "The scores on validation data along the way, from `evals.jsonl`"
+def evaluations(run)->list[dict]:
+    """The scores on validation data along the way, from `evals.jsonl`
+
+    Parameters:
+        run: a run folder
+    Returns: as `Evaluate` wrote them: step, loss, accuracy, …"""
     return read_jsonl(Path(run)/'evals.jsonl')
 
 # %% ../../nbs/06_training/12_plots.ipynb #f84bb75c
-def as_array(
-    y, # a list of numbers, None where there is none
-)->np.ndarray: # float64, NaN there
-    "A column of a history, for drawing"
+def as_array(y)->np.ndarray:
+    """A column of a history, for drawing
+
+    Parameters:
+        y: a list of numbers, None where there is none
+    Returns: float64, NaN there"""
     return np.array([np.nan if v is None else v for v in y], float)
 
-def moving_average(
-    y,        # numbers, None or NaN where there is none
-    n:int=50, # steps it looks back over, its own included
-)->np.ndarray: # as long as `y`; NaN where `y` is
-    "The mean of the last `n` numbers that were measured"
+def moving_average(y, n:int=50)->np.ndarray:
+    """The mean of the last `n` numbers that were measured
+
+    Parameters:
+        y: numbers, None or NaN where there is none
+        n: steps it looks back over, its own included
+    Returns: as long as `y`; NaN where `y` is"""
     y = as_array(y)
     there = ~np.isnan(y)
     total,count = np.cumsum(np.where(there, y, 0.)),np.cumsum(there)
@@ -65,11 +76,13 @@ def moving_average(
     return np.where(there, total/np.maximum(count, 1), np.nan)
 
 # %% ../../nbs/06_training/12_plots.ipynb #924fe4f9
-def thin(
-    x, y,       # of one length
-    n:int=2000, # points from which on it is thinned, about as many stay at most
-)->tuple[np.ndarray,np.ndarray]: # some of the points, in order
-    "Few enough points to draw: the lowest and highest of each piece, and its gaps"
+def thin(x, y, n:int=2000)->tuple[np.ndarray,np.ndarray]:
+    """Few enough points to draw: the lowest and highest of each piece, and its gaps
+
+    Parameters:
+        x, y: of one length
+        n: points from which on it is thinned, about as many stay at most
+    Returns: some of the points, in order"""
     x,y = np.asarray(x),as_array(y)
     if len(x) <= n: return x,y
     keep = {0, len(x) - 1}
@@ -106,13 +119,13 @@ def _alone(y): # where a number has no neighbour
     gap = np.isnan(np.concatenate([[np.nan], y, [np.nan]]))
     return np.flatnonzero(~gap[1:-1] & gap[:-2] & gap[2:]).tolist()
 
-def draw_curve(
-    ax,         # matplotlib axes
-    steps, y,   # of one length; None where nothing was measured
-    colour,
-    average:bool=True, # also the mean of the last 50
-):
-    "Measured points, pale, and their average, strong"
+def draw_curve(ax, steps, y, colour, average:bool=True):
+    """Measured points, pale, and their average, strong
+
+    Parameters:
+        ax: matplotlib axes
+        steps, y: of one length; None where nothing was measured
+        average: also the mean of the last 50"""
     x,v = thin(steps, y)
     def line(x, v, **look):
         ax.plot(x, v, color=colour, marker='.' if (alone := _alone(v)) else None, ms=4, markevery=alone, **look)
@@ -197,13 +210,14 @@ def _letters(): # what the font can draw
     from matplotlib.font_manager import findfont, get_font
     return get_font(findfont('DejaVu Sans Mono')).get_charmap()
 
-def fit_text(
-    text,         # anything
-    width:int,    # letters in a line
-    lines:int,    # lines at most
-    end:bool=False, # keep its end, not its start
-)->str:
-    "A text made to fit a cell of the table: `…` where it was cut, `□` for letters the font lacks"
+def fit_text(text, width:int, lines:int, end:bool=False)->str:
+    """A text made to fit a cell of the table: `…` where it was cut, `□` for letters the font lacks
+
+    Parameters:
+        text: anything
+        width: letters in a line
+        lines: lines at most
+        end: keep its end, not its start"""
     text = ('' if text is None else str(text)).replace('\n', '↵').replace('\t', ' ')
     have,room = _letters(),width*lines
     cut = text[-room:] if end else text[:room]
@@ -256,14 +270,17 @@ def _headline(h, evals): # such as 'step 300 · loss 2.314 (average 2.402) · ac
     scored = [r['loss'] for r in evals if r.get('loss') is not None]
     return ' · '.join([s for s in said if 'nan' not in s] + ([f'validation loss {scored[-1]:.3f}'] if scored else []))
 
-def draw_pictures(
-    history:dict, # as `metrics_history` gives it
-    samples=(), # as `text_samples` gives them; the newest are shown
-    evals=(), # as `evaluations` gives them
-    title:str='', # in the upper left; the run's name
-    recent:int=100, # steps of the recent window
-): # a matplotlib figure; its axes are labelled loss, accuracy, throughput, learning_rate, loss against accuracy, recent, samples
-    "The seven pictures of a run on one page"
+def draw_pictures(history:dict, samples=(), evals=(), title:str='', recent:int=100):
+    """The seven pictures of a run on one page
+
+    Parameters:
+        history: as `metrics_history` gives it
+        samples: as `text_samples` gives them; the newest are shown
+        evals: as `evaluations` gives them
+        title: in the upper left; the run's name
+        recent: steps of the recent window
+    Returns: a matplotlib figure; its axes are labelled loss, accuracy, throughput, learning_rate, loss
+        against accuracy, recent, samples"""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     fig = Figure(figsize=(15, 10), dpi=80, facecolor='white')
@@ -285,20 +302,23 @@ def draw_pictures(
     return fig
 
 # %% ../../nbs/06_training/12_plots.ipynb #1842f100
-def png_bytes(
-    fig, # a matplotlib figure on an Agg canvas
-)->bytes:
-    "The figure as a PNG file"
+def png_bytes(fig)->bytes:
+    """The figure as a PNG file
+
+    Parameters:
+        fig: a matplotlib figure on an Agg canvas"""
     buf = io.BytesIO()
     fig.savefig(buf, format='png', pil_kwargs=dict(compress_level=4))
     return buf.getvalue()
 
 # %% ../../nbs/06_training/12_plots.ipynb #3c7b9ed9
-def write_pictures(
-    run,           # a run folder
-    step:int=None, # in the name of the picture; default: that of the last line of the log
-)->Path: # the picture
-    "Draw a run's pictures into its folder `viz`, and write the lists they were drawn from"
+def write_pictures(run, step:int=None)->Path:
+    """Draw a run's pictures into its folder `viz`, and write the lists they were drawn from
+
+    Parameters:
+        run: a run folder
+        step: in the name of the picture; default: that of the last line of the log
+    Returns: the picture"""
     run = Path(run)
     viz = run/'viz'
     history,samples = metrics_history(run),text_samples(run)
@@ -313,15 +333,15 @@ def write_pictures(
 
 # %% ../../nbs/06_training/12_plots.ipynb #85bf159b
 class Pictures(Callback):
-    "The seven pictures every `every` steps, as far as `share` of the time allows, and once more at the end"
+    """The seven pictures every `every` steps, as far as `share` of the time allows, and once more at the end
+
+    Parameters:
+        run: the run folder, with `metrics.jsonl` of the `Monitor`
+        every: steps between pictures
+        share: of the time since the fit began
+        at_end: draw when the fit ends; False where the caller does, after a last evaluation"""
     order,run_valid = 85,False # after scores (55), samples and the checkpoint (80) of the same step
-    def __init__(self,
-        run,               # the run folder, with `metrics.jsonl` of the `Monitor`
-        every:int=50,      # steps between pictures
-        share:float=.02,   # of the time since the fit began
-        at_end:bool=True,  # draw when the fit ends; False where the caller does, after a last evaluation
-        clock=time.perf_counter,
-    ):
+    def __init__(self, run, every:int=50, share:float=.02, at_end:bool=True, clock=time.perf_counter):
         self.run_folder,self.every,self.share,self.at_end,self.clock = Path(run),every,share,at_end,clock
         # seconds in all and of the last page (at first a guess), pages left out, step of the last
         self.spent,self.cost,self.left_out,self.drawn = 0.,.5,0,None

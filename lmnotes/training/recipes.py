@@ -53,8 +53,10 @@ hub_recipe = Recipe(5e-5, 'linear', 0., 0., 0.9, 0.999, 1e-8, source='hub')
 
 # %% ../../nbs/06_training/16_recipes.ipynb #b244b9ab
 @patch(as_prop=True)
-def best(self:Recipe)->float|None: # nats per token
-    "The validation loss at the learning rate that was chosen"
+def best(self:Recipe)->float|None:
+    """The validation loss at the learning rate that was chosen
+
+    Returns: nats per token"""
     return dict(self.trials).get(self.learning_rate)
 
 @patch(as_prop=True)
@@ -77,23 +79,26 @@ def __str__(self:Recipe):
     )
 
 # %% ../../nbs/06_training/16_recipes.ipynb #cab65944
-def rate_grid(
-    middle:float,   # the rate at its centre
-    trials:int=5,   # how many
-    factor:float=2., # from one to the next
-)->list[float]:
-    "Rates around `middle`, evenly spaced in their logarithm"
+def rate_grid(middle:float, trials:int=5, factor:float=2.)->list[float]:
+    """Rates around `middle`, evenly spaced in their logarithm
+
+    Parameters:
+        middle: the rate at its centre
+        trials: how many
+        factor: from one to the next"""
     if trials < 3 or trials % 2 == 0:
         raise InputError(f'a grid with a middle and two sides needs 3, 5, 7 … trials, not {trials}')
     return [float(f'{middle*factor**(k - trials//2):.3g}') for k in range(trials)]
 
 # %% ../../nbs/06_training/16_recipes.ipynb #882a4a5d
-def run_trial(
-    o:TrainOptions,   # what to train; its learning rate and its `max_steps` count
-    data,             # from `data_from`
-    windows:int=128,  # validation rows to score
-)->float|None: # validation loss, in nats per token; None where the run broke off
-    "Train once as `train` would, without a folder, and score"
+def run_trial(o:TrainOptions, data, windows:int=128)->float|None:
+    """Train once as `train` would, without a folder, and score
+
+    Parameters:
+        o: what to train; its learning rate and its `max_steps` count
+        data: from `data_from`
+        windows: validation rows to score
+    Returns: validation loss, in nats per token; None where the run broke off"""
     from lmnotes.training.assemble import lm_learner
     from lmnotes.training.build import model_from
     from lmnotes.training.learner import evaluate
@@ -122,24 +127,24 @@ def run_trial(
     return round(loss, 5) if math.isfinite(loss) else None
 
 # %% ../../nbs/06_training/16_recipes.ipynb #3b1164fc
-def choose_rate(
-    trials,          # pairs of a rate and a loss; None where the run broke off
-    prior:float,     # the rate taken where nothing speaks against it
-    tie:float=0.03,  # losses that differ by less, as a share of the best, count as equal
-)->float:
-    "Of the rates whose loss is within `tie` of the best, the one nearest to `prior`"
+def choose_rate(trials, prior:float, tie:float=0.03)->float:
+    """Of the rates whose loss is within `tie` of the best, the one nearest to `prior`
+
+    Parameters:
+        trials: pairs of a rate and a loss; None where the run broke off
+        prior: the rate taken where nothing speaks against it
+        tie: losses that differ by less, as a share of the best, count as equal"""
     whole = [(r, l) for r,l in trials if l is not None]
     if not whole: raise RunError(f'all {len(trials)} trials broke off; try lower learning rates')
     best = min(l for _,l in whole)
     return min((r for r,l in whole if l <= best*(1 + tie)), key=lambda r: abs(math.log(r/prior)))
 
 # %% ../../nbs/06_training/16_recipes.ipynb #b8f2722f
-def search_arm(
-    o:TrainOptions,  # one dataset, one model
-    data,
-    trials:int=5, factor:float=2., windows:int=128,
-)->Recipe:
-    "The recipe of one dataset and one model, by trials that differ in the learning rate alone"
+def search_arm(o:TrainOptions, data, trials:int=5, factor:float=2., windows:int=128)->Recipe:
+    """The recipe of one dataset and one model, by trials that differ in the learning rate alone
+
+    Parameters:
+        o: one dataset, one model"""
     from lmnotes.training.assemble import default_lr
     from lmnotes.training.build import model_from
     middle = default_lr(model_from(o, data.vocab_size))
@@ -184,8 +189,10 @@ def _table(path, stamp):
         for e in read_json(path)['recipes']
     )
 
-def recipe_table(path=None)->tuple: # of `Recipe`
-    "All recipes that were searched, from the package's own file or another"
+def recipe_table(path=None)->tuple:
+    """All recipes that were searched, from the package's own file or another
+
+    Returns: of `Recipe`"""
     path = Path(path or recipes_file)
     return _table(str(path), path.stat().st_mtime_ns) if path.is_file() else ()
 
@@ -197,18 +204,20 @@ def save_recipes(recipes, path)->Path:
     return Path(path)
 
 # %% ../../nbs/06_training/16_recipes.ipynb #f27abb40
-def find_recipe(
-    datasets, models,      # names, lists or with commas
-    trials:int=5,          # learning rates for each pair, the same number for all
-    steps:int=150,         # of every trial
-    size:str='tiny',
-    factor:float=2.,       # from one rate to the next
-    windows:int=128,       # validation rows that are scored
-    path=None,             # file to update after each pair; what it holds already by an equal search is kept
-    say=lambda line: None, # takes a line for each pair
-    **options,             # other options of `train`, the same for all
-)->list: # of `Recipe`
-    "Search the learning rate of every dataset with every model: as many trials, of as many steps, for each"
+def find_recipe(datasets, models, trials:int=5, steps:int=150, size:str='tiny', factor:float=2.,
+        windows:int=128, path=None, say=lambda line: None, **options)->list:
+    """Search the learning rate of every dataset with every model: as many trials, of as many steps, for each
+
+    Parameters:
+        datasets, models: names, lists or with commas
+        trials: learning rates for each pair, the same number for all
+        steps: of every trial
+        factor: from one rate to the next
+        windows: validation rows that are scored
+        path: file to update after each pair; what it holds already by an equal search is kept
+        say: takes a line for each pair
+        options: other options of `train`, the same for all
+    Returns: of `Recipe`"""
     rate_grid(1., trials, factor)
     names = lambda x: [s for s in x.replace(',', ' ').split()] if isinstance(x, str) else list(x)
     for k in ('learning_rate', 'model', 'dataset', 'max_steps', 'size'):
@@ -249,16 +258,17 @@ def _kept(path, o, data, trials): # an entry of an equal search
             return r
 
 # %% ../../nbs/06_training/16_recipes.ipynb #4b778ac1
-def recipe_for(
-    dataset:str,           # short name or full id
-    model:str,             # as `--model`
-    size:str='tiny',       # of a recipe of ours
-    mode:str|None=None,    # pretrain or sft; None: whichever was searched
-    config:str|None=None,  # configuration of the dataset
-    optimizer:str='adamw',
-    path=None,             # another file of recipes
-)->Recipe:
-    "What was found for this dataset and model, or the general default"
+def recipe_for(dataset:str, model:str, size:str='tiny', mode:str|None=None, config:str|None=None,
+        optimizer:str='adamw', path=None)->Recipe:
+    """What was found for this dataset and model, or the general default
+
+    Parameters:
+        dataset: short name or full id
+        model: as `--model`
+        size: of a recipe of ours
+        mode: pretrain or sft; None: whichever was searched
+        config: configuration of the dataset
+        path: another file of recipes"""
     from lmnotes.data.catalog import find_dataset
     from lmnotes.models.decoder import models
     name = find_dataset(dataset, config).name
@@ -296,12 +306,12 @@ def recipe_of(o:TrainOptions, path=None)->Recipe:
     if not is_searched_run(o): return general_recipe
     return recipe_for(o.dataset, o.model, o.size, mode_of(o), o.dataset_config, o.optimizer, path)
 
-def apply_recipe(
-    o:TrainOptions,
-    given=(),    # names of the options that were typed; what is None counts as not given
-    path=None,   # another file of recipes
-)->tuple[TrainOptions,Recipe]:
-    "The options with what was not given filled in from the recipe, and the recipe"
+def apply_recipe(o:TrainOptions, given=(), path=None)->tuple[TrainOptions,Recipe]:
+    """The options with what was not given filled in from the recipe, and the recipe
+
+    Parameters:
+        given: names of the options that were typed; what is None counts as not given
+        path: another file of recipes"""
     r = recipe_of(o, path)
     open_ = [n for n in _filled if hasattr(o, n) and (n not in given or getattr(o, n) is None)]
     if o.optimizer not in ('adamw', 'muon'):
@@ -322,11 +332,12 @@ _filled = (
 )
 
 # %% ../../nbs/06_training/16_recipes.ipynb #66e72eda
-def equal_rates(
-    dataset:str, models, # one dataset, several models
-    size:str='tiny', mode:str='pretrain', config=None, path=None,
-)->dict|None: # model -> learning rate
-    "The learning rates of several models on one dataset, where all were found by equal searches; else None"
+def equal_rates(dataset:str, models, size:str='tiny', mode:str='pretrain', config=None, path=None)->dict|None:
+    """The learning rates of several models on one dataset, where all were found by equal searches; else None
+
+    Parameters:
+        dataset, models: one dataset, several models
+    Returns: model -> learning rate"""
     rs = [recipe_for(dataset, m, size, mode, config, path=path) for m in models]
     searches = {(r.source, r.steps, len(r.trials), r.fingerprint, r.batch_size, r.max_length) for r in rs}
     return (

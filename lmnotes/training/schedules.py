@@ -76,13 +76,15 @@ def inverse_sqrt(u, t, w, n=None):
     return ((t - w)/n + 1)**-0.5
 
 # %% ../../nbs/06_training/04_schedules.ipynb #506242c9
-def lr_factor(
-    name:str,     # a name in `schedules`
-    step:int,     # steps done so far
-    total:int,    # steps of the whole run
-    warmup:int=0, # steps of linear warm-up, which `constant` leaves out
-)->float: # in [0,1]
-    "What the peak learning rate is multiplied by at `step`"
+def lr_factor(name:str, step:int, total:int, warmup:int=0)->float:
+    """What the peak learning rate is multiplied by at `step`
+
+    Parameters:
+        name: a name in `schedules`
+        step: steps done so far
+        total: steps of the whole run
+        warmup: steps of linear warm-up, which `constant` leaves out
+    Returns: in [0,1]"""
     f = schedules[name]
     if step < warmup and f is not constant: return (step + 1)/warmup
     return f(min(max(step - warmup, 0)/max(total - warmup, 1), 1.), step, warmup)

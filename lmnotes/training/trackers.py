@@ -39,11 +39,13 @@ class LogTail:
 # %% ../../nbs/06_training/13_trackers.ipynb #32ce2121
 _skip = ('step', 'time', 'trained') # where a number belongs, not what it is
 
-def scalars_of(
-    row:dict,        # a line of a log
-    group:str,       # 'train' or 'eval'
-)->dict: # tag: number
-    "The measured numbers of a line, by tag"
+def scalars_of(row:dict, group:str)->dict:
+    """The measured numbers of a line, by tag
+
+    Parameters:
+        row: a line of a log
+        group: 'train' or 'eval'
+    Returns: tag: number"""
     out = {}
     for k,v in row.items():
         if isinstance(v, dict):
@@ -66,13 +68,15 @@ def _device(learn, ranks): # such as 'cuda:0 (NVIDIA H100), bfloat16, 2 ranks'
     dtype = learn.precision.dtype if hasattr(learn, 'precision') else next(learn.model.parameters()).dtype
     return f"{d}{name}, {str(dtype).removeprefix('torch.')}, {ranks} {'rank' if ranks == 1 else 'ranks'}"
 
-def run_facts(
-    learn,        # an `LMLearner`
-    tokens:int,   # all that the run may see, on all ranks together
-    options=None, # dict: what was asked; default: how the learner was made
-    ranks:int=1,  # processes that train together
-)->dict: # numbers: tag to number; texts: tag to text
-    "What is known of a run before its first step"
+def run_facts(learn, tokens:int, options=None, ranks:int=1)->dict:
+    """What is known of a run before its first step
+
+    Parameters:
+        learn: an `LMLearner`
+        tokens: all that the run may see, on all ranks together
+        options: dict: what was asked; default: how the learner was made
+        ranks: processes that train together
+    Returns: numbers: tag to number; texts: tag to text"""
     n,learns = learn.model.num_parameters(),learn.model.num_parameters(only_trainable=True)
     many = lambda n: format_count(n) if n < math.inf else 'nobody knows how many'
     data = (
@@ -99,13 +103,16 @@ def run_facts(
 
 # %% ../../nbs/06_training/13_trackers.ipynb #394769fc
 class Tracker(Callback):
-    "Tell a program what the logs of a run say, as they grow"
+    """Tell a program what the logs of a run say, as they grow
+
+    Parameters:
+        run: the run folder
+        facts: as `run_facts` gives them
+        at_end: close when the fit ends; False where the caller does, after a last evaluation, by
+            `sync(close=True)`"""
     order,run_valid = 70,False # after the monitor (50) and scores (55), before a checkpoint (80)
-    def __init__(self,
-        run,                # the run folder
-        facts:dict=None,    # as `run_facts` gives them
-        at_end:bool=True,   # close when the fit ends; False where the caller does, after a last evaluation, by `sync(close=True)`
-    ): self.folder,self.facts,self.at_end,self.logs = Path(run),facts or dict(numbers={}, texts={}),at_end,None
+    def __init__(self, run, facts:dict=None,
+            at_end:bool=True): self.folder,self.facts,self.at_end,self.logs = Path(run),facts or dict(numbers={}, texts={}),at_end,None
     def before_fit(self):
         if not hasattr(self.learn, 'monitor'):
             raise InputError(
@@ -165,10 +172,12 @@ def check_wandb():
             'leave --wandb out; TensorBoard files are written anyway'
         )
 
-def wandb_mode(
-    wait:float=2., # seconds for the server to answer
-)->str: # 'online', 'offline', or what the environment's WANDB_MODE says
-    "Where W&B may write: to its server when that answers, else to the run folder alone, and it says so"
+def wandb_mode(wait:float=2.)->str:
+    """Where W&B may write: to its server when that answers, else to the run folder alone, and it says so
+
+    Parameters:
+        wait: seconds for the server to answer
+    Returns: 'online', 'offline', or what the environment's WANDB_MODE says"""
     if mode := os.environ.get('WANDB_MODE'): return mode
     url = urlparse(os.environ.get('WANDB_BASE_URL', 'https://api.wandb.ai'))
     try:

@@ -66,11 +66,13 @@ class StepTimer(Callback):
         if self.learn.stopping: raise CancelFitException()
         if len(self.ends) > 5 and self.ends[-1] - self.began > self.seconds: self.learn.stop_asked = 'probe'
 
-def step_seconds(
-    learn,        # a learner that has not trained yet
-    seconds=1.,   # how long to try (at least five steps)
-)->float: # median seconds of a step
-    "Time real training steps, then put weights and counters back"
+def step_seconds(learn, seconds=1.)->float:
+    """Time real training steps, then put weights and counters back
+
+    Parameters:
+        learn: a learner that has not trained yet
+        seconds: how long to try (at least five steps)
+    Returns: median seconds of a step"""
     start = {k: v.detach().clone() for k,v in learn.model.state_dict().items()}
     timer,n = StepTimer(seconds),learn.dls.train.n_batches
     learn.dls.train.n_batches = 10**9
@@ -146,14 +148,14 @@ def _optimizer_line(o, f):
     return f'{o.optimizer}, peak rate {lr:.2g}, {o.lr_scheduler_type}, {warm} of warm-up, weight decay {decay:g}'
 
 # %% ../../nbs/06_training/17_train.ipynb #80873617
-def plan(
-    o:TrainOptions,
-    data,           # the data, or a `DataSketch`
-    f:Facts,        # of the model
-    steps:int|None, # None: not known yet
-    recipe='',      # where the rates come from
-)->dict:
-    "What the run will be, in words and numbers"
+def plan(o:TrainOptions, data, f:Facts, steps:int|None, recipe='')->dict:
+    """What the run will be, in words and numbers
+
+    Parameters:
+        data: the data, or a `DataSketch`
+        f: of the model
+        steps: None: not known yet
+        recipe: where the rates come from"""
     device = pick_device(o.device)
     ranks = f', {world()} ranks' if world() > 1 else ', every GPU of this machine a rank' if o.multi_gpu else ''
     how = (
@@ -201,8 +203,10 @@ def _rl_lines(o, data, steps): # of a run on rewards, whose steps are made of pr
         f'prompts of {o.max_prompt_length} and completions of {o.max_completion_length} tokens',
     )
 
-def slug(o:TrainOptions, data)->str: # such as 'gpt2_imdb-sentiment_sft_bs8_len256_acc4_multigpu'
-    "The name of a run, without its date"
+def slug(o:TrainOptions, data)->str:
+    """The name of a run, without its date
+
+    Returns: such as 'gpt2_imdb-sentiment_sft_bs8_len256_acc4_multigpu'"""
     name = (
         Path(base_name(o)).resolve().name + o.model[len(base_name(o)) :]
         if weights_of(o) == 'saved'
@@ -270,10 +274,12 @@ def _check_unchanged(run, given):
             'stays'
         )
 
-def resumed(
-    given:dict, # the options that were given, by name
-)->tuple[TrainOptions,Path]: # the run's own options with what may change changed, and the checkpoint
-    "What to go on with, and from where"
+def resumed(given:dict)->tuple[TrainOptions,Path]:
+    """What to go on with, and from where
+
+    Parameters:
+        given: the options that were given, by name
+    Returns: the run's own options with what may change changed, and the checkpoint"""
     where = given['resume_from_checkpoint']
     if where == 'latest': where = given.get('output_dir') or newest_run(given)
     ck = find_checkpoint(where)
@@ -298,13 +304,14 @@ class SkipValidation(Callback):
     def before_validate(self): raise CancelValidException()
 
 class Evaluate(Callback):
-    "Score the model every `every` steps, a line of `evals.jsonl` each"
+    """Score the model every `every` steps, a line of `evals.jsonl` each
+
+    Parameters:
+        every: steps; None: only when asked
+        score: from a learner to a dict
+        start: before the first step too"""
     order,run_valid = 55,False # before a checkpoint is written (80)
-    def __init__(self, path,
-        every:int|None,   # steps; None: only when asked
-        score,            # from a learner to a dict
-        start:bool=False, # before the first step too
-    ):
+    def __init__(self, path, every:int|None, score, start:bool=False):
         self.path, self.every, self.score, self.start, self.rows, self.seconds = (
             Path(path),
             every,
@@ -328,12 +335,11 @@ class Evaluate(Callback):
 
 def _batches(o): return o.eval_max_batches if o.eval_max_batches > 0 else None
 
-def scores_of(
-    learn,
-    o,
-    asked=(),
-)->dict: # as `evaluate`; of a mixture also `sources`, by name, with their mean and spread; of answers `task_score`
-    "Validation scores"
+def scores_of(learn, o, asked=())->dict:
+    """Validation scores
+
+    Returns: as `evaluate`; of a mixture also `sources`, by name, with their mean and spread; of answers
+        `task_score`"""
     if is_headed(o) and world() > 1: # a head's own scores are sums over all texts
         with whole(learn):
             return on_main(lambda: evaluate(learn, _batches(o)))
@@ -372,8 +378,10 @@ def run_folder(o:TrainOptions, data)->Path:
         raise InputError(f'cannot write into {path}: {e.strerror}; choose another --output_dir') from e
     return path
 
-def eval_every(o:TrainOptions, per_epoch:int)->int|None: # steps; None: at the end only
-    "How often a run is evaluated"
+def eval_every(o:TrainOptions, per_epoch:int)->int|None:
+    """How often a run is evaluated
+
+    Returns: steps; None: at the end only"""
     if o.eval_steps: return o.eval_steps
     return per_epoch if o.eval_strategy in ('auto', 'epoch') else None
 
@@ -453,8 +461,10 @@ def _save_final(learn, path): # of a model with adapters the whole, and the adap
 # %% ../../nbs/06_training/17_train.ipynb #df804606
 _overlaps = {} # of each content once: a comparison trains on the same rows many times
 
-def overlap_of(data)->dict: # evaluation set -> `Contamination`; empty where the data is not text
-    "What the training text shares with its validation text"
+def overlap_of(data)->dict:
+    """What the training text shares with its validation text
+
+    Returns: evaluation set -> `Contamination`; empty where the data is not text"""
     if data.tokenizer is None or not hasattr(data, 'texts'): return {}
     if data.fingerprint not in _overlaps: _overlaps[data.fingerprint] = data_overlap(data)
     return _overlaps[data.fingerprint]
@@ -669,11 +679,13 @@ def _guarded(o, path, learn, run):
         pass # a full disk has no room for its own obituary; the line on the screen stands
     raise RunError(said)
 
-def train(
-    quiet:bool=False, # print nothing
-    **options,        # fields of `TrainOptions`, or their aliases
-)->Run|dict: # the run; with `dry_run` only its plan
-    "Train a model as `lmnotes train` does, leaving a run folder"
+def train(quiet:bool=False, **options)->Run|dict:
+    """Train a model as `lmnotes train` does, leaving a run folder
+
+    Parameters:
+        quiet: print nothing
+        options: fields of `TrainOptions`, or their aliases
+    Returns: the run; with `dry_run` only its plan"""
     first = check_options(options_from(TrainOptions, **options))
     _check_ranks(first)
     with ranks(first.device, first.ddp_backend) if first.multi_gpu and under_torchrun() else nullcontext():

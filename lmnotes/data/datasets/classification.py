@@ -157,11 +157,13 @@ class FinanceTweets(Labelled):
     def fields(self, row): return dict(Tweet=row['text'].strip())
 
 # %% ../../../nbs/01_data/datasets/01_classification.ipynb #f93726ba
-def fiqa_label(
-    score:float,         # in [-1,1]
-    threshold:float=0.1, # in the units of `score`
-)->str: # negative, neutral or positive
-    "A sentiment score as a word"
+def fiqa_label(score:float, threshold:float=0.1)->str:
+    """A sentiment score as a word
+
+    Parameters:
+        score: in [-1,1]
+        threshold: in the units of `score`
+    Returns: negative, neutral or positive"""
     if not -1 <= score <= 1: raise InputError(f'a FiQA score lies between -1 and 1; {score} came')
     return 'negative' if score <= -threshold else 'positive' if score >= threshold else 'neutral'
 

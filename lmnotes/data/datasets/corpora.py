@@ -186,13 +186,15 @@ class Alpaca(Instructions): id = 'tatsu-lab/alpaca'
 class FinanceAlpaca(Instructions): id = 'gbharti/finance-alpaca'
 
 # %% ../../../nbs/01_data/datasets/03_corpora.ipynb #f50c05c4
-def chrf(
-    text:str,      # what the model wrote
-    reference:str, # the right translation
-    order:int=6,   # longest run of characters
-    beta:float=2., # recall counts beta times as much as precision
-)->float: # in [0,1]
-    "Character n-grams in common, as sacrebleu's chrF of one sentence"
+def chrf(text:str, reference:str, order:int=6, beta:float=2.)->float:
+    """Character n-grams in common, as sacrebleu's chrF of one sentence
+
+    Parameters:
+        text: what the model wrote
+        reference: the right translation
+        order: longest run of characters
+        beta: recall counts beta times as much as precision
+    Returns: in [0,1]"""
     said,gold = (''.join(t.split()) for t in (text, reference))
     parts = []
     for n in range(1, min(order, len(said), len(gold)) + 1):
@@ -277,11 +279,12 @@ class FinanceVision(Answered):
         )
 
 # %% ../../../nbs/01_data/datasets/03_corpora.ipynb #57864347
-def check_vision(
-    ds:Dataset, # any dataset
-    model,      # a model, or its class
-):
-    "A set of pictures needs a model that takes pictures"
+def check_vision(ds:Dataset, model):
+    """A set of pictures needs a model that takes pictures
+
+    Parameters:
+        ds: any dataset
+        model: a model, or its class"""
     import inspect
     forward = getattr(model, 'forward', model)
     if ds.kind == 'vision' and 'pixel_values' not in inspect.signature(forward).parameters:
@@ -291,10 +294,12 @@ def check_vision(
             "vision-language model of the hub, such as HuggingFaceTB/SmolVLM-256M-Instruct"
         )
 
-def picture(
-    image, # what a row holds: {'bytes': ..., 'path': ...}, a path, or a picture
-): # a PIL picture in RGB
-    "The picture of a row"
+def picture(image):
+    """The picture of a row
+
+    Parameters:
+        image: what a row holds: {'bytes': ..., 'path': ...}, a path, or a picture
+    Returns: a PIL picture in RGB"""
     try:
         from PIL import Image
     except ImportError:
@@ -306,12 +311,14 @@ def picture(
         raise InputError(f'a row holds no picture that can be read ({str(image)[:40]})') from None
 
 # %% ../../../nbs/01_data/datasets/03_corpora.ipynb #adbc6d5d
-def vision_batch(
-    ds:FinanceVision, # the dataset
-    rows:list,        # rows with `image`, `question`, `answer`
-    processor,        # the model's processor, from `AutoProcessor.from_pretrained`
-)->dict: # `input_ids`, `shift_labels` (batch, time), `pixel_values` and whatever else the processor makes
-    "A batch for a vision-language model, with loss on the answers"
+def vision_batch(ds:FinanceVision, rows:list, processor)->dict:
+    """A batch for a vision-language model, with loss on the answers
+
+    Parameters:
+        ds: the dataset
+        rows: rows with `image`, `question`, `answer`
+        processor: the model's processor, from `AutoProcessor.from_pretrained`
+    Returns: `input_ids`, `shift_labels` (batch, time), `pixel_values` and whatever else the processor makes"""
     tok, images = processor.tokenizer, [[picture(r['image'])] for r in rows]
     prompts = [_vision_prompt(processor, ds.prompt(r)) for r in rows]
     full = [p + ds.target(r) + tok.eos_token for p,r in zip(prompts, rows)]
@@ -339,11 +346,13 @@ def _vision_prompt(processor, text)->str:
     return processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
 
 # %% ../../../nbs/01_data/datasets/03_corpora.ipynb #fca52c14
-def check_role(
-    ds:Dataset,                 # the set that is to be trained on
-    allow_eval_data:bool=False, # whether that was asked for
-)->bool: # whether the run is tainted
-    "Refuse to train on a set that is kept for evaluation"
+def check_role(ds:Dataset, allow_eval_data:bool=False)->bool:
+    """Refuse to train on a set that is kept for evaluation
+
+    Parameters:
+        ds: the set that is to be trained on
+        allow_eval_data: whether that was asked for
+    Returns: whether the run is tainted"""
     if ds.role != 'eval': return False
     if not allow_eval_data:
         raise InputError(
@@ -353,17 +362,20 @@ def check_role(
     return True
 
 # %% ../../../nbs/01_data/datasets/03_corpora.ipynb #124fc2e7
-def taint_note(
-    names, # full ids of sets kept for evaluation that are trained on
-)->list: # a sentence, or none
-    "What has to be said of a model that has read the answers"
+def taint_note(names)->list:
+    """What has to be said of a model that has read the answers
+
+    Parameters:
+        names: full ids of sets kept for evaluation that are trained on
+    Returns: a sentence, or none"""
     return [f"tainted: trained on {', '.join(names)}, kept for evaluation"] if names else []
 
 # %% ../../../nbs/01_data/datasets/03_corpora.ipynb #bd200bf1
-def hub_is_up(
-    timeout:float=2., # seconds, in all
-)->bool:
-    "Whether the hub answers, through a proxy or not"
+def hub_is_up(timeout:float=2.)->bool:
+    """Whether the hub answers, through a proxy or not
+
+    Parameters:
+        timeout: seconds, in all"""
     if os.environ.get('HF_HUB_OFFLINE', '0').lower() in ('1', 'true', 'yes', 'on'): return False
     url, said = os.environ.get('HF_ENDPOINT', 'https://huggingface.co'), []
     def knock():
@@ -379,11 +391,12 @@ def hub_is_up(
     t.join(timeout)
     return bool(said)
 
-def local_configs(
-    cls,      # a `Dataset` class
-    data_dir, # root in hub layout, or None
-)->list: # the configurations found there
-    "What lies under a local root of a dataset"
+def local_configs(cls, data_dir)->list:
+    """What lies under a local root of a dataset
+
+    Parameters:
+        data_dir: root in hub layout, or None
+    Returns: a `Dataset` class the configurations found there"""
     home = Path(data_dir)/cls.id.replace('/', '__') if data_dir else None
     return (
         sorted(f.name for f in home.iterdir() if f.is_dir() and any(x.suffix in readers for x in f.iterdir()))
@@ -392,11 +405,13 @@ def local_configs(
     )
 
 # %% ../../../nbs/01_data/datasets/03_corpora.ipynb #372efcc7
-def catalog_rows(
-    data_dir=None, # root in hub layout; None: the environment variable LMNOTES_DATA_DIR
-    hub:bool=None, # whether the hub is there; None: ask it
-)->list: # a dict for each dataset
-    "Every dataset of the registry, and where it can be had now"
+def catalog_rows(data_dir=None, hub:bool=None)->list:
+    """Every dataset of the registry, and where it can be had now
+
+    Parameters:
+        data_dir: root in hub layout; None: the environment variable LMNOTES_DATA_DIR
+        hub: whether the hub is there; None: ask it
+    Returns: a dict for each dataset"""
     data_dir, ids = data_dir or os.environ.get('LMNOTES_DATA_DIR'), catalog.names()
     if data_dir and not Path(data_dir).is_dir(): raise InputError(f'there is no folder {data_dir} to use as data_dir')
     if hub is None: hub = hub_is_up()
@@ -418,11 +433,13 @@ def _catalog_row(cls, data_dir, hub)->dict:
         where=where + some,
     )
 
-def catalog_table(
-    data_dir=None, # root in hub layout
-    hub:bool=None, # whether the hub is there; None: ask it
-)->tuple: # rows, from `catalog_rows`; a rich table of them
-    "The list that `lmnotes data list` prints"
+def catalog_table(data_dir=None, hub:bool=None)->tuple:
+    """The list that `lmnotes data list` prints
+
+    Parameters:
+        data_dir: root in hub layout
+        hub: whether the hub is there; None: ask it
+    Returns: rows, from `catalog_rows`; a rich table of them"""
     from rich.table import Table
     rows = catalog_rows(data_dir, hub)
     t = Table('dataset', 'short', 'configs', 'task', 'role', 'modes', 'now', title=f'{len(rows)} datasets')

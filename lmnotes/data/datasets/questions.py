@@ -29,12 +29,14 @@ class Questions(Answered):
     def answer(self, row): return self.references(row)[0]
     def score(self, row, text)->float: return token_f1(text, self.references(row))
 
-def gold_of(
-    references, # acceptable answers, possibly none
-    ds,         # the dataset, named in the error
-    row,        # the row, quoted in the error
-)->list: # those that say something
-    "The references of a row; none is an error"
+def gold_of(references, ds, row)->list:
+    """The references of a row; none is an error
+
+    Parameters:
+        references: acceptable answers, possibly none
+        ds: the dataset, named in the error
+        row: the row, quoted in the error
+    Returns: those that say something"""
     found = [r.strip() for r in references if isinstance(r, str) and r.strip()]
     if not found:
         raise InputError(
@@ -114,17 +116,18 @@ class FinanceMath(Answered):
     def answer(self, row): return self.references(row)[0]
     def score(self, row, text): return same_number(text, self.references(row)[0], self.tolerance)
 
-def plain_number(
-    x:float,
-)->str: # `-8184` and `0.001`, where Python says `-8184.0` and `1e-03`
-    "A number as one would write it"
+def plain_number(x:float)->str:
+    """A number as one would write it
+
+    Returns: `-8184` and `0.001`, where Python says `-8184.0` and `1e-03`"""
     return f'{x:.10f}'.rstrip('0').rstrip('.') if math.isfinite(x) else str(x)
 
 # %% ../../../nbs/01_data/datasets/02_questions.ipynb #2cc19593
-def unbytes(
-    s:str, # a text, or a bytes literal such as `b'7\n'`
-)->str:
-    "What a bytes literal says; any other text as it is, without white space around it"
+def unbytes(s:str)->str:
+    """What a bytes literal says; any other text as it is, without white space around it
+
+    Parameters:
+        s: a text, or a bytes literal such as `b'7\\n'`"""
     if re.match(r'''b(['"]).*\1$''', s.strip(), re.S):
         try:
             s = ast.literal_eval(s.strip()).decode('utf-8', 'replace')
@@ -165,18 +168,22 @@ class MathDataset(Answered):
 def _bare(text)->str: return re.sub(r'\s', '', text).lower().rstrip('.')
 
 # %% ../../../nbs/01_data/datasets/02_questions.ipynb #d388e70e
-def code_of(
-    text:str, # what a model wrote
-)->str: # its first fenced block, or all of it
-    "The program in an answer"
+def code_of(text:str)->str:
+    """The program in an answer
+
+    Parameters:
+        text: what a model wrote
+    Returns: its first fenced block, or all of it"""
     m = re.search(r'```[ \t]*(?:python|py|Python)?[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)', text, re.S)
     return textwrap.dedent(m[1] if m else text).strip()
 
-def find_function(
-    source:str, # a program
-    name:str,   # the function wanted
-): # its node, or None
-    "The function of that name at the top level of a program that parses"
+def find_function(source:str, name:str):
+    """The function of that name at the top level of a program that parses
+
+    Parameters:
+        source: a program
+        name: the function wanted
+    Returns: its node, or None"""
     if len(source) > 100_000 or '\0' in source: return None
     try:
         with warnings.catch_warnings(action='ignore'):
@@ -189,8 +196,10 @@ def find_function(
     )
 
 # %% ../../../nbs/01_data/datasets/02_questions.ipynb #2d12eca1
-def signature_of(f)->tuple: # names and kinds of the arguments, and which may be left out
-    "What a call of a function has to look like"
+def signature_of(f)->tuple:
+    """What a call of a function has to look like
+
+    Returns: names and kinds of the arguments, and which may be left out"""
     a = f.args
     return (tuple(x.arg for x in a.posonlyargs + a.args), len(a.defaults), a.vararg and a.vararg.arg,
             tuple((x.arg, d is not None) for x,d in zip(a.kwonlyargs, a.kw_defaults)), a.kwarg and a.kwarg.arg)
@@ -202,12 +211,14 @@ def does_something(f)->bool:
         return isinstance(s, ast.Pass) or refusal or isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant)
     return not all(map(empty, f.body))
 
-def signature_score(
-    text:str,  # what a model wrote
-    asked:str, # the first lines that were given, up to the colon
-    name:str,  # the function
-)->float: # 0. or 1.
-    "Whether a program parses and has the function that was asked for, with something in it"
+def signature_score(text:str, asked:str, name:str)->float:
+    """Whether a program parses and has the function that was asked for, with something in it
+
+    Parameters:
+        text: what a model wrote
+        asked: the first lines that were given, up to the colon
+        name: the function
+    Returns: 0. or 1."""
     wanted,f = find_function(asked.rstrip() + '\n    pass', name),find_function(code_of(text), name)
     if wanted is None:
         raise InputError(f"gold missing: the lines given do not hold a function '{name}' ({asked[:40]!r})")
