@@ -74,7 +74,12 @@ class Registry(dict):
             module,_,attribute = self.targets[name].partition(':')
             self[name] = getattr(import_module(module), attribute)
         return dict.__getitem__(self, name)
-    def build(self, name, *args, **kwargs): return self[name](*args, **kwargs)
+    def build(
+        self,
+        name, # name
+        *args,
+        **kwargs,
+    ): return self[name](*args, **kwargs)
     def import_packages(self):
         "Import the modules of the packages named by `discover`, once"
         while self.packages:
@@ -91,7 +96,11 @@ class Registry(dict):
     def __len__(self): return len(self.keys())
     def values(self): return [self[o] for o in self.keys()]
     def items(self): return [(o, self[o]) for o in self.keys()]
-    def get(self, name, default=None): return self[name] if name in self else default
+    def get(
+        self,
+        name, # name
+        default=None,
+    ): return self[name] if name in self else default
 
 
 # %% ../nbs/00_core.ipynb #7c84aed4
@@ -116,7 +125,10 @@ def discover(self:Registry, package:str):
 
 # %% ../nbs/00_core.ipynb #845b7f71
 def set_seed(seed:int):
-    "Seed Python, NumPy and PyTorch (all devices)"
+    """Seed Python, NumPy and PyTorch (all devices)
+
+    Parameters:
+        seed: any whole number"""
     import numpy as np
     import torch
     random.seed(seed)
@@ -176,7 +188,10 @@ def pick_dtype(device, precision:str='auto', dim:int=None):
 
 # %% ../nbs/00_core.ipynb #432a4e4c
 def parse_count(s)->int:
-    "Whole number from `2M`, `1.5k`, `3e6` or `200`"
+    """Whole number from `2M`, `1.5k`, `3e6` or `200`
+
+    Parameters:
+        s: text or number"""
     t = str(s).strip()
     scale = dict(k=1e3, m=1e6, g=1e9, b=1e9, t=1e12).get(t[-1:].lower(), 1)
     try:
@@ -188,7 +203,10 @@ def parse_count(s)->int:
     return round(n)
 
 def format_count(n)->str:
-    "Three digits and a letter: 1.23M"
+    """Three digits and a letter: 1.23M
+
+    Parameters:
+        n: a number"""
     for unit in ('', 'k', 'M', 'B', 'T'):
         if abs(n) < 999.5 or unit == 'T': return f'{n:.3g}{unit}'
         n /= 1000

@@ -70,17 +70,33 @@ def _plain(o):
     if hasattr(o, 'tolist'): return _plain(o.tolist())
     return str(o)
 
-def write_json(path, o): atomic_write(path, json.dumps(_plain(o), indent=1) + '\n')
-def read_json(path): return json.loads(Path(path).read_text(encoding='utf-8'))
+def write_json(path, o):
+    """Write a value as JSON, whole or not at all; NaN and infinity become null
+
+    Parameters:
+        path: file to make or replace"""
+    atomic_write(path, json.dumps(_plain(o), indent=1) + '\n')
+def read_json(path):
+    """Read a JSON file
+
+    Parameters:
+        path: file"""
+    return json.loads(Path(path).read_text(encoding='utf-8'))
 
 # %% ../nbs/00_files.ipynb #9a1f0160
 def append_jsonl(path, *rows):
-    "Add a line for each of `rows` to a log, in a single write"
+    """Add a line for each of `rows` to a log, in a single write
+
+    Parameters:
+        path: log to append to"""
     with open(path, 'a', encoding='utf-8') as f:
         f.write(''.join(json.dumps(_plain(o)) + '\n' for o in rows))
 
 def read_jsonl(path)->list:
-    "All whole lines of a log; a torn last one is dropped"
+    """All whole lines of a log; a torn last one is dropped
+
+    Parameters:
+        path: log; a missing one is empty"""
     path = Path(path)
     if not path.exists(): return []
     *whole, _ = path.read_text(encoding='utf-8').split('\n')

@@ -14,6 +14,7 @@ import os
 import sys
 from importlib import metadata
 from pathlib import Path
+
 from .core import *
 
 # %% ../nbs/00_plugins.ipynb #756ef1d4

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lmnotes.benchmarks.bench_distributed import build_case, rank_failure_errors, wait_for_exit, on_two_hosts, torchrun
+from lmnotes.benchmarks.bench_distributed import build_case, on_two_hosts, rank_failure_errors, torchrun, wait_for_exit
 from lmnotes.benchmarks.network_hosts import missing_for_hosts
 from lmnotes.core import InputError, RunError
 from lmnotes.training.distributed import (

@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
+
 from ..core import has_fast_bf16, pick_device, torchvision_state
 
 # %% ../../nbs/11_app/07_doctor.ipynb #1c9a0a2d
@@ -48,6 +49,8 @@ def check_python(version):
 def installed(name:str)->str:
     """Version of an installed package
 
+    Parameters:
+        name: of a package
     Returns: '' when it is not there"""
     try:
         return metadata.version(name)
@@ -105,12 +108,18 @@ class Machine:
     gpu_memory: float = 0. # bytes
 
 def check_device(m:Machine):
-    "The device `auto` takes"
+    """The device `auto` takes
+
+    Parameters:
+        m: what `look` found"""
     if m.device == 'cpu': return Finding('device', 'cpu; no GPU that this torch can use')
     return Finding('device', f'{m.device}: {m.name}' + (f', {m.gpu_memory/2**30:.0f} GB' if m.gpu_memory else ''))
 
 def check_bf16(m:Machine):
-    "Whether bfloat16 is fast"
+    """Whether bfloat16 is fast
+
+    Parameters:
+        m: what `look` found"""
     if m.bf16:
         return Finding(
             'bfloat16', 'done in hardware' + (', taken by auto from width 256 on' if m.device == 'cpu' else '')
@@ -120,7 +129,10 @@ def check_bf16(m:Machine):
 
 # %% ../../nbs/11_app/07_doctor.ipynb #cea1866d
 def check_speed(m:Machine)->list[Finding]:
-    "What to expect of this machine"
+    """What to expect of this machine
+
+    Parameters:
+        m: what `look` found"""
     GB, out = 2**30, []
     if m.device == 'cpu':
         out.append(
@@ -251,11 +263,18 @@ def examine(where='.')->list[Finding]:
         path = path.parent
     return [*found, check_disk(shutil.disk_usage(path).free, where), _hub()]
 
-def exit_code(found)->int: return int(any(f.state == 'bad' for f in found))
+def exit_code(found)->int:
+    """Return 1 when a finding will stop the user
+
+    Parameters:
+        found: list of `Finding`"""
+    return int(any(f.state == 'bad' for f in found))
 
 def doctor(where='.')->int:
     """Say what this machine has, what will be slow on it and what to do about it
 
+    Parameters:
+        where: folder runs will be written to
     Returns: 1 when something will stop you"""
     from rich.console import Console
     console, found = Console(soft_wrap=True, highlight=False), examine(where)

@@ -181,7 +181,10 @@ class LiveMonitor:
 
 # %% ../../nbs/11_app/10_live_monitor.ipynb #87d444a9
 class Live(Callback):
-    "Keep a `LiveMonitor` up to date while its learner trains"
+    """Keep a `LiveMonitor` up to date while its learner trains
+
+    Parameters:
+        monitor: a `LiveMonitor`"""
     order,run_valid = 90,False # after everything of the step is written
     def __init__(self, monitor, seconds:float=1., share:float=.1, clock=time.perf_counter):
         self.widget,self.seconds,self.share,self.clock = monitor,seconds,share,clock

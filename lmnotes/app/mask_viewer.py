@@ -17,6 +17,7 @@ def row_html(tokenizer, batch:dict, row:int=0)->str:
     """One row of a batch as HTML
 
     Parameters:
+        tokenizer: that made the tokens
         batch: `input_ids`, `shift_labels`, perhaps `documents` or `attention_mask`; (B, T)"""
     ids,labels = batch['input_ids'][row].tolist(),batch['shift_labels'][row].tolist()
     docs = batch['documents'][row].tolist() if 'documents' in batch else [0]*len(ids)
@@ -38,7 +39,10 @@ def row_html(tokenizer, batch:dict, row:int=0)->str:
     return f'<pre style="white-space:pre-wrap;font-size:12px">{"".join(out)}</span></pre>'
 
 def row_caption(batch, row=0)->str:
-    "How many tokens, documents and learnt places a row has"
+    """How many tokens, documents and learnt places a row has
+
+    Parameters:
+        batch: dict of tensors"""
     y = batch['shift_labels'][row]
     n = int((y != -100).sum())
     docs = (

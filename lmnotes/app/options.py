@@ -12,7 +12,9 @@ import inspect
 import io
 import tokenize
 from dataclasses import dataclass
+
 from tyro.conf import Positional
+
 from ..core import Registry
 from ..training.options import TrainOptions
 

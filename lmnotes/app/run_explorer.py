@@ -96,7 +96,8 @@ def curves_png(r:dict, dpi:int=100)->bytes:
     """The curves over each other
 
     Parameters:
-        r: from `picked`"""
+        r: from `picked`
+        dpi: dots an inch"""
     from lmnotes.reports.run_report import curves_chart
     fig = curves_chart([x for x in r['runs']])
     fig.set_size_inches(7, 3.2)

@@ -36,6 +36,7 @@ def recommend(path, model='resonance', vocab_size:int=None, device='auto', repor
         path: shards
         model: a recipe
         vocab_size: None: meta.json's, else the largest id and one
+        device: where the step is timed: auto, cuda, mps or cpu
         report: from `validate`, if it has run
     Returns: size, parameters, tokens, memory in bytes, seconds, command"""
     report,device = (report or validate(path)).check(),pick_device(device)

@@ -70,7 +70,10 @@ def bench_table(name:str, figures:dict):
     return t
 
 def variants_table(figures:dict):
-    "A rich table with a column for each variant, or a row where they are many"
+    """A rich table with a column for each variant, or a row where they are many
+
+    Parameters:
+        figures: what a bench returned"""
     from rich.table import Table
     vs = figures['variants']
     keys = list(dict.fromkeys(k for v in vs for k,x in v.items() if not isinstance(x, (dict, list))))
@@ -89,6 +92,8 @@ def run_bench(name:str, device='auto', size=None, quick=False, **options)->dict:
     """Run one bench
 
     Parameters:
+        name: of the bench
+        device: where it runs: cpu, cuda or mps
         options: of the bench
     Returns: its figures, with seconds taken, device, and the environment"""
     f,start,device = benches[name],time.perf_counter(),pick_device(device)

@@ -57,9 +57,14 @@ def build_case(name, letters, rows=8, world=1, **changes)->dict:
 def rank_errors(name, letters, steps=4, ways=('ddp', 'fsdp'))->dict:
     """How far two ranks are from one, and FSDP from DDP
 
+    Parameters:
+        name: of a case in `CASES`
+        ways: ddp, fsdp
     Returns: grad_error, weight_error, fsdp_error"""
     one = train_together(**build_case(name, letters, accumulate=1), steps=steps)
-    two = {how: run_ranks(train_together, 2, steps=steps, how=how, **build_case(name, letters, world=2)) for how in ways}
+    two = {
+        how: run_ranks(train_together, 2, steps=steps, how=how, **build_case(name, letters, world=2)) for how in ways
+    }
     first = two[ways[0]][0]
     # what rank 1 reports
     same = all(abs(a['loss'] - b['loss']) <= 1e-5*b['loss'] for a,b in zip(two[ways[0]][1]['rows'], one['rows']))
@@ -72,7 +77,10 @@ def rank_errors(name, letters, steps=4, ways=('ddp', 'fsdp'))->dict:
     )
 
 def accumulation_error(letters)->float:
-    "Two batches of 4 against one of 8, on one process"
+    """Two batches of 4 against one of 8, on one process
+
+    Parameters:
+        letters: path of the questions"""
     return difference(
         train_together(**build_case('accumulation', letters), steps=1),
         train_together(**build_case('standard', letters), steps=1),
@@ -106,6 +114,7 @@ def torchrun(kwargs, out, nproc=2, flags=('--standalone',), before=(), env=None)
         kwargs: of `train_together`
         out: file for the weights
         nproc: ranks here
+        flags: of `torchrun`
         before: what the command begins with
         env: more of the environment"""
     launcher = [sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={nproc}', *flags]
@@ -118,7 +127,8 @@ def wait_for_exit(p, out=None, seconds=300):
     """Exit code, what was said, and the weights as `difference` takes them
 
     Parameters:
-        seconds: a `Popen`"""
+        p: a `Popen`
+    Returns: a `Popen`"""
     try:
         said = p.communicate(timeout=seconds)[1]
     except subprocess.TimeoutExpired:
@@ -131,6 +141,8 @@ def wait_for_exit(p, out=None, seconds=300):
 def rank_failure_errors(letters, folder, how='ddp')->dict:
     """Kill a rank, without and with a restart
 
+    Parameters:
+        letters: path of the questions
     Returns: killed_is_error: 1. if so; restart_error"""
     case = dict(build_case('standard', letters, world=2), how=how, steps=5)
     folder = Path(folder)
@@ -150,7 +162,10 @@ def rank_failure_errors(letters, folder, how='ddp')->dict:
     return dict(killed_is_error=float(honest), restart_error=difference(again, calm))
 
 # %% ../../nbs/10_benchmarks/09_bench_distributed.ipynb #7f38fa80
-_TRAIN_COMMAND = 'train --multi_gpu --device cpu --no_mixed_precision --dataset arithmetic --limit 300 --max_length 64 --batch_size 4'
+_TRAIN_COMMAND = (
+    'train --multi_gpu --device cpu --no_mixed_precision --dataset arithmetic --limit '
+    '300 --max_length 64 --batch_size 4'
+)
 
 def _train(out, restarts):
     launcher = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', f'--max-restarts={restarts}']
@@ -172,6 +187,8 @@ def _kill_a_rank(p, out, seconds=200): # as soon as there is a checkpoint
 def command_restart(folder)->float:
     """How far a `train` whose rank was killed is from one left alone
 
+    Parameters:
+        folder: where the two runs are made
     Returns: over weights and the losses of all steps"""
     from safetensors.numpy import load_file
     runs = [Path(folder)/name for name in ('calm', 'killed')]
@@ -190,7 +207,12 @@ def command_restart(folder)->float:
 # %% ../../nbs/10_benchmarks/09_bench_distributed.ipynb #f779733b
 def _rank_on_host(kwargs, out, name, address, first, is_first):
     "Start one rank in a namespace; the ranks meet at the address `first`"
-    meeting = ['--rdzv_backend=c10d', f'--rdzv_endpoint={first}:29477', '--rdzv_id=two-hosts', f'--rdzv_conf=is_host={int(is_first)}']
+    meeting = [
+        '--rdzv_backend=c10d',
+        f'--rdzv_endpoint={first}:29477',
+        '--rdzv_id=two-hosts',
+        f'--rdzv_conf=is_host={int(is_first)}',
+    ]
     flags = ('--nnodes=2', *meeting, f'--local_addr={address}')
     inside = ('ip', 'netns', 'exec', name)
     return torchrun(kwargs, out, nproc=1, flags=flags, before=inside, env=dict(GLOO_SOCKET_IFNAME=name))
@@ -205,8 +227,11 @@ def on_two_hosts(kwargs, folder)->dict:
     out = Path(folder)/'hosts.npz'
     with two_hosts() as hosts:
         first = next(iter(hosts.values()))
-        started = [_rank_on_host(kwargs, out, name, address, first, address == first) for name,address in hosts.items()]
-        try: ended = [wait_for_exit(p) for p in started]
+        started = [
+            _rank_on_host(kwargs, out, name, address, first, address == first) for name, address in hosts.items()
+        ]
+        try:
+            ended = [wait_for_exit(p) for p in started]
         finally:
             for p in started: p.poll() is None and p.kill()
     for code,stderr,_ in ended:
@@ -214,7 +239,10 @@ def on_two_hosts(kwargs, folder)->dict:
     return dict(weights=dict(np.load(out)))
 
 def hosts_error(letters, folder)->float:
-    "Two hosts with a rank each, against one process with all the rows"
+    """Two hosts with a rank each, against one process with all the rows
+
+    Parameters:
+        letters: path of the questions"""
     one = train_together(**build_case('standard', letters), steps=3)
     return difference(on_two_hosts(dict(build_case('standard', letters, world=2), how='ddp', steps=3), folder), one)
 
@@ -234,6 +262,8 @@ _TARGETS = dict(
 def stop_together(letters)->float:
     """One rank is asked to stop; do both, after the same step?
 
+    Parameters:
+        letters: path of the questions
     Returns: 1. if so"""
     both = run_ranks(train_together, 2, **build_case('standard', letters, world=2), how='ddp', steps=5, stop=(1, 1))
     return float([r['steps'] for r in both] == [2, 2] and both[0]['stopping'] is not None)
@@ -246,6 +276,8 @@ def bench_distributed(device='cpu', quick=False, progress=lambda what: None, cas
     Parameters:
         device: ranks run on the CPU, whatever is here
         quick: one model, no torchrun, no hosts
+        progress: takes a line that says what is being measured
+        cases: names in `CASES`
     Returns: figures named in TARGETS"""
     home = Path(tempfile.mkdtemp(prefix='lmnotes_ranks_'))
     try:

@@ -64,7 +64,10 @@ def addition_rows()->dict:
     return out
 
 def addition_data(bs=128, seed=0, device='cpu')->TaskData:
-    "Additions as data for fine-tuning and for rewards"
+    """Additions as data for fine-tuning and for rewards
+
+    Parameters:
+        bs: rows in a batch"""
     task,rows,tok = Additions(),addition_rows(),get_tokenizer('bytes')
     spec = dict(
         dataset=task.id, tokenizer='bytes', max_length=16, bs=bs, seed=seed, packing=False, device=device, mode='sft'
@@ -76,6 +79,8 @@ def addition_data(bs=128, seed=0, device='cpu')->TaskData:
 def exact(model, data, split='test')->list:
     """Exact matches of the likeliest answers
 
+    Parameters:
+        model: a language model
     Returns: 0. or 1. for each row"""
     task,rows = data.task,data.rows[split]
     said = generate_batch(
@@ -94,8 +99,10 @@ def half_knowing(seed=0, data=None, enough=0.45, steps=1500, lr=3e-3, device='cp
     """A model fine-tuned on additions until it is right half of the time
 
     Parameters:
+        seed: of the random numbers
         data: from `addition_data`
         enough: share of the stop set right, at which it ends
+        steps: training steps
     Returns: the model, steps taken, share of the stop set that is right"""
     data = data or addition_data(seed=seed)
     set_seed(seed)
@@ -153,7 +160,9 @@ def learn_from(start, data, seed=0, reward='task', device='cpu', **changes)->dic
 
     Parameters:
         start: a model, which is copied
+        data: `TaskData`
         reward: or random
+        device: where it runs: cpu, cuda or mps
         changes: of `RL`
     Returns: exact matches after, seconds, and the run's own figures"""
     folder,began = Path(tempfile.mkdtemp(prefix='bench_grpo_')),time.perf_counter()
@@ -198,8 +207,10 @@ def bench_grpo(device='cpu', size='tiny', quick=False, progress=lambda what: Non
     """What rewards alone add on held-out additions, and what coins add
 
     Parameters:
+        device: where it runs: cpu, cuda or mps
         size: of the model
         quick: three steps, one seed
+        progress: takes a line that says what is being measured
     Returns: gain: mean over seeds; gain_low: lower end of its 95 % interval; control_gain and its worst
         seeds; seconds_a_seed"""
     few = dict(steps=3, batch_size=2, group_size=4, eval_items=4, pass_k=2) if quick else {}

@@ -26,6 +26,7 @@ def head_problem(n_tokens, vocab, dim, device='cpu', seed=0)->tuple:
         n_tokens: rows
         vocab: words
         dim: width
+        device: where it runs: cpu, cuda or mps
     Returns: hidden states and weights that want gradients, labels"""
     g = torch.Generator().manual_seed(seed)
     h,w = torch.randn(n_tokens, dim, generator=g),torch.randn(vocab, dim, generator=g)*dim**-.5
@@ -62,7 +63,9 @@ def max_error(a, b)->float:
 
 # %% ../../nbs/10_benchmarks/03_bench_head.ipynb #7161d321
 _SIZES = dict(tiny=256, small=512, medium=768) # widths
-_TARGETS = dict(memory_ratio=('>=', 10), memory_ratio_bf16=('>=', 8), time_ratio=('<=', 0.85), grad_error=('<=', 1e-5))
+_TARGETS = dict(
+    memory_ratio=('>=', 10), memory_ratio_bf16=('>=', 8), time_ratio=('<=', 0.85), grad_error=('<=', 1e-5)
+)
 
 def _peak_and_result(step, device): # one run tells both: its gradients are part of the peak anyway
     kept = []
@@ -93,8 +96,10 @@ def bench_head(device='cpu', size='medium', quick=False, progress=lambda what: N
     """The chunked head loss against all logits at once: 4096 tokens, 50,257 words, forward and backward
 
     Parameters:
+        device: where it runs: cpu, cuda or mps
         size: tiny, small or medium: width 256, 512 or 768
         quick: 512 tokens over 4,000 words
+        progress: takes a line that says what is being measured
     Returns: memory_ratio, memory_ratio_bf16, time_ratio, grad_error"""
     if size not in _SIZES:
         raise InputError(

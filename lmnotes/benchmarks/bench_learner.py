@@ -29,7 +29,10 @@ from ..training.schedules import Schedule
 HYPER = dict(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, clip=1.)
 
 class StopWatch:
-    "Times the steps after the first `skip`"
+    """Times the steps after the first `skip`
+
+    Parameters:
+        steps: training steps"""
     def __init__(self, steps, skip, device):
         self.last,self.skip,self.device,self.seconds = steps+skip,skip,device,None
     def begins(self, k): # step number k, from 0
@@ -80,14 +83,20 @@ def _loader(data, n):
 
 # %% ../../nbs/10_benchmarks/04_bench_learner.ipynb #07be8123
 class WatchCallback(Callback):
-    "Hands fastai's steps to a `StopWatch`, and skips validation"
+    """Hands fastai's steps to a `StopWatch`, and skips validation
+
+    Parameters:
+        watch: a `StopWatch`"""
     order = -100
     def __init__(self, watch): self.watch = watch
     def before_batch(self): self.watch.begins(self.iter)
     def before_validate(self): raise CancelValidException()
 
 class WatchEnd(Callback):
-    "The other end: after all other callbacks of a batch"
+    """The other end: after all other callbacks of a batch
+
+    Parameters:
+        watch: a `StopWatch`"""
     order = 1000
     def __init__(self, watch): self.watch = watch
     def after_batch(self): self.watch.ends(self.iter)
@@ -96,6 +105,7 @@ def by_learner(model, data, precision):
     """A function (steps, skip) -> seconds that trains `model` with `lm_learner`
 
     Parameters:
+        data: `LMData`
         precision: fp32, bf16 or auto"""
     learn = lm_learner(
         model,
@@ -120,7 +130,10 @@ def by_learner(model, data, precision):
 
 # %% ../../nbs/10_benchmarks/04_bench_learner.ipynb #ef839aaa
 class StopWatchCallback(TrainerCallback):
-    "Tell a `StopWatch` when `transformers.Trainer` begins and ends a step"
+    """Tell a `StopWatch` when `transformers.Trainer` begins and ends a step
+
+    Parameters:
+        watch: a `StopWatch`"""
     def __init__(self, watch): self.watch = watch
     def on_step_begin(self, args, state, control, **kw): self.watch.begins(state.global_step)
     def on_step_end(self, args, state, control, **kw): self.watch.ends(state.global_step-1)
@@ -136,7 +149,9 @@ def trainer_arguments(folder, n:int, device, bf16:bool):
     same = dict(learning_rate=HYPER['lr'], weight_decay=HYPER['weight_decay'], max_grad_norm=HYPER['clip'])
     beta1,beta2 = HYPER['betas']
     optimizer = dict(optim='adamw_torch_fused', adam_beta1=beta1, adam_beta2=beta2, lr_scheduler_type='linear')
-    silent = dict(logging_strategy='no', save_strategy='no', report_to=[], disable_tqdm=True, logging_nan_inf_filter=False)
+    silent = dict(
+        logging_strategy='no', save_strategy='no', report_to=[], disable_tqdm=True, logging_nan_inf_filter=False
+    )
     loader = dict(per_device_train_batch_size=1, remove_unused_columns=False, dataloader_pin_memory=False)
     settings = same | optimizer | silent | loader
     return TrainingArguments(output_dir=folder, max_steps=n, bf16=bf16, use_cpu=device.type == 'cpu', **settings)
@@ -169,8 +184,9 @@ def compare_loops(size, data, device='cpu', steps=10, skip=2, repeats=9, seconds
     """Training speed of the same model in three loops
 
     Parameters:
-        steps, skip: timed steps of a stretch, and untimed ones before them
-        repeats, seconds, warmup: rounds
+        size: name of a model size
+        skip: timed steps of a stretch, and untimed ones before them
+        warmup: rounds
     Returns: tokens/s of loop, learner and trainer; vs_loop, vs_hf_trainer"""
     def model():
         set_seed(0)
@@ -202,8 +218,10 @@ def bench_learner(device='cpu', size=None, quick=False, progress=lambda what: No
     """Training speed of `lm_learner` against a bare PyTorch loop and `transformers.Trainer`
 
     Parameters:
+        device: where it runs: cpu, cuda or mps
         size: of the model; default tiny and small, one after the other
         quick: short sequences, one round
+        progress: takes a line that says what is being measured
     Returns: vs_loop, vs_hf_trainer"""
     names = [size] if size else ['tiny'] if quick else ['tiny', 'small']
     for n in names:

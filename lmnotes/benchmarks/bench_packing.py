@@ -69,6 +69,8 @@ def _model(name, vocab, device, dtype=torch.float32):
 def model_packing_errors(names, batch, vocab, device='cpu')->list:
     """Errors of several models, in float32 and in float64 where the device has it
 
+    Parameters:
+        names: of models
     Returns: a dict for each model"""
     out,batch = [],{k: v.to(device) for k,v in batch.items()}
     for name in names:
@@ -80,13 +82,19 @@ def model_packing_errors(names, batch, vocab, device='cpu')->list:
     return out
 
 # %% ../../nbs/10_benchmarks/07_bench_packing.ipynb #bccc0301
-def useful_tokens(dl, k)->int: # of batch k
+def useful_tokens(dl, k)->int:
+    """Count the tokens of a batch that are not padding
+
+    Parameters:
+        dl: loader of packed or padded rows
+    Returns: of batch k"""
     return int(sum(dl.dataset.lengths[r].sum() for r in dl.rows(k)))
 
 def batching_variants(examples, size=512, bs=8)->dict:
     """The first batch of packed rows, and padded ones beside it
 
     Parameters:
+        examples: of `examples_of`
         size: places in a row
         bs: packed rows in a batch
     Returns: name -> (batch, useful tokens)"""
@@ -105,12 +113,17 @@ def packing_speed(examples, vocab, size='small', device='cpu', rows=8, repeats=5
     """Training speed in useful tokens
 
     Parameters:
+        examples: of `examples_of`
         size: of the model
+        device: where it runs: cpu, cuda or mps
+        rows: packed rows in a batch
     Returns: useful tokens/s of each way, and the ratios"""
     set_seed(0)
     model = build_model('standard', size=size, vocab_size=vocab).to(device)
     dtype = pick_dtype(device, 'auto', sizes[size]['dim'])
-    ways = {k: ({n: t.to(device) for n,t in b.items()}, n) for k,(b,n) in batching_variants(examples, bs=rows).items()}
+    ways = {
+        k: ({n: t.to(device) for n, t in b.items()}, n) for k, (b, n) in batching_variants(examples, bs=rows).items()
+    }
     t = interleave({k: train_step(model, (b,), dtype=dtype) for k,(b,_) in ways.items()}, repeats, 1, device, seconds)
     rate = {k: n/t[k].median for k,(_,n) in ways.items()}
     return dict(
@@ -161,8 +174,10 @@ def bench_packing(device='cpu', size=None, quick=False, progress=lambda what: No
     """Fill, equality and useful tokens a second of packed rows of 512
 
     Parameters:
+        device: where it runs: cpu, cuda or mps
         size: of the timed model; small, or tiny when quick
         quick: 300 rows of a set, one round
+        progress: takes a line that says what is being measured
         data_dir: root of real rows in hub layout; None: LMNOTES_DATA_DIR, else embedded sets
     Returns: fill, loss_error, grad_error, speedup_fixed, speedup_longest"""
     size = size or ('tiny' if quick else 'small')

@@ -53,8 +53,9 @@ def speed_rows(size, data, variants, repeats=9, seconds=None, warmup=2, peaks=Tr
     """Training speed of one model in several precisions
 
     Parameters:
-        size, data: of the model; `LMData`
+        data: of the model; `LMData`
         variants: pairs of a precision and whether to compile
+        repeats: rounds of timing
         peaks: measure the machine's peak, for the utilisation
     Returns: a dict for each variant: tokens_per_s, mfu, vs_fp32"""
     def model():
@@ -83,6 +84,7 @@ def trained_loss(size, data, precision, seed, steps=20, windows=64)->float:
     """Validation loss of a model that was trained for a few steps
 
     Parameters:
+        size: name of a model size
         steps: optimizer steps
         windows: validation windows
     Returns: nats per token"""
@@ -126,9 +128,11 @@ def bench_precision(device='cpu', size=None, quick=False, seeds=3, progress=lamb
     """Training speed and loss in bf16 (on a GPU also fp16, and compiled) beside fp32
 
     Parameters:
+        device: where it runs: cpu, cuda or mps
         size: of the model; default small, and medium on a GPU
         quick: the tiny size, one round, four steps
         seeds: runs in each precision
+        progress: takes a line that says what is being measured
     Returns: bf16_speedup, gap_over_spread"""
     device = torch.device(device)
     gpu = device.type == 'cuda'

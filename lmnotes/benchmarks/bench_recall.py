@@ -22,6 +22,7 @@ def recall_batch(seed, step, length=64, pairs=8, n=64)->tuple:
     """Pairs, then keys to be answered by their values until the row is full
 
     Parameters:
+        seed: of the random numbers
         length: tokens
         pairs: of key and value
         n: rows
@@ -46,6 +47,7 @@ def copy_batch(seed, step, length=16, n=64)->tuple:
     """Words, a sign, and the same words again
 
     Parameters:
+        seed: of the random numbers
         length: words to copy
         n: rows
     Returns: tokens and labels, (n, 2*length)"""
@@ -73,6 +75,7 @@ def recall_model(mixer='attention', seed=0, **kw):
 
     Parameters:
         mixer: a name in `MIXERS`
+        seed: of the random numbers
         kw: fields of `LMConfig`"""
     if mixer not in MIXERS:
         raise InputError(f"unknown mixer '{mixer}' for the recall bench; there is: {', '.join(MIXERS)}")
@@ -90,7 +93,8 @@ def accuracy(model, batch)->float:
     """Share of right answers
 
     Parameters:
-        batch: tokens and labels"""
+        model: a language model
+    Returns: `batch`: tokens and labels"""
     x,y = batch
     with torch.no_grad():
         right = model(x).logits.argmax(-1) == y
@@ -100,11 +104,13 @@ def learn(model, batches, test, steps=800, lr=2e-3, enough=0.99, device='cpu')->
     """Train until it knows, or until the steps are used up
 
     Parameters:
+        model: a language model
         batches: step -> tokens and labels
         test: tokens and labels
         steps: at most
         lr: after warm-up
         enough: stop here
+        device: where it runs: cpu, cuda or mps
     Returns: (step, accuracy) pairs"""
     model.to(device).train()
     opt = torch.optim.AdamW(model.parameters(), lr, betas=(.9, .98), weight_decay=.01)
@@ -134,6 +140,7 @@ def recall_at(mixer, length=64, seed=0, steps=800, device='cpu', n=64)->list:
     Parameters:
         mixer: a name in `MIXERS`
         length: tokens; one pair for every 8
+        seed: of the random numbers
     Returns: (step, accuracy) pairs"""
     model,pairs = recall_model(mixer, seed),length//8
     return learn(
@@ -150,6 +157,7 @@ def copy_at(mixer, lengths=(4, 8, 16, 32), seed=0, steps=800, device='cpu', n=64
     Parameters:
         mixer: a name in `MIXERS`
         lengths: practised in turn
+        seed: of the random numbers
     Returns: length -> share of words right"""
     model = recall_model(mixer, seed)
     test = lambda l: tuple(t.to(device) for t in copy_batch(seed, 0, l, 128))
@@ -182,8 +190,11 @@ def bench_recall(device='cpu', size='tiny', quick=False, progress=lambda what: N
     """Associative recall of 8 pairs in 64 tokens, and copying, for five mixers of equal parameters
 
     Parameters:
+        device: where it runs: cpu, cuda or mps
         size: tiny: up to 64 tokens; small: up to 256
         quick: 16 tokens, one seed, few steps
+        progress: takes a line that says what is being measured
+        seeds: seeds of the models
     Returns: attention_recall, hybrid_gap, and the recall of each mixer"""
     if size not in _SIZES:
         raise InputError(f"unknown size '{size}' for the recall bench; there is: {', '.join(_SIZES)}")

@@ -32,7 +32,9 @@ def core_steps(T, dim, n_head, dtype=torch.float32, device='cpu', names=('attent
 
     Parameters:
         T: tokens
+        dim: width
         dtype: of the streams
+        device: where it runs: cpu, cuda or mps
         names: also: associative
     Returns: name -> function without arguments: one forward and backward"""
     draw = lambda *s: torch.randn(s, generator=torch.Generator().manual_seed(0)).to(device, dtype).requires_grad_()
@@ -50,7 +52,8 @@ def layer_steps(T, dim, n_head, dtype=None, device='cpu')->dict:
     """Whole mixers, projections included
 
     Parameters:
-        dtype: autocast to this"""
+        T: tokens
+    Returns: `dtype`: autocast to this"""
     x = torch.randn(1, T, dim, generator=torch.Generator().manual_seed(0)).to(device).requires_grad_()
     rope = tuple(t.to(device) for t in rope_tables(torch.arange(T)[None], dim//n_head))
     def one(layer, ctx):
@@ -65,7 +68,10 @@ def layer_steps(T, dim, n_head, dtype=None, device='cpu')->dict:
 
 # %% ../../nbs/10_benchmarks/05_bench_resonance.ipynb #3e4017ae
 def growth_times(T, dim, n_head, device='cpu', dtype=torch.float32, repeats=7, seconds=60, shorter=16)->dict:
-    "Seconds a token of the resonance core at `T` tokens and at `T/shorter`"
+    """Seconds a token of the resonance core at `T` tokens and at `T/shorter`
+
+    Parameters:
+        dim: width"""
     long,short = (core_steps(n, dim, n_head, dtype, device, ['resonance'])['resonance'] for n in (T, T//shorter))
     def several():
         for _ in range(shorter): short()
@@ -84,6 +90,7 @@ def recurrence_error(n=4096, dim=64, n_head=4, device='cpu', seed=0)->float:
 
     Parameters:
         n: tokens
+        dim: width
     Returns: share of the largest output"""
     torch.manual_seed(seed)
     layer = Resonance(dim, n_head).to(device).eval()
@@ -97,7 +104,8 @@ def state_bytes(n, dim=64, n_head=4, device='cpu')->int:
     """Bytes a layer keeps for decoding after `n` tokens
 
     Parameters:
-        n: tokens read"""
+        n: tokens read
+        dim: width"""
     layer,cache = Resonance(dim, n_head).to(device),LMCache()
     layer(torch.randn(1, n, dim, device=device), Context(cache=cache))
     return sum(s.numel()*s.element_size() for s in cache.states[0])
@@ -185,8 +193,10 @@ def bench_resonance(device='cpu', size='small', quick=False, progress=lambda wha
     """Resonance against causal attention at 32,768 tokens: time, growth, memory, and its recurrence
 
     Parameters:
+        device: where it runs: cpu, cuda or mps
         size: tiny, small or medium: width 64, 256 or 1024
         quick: 1,024 tokens, width 64
+        progress: takes a line that says what is being measured
     Returns: speedup_32k, growth, recurrence_error, state_growth, step_gb"""
     _check_size(size)
     T,(dim,n_head) = (1024, _SIZES['tiny']) if quick else (32_768, _SIZES[size])

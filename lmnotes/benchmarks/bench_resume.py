@@ -59,12 +59,18 @@ runs = dict(
     lora    = dict(guest, model='tiny:qwen3', dataset='recall', use_lora=True, max_length=64))
 
 # %% ../../nbs/10_benchmarks/11_bench_resume.ipynb #f7f3fcaa
-def run_in(options, folder, resume): # a child's whole life
+def run_in(options, folder, resume):
+    """Run a training, or go on with one, as a child process does
+
+    Parameters:
+        options: options of `train`, a dict
+    Returns: a child's whole life"""
     torch.set_num_threads(1)
     # its own lock belongs to all processes, and one that is killed would leave it behind
     tqdm.set_lock(threading.RLock())
     again = dict(resume=str(folder), quiet=True, device=options.get('device', 'cpu'))
-    try: train(**again if resume else dict(options, output_dir=str(folder)))
+    try:
+        train(**again if resume else dict(options, output_dir=str(folder)))
     except RunError as e:
         sys.exit(f'as it should: {e}')
 
@@ -76,7 +82,10 @@ def in_package(f):
     return getattr(import_module('lmnotes.benchmarks.bench_resume'), f.__name__)
 
 def spawn(options, folder):
-    "Start a run, or go on with it where it has a checkpoint"
+    """Start a run, or go on with it where it has a checkpoint
+
+    Parameters:
+        options: options of `train`, a dict"""
     ctx = mp.get_context('forkserver')
     ctx.set_forkserver_preload(
         [
@@ -95,17 +104,28 @@ def spawn(options, folder):
     return child
 
 def steps_logged(folder)->int:
+    """Count the steps that a run has logged
+
+    Parameters:
+        folder: of the run"""
     try:
         return len(read_jsonl(Path(folder)/'metrics.jsonl'))
     except ValueError:
         return 0 # being cut back at this moment
 
-def is_saving(folder)->bool: return any(Path(folder).glob('checkpoints/.step_*.tmp'))
+def is_saving(folder)->bool:
+    """Whether a checkpoint is half written at this moment
+
+    Parameters:
+        folder: of the run"""
+    return any(Path(folder).glob('checkpoints/.step_*.tmp'))
 
 # %% ../../nbs/10_benchmarks/11_bench_resume.ipynb #1037278b
 def kill_at(child, folder, dice, in_save:bool)->str|None:
     """Wait for the moment, then SIGKILL
 
+    Parameters:
+        child: a process
     Returns: 'step' or 'save'; None where the run ended first"""
     begun,target = steps_logged(folder),dice.randint(1, 4)
     while child.is_alive():
@@ -125,6 +145,8 @@ def kill_at(child, folder, dice, in_save:bool)->str|None:
 def killed_run(options, folder, kills:int, seed=0)->dict:
     """A run that dies `kills` times and is resumed each time
 
+    Parameters:
+        options: options of `train`, a dict
     Returns: kills, and those of them in a save"""
     dice,dead = random.Random(seed),[]
     while len(dead) < kills:
@@ -139,7 +161,10 @@ def killed_run(options, folder, kills:int, seed=0)->dict:
     return dict(kills=len(dead), kills_in_save=dead.count('save'))
 
 def live_through(options, folder):
-    "Run, or go on, to the end"
+    """Run, or go on, to the end
+
+    Parameters:
+        options: options of `train`, a dict"""
     child = spawn(options, folder)
     child.join()
     _well(child, folder)
@@ -152,6 +177,8 @@ def _well(child, folder):
 def same_end(a, b)->dict:
     """Whether two runs ended in the same state, bit for bit
 
+    Parameters:
+        a: folder of a run
     Returns: weights, optimizer, losses: 1. where all is equal"""
     import torch
     from safetensors.torch import load_file
@@ -174,7 +201,10 @@ def same_end(a, b)->dict:
     )
 
 def equal(a, b)->bool:
-    "Whether two nests of tensors and numbers are the same to the bit"
+    """Whether two nests of tensors and numbers are the same to the bit
+
+    Parameters:
+        a: value of any nesting"""
     import torch
     if isinstance(a, dict): return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
     if isinstance(a, (list, tuple)): return len(a) == len(b) and all(map(equal, a, b))
@@ -184,7 +214,10 @@ def equal(a, b)->bool:
 # %% ../../nbs/10_benchmarks/11_bench_resume.ipynb #2e19ced1
 @contextmanager
 def small_disk(megabytes=3):
-    "A disk of its own, where we may make one; None elsewhere"
+    """A disk of its own, where we may make one; None elsewhere
+
+    Parameters:
+        megabytes: size of the disk"""
     path = Path(tempfile.mkdtemp(prefix='lmnotes_disk_'))
     try:
         made = (
@@ -204,6 +237,8 @@ def small_disk(megabytes=3):
 def full_disk(options)->float|None:
     """What happens when the disk fills up during a save
 
+    Parameters:
+        options: options of `train`, a dict
     Returns: 1.: a clear error, and the checkpoint before is whole; None: no disk of our own here"""
     with small_disk() as disk:
         if disk is None: return None
@@ -226,7 +261,9 @@ def bench_resume(device='cpu', quick=False, progress=lambda what: None)->dict:
     """Runs killed twenty times each, against the same runs left alone
 
     Parameters:
+        device: where it runs: cpu, cuda or mps
         quick: three kills of one run
+        progress: takes a line that says what is being measured
     Returns: identical, kills, disk_full; for each run kills in a save"""
     kills,variants = 3 if quick else 20,[]
     for name,options in list(runs.items())[:1 if quick else None]:

@@ -28,12 +28,16 @@ def way(name:str, size:str, device='cpu', **overrides):
     Parameters:
         name: reversible, plain or checkpoint
         size: of the model
+        device: where the model runs
         overrides: of its config"""
     set_seed(0)
     return build_model('reversible', size=size, vocab_size=VOCAB, **{**WAYS[name], **overrides}).to(device).train()
 
 def random_batch(B, T, device='cpu', seed=0)->dict:
-    "Random bytes and random targets: what is measured here does not depend on sense"
+    """Random bytes and random targets: what is measured here does not depend on sense
+
+    Parameters:
+        B: rows"""
     ids = torch.randint(0, VOCAB, (B, T+1), generator=torch.Generator().manual_seed(seed)).to(device)
     return dict(input_ids=ids[:,:-1].contiguous(), shift_labels=ids[:,1:].contiguous())
 
@@ -42,6 +46,7 @@ def gradients(model, batch, dtype=None, seed=0)->dict:
     """Gradients of one batch
 
     Parameters:
+        model: a language model
         dtype: autocast to this
         seed: of dropout
     Returns: name -> gradient"""
@@ -61,7 +66,10 @@ def worst_error(g, reference)->float:
     return max(float((g[n] - r).abs().max()/r.abs().max().clamp(min=1e-300)) for n,r in reference.items())
 
 def norm_error(g, reference)->float:
-    "Length of the difference over length of the reference, all parameters as one vector"
+    """Length of the difference over length of the reference, all parameters as one vector
+
+    Parameters:
+        g: gradients"""
     far = sum(float((g[n].double() - r.double()).square().sum()) for n,r in reference.items())
     return (far/sum(float(r.double().square().sum()) for r in reference.values()))**.5
 
@@ -70,6 +78,7 @@ def bf16_errors(size, batch, seeds=3, **overrides)->dict:
     """How far bfloat16 gradients are from exact ones, for the reversible network and its plain twin
 
     Parameters:
+        size: shape of the model
         seeds: batches of other dropout masks and tokens
     Returns: reversible, plain: distance to the exact gradient; ratio: median of their quotients"""
     B,T = batch['input_ids'].shape
@@ -92,6 +101,7 @@ def memory_of(name, size, batch, n_layer, dtype=None, **overrides)->dict:
     """Memory of one of the three ways at one depth
 
     Parameters:
+        name: of a kind of model
         n_layer: depth
         dtype: autocast to this
     Returns: saved, live, real (bytes held between forward and backward), peak (of a step above its gradients)"""
@@ -109,7 +119,9 @@ def memory_slopes(size, batch, depths=(2, 6), dtype=None, **overrides)->dict:
     """Bytes per added layer, reversible and plain
 
     Parameters:
+        size: shape of the model
         depths: in layers
+        dtype: `torch.dtype` of autocast, or None
     Returns: reversible, plain: bytes per added layer by instrument; ratio: reversible over plain, the worst
         instrument"""
     slopes = {
@@ -124,8 +136,9 @@ def step_times(size, batch, dtype=None, repeats=9, seconds=None, **overrides)->d
     """Time of a training step, all three ways in turns
 
     Parameters:
+        size: shape of the model
         dtype: autocast to this
-        repeats, seconds: rounds, and when to stop
+        seconds: rounds, and when to stop
     Returns: medians in seconds, time_vs_plain, time_vs_checkpoint, rounds"""
     device = batch['input_ids'].device
     t = interleave(
@@ -173,8 +186,10 @@ def bench_reversible(device='cpu', size=None, quick=False, progress=lambda what:
     """Gradients, memory and time of the reversible network against its plain and checkpointed twins
 
     Parameters:
+        device: where it runs: cpu, cuda or mps
         size: of the model; default small on a CPU, medium on a GPU
         quick: tiny, few rounds
+        progress: takes a line that says what is being measured
     Returns: grad_error_fp64, memory_slope_ratio, time_vs_plain, time_vs_checkpoint, bf16_grad_error_vs_twin"""
     cpu = torch.device(device).type == 'cpu'
     size = size or ('tiny' if quick else 'small' if cpu else 'medium')

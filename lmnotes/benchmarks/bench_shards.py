@@ -29,6 +29,8 @@ from ..evaluation.speed import interleave, paired_ratio
 def token_source(limit=None)->np.ndarray:
     """Real tokens to make rows of
 
+    Parameters:
+        limit: documents, at most
     Returns: tokens of the embedded texts"""
     docs = [d for n in ('prose', 'python') for d in load_documents(find_dataset(n), limit=limit)[0]['train']]
     return encode_documents(bpe_tokenizer(docs, 4096), docs).astype(np.uint16)
@@ -90,6 +92,8 @@ def loader_memory(path, batches:int, bs=4)->dict:
 
     Parameters:
         path: shards
+        batches: how many are read
+        bs: rows in a batch
     Returns: anonymous bytes over the base: at the most, and after the first and the second half; seconds a
         batch"""
     release_memory() # what was freed before must not hide what is taken now
@@ -113,7 +117,8 @@ def access_ratio(path, far:int, bs=4)->tuple:
     """Is a batch far away as near as the first?
 
     Parameters:
-        path, far: batch number
+        far: batch number
+        bs: rows in a batch
     Returns: time to open and give batch `far` over batch 0; whether a loader on its way gives the same"""
     def first(k): return ShardLoader(Shards(path), bs=bs, n_batches=far+1).batch(k)
     t = interleave(dict(near=lambda: first(0), far=lambda: first(far)), 5, 1)
@@ -154,7 +159,8 @@ _TARGETS = dict(
 )
 
 def _gigabytes(size)->int: # bytes
-    try: return int(float(size)*1e9)
+    try:
+        return int(float(size)*1e9)
     except ValueError:
         raise InputError(f"size of the shards bench is in gigabytes, such as 2; '{size}' came") from None
 
@@ -196,8 +202,10 @@ def bench_shards(device='cpu', size=None, quick=False, progress=lambda what: Non
     """Speed of validation, memory of loading, access, split and alarms on shards made on the spot
 
     Parameters:
+        device: where it runs: cpu, cuda or mps
         size: gigabytes; default 2, or .05 when quick
         quick: 50 MB
+        progress: takes a line that says what is being measured
     Returns: validate_vs_raw, loader_bytes, same_batch, split_links, duplicates_called_out, noise_called_out"""
     n_bytes = _gigabytes(size or (.05 if quick else 2))
     home = Path(tempfile.mkdtemp(prefix='lmnotes_shards_'))
@@ -210,7 +218,10 @@ def bench_shards(device='cpu', size=None, quick=False, progress=lambda what: Non
         progress('random reading')
         v |= _random_reading(home/'all', rows)
         progress('split, copies, noise')
-        v |= dict(split_links=_links(home/'all', home/'halves'), **detection_rates(shard_files(home/'all'), home/'sick'))
+        v |= dict(
+            split_links=_links(home / 'all', home / 'halves'),
+            **detection_rates(shard_files(home / 'all'), home / 'sick'),
+        )
     finally:
         shutil.rmtree(home, ignore_errors=True)
     return dict({k: v[k] for k in _TARGETS}, variants=[v], targets=_TARGETS)

@@ -18,7 +18,9 @@ def bench_stress(device='cpu', quick=False, progress=lambda what: None, limit=2*
     """The longest text and largest batch that fit in 2 GB, for standard, checkpointed and reversible models of 16 layers
 
     Parameters:
+        device: where it runs: cpu, cuda or mps
         quick: 16 MB and small models
+        progress: takes a line that says what is being measured
         limit: bytes above the process's base
         batches: look for the largest batch too
     Returns: longest texts, their ratios, and the largest batch"""

@@ -48,17 +48,27 @@ def float_model(**shape):
     return build_model('standard', **shape).eval().requires_grad_(False)
 
 def ternary_twin(model):
-    "The same parameters, computed with as codes"
+    """The same parameters, computed with as codes
+
+    Parameters:
+        model: a ternary model"""
     twin = copy.deepcopy(model, {id(p): p for p in model.parameters()}) # new modules, old weights
     return quantize(twin, SPELLING, verbose=False)
 
 # %% ../../nbs/10_benchmarks/13_bench_ternary.ipynb #834b1125
 def words_of(model, n=24):
+    """Generate token ids greedily
+
+    Parameters:
+        model: a language model"""
     return torch.randint(model.config.vocab_size, (1, n), generator=torch.Generator().manual_seed(1))
 
 @torch.inference_mode()
 def logits_along(model, ids, read=16):
-    "Logits of a prompt of `read` words read at once and of the rest one at a time"
+    """Logits of a prompt of `read` words read at once and of the rest one at a time
+
+    Parameters:
+        model: a language model"""
     cache = LMCache()
     out = [model(ids[:,:read], past_key_values=cache, use_cache=True).logits]
     for i in range(read, ids.shape[1]):
@@ -71,6 +81,7 @@ def file_figures(folder, before, ids)->dict:
     Parameters:
         folder: packed
         before: logits before it was saved
+        ids: token ids, (1, T)
     Returns: bits_per_weight, logit_error, file_bytes"""
     path = Path(folder)/'model.safetensors'
     matrices,_,_ = read_packed(path)
@@ -106,6 +117,7 @@ def memory_added(folder, toy, threads=1)->int:
     Parameters:
         folder: packed
         toy: a small one, for what is not the model's
+        threads: of the process
     Returns: bytes; None where the system does not tell"""
     if sys.platform != 'linux': return None
     done = subprocess.run(
@@ -123,8 +135,9 @@ def seconds_to_write(model, n=8, prompt=8, bf16=False)->float:
     """Time to write n words one after the other
 
     Parameters:
-        model, n: words
+        n: words
         prompt: read before, not timed
+        bf16: under bfloat16 autocast
     Returns: seconds for n words"""
     with torch.autocast('cpu', torch.bfloat16) if bf16 else contextlib.nullcontext():
         cache,ids = LMCache(),words_of(model, prompt)
@@ -139,6 +152,7 @@ def decoding(models:dict, repeats=7, n=8, seconds=60)->dict:
 
     Parameters:
         models: name -> model; `bf16` is run under autocast
+        repeats: rounds of timing
     Returns: name -> words per second, and ratios of each packed model"""
     t = interleave(
         {k: lambda k=k, m=m: seconds_to_write(m, n, bf16=k == 'bf16') for k, m in models.items()},
@@ -199,7 +213,9 @@ def bench_ternary(device='cpu', quick=False, progress=lambda what: None)->dict:
     """Packed ternary models: bits in the file, equal logits, memory, words per second
 
     Parameters:
+        device: where it runs: cpu, cuda or mps
         quick: toys, seconds
+        progress: takes a line that says what is being measured
     Returns: see TARGETS"""
     if torch.device(device).type != 'cpu':
         raise InputError(f'this bench measures decoding on a CPU; {device} is not measured, leave --device out')

@@ -39,6 +39,7 @@ def small_models(arm, n:int, data, steps=60, shape=None)->list:
     """Models of one arm that differ in the seed alone
 
     Parameters:
+        n: models
         steps: of each
         shape: overrides of the recipe"""
     out = []
@@ -59,13 +60,19 @@ def small_models(arm, n:int, data, steps=60, shape=None)->list:
 # %% ../../nbs/10_benchmarks/12_bench_verdict.ipynb #a0ff50d7
 @torch.no_grad()
 def token_pool(models, data, windows=64)->Pool:
-    "Whether each of the last tokens of a window was guessed right; a window is a cluster"
+    """Whether each of the last tokens of a window was guessed right; a window is a cluster
+
+    Parameters:
+        models: of one arm"""
     x,y = (torch.cat(t) for t in zip(*valid_windows(data, limit=windows)))
     right = np.stack([(m(x).logits.argmax(-1) == y)[:,-8:].double().flatten().numpy() for m in models])
     return Pool('tokens right', right, clusters=np.repeat(np.arange(len(x)), 8))
 
 def text_pool(models, data, windows=192)->Pool:
-    "Bits per byte of every window; neighbours are clusters"
+    """Bits per byte of every window; neighbours are clusters
+
+    Parameters:
+        models: of one arm"""
     s = [evaluate_lm(m, data, limit=windows) for m in models]
     return Pool(
         'bits per byte',
@@ -75,7 +82,10 @@ def text_pool(models, data, windows=192)->Pool:
     )
 
 def task_pools(models, data, limit=48)->list:
-    "Items of the embedded classification and multiple-choice tasks, right or wrong, passages as clusters"
+    """Items of the embedded classification and multiple-choice tasks, right or wrong, passages as clusters
+
+    Parameters:
+        models: of one arm"""
     each = [run_suite(m, data.tokenizer, ('classification', 'choice'), limit=limit, draws=0)[0] for m in models]
     return [
         Pool(
@@ -88,6 +98,14 @@ def score_pools(arms=('standard', 'reversible'), n=12, steps=60, tasks=True, win
         progress=lambda what: None)->tuple:
     """Pools of per-item scores of models that are trained here and now
 
+    Parameters:
+        arms: names of two recipes
+        n: models of the first arm
+        steps: training steps
+        tasks: score tasks too
+        windows: how many windows
+        limit: items of each task
+        progress: takes a line that says what is being measured
     Returns: pools of the first arm; of both, paired by seed"""
     data = load_data('prose', max_length=64, bs=8, limit=60, device='cpu')
     def pools(arm, k):
@@ -106,6 +124,8 @@ def score_pools(arms=('standard', 'reversible'), n=12, steps=60, tasks=True, win
 def aa(pool:Pool, S:int, n:int, rng)->tuple:
     """Comparisons of an arm with itself
 
+    Parameters:
+        pool: a `Pool`
     Returns: differences (n, S, clusters), weights"""
     m,W = pool.means()
     pick = rng.integers(0, m.shape[1], m.shape[1])
@@ -116,6 +136,8 @@ def aa(pool:Pool, S:int, n:int, rng)->tuple:
 def swapped(pair, S:int, n:int, rng)->tuple:
     """Comparisons of two arms whose names are tossed for every seed and cluster
 
+    Parameters:
+        pair: two pools, paired by seed
     Returns: differences (n, S, clusters), weights"""
     (a,W),(b,_) = (p.means() for p in pair)
     k = min(len(a), len(b))
@@ -127,7 +149,8 @@ def judge(m, W, alpha=.05, power=.8, n_boot=1000)->dict:
     """The verdicts of many comparisons at once, by the rule of `paired_difference` and `verdict`
 
     Parameters:
-        m, W: (comparisons, seeds, clusters), (clusters,)
+        W: (comparisons, seeds, clusters), (clusters,)
+        alpha: rate of false alarms that is allowed
     Returns: arrays: whether a word was said, the p value, the declared detectable effect, whether it was
         found when added"""
     se,df = noises(m, W, n_boot)
@@ -183,6 +206,7 @@ def bench_verdict(device='cpu', quick=False, progress=lambda what: None)->dict:
     """False alarms and power of the verdict over thousands of comparisons made of real scores
 
     Parameters:
+        device: where it runs: cpu, cuda or mps
         progress: called with one line before each part"""
     n,how = (200, dict(n=10, steps=5, windows=96, limit=12)) if quick else (2000, dict(n=14, steps=60))
     first,both = score_pools(**how, progress=progress)

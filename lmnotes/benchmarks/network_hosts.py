@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
+
 from ..core import RunError
 
 # %% ../../nbs/10_benchmarks/16_network_hosts.ipynb #85c3e7a7
