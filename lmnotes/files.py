@@ -74,7 +74,8 @@ def write_json(path, o):
     """Write a value as JSON, whole or not at all; NaN and infinity become null
 
     Parameters:
-        path: file to make or replace"""
+        path: file to make or replace
+        o: value; tensors, arrays and paths are converted"""
     atomic_write(path, json.dumps(_plain(o), indent=1) + '\n')
 def read_json(path):
     """Read a JSON file

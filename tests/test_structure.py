@@ -308,7 +308,8 @@ def undescribed(thing):
 
 
 def hidden_comments(thing):
-    "List the parameters whose comment `help()` does not show"
+    "List the parameters whose comment `help()` does not show; fields keep theirs beside them, where `--help` reads them"
+    if inspect.isclass(thing) and is_dataclass(thing): return []
     shown = ' '.join((thing.__doc__ or '').split())
     return [p for p, comment in comments(thing).items() if p in own_parameters(thing)
             and ' '.join(str(comment).split()) not in shown]

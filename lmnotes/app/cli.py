@@ -26,7 +26,8 @@ def takes_list(options:type, name:str)->bool:
     """Whether an option of a command takes several values
 
     Parameters:
-        options: dataclass of a command"""
+        options: dataclass of a command
+        name: name of a field"""
     types = {f.name: f.type for f in dataclasses.fields(options)}
     return 'tuple[' in str(types[name])
 

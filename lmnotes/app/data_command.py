@@ -38,6 +38,7 @@ def required(o, name):
 
     Parameters:
         o: options of the command
+        name: name of a field
     Returns: its value"""
     if not getattr(o, name): raise InputError(f'--{name} is missing; see lmnotes data --help')
     return getattr(o, name)
@@ -58,7 +59,8 @@ def list_action(o, name):
     """List datasets
 
     Parameters:
-        o: options of the command"""
+        o: options of the command
+        name: not used"""
     list_datasets(o.data_dir)
 
 # %% ../../nbs/11_app/06_data_command.ipynb #676ed165
@@ -129,7 +131,8 @@ def show_action(o, name):
     """Show rows of a dataset
 
     Parameters:
-        o: options of the command"""
+        o: options of the command
+        name: name of the dataset"""
     show_dataset(name, o.dataset_config, o.data_dir, o.tokenizer, o.rows, o.vocab_size)
 
 # %% ../../nbs/11_app/06_data_command.ipynb #e07d2046
@@ -138,7 +141,8 @@ def validate_action(o, name):
     """Print what a check of shards found; a problem is an error
 
     Parameters:
-        o: options of the command"""
+        o: options of the command
+        name: not used"""
     report = validate(required(o, 'data_path'), o.vocab_size)
     print(report)
     report.check()
@@ -148,7 +152,8 @@ def split_action(o, name):
     """Divide shards into training and validation, by links
 
     Parameters:
-        o: options of the command"""
+        o: options of the command
+        name: not used"""
     done = split(required(o, 'data_path'), required(o, 'output_path'), o.val_ratio)
     held_out = f"{done['train']} rows to train on, {done['validation']} held out, by {done['by']}"
     print(f"{held_out}; {done['copies_left_out']} copies left out\n{o.output_path}")
@@ -158,7 +163,8 @@ def tokenize_action(o, name):
     """Make shards of a dataset
 
     Parameters:
-        o: options of the command"""
+        o: options of the command
+        name: not used"""
     same = {k: getattr(o, k) for k in ('data_dir', 'vocab_size', 'limit', 'allow_eval_data')}
     dataset,path = required(o, 'dataset'),required(o, 'output_path')
     made = tokenize(dataset, path, o.tokenizer, o.max_length, config=o.dataset_config, **same)
@@ -182,7 +188,8 @@ def recommend_action(o, name):
     """Recommend a model size for the tokens there are, and print the command that trains it
 
     Parameters:
-        o: options of the command"""
+        o: options of the command
+        name: not used"""
     r = recommend(required(o, 'data_path'), o.model, o.vocab_size, o.device)
     size = f"{r['model']} {r['size']}, {format_count(r['parameters'])} parameters"
     print(f"{format_count(r['tokens'])} tokens: {size} ({r['tokens_per_parameter']:.1f} tokens each)")

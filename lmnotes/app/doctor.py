@@ -25,10 +25,10 @@ from ..core import has_fast_bf16, pick_device, torchvision_state
 @dataclass
 class Finding:
     "What one check found: `state` is ok, note or bad; `advice` says what to do"
-    name: str
-    value: str
-    state: str = 'ok'
-    advice: str = ''
+    name: str         # what was looked at
+    value: str        # what was found
+    state: str = 'ok' # ok, note or bad
+    advice: str = ''  # what to do
     def __str__(self):
         line = f'{self.state:<5} {self.name:<12} {self.value}'
         return line + (f"\n{'':19}{self.advice}" if self.advice else '')
@@ -38,7 +38,8 @@ def check_python(version):
     """Python 3.11 to 3.13 are tested
 
     Parameters:
-        version: (major, minor, micro)"""
+        version: as `sys.version_info`
+    Returns: (major, minor, micro)"""
     text = '.'.join(map(str, version[:3]))
     if (3,11) <= tuple(version[:2]) <= (3,13): return Finding('python', text)
     return Finding(
@@ -86,7 +87,8 @@ def check_torchvision(state:str):
     """A torchvision built for another torch breaks `import transformers`
 
     Parameters:
-        state: from `lmnotes.core.torchvision_state`: absent, fine or broken"""
+        state: absent, fine or broken
+    Returns: from `lmnotes.core.torchvision_state`: absent, fine or broken"""
     if state != 'broken': return Finding('torchvision', {'absent': 'absent (not needed)', 'fine': 'loads'}[state])
     return Finding(
         'torchvision',

@@ -184,7 +184,10 @@ class Live(Callback):
     """Keep a `LiveMonitor` up to date while its learner trains
 
     Parameters:
-        monitor: a `LiveMonitor`"""
+        monitor: a `LiveMonitor`
+        seconds: least time between two updates
+        share: share of the time that updates may take, in (0,1]
+        clock: function that gives seconds"""
     order,run_valid = 90,False # after everything of the step is written
     def __init__(self, monitor, seconds:float=1., share:float=.1, clock=time.perf_counter):
         self.widget,self.seconds,self.share,self.clock = monitor,seconds,share,clock

@@ -94,6 +94,8 @@ def run_bench(name:str, device='auto', size=None, quick=False, **options)->dict:
     Parameters:
         name: of the bench
         device: where it runs: cpu, cuda or mps
+        size: name of a model size; None: the bench's own
+        quick: small shapes, seconds instead of minutes
         options: of the bench
     Returns: its figures, with seconds taken, device, and the environment"""
     f,start,device = benches[name],time.perf_counter(),pick_device(device)

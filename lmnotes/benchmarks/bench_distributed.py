@@ -59,6 +59,8 @@ def rank_errors(name, letters, steps=4, ways=('ddp', 'fsdp'))->dict:
 
     Parameters:
         name: of a case in `CASES`
+        letters: path of the questions
+        steps: optimizer steps
         ways: ddp, fsdp
     Returns: grad_error, weight_error, fsdp_error"""
     one = train_together(**build_case(name, letters, accumulate=1), steps=steps)
@@ -128,6 +130,8 @@ def wait_for_exit(p, out=None, seconds=300):
 
     Parameters:
         p: a `Popen`
+        out: file for the weights; None: none was asked for
+        seconds: time limit of the timing
     Returns: a `Popen`"""
     try:
         said = p.communicate(timeout=seconds)[1]
@@ -143,6 +147,8 @@ def rank_failure_errors(letters, folder, how='ddp')->dict:
 
     Parameters:
         letters: path of the questions
+        folder: to be made
+        how: ddp or fsdp
     Returns: killed_is_error: 1. if so; restart_error"""
     case = dict(build_case('standard', letters, world=2), how=how, steps=5)
     folder = Path(folder)
@@ -242,7 +248,8 @@ def hosts_error(letters, folder)->float:
     """Two hosts with a rank each, against one process with all the rows
 
     Parameters:
-        letters: path of the questions"""
+        letters: path of the questions
+        folder: where the weights are left"""
     one = train_together(**build_case('standard', letters), steps=3)
     return difference(on_two_hosts(dict(build_case('standard', letters, world=2), how='ddp', steps=3), folder), one)
 
@@ -278,6 +285,7 @@ def bench_distributed(device='cpu', quick=False, progress=lambda what: None, cas
         quick: one model, no torchrun, no hosts
         progress: takes a line that says what is being measured
         cases: names in `CASES`
+        steps: optimizer steps of each case
     Returns: figures named in TARGETS"""
     home = Path(tempfile.mkdtemp(prefix='lmnotes_ranks_'))
     try:

@@ -67,7 +67,9 @@ def addition_data(bs=128, seed=0, device='cpu')->TaskData:
     """Additions as data for fine-tuning and for rewards
 
     Parameters:
-        bs: rows in a batch"""
+        bs: rows in a batch
+        seed: of the random numbers
+        device: where it runs: cpu, cuda or mps"""
     task,rows,tok = Additions(),addition_rows(),get_tokenizer('bytes')
     spec = dict(
         dataset=task.id, tokenizer='bytes', max_length=16, bs=bs, seed=seed, packing=False, device=device, mode='sft'
@@ -81,6 +83,8 @@ def exact(model, data, split='test')->list:
 
     Parameters:
         model: a language model
+        data: `TaskData`
+        split: validation or test
     Returns: 0. or 1. for each row"""
     task,rows = data.task,data.rows[split]
     said = generate_batch(
@@ -103,6 +107,9 @@ def half_knowing(seed=0, data=None, enough=0.45, steps=1500, lr=3e-3, device='cp
         data: from `addition_data`
         enough: share of the stop set right, at which it ends
         steps: training steps
+        lr: peak learning rate
+        device: where it runs: cpu, cuda or mps
+        size: name of a model size
     Returns: the model, steps taken, share of the stop set that is right"""
     data = data or addition_data(seed=seed)
     set_seed(seed)
@@ -161,6 +168,7 @@ def learn_from(start, data, seed=0, reward='task', device='cpu', **changes)->dic
     Parameters:
         start: a model, which is copied
         data: `TaskData`
+        seed: of the random numbers
         reward: or random
         device: where it runs: cpu, cuda or mps
         changes: of `RL`

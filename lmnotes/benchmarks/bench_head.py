@@ -27,6 +27,7 @@ def head_problem(n_tokens, vocab, dim, device='cpu', seed=0)->tuple:
         vocab: words
         dim: width
         device: where it runs: cpu, cuda or mps
+        seed: of the random numbers
     Returns: hidden states and weights that want gradients, labels"""
     g = torch.Generator().manual_seed(seed)
     h,w = torch.randn(n_tokens, dim, generator=g),torch.randn(vocab, dim, generator=g)*dim**-.5

@@ -32,7 +32,8 @@ class StopWatch:
     """Times the steps after the first `skip`
 
     Parameters:
-        steps: training steps"""
+        steps: training steps
+        device: that is waited for"""
     def __init__(self, steps, skip, device):
         self.last,self.skip,self.device,self.seconds = steps+skip,skip,device,None
     def begins(self, k): # step number k, from 0
@@ -185,7 +186,12 @@ def compare_loops(size, data, device='cpu', steps=10, skip=2, repeats=9, seconds
 
     Parameters:
         size: name of a model size
+        data: `LMData`
+        device: where it runs: cpu, cuda or mps
+        steps: training steps
         skip: timed steps of a stretch, and untimed ones before them
+        repeats: rounds of timing
+        seconds: time limit of the timing
         warmup: rounds
     Returns: tokens/s of loop, learner and trainer; vs_loop, vs_hf_trainer"""
     def model():

@@ -71,6 +71,8 @@ def model_packing_errors(names, batch, vocab, device='cpu')->list:
 
     Parameters:
         names: of models
+        batch: dict of tensors
+        vocab: size of the vocabulary
     Returns: a dict for each model"""
     out,batch = [],{k: v.to(device) for k,v in batch.items()}
     for name in names:
@@ -114,9 +116,12 @@ def packing_speed(examples, vocab, size='small', device='cpu', rows=8, repeats=5
 
     Parameters:
         examples: of `examples_of`
+        vocab: size of the vocabulary
         size: of the model
         device: where it runs: cpu, cuda or mps
         rows: packed rows in a batch
+        repeats: rounds of timing
+        seconds: time limit of the timing
     Returns: useful tokens/s of each way, and the ratios"""
     set_seed(0)
     model = build_model('standard', size=size, vocab_size=vocab).to(device)

@@ -53,9 +53,12 @@ def speed_rows(size, data, variants, repeats=9, seconds=None, warmup=2, peaks=Tr
     """Training speed of one model in several precisions
 
     Parameters:
+        size: name of a model size
         data: of the model; `LMData`
         variants: pairs of a precision and whether to compile
         repeats: rounds of timing
+        seconds: time limit of the timing
+        warmup: untimed rounds before
         peaks: measure the machine's peak, for the utilisation
     Returns: a dict for each variant: tokens_per_s, mfu, vs_fp32"""
     def model():
@@ -85,6 +88,9 @@ def trained_loss(size, data, precision, seed, steps=20, windows=64)->float:
 
     Parameters:
         size: name of a model size
+        data: `LMData`
+        precision: fp32, bf16 or fp16
+        seed: of the random numbers
         steps: optimizer steps
         windows: validation windows
     Returns: nats per token"""

@@ -23,6 +23,7 @@ def recall_batch(seed, step, length=64, pairs=8, n=64)->tuple:
 
     Parameters:
         seed: of the random numbers
+        step: number of the batch
         length: tokens
         pairs: of key and value
         n: rows
@@ -48,6 +49,7 @@ def copy_batch(seed, step, length=16, n=64)->tuple:
 
     Parameters:
         seed: of the random numbers
+        step: number of the batch
         length: words to copy
         n: rows
     Returns: tokens and labels, (n, 2*length)"""
@@ -94,6 +96,7 @@ def accuracy(model, batch)->float:
 
     Parameters:
         model: a language model
+        batch: dict of tensors
     Returns: `batch`: tokens and labels"""
     x,y = batch
     with torch.no_grad():
@@ -141,6 +144,9 @@ def recall_at(mixer, length=64, seed=0, steps=800, device='cpu', n=64)->list:
         mixer: a name in `MIXERS`
         length: tokens; one pair for every 8
         seed: of the random numbers
+        steps: training steps
+        device: where it runs: cpu, cuda or mps
+        n: rows that are tested
     Returns: (step, accuracy) pairs"""
     model,pairs = recall_model(mixer, seed),length//8
     return learn(
@@ -158,6 +164,9 @@ def copy_at(mixer, lengths=(4, 8, 16, 32), seed=0, steps=800, device='cpu', n=64
         mixer: a name in `MIXERS`
         lengths: practised in turn
         seed: of the random numbers
+        steps: training steps
+        device: where it runs: cpu, cuda or mps
+        n: rows that are tested
     Returns: length -> share of words right"""
     model = recall_model(mixer, seed)
     test = lambda l: tuple(t.to(device) for t in copy_batch(seed, 0, l, 128))
@@ -195,6 +204,7 @@ def bench_recall(device='cpu', size='tiny', quick=False, progress=lambda what: N
         quick: 16 tokens, one seed, few steps
         progress: takes a line that says what is being measured
         seeds: seeds of the models
+        steps: training steps
     Returns: attention_recall, hybrid_gap, and the recall of each mixer"""
     if size not in _SIZES:
         raise InputError(f"unknown size '{size}' for the recall bench; there is: {', '.join(_SIZES)}")

@@ -33,6 +33,7 @@ def core_steps(T, dim, n_head, dtype=torch.float32, device='cpu', names=('attent
     Parameters:
         T: tokens
         dim: width
+        n_head: attention heads
         dtype: of the streams
         device: where it runs: cpu, cuda or mps
         names: also: associative
@@ -53,6 +54,10 @@ def layer_steps(T, dim, n_head, dtype=None, device='cpu')->dict:
 
     Parameters:
         T: tokens
+        dim: width
+        n_head: attention heads
+        dtype: `torch.dtype`
+        device: where it runs: cpu, cuda or mps
     Returns: `dtype`: autocast to this"""
     x = torch.randn(1, T, dim, generator=torch.Generator().manual_seed(0)).to(device).requires_grad_()
     rope = tuple(t.to(device) for t in rope_tables(torch.arange(T)[None], dim//n_head))
@@ -71,7 +76,12 @@ def growth_times(T, dim, n_head, device='cpu', dtype=torch.float32, repeats=7, s
     """Seconds a token of the resonance core at `T` tokens and at `T/shorter`
 
     Parameters:
-        dim: width"""
+        dim: width
+        n_head: attention heads
+        device: where it runs: cpu, cuda or mps
+        dtype: `torch.dtype` of the inputs
+        repeats: rounds of timing
+        seconds: time limit of the timing"""
     long,short = (core_steps(n, dim, n_head, dtype, device, ['resonance'])['resonance'] for n in (T, T//shorter))
     def several():
         for _ in range(shorter): short()
@@ -91,6 +101,9 @@ def recurrence_error(n=4096, dim=64, n_head=4, device='cpu', seed=0)->float:
     Parameters:
         n: tokens
         dim: width
+        n_head: attention heads
+        device: where it runs: cpu, cuda or mps
+        seed: of the random numbers
     Returns: share of the largest output"""
     torch.manual_seed(seed)
     layer = Resonance(dim, n_head).to(device).eval()
@@ -105,7 +118,9 @@ def state_bytes(n, dim=64, n_head=4, device='cpu')->int:
 
     Parameters:
         n: tokens read
-        dim: width"""
+        dim: width
+        n_head: attention heads
+        device: where it runs: cpu, cuda or mps"""
     layer,cache = Resonance(dim, n_head).to(device),LMCache()
     layer(torch.randn(1, n, dim, device=device), Context(cache=cache))
     return sum(s.numel()*s.element_size() for s in cache.states[0])

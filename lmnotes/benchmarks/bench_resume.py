@@ -64,6 +64,7 @@ def run_in(options, folder, resume):
 
     Parameters:
         options: options of `train`, a dict
+        folder: of the run
     Returns: a child's whole life"""
     torch.set_num_threads(1)
     # its own lock belongs to all processes, and one that is killed would leave it behind
@@ -78,14 +79,16 @@ def in_package(f):
     """Return the function of the same name in this module as it is installed
 
     Parameters:
-        f: a process that is started imports its function from the package, also when a notebook defined it"""
+        f: function of this module
+    Returns: a process that is started imports its function from the package, also when a notebook defined it"""
     return getattr(import_module('lmnotes.benchmarks.bench_resume'), f.__name__)
 
 def spawn(options, folder):
     """Start a run, or go on with it where it has a checkpoint
 
     Parameters:
-        options: options of `train`, a dict"""
+        options: options of `train`, a dict
+        folder: of the run"""
     ctx = mp.get_context('forkserver')
     ctx.set_forkserver_preload(
         [
@@ -126,6 +129,9 @@ def kill_at(child, folder, dice, in_save:bool)->str|None:
 
     Parameters:
         child: a process
+        folder: of the run
+        dice: a `random.Random`
+        in_save: kill while a checkpoint is written
     Returns: 'step' or 'save'; None where the run ended first"""
     begun,target = steps_logged(folder),dice.randint(1, 4)
     while child.is_alive():
@@ -147,6 +153,8 @@ def killed_run(options, folder, kills:int, seed=0)->dict:
 
     Parameters:
         options: options of `train`, a dict
+        folder: of the run
+        seed: of the random numbers
     Returns: kills, and those of them in a save"""
     dice,dead = random.Random(seed),[]
     while len(dead) < kills:
@@ -164,7 +172,8 @@ def live_through(options, folder):
     """Run, or go on, to the end
 
     Parameters:
-        options: options of `train`, a dict"""
+        options: options of `train`, a dict
+        folder: of the run"""
     child = spawn(options, folder)
     child.join()
     _well(child, folder)
@@ -179,6 +188,7 @@ def same_end(a, b)->dict:
 
     Parameters:
         a: folder of a run
+        b: folder of another
     Returns: weights, optimizer, losses: 1. where all is equal"""
     import torch
     from safetensors.torch import load_file
@@ -204,7 +214,8 @@ def equal(a, b)->bool:
     """Whether two nests of tensors and numbers are the same to the bit
 
     Parameters:
-        a: value of any nesting"""
+        a: value of any nesting
+        b: another"""
     import torch
     if isinstance(a, dict): return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
     if isinstance(a, (list, tuple)): return len(a) == len(b) and all(map(equal, a, b))

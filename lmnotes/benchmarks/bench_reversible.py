@@ -37,7 +37,10 @@ def random_batch(B, T, device='cpu', seed=0)->dict:
     """Random bytes and random targets: what is measured here does not depend on sense
 
     Parameters:
-        B: rows"""
+        B: rows
+        T: tokens
+        device: where it runs: cpu, cuda or mps
+        seed: of the random numbers"""
     ids = torch.randint(0, VOCAB, (B, T+1), generator=torch.Generator().manual_seed(seed)).to(device)
     return dict(input_ids=ids[:,:-1].contiguous(), shift_labels=ids[:,1:].contiguous())
 
@@ -79,6 +82,7 @@ def bf16_errors(size, batch, seeds=3, **overrides)->dict:
 
     Parameters:
         size: shape of the model
+        batch: dict of tensors
         seeds: batches of other dropout masks and tokens
     Returns: reversible, plain: distance to the exact gradient; ratio: median of their quotients"""
     B,T = batch['input_ids'].shape
@@ -102,6 +106,8 @@ def memory_of(name, size, batch, n_layer, dtype=None, **overrides)->dict:
 
     Parameters:
         name: of a kind of model
+        size: shape of the model
+        batch: dict of tensors
         n_layer: depth
         dtype: autocast to this
     Returns: saved, live, real (bytes held between forward and backward), peak (of a step above its gradients)"""
@@ -120,6 +126,7 @@ def memory_slopes(size, batch, depths=(2, 6), dtype=None, **overrides)->dict:
 
     Parameters:
         size: shape of the model
+        batch: dict of tensors
         depths: in layers
         dtype: `torch.dtype` of autocast, or None
     Returns: reversible, plain: bytes per added layer by instrument; ratio: reversible over plain, the worst
@@ -137,7 +144,9 @@ def step_times(size, batch, dtype=None, repeats=9, seconds=None, **overrides)->d
 
     Parameters:
         size: shape of the model
+        batch: dict of tensors
         dtype: autocast to this
+        repeats: rounds of timing
         seconds: rounds, and when to stop
     Returns: medians in seconds, time_vs_plain, time_vs_checkpoint, rounds"""
     device = batch['input_ids'].device

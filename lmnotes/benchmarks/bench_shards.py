@@ -117,6 +117,7 @@ def access_ratio(path, far:int, bs=4)->tuple:
     """Is a batch far away as near as the first?
 
     Parameters:
+        path: file or folder
         far: batch number
         bs: rows in a batch
     Returns: time to open and give batch `far` over batch 0; whether a loader on its way gives the same"""

@@ -60,7 +60,8 @@ def words_of(model, n=24):
     """Generate token ids greedily
 
     Parameters:
-        model: a language model"""
+        model: a language model
+        n: new tokens"""
     return torch.randint(model.config.vocab_size, (1, n), generator=torch.Generator().manual_seed(1))
 
 @torch.inference_mode()
@@ -68,7 +69,8 @@ def logits_along(model, ids, read=16):
     """Logits of a prompt of `read` words read at once and of the rest one at a time
 
     Parameters:
-        model: a language model"""
+        model: a language model
+        ids: token ids, (1, T)"""
     cache = LMCache()
     out = [model(ids[:,:read], past_key_values=cache, use_cache=True).logits]
     for i in range(read, ids.shape[1]):
@@ -135,6 +137,7 @@ def seconds_to_write(model, n=8, prompt=8, bf16=False)->float:
     """Time to write n words one after the other
 
     Parameters:
+        model: a language model
         n: words
         prompt: read before, not timed
         bf16: under bfloat16 autocast
@@ -153,6 +156,8 @@ def decoding(models:dict, repeats=7, n=8, seconds=60)->dict:
     Parameters:
         models: name -> model; `bf16` is run under autocast
         repeats: rounds of timing
+        n: new tokens
+        seconds: time limit of the timing
     Returns: name -> words per second, and ratios of each packed model"""
     t = interleave(
         {k: lambda k=k, m=m: seconds_to_write(m, n, bf16=k == 'bf16') for k, m in models.items()},

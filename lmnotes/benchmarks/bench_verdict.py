@@ -26,10 +26,10 @@ from ..training.assemble import lm_learner
 @dataclass
 class Pool:
     "Scores of many models on the same items"
-    name:str
+    name:str                 # kind of score
     scores:np.ndarray        # (models, items)
-    weights:np.ndarray|None = None
-    clusters:np.ndarray|None = None
+    weights:np.ndarray|None = None # (items,)
+    clusters:np.ndarray|None = None # (items,), labels
     def means(self): # cluster means (models, clusters), and the clusters' weights
         return cluster_means(
             self.scores, np.ones(self.scores.shape[1]) if self.weights is None else self.weights, self.clusters
@@ -40,6 +40,7 @@ def small_models(arm, n:int, data, steps=60, shape=None)->list:
 
     Parameters:
         n: models
+        data: `LMData`
         steps: of each
         shape: overrides of the recipe"""
     out = []
@@ -63,7 +64,9 @@ def token_pool(models, data, windows=64)->Pool:
     """Whether each of the last tokens of a window was guessed right; a window is a cluster
 
     Parameters:
-        models: of one arm"""
+        models: of one arm
+        data: `LMData`
+        windows: how many windows"""
     x,y = (torch.cat(t) for t in zip(*valid_windows(data, limit=windows)))
     right = np.stack([(m(x).logits.argmax(-1) == y)[:,-8:].double().flatten().numpy() for m in models])
     return Pool('tokens right', right, clusters=np.repeat(np.arange(len(x)), 8))
@@ -72,7 +75,9 @@ def text_pool(models, data, windows=192)->Pool:
     """Bits per byte of every window; neighbours are clusters
 
     Parameters:
-        models: of one arm"""
+        models: of one arm
+        data: `LMData`
+        windows: how many windows"""
     s = [evaluate_lm(m, data, limit=windows) for m in models]
     return Pool(
         'bits per byte',
@@ -85,7 +90,9 @@ def task_pools(models, data, limit=48)->list:
     """Items of the embedded classification and multiple-choice tasks, right or wrong, passages as clusters
 
     Parameters:
-        models: of one arm"""
+        models: of one arm
+        data: `LMData`
+        limit: items of each task"""
     each = [run_suite(m, data.tokenizer, ('classification', 'choice'), limit=limit, draws=0)[0] for m in models]
     return [
         Pool(
@@ -126,6 +133,8 @@ def aa(pool:Pool, S:int, n:int, rng)->tuple:
 
     Parameters:
         pool: a `Pool`
+        n: how many
+        rng: NumPy generator
     Returns: differences (n, S, clusters), weights"""
     m,W = pool.means()
     pick = rng.integers(0, m.shape[1], m.shape[1])
@@ -138,6 +147,8 @@ def swapped(pair, S:int, n:int, rng)->tuple:
 
     Parameters:
         pair: two pools, paired by seed
+        n: how many
+        rng: NumPy generator
     Returns: differences (n, S, clusters), weights"""
     (a,W),(b,_) = (p.means() for p in pair)
     k = min(len(a), len(b))
@@ -149,8 +160,11 @@ def judge(m, W, alpha=.05, power=.8, n_boot=1000)->dict:
     """The verdicts of many comparisons at once, by the rule of `paired_difference` and `verdict`
 
     Parameters:
+        m: what is asked: comparisons
         W: (comparisons, seeds, clusters), (clusters,)
         alpha: rate of false alarms that is allowed
+        power: chance to find the effect that is stated
+        n_boot: draws of the bootstrap
     Returns: arrays: whether a word was said, the p value, the declared detectable effect, whether it was
         found when added"""
     se,df = noises(m, W, n_boot)
@@ -207,6 +221,7 @@ def bench_verdict(device='cpu', quick=False, progress=lambda what: None)->dict:
 
     Parameters:
         device: where it runs: cpu, cuda or mps
+        quick: few models, few draws
         progress: called with one line before each part"""
     n,how = (200, dict(n=10, steps=5, windows=96, limit=12)) if quick else (2000, dict(n=14, steps=60))
     first,both = score_pools(**how, progress=progress)
