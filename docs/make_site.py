@@ -112,6 +112,7 @@ def process(page):
 FENCE = re.compile(r'^(```.*?^```[^\n]*$)', re.M | re.S)
 LINK = re.compile(r'(?<=\]\()([^)\s]+)(?=\))')
 SOURCE = re.compile(r'\[source\]\(([^)]*)\)\{[^}]*\}')
+STATIC = re.compile(r'(?<=src=")\.\./docs/static/|(?<=srcset=")\.\./docs/static/') # pictures of the front page
 CALLOUT = {'note': 'note', 'tip': 'tip', 'warning': 'warning', 'important': 'important', 'caution': 'caution'}
 
 def relink(page):
@@ -140,6 +141,7 @@ def to_myst(text, page)->str:
         s = re.sub(r'^(:::+) *(\S.*)$', div, s, flags=re.M)
         if '{' not in ''.join(re.findall(r'^:::.*$', s, re.M)): s = re.sub(r'^:::+ *$', '', s, flags=re.M)
         s = SOURCE.sub(r'<a class="source" href="\1">source</a>', s)
+        s = STATIC.sub('_static/', s)
         parts[i] = LINK.sub(relink(page), s)
     return ''.join(parts)
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from nbdev.process import NBProcessor
 
 ROOT = Path(__file__).resolve().parents[1]
+LINK = re.compile(r'(?<=\]\()([^)\s]+)(?=\))|(?<=src=")([^"]+)|(?<=srcset=")([^"]+)') # of Markdown, and of pictures in HTML
 NOTE = '<!-- made from nbs/index.ipynb by tools/readme.py -->\n'
 
 def relink(m):
     "Links of the notebook, seen from the top folder"
-    to = m[1]
+    to = m[0]
     return to if re.match(r'[a-z]+:|#', to) else posixpath.normpath(posixpath.join('nbs', to))
 
 def output(o)->str:
@@ -25,7 +26,7 @@ def output(o)->str:
 
 def block(cell)->str:
     "One cell as markdown"
-    if cell.cell_type == 'markdown': return re.sub(r'(?<=\]\()([^)\s]+)(?=\))', relink, cell.source)
+    if cell.cell_type == 'markdown': return LINK.sub(relink, cell.source)
     if 'hide' in cell.directives_: return ''
     code = re.sub(r'^#\|.*\n', '', cell.source, flags=re.M).strip()
     return '\n\n'.join([f'```python\n{code}\n```', *filter(None, map(output, cell.get('outputs', [])))])
@@ -37,4 +38,4 @@ def readme()->str:
 
 if __name__ == '__main__':
     if '--check' in sys.argv: sys.exit((ROOT/'README.md').read_text(encoding='utf-8') != readme())
-    (ROOT/'README.md').write_text(readme())
+    (ROOT/'README.md').write_text(readme(), encoding='utf-8')

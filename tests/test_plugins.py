@@ -1,0 +1,111 @@
+"A user's own file works in every command: in this process, in others, on Ray, on resume and on a rerun"
+import importlib.util
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lmnotes.app.cli import main
+from lmnotes.files import read_json
+
+IDEA = '''"My idea: a feed-forward of squared ReLU, and text of my own"
+from lmnotes.data.builtin import embedded
+from lmnotes.data.catalog import Dataset, dataset
+from lmnotes.data.sources import Rows
+from lmnotes.models.decoder import LM, LMConfig, models
+
+@models('mine')
+def my_model(**options): return LM(LMConfig(**{'ffn': 'relu2', **options}))
+
+@embedded('embedded/mine')
+def my_rows(): return {s: Rows(dict(text=f'{i} and one make {i + 1}. '*20) for i in range(n)) for s,n in dict(train=300, validation=40).items()}
+
+@dataset('mine')
+class Mine(Dataset): id = 'embedded/mine'
+'''
+
+SMALL = '--datasets mine --seeds 1 --budget steps:2 --max_length 32 --batch_size 4 --device cpu'.split()
+
+@pytest.fixture
+def idea(tmp_path, monkeypatch):
+    "A file of fourteen lines, in a working directory of its own"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('XDG_STATE_HOME', str(tmp_path/'state'))
+    Path('my_idea.py').write_text(IDEA, encoding='utf-8')
+    return tmp_path/'my_idea.py'
+
+def outcome(folder):
+    "Status of a comparison, and where its cells ended"
+    result = read_json(Path(folder)/'comparison.json')
+    return result['status'], {(c['arm'], c['dataset']): c['status'] for c in result['cells']}
+
+ALL_DONE = 'done', {('standard', 'embedded/mine'): 'done', ('mine', 'embedded/mine'): 'done'}
+
+def compare(*words):
+    return main(['compare', '--import', 'my_idea.py', '--models', 'standard,mine', *SMALL, *words])
+
+def test_the_file_has_fourteen_lines():
+    assert len(IDEA.splitlines()) == 14
+
+def test_compare_in_this_process_and_rerun(idea, capsys):
+    assert compare('--output_dir', 'c') == 0, capsys.readouterr().err
+    assert outcome('c') == ALL_DONE
+    hashes = read_json('c/plan.json')['plugins']
+    assert list(hashes) == [str(idea)]
+    shutil.rmtree('c/cells/mine')
+    assert main(['compare', '--rerun', 'c']) == 0, capsys.readouterr().err
+    assert outcome('c') == ALL_DONE
+
+def test_compare_in_other_processes(idea, capsys):
+    assert compare('--launcher', 'processes', '--workers', '2', '--output_dir', 'c') == 0, capsys.readouterr().err
+    assert outcome('c') == ALL_DONE
+
+@pytest.mark.skipif(not importlib.util.find_spec('ray'), reason='ray is not installed')
+def test_compare_on_ray(idea, capsys):
+    assert compare('--launcher', 'ray', '--workers', '1', '--output_dir', 'c') == 0, capsys.readouterr().err
+    assert outcome('c') == ALL_DONE
+
+TRAIN = '--model mine --dataset mine --max_steps 4 --save_steps 2 --max_length 32 --batch_size 4 --device cpu'.split()
+
+def test_train_records_the_file_and_resume_imports_it(idea, capsys):
+    assert main(['train', '--import', 'my_idea.py', *TRAIN, '--output_dir', 'r']) == 0, capsys.readouterr().err
+    assert list(read_json('r/env.json')['plugins']) == [str(idea)]
+    shutil.rmtree('r/final')
+    Path('r/summary.json').unlink()
+    shutil.rmtree('r/checkpoints/step_000004', ignore_errors=True)
+    Path('r/checkpoints/latest').write_text('step_000002\n', encoding='utf-8')
+    assert main(['train', '--resume', 'r']) == 0, capsys.readouterr().err
+    assert read_json('r/summary.json')['steps'] == 4
+
+def test_a_changed_file_is_refused(idea, capsys):
+    assert main(['train', '--import', 'my_idea.py', *TRAIN, '--output_dir', 'r']) == 0, capsys.readouterr().err
+    idea.write_text(IDEA.replace('one make', 'one is'), encoding='utf-8')
+    assert main(['train', '--resume', 'r']) == 2
+    assert 'has changed since the run began' in capsys.readouterr().err
+
+def test_a_file_that_only_a_run_folder_names_is_not_run(idea, capsys, monkeypatch):
+    assert main(['train', '--import', 'my_idea.py', *TRAIN, '--output_dir', 'r']) == 0, capsys.readouterr().err
+    (idea.parent/'planted.py').write_text("raise SystemExit('this code ran')\n", encoding='utf-8')
+    for name in ('args.json', 'env.json'):
+        text = Path('r', name).read_text(encoding='utf-8').replace('my_idea.py', 'planted.py')
+        Path('r', name).write_text(text, encoding='utf-8')
+    assert main(['train', '--resume', 'r']) == 2
+    err = capsys.readouterr().err
+    assert 'planted.py' in err and 'this code ran' not in err
+
+def test_other_commands_know_the_names(idea, capsys):
+    assert main(['data', 'show', 'mine', '--import', 'my_idea.py']) == 0
+    assert '0 and one make 1.' in capsys.readouterr().out
+    assert main(['train', '--import', 'my_idea.py', '--model', 'mien', '--dry_run']) == 2
+    assert "did you mean 'mine'?" in capsys.readouterr().err
+
+@pytest.mark.parametrize('text, says', [
+    ('from lmnotes.core import nothing_there\n', 'cannot import name'),
+    ('x = (\n', 'SyntaxError'),
+])
+def test_a_broken_file_costs_one_line(tmp_path, monkeypatch, capsys, text, says):
+    monkeypatch.setenv('XDG_STATE_HOME', str(tmp_path))
+    (tmp_path/'broken.py').write_text(text, encoding='utf-8')
+    assert main(['train', '--import', str(tmp_path/'broken.py'), '--dry_run']) == 2
+    err = capsys.readouterr().err
+    assert says in err and len(err.splitlines()) == 1
