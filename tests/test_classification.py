@@ -1,4 +1,6 @@
-"A label goes from its number to a word and back as the data's own features say; prompts end with their cue, and only the target is worth 1"
+"""A label goes from its number to a word and back as the data's own features say.
+
+Prompts end with their cue, and only the target is worth 1."""
 import json
 import os
 from pathlib import Path
@@ -6,19 +8,11 @@ from pathlib import Path
 import pytest
 
 from lmnotes.core import InputError
-from lmnotes.data.catalog import (
-    Choice,
-    Labelled,
-    Tagged,
-    catalog,
-    find_dataset,
-    finish_rows,
-    kinds,
-    load_rows,
-    short_names,
-)
+from lmnotes.data.catalog import catalog, dataset_kinds, find_dataset, short_names
+from lmnotes.data.dataset_splits import load_rows, make_row_splits
+from lmnotes.data.dataset_types import ClassificationDataset, MultipleChoiceDataset, TaggingDataset
 from lmnotes.data.datasets.classification import glue_tasks
-from lmnotes.data.sources import Rows
+from lmnotes.data.sources.files import Rows
 
 real = Path(os.environ.get('LMNOTES_DATA_DIR') or Path(__file__).parents[2]/'shared/data')
 has_real = pytest.mark.skipif(
@@ -99,7 +93,7 @@ def check_row(ds, row):
         and target[0] == ' '
         and target[1:].strip() == target[1:]
     )
-    assert ds.scored(row) and ds.score(row, target) == 1 and ds.references(row)
+    assert ds.has_answer(row) and ds.score(row, target) == 1 and ds.references(row)
     choices = ds.choices(row)
     if choices is not None:
         assert len(choices) == len(set(choices)) and choices.count(target) == 1
@@ -135,7 +129,7 @@ def test_hidden_and_unnamed_labels(name):
     rows,names = made[name]
     (column,_), = names.items()
     ds,rows = loaded(name, [*rows, dict(rows[0], **{column: -1})], names)
-    assert [ds.scored(r) for r in rows] == [True]*(len(rows) - 1) + [False]
+    assert [ds.has_answer(r) for r in rows] == [True]*(len(rows) - 1) + [False]
     for f in (ds.target, ds.references, lambda r: ds.score(r, 'positive')):
         with pytest.raises(InputError, match='hides the label'):
             f(rows[-1])
@@ -149,9 +143,9 @@ def test_hidden_and_unnamed_labels(name):
 def test_hidden_rows_never_reach_training():
     rows = [dict(two, sentence1=f'Man {i} sings.', label=i%3 - 1, idx=i) for i in range(300)]
     ds = find_dataset('glue/rte')
-    splits,notes = finish_rows(ds, ds.prepare({'train': Rows(rows, {'label': entails})}))
+    splits,notes = make_row_splits(ds, ds.prepare({'train': Rows(rows, {'label': entails})}))
     assert (
-        all(ds.scored(r) for s in splits.values() for r in s)
+        all(ds.has_answer(r) for s in splits.values() for r in s)
         and len(splits['train']) + len(splits['validation']) == 200
     )
     assert any('100 of 300 train rows have a hidden label' in n for n in notes)
@@ -160,11 +154,14 @@ def test_similarity():
     ds = find_dataset('stsb')
     row = dict(two, label=3.25, idx=0)
     check_row(ds, row)
-    assert ds.kind == 'similarity' and ds.choices(row) is None and not ds.scored(dict(two, label=-1.))
+    assert ds.kind == 'similarity' and ds.choices(row) is None and not ds.has_answer(dict(two, label=-1.))
     assert ds.target(row) in (' 3.2', ' 3.3') and ds.score(row, '0.0') < ds.score(row, '3.0') < 1
 
 @pytest.mark.parametrize('name,tokens,column,tags,names', [
-    ('conll2003', 'EU rejects German call'.split(), 'ner_tags', [3, 0, 7, 0], ner), ('universal_dependencies/en_ewt', ['late', '!'], 'upos', [6, 1], upos), ('entities', ['Ada', 'ran'], 'ner_tags', [1, 0], ner[:7])])
+    ('conll2003', 'EU rejects German call'.split(), 'ner_tags', [3, 0, 7, 0], ner),
+    ('universal_dependencies/en_ewt', ['late', '!'], 'upos', [6, 1], upos),
+    ('entities', ['Ada', 'ran'], 'ner_tags', [1, 0], ner[:7]),
+])
 def test_tags(name, tokens, column, tags, names):
     for order in (names, names[::-1]):
         ds,rows = loaded(name, [{'tokens': tokens, column: [order.index(names[t]) for t in tags]}], {column: order})
@@ -187,12 +184,13 @@ def test_every_set_says_what_it_is_for():
     for id,cls in catalog.items():
         ds = cls(cls.config or next(iter(cls.configs), None))
         assert (
-            ds.kind in kinds
+            ds.kind in dataset_kinds
             and ds.modes
             and set(ds.modes) <= {'pretrain', 'sft', 'rl'}
             and ds.role in ('train', 'eval', 'both')
         ), id
-        if isinstance(ds, (Labelled, Choice, Tagged)): assert ds.cue and ds.instruction
+        kinds = ClassificationDataset, MultipleChoiceDataset, TaggingDataset
+        if isinstance(ds, kinds): assert ds.cue and ds.instruction
     assert {'imdb', 'sst2', 'mmlu', 'opinions', 'entities'} <= set(short_names)
 
 # ---- real rows
@@ -230,14 +228,14 @@ def test_real_rows(name):
     for split,rows in splits.items():
         names = own_names(folder/f'{ds.splits[split]}.parquet').get(ds.labels) if ds.labels else None
         for row in rows[:: max(1, len(rows)//60)]:
-            if not ds.scored(row):
+            if not ds.has_answer(row):
                 assert row[ds.labels] == -1
                 continue
             check_row(ds, row)
             if not names: continue
-            if isinstance(ds, Tagged):
+            if isinstance(ds, TaggingDataset):
                 assert [names[i] for i in row[ds.labels] if names[i] != '_'] == ds.target(row).split()
-            elif isinstance(ds, Labelled):
+            elif isinstance(ds, ClassificationDataset):
                 assert ds.words[names[row[ds.labels]]] == ds.target(row).strip()
             else:
                 assert names[row[ds.labels]] == ds.target(row).strip()
@@ -248,9 +246,9 @@ def test_real_splits():
     assert mnli['validation'] == mnli['validation_matched'] != mnli['validation_mismatched']
     rte = load_rows(find_dataset('rte'), real)
     ds = find_dataset('rte')
-    assert not any(ds.scored(r) for r in rte['test'])
+    assert not any(ds.has_answer(r) for r in rte['test'])
     imdb = find_dataset('imdb')
-    splits,notes = finish_rows(imdb, load_rows(imdb, real))
+    splits,notes = make_row_splits(imdb, load_rows(imdb, real))
     assert not {r['text'] for r in splits['train']} & {r['text'] for r in splits['validation']} and any(
         'held out' in n for n in notes
     )

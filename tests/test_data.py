@@ -1,4 +1,4 @@
-"""What cuts across the data room: real rows, a root in hub layout, the same data in another process, and wrong input."""
+"""What cuts across data: real rows, a root in hub layout, the same data in another process, and wrong input."""
 import json
 import os
 import subprocess
@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from lmnotes.core import InputError
-from lmnotes.data.catalog import catalog, find_dataset, load_documents, load_rows
-from lmnotes.data.dataloader import BlockLoader, load_data
-from lmnotes.data.tokenizers import encode_documents, get_tokenizer, token_bytes
+from lmnotes.data.catalog import catalog, find_dataset
+from lmnotes.data.dataloader import BlockLoader
+from lmnotes.data.dataset_splits import load_documents, load_rows
+from lmnotes.data.load import load_data
+from lmnotes.data.token_encoding import encode_documents, token_bytes
+from lmnotes.data.tokenizers import get_tokenizer
 
 real = Path(os.environ.get('LMNOTES_DATA_DIR') or Path(__file__).parents[2]/'shared/data')
 needs_real = pytest.mark.skipif(
@@ -35,7 +38,10 @@ def root(tmp_path):
 # ---- real rows
 
 @needs_real
-@pytest.mark.parametrize('name', ['wikitext', 'wikitext/wikitext-2-v1', 'enwik8', 'enwik8/enwik8', 'gsm8k', 'imdb', 'tiny_shakespeare', 'squad', 'sst2'])
+@pytest.mark.parametrize('name', [
+    'wikitext', 'wikitext/wikitext-2-v1', 'enwik8', 'enwik8/enwik8', 'gsm8k', 'imdb', 'tiny_shakespeare', 'squad',
+    'sst2',
+])
 def test_real_documents(name):
     splits,notes = load_documents(find_dataset(name), real)
     assert set(splits) == {'train', 'validation'} and all(d.strip() for s in splits.values() for d in s)
@@ -133,7 +139,7 @@ def test_another_process_has_the_same_data():
     "Also with another hash seed, and on a machine without `datasets` and `pyarrow`"
     code = (
         "import sys; sys.modules['datasets'] = sys.modules['pyarrow'] = None\n"
-        "from lmnotes.data.dataloader import load_data\n"
+        "from lmnotes.data.load import load_data\n"
         "d = load_data('arithmetic', tokenizer='bpe', vocab_size=400, limit=500, "
         "device='cpu'); print(d.fingerprint, d.train.batch(7)[0]['input_ids'].sum().item())"
     )
@@ -253,10 +259,10 @@ def test_no_mode_trains_on_an_evaluation_set_unasked(exams, way, name):
     assert again.tainted == data.tainted and again.fingerprint == data.fingerprint
 
 def test_streams_shards_and_mixtures_keep_them_too(exams, tmp_path):
-    from lmnotes.data.mixture_data import mixture_data
-    from lmnotes.data.shard_data import shard_data
+    from lmnotes.data.mixtures.data import mixture_data
     from lmnotes.data.shards import tokenize
-    from lmnotes.data.streaming import stream_data
+    from lmnotes.data.shards.data import shard_data
+    from lmnotes.data.streaming.data import stream_data
     calls = dict(
         stream=lambda **kw: stream_data('mmlu', data_dir=exams, **kw),
         shards=lambda **kw: tokenize('mmlu', tmp_path / 't', 'bytes', 64, data_dir=exams, **kw),
@@ -292,7 +298,7 @@ def test_streams_shards_and_mixtures_keep_them_too(exams, tmp_path):
 
 def test_a_tokenizer_of_a_mixture_reads_training_rows_only(tmp_path, monkeypatch):
     "Every row has a character of its own, so the vocabulary tells which rows were read"
-    from lmnotes.data.mixture_data import mixture_data
+    from lmnotes.data.mixtures.data import mixture_data
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'cache'))
     home = tmp_path/'openai__gsm8k/main'
     home.mkdir(parents=True)

@@ -5,25 +5,27 @@ import torch
 
 from lmnotes.core import InputError
 from lmnotes.data.dataloader import BlockLoader, Blocks
-from lmnotes.data.mixtures import (
+from lmnotes.data.mixtures.data import (
     Mixture,
     MixtureLoader,
-    capped,
+    cap_rates,
     check_rates,
     counts_before,
     draw_sources,
     find_mixture,
+    measure_per_source,
     mixture_name,
-    per_source,
-    percents,
+    round_percent,
     size_rates,
     stack_rows,
     token_rates,
 )
-from lmnotes.data.sequence_packing import Packed, PackedLoader, padded_loader
+from lmnotes.data.sequence_packing import PackedDataset, PackedLoader, padded_loader
 
-def source(base, n=50, T=8, **kw): return BlockLoader(Blocks(base + np.arange(n*T + 1) % 100, T), **kw)
-def mixed(rates=(.7, .3), **kw): return MixtureLoader(Mixture(dict(a=source(0), b=source(100, 200)), rates), **kw)
+def source(base, n=50, T=8, **kw):
+    return BlockLoader(Blocks(base + np.arange(n*T + 1) % 100, T), **kw)
+def mixed(rates=(.7, .3), **kw):
+    return MixtureLoader(Mixture(dict(a=source(0), b=source(100, 200)), rates), **kw)
 
 @pytest.mark.parametrize('rates', [[.7, .3], [.5, .5], [.05]*20, [.9, .09, .01], [.999, .001], [1/3]*3])
 @pytest.mark.parametrize('seed', [0, 7])
@@ -53,7 +55,10 @@ def test_batches_resume_and_ranks_share():
     all_ = [b['input_ids'] for b, in dl]
     again = [b['input_ids'] for b, in mixed(bs=8, n_batches=100, seed=3, start=61)]
     assert all(torch.equal(a, b) for a,b in zip(all_[61:], again, strict=True))
-    two = [mixed(bs=4, n_batches=100, seed=3, rank=r, world=2).batch(42)[0]['input_ids'] for r in (0, 1)]
+    two = [
+        mixed(bs=4, n_batches=100, seed=3, rank=r, world=2).batch(42)[0]['input_ids']
+        for r in (0, 1)
+    ]
     assert torch.equal(torch.cat(two), all_[42])
 
 def test_realised_is_what_came():
@@ -77,7 +82,9 @@ def test_every_example_of_a_source_once_a_round():
 
 def test_by_tokens():
     es = [dict(ids=np.arange(40) + 300, start=1)]*30
-    m = Mixture(dict(short=source(0), packed=PackedLoader(Packed(es, 80))), [.5, .5], by='tokens')
+    m = Mixture(
+        dict(short=source(0), packed=PackedLoader(PackedDataset(es, 80))), [0.5, 0.5], by='tokens'
+    )
     r = MixtureLoader(m, bs=10, n_batches=1000).realised()
     assert abs(r['packed']['tokens'] - .5) < .01 and r['packed']['examples'] < .1
     assert np.allclose(token_rates([.2, .8], [1, 1]), [.2, .8])
@@ -85,10 +92,17 @@ def test_by_tokens():
 def test_rows_of_all_kinds_stand_in_one_batch():
     es = [dict(ids=np.arange(n) + 200, start=1) for n in (9, 5, 3, 6, 7)]
     m = Mixture(
-        dict(plain=source(0), packed=PackedLoader(Packed(es, 16)), padded=padded_loader(es, 12)), [0.4, 0.3, 0.3]
+        dict(
+            plain=source(0),
+            packed=PackedLoader(PackedDataset(es, 16)),
+            padded=padded_loader(es, 12),
+        ),
+        [0.4, 0.3, 0.3],
     )
     for b, in MixtureLoader(m, bs=6, n_batches=8):
-        assert set(b) == {'input_ids', 'shift_labels', 'documents'} and {t.shape for t in b.values()} in (
+        assert set(b) == {'input_ids', 'shift_labels', 'documents'} and {
+            t.shape for t in b.values()
+        } in (
             {(6, 16)},
             {(6, 8)},
         )
@@ -109,10 +123,17 @@ def test_flattening():
     )
     p = size_rates([10**6, 100, 1], 2, cap=.5)
     assert p.max() <= .5 + 1e-9 and abs(p.sum() - 1) < 1e-9 and np.isclose(p[1]/p[2], 10)
-    assert np.allclose(capped(np.array([.5, .5]), .5), .5)
+    assert np.allclose(cap_rates(np.array([.5, .5]), .5), .5)
 
-@pytest.mark.parametrize('names,rates,words', [('ab', [.7, .2], 'must sum to 1'), ('ab', [.7, .3 + 2e-6], 'must sum to 1'), ('ab', [1.], '2 datasets and 1 mixture rates'), ('a', [.5, .5], '1 datasets and 2'),
-                                               ('ab', [1., 0.], 'above 0'), ('ab', ['x', 1], 'are numbers'), ('ab', [float('nan'), 1], 'above 0')])
+@pytest.mark.parametrize('names,rates,words', [
+    ('ab', [.7, .2], 'must sum to 1'),
+    ('ab', [.7, .3 + 2e-6], 'must sum to 1'),
+    ('ab', [1.], '2 datasets and 1 mixture rates'),
+    ('a', [.5, .5], '1 datasets and 2'),
+    ('ab', [1., 0.], 'above 0'),
+    ('ab', ['x', 1], 'are numbers'),
+    ('ab', [float('nan'), 1], 'above 0'),
+])
 def test_rates_that_do_not_fit(names, rates, words):
     with pytest.raises(InputError, match=words) as e:
         check_rates(names, rates)
@@ -121,8 +142,14 @@ def test_rates_that_do_not_fit(names, rates, words):
 def test_rates_may_be_off_by_rounding():
     assert check_rates('abc', [.333333, .333333, .3333333]).sum() == pytest.approx(1, abs=1e-15)
 
-@pytest.mark.parametrize('args,words', [((['imdb', 'sst2'], [None]), '2 datasets and 1 dataset_configs'), ((['imdb', 'glue'], ['None', 'sst3']), "did you mean 'sst2'"), ((['imbd', 'sst2'],), "did you mean 'imdb'"),
-                                        ((['imdb', 'imdb'],), 'named twice'), ((['imdb'],), 'at least two'), ((['imdb', 'sst2'], None, [.5, .6]), 'must sum to 1')])
+@pytest.mark.parametrize('args,words', [
+    ((['imdb', 'sst2'], [None]), '2 datasets and 1 dataset_configs'),
+    ((['imdb', 'glue'], ['None', 'sst3']), "did you mean 'sst2'"),
+    ((['imbd', 'sst2'],), "did you mean 'imdb'"),
+    ((['imdb', 'imdb'],), 'named twice'),
+    ((['imdb'],), 'at least two'),
+    ((['imdb', 'sst2'], None, [.5, .6]), 'must sum to 1'),
+])
 def test_lists_that_do_not_fit(args, words):
     with pytest.raises(InputError, match=words):
         find_mixture(*args)
@@ -131,10 +158,13 @@ def test_names():
     found,p = find_mixture(['imdb', 'glue'], [None, 'sst2'], ['0.7', '0.3'])
     assert mixture_name(found, p) == 'mix_imdb-sentiment-70_glue-sentiment-30'
     for r in ([1/3]*3, [1/7]*7, [.005, .995], [.125]*8):
-        assert sum(percents(r)) == 100 and np.abs(np.array(percents(r)) - 100*np.array(r)).max() < 1
+        assert (
+            sum(round_percent(r)) == 100
+            and np.abs(np.array(round_percent(r)) - 100 * np.array(r)).max() < 1
+        )
 
 def test_validation_per_source():
-    v = per_source(
+    v = measure_per_source(
         dict(a=source(0, shuffle=False), b=source(100, shuffle=False)),
         lambda dl: dict(loss=float(dl.one_batch()[0]['input_ids'].float().mean())),
     )
@@ -144,11 +174,13 @@ def test_validation_per_source():
         and v['spread']['loss'] == 50
     )
     with pytest.raises(InputError):
-        per_source({}, len)
+        measure_per_source({}, len)
 
 def test_sources_of_one_kind_stay_as_they_were():
     assert set(mixed(bs=2).batch(0)[0]) == {'input_ids', 'shift_labels'}
-    assert set(stack_rows([dict(input_ids=torch.ones(1, 3), shift_labels=torch.ones(1, 3))] * 2)) == {
+    assert set(
+        stack_rows([dict(input_ids=torch.ones(1, 3), shift_labels=torch.ones(1, 3))] * 2)
+    ) == {
         'input_ids',
         'shift_labels',
         'documents',

@@ -1,4 +1,6 @@
-"""Questions, corpora and what they share: every set on real rows or on rows in its published schema, under odd answers, and held against itself."""
+"""Questions, corpora and what they share.
+
+Every set on real rows or on rows in its published schema, under odd answers, and held against itself."""
 import io
 import json
 import os
@@ -14,10 +16,12 @@ from pathlib import Path
 import pytest
 
 from lmnotes.core import InputError
-from lmnotes.data.catalog import catalog, find_dataset, finish_rows, load_documents, load_rows
-from lmnotes.data.contamination import contamination, plain_words
-from lmnotes.data.datasets.corpora import catalog_rows, catalog_table, check_role, check_vision, chrf, hub_is_up
-from lmnotes.data.sources import Rows
+from lmnotes.data.answer_metrics import chrf
+from lmnotes.data.catalog import catalog, check_role, find_dataset
+from lmnotes.data.catalog_table import catalog_rows, catalog_table, hub_is_up
+from lmnotes.data.contamination import find_contamination, normalize_words
+from lmnotes.data.dataset_splits import load_documents, load_rows, make_row_splits
+from lmnotes.data.datasets.vision import check_vision_model
 
 real = Path(os.environ.get('LMNOTES_DATA_DIR') or Path(__file__).parents[2]/'shared/data')
 has_real = (real/'MANIFEST.json').is_file()
@@ -127,7 +131,7 @@ def root(tmp_path_factory):
 
 def round_trip(ds, rows):
     "What holds for every set with answers"
-    rows = [r for r in rows if ds.scored(r)]
+    rows = [r for r in rows if ds.has_answer(r)]
     assert rows
     for r in rows:
         p,t = ds.prompt(r),ds.target(r)
@@ -166,15 +170,15 @@ def test_pages_become_questions(root):
     ds = find_dataset('finance_vision')
     rows = load_rows(ds, root)['train']
     assert len(rows) == 120 and rows[0]['image'] is rows[1]['image'] and ds.target(rows[6]) == ' The number 3'
-    split,_ = finish_rows(ds, dict(train=rows))
+    split,_ = make_row_splits(ds, dict(train=rows))
     assert not {r['page'] for r in split['train']} & {r['page'] for r in split['validation']}
     with pytest.raises(InputError, match='no text to read'):
         load_documents(ds, root)
     class Text:
         def forward(self, input_ids): ...
     with pytest.raises(InputError, match='Text reads text only'):
-        check_vision(ds, Text())
-    check_vision(find_dataset('gsm8k'), Text())
+        check_vision_model(ds, Text())
+    check_vision_model(find_dataset('gsm8k'), Text())
 
 def test_columns_that_are_not_there(tmp_path):
     for name, columns in {
@@ -192,11 +196,14 @@ def test_columns_that_are_not_there(tmp_path):
 # ---- real rows
 
 @needs_real
-@pytest.mark.parametrize('name', ['squad', 'squad_v2', 'fiqa', 'gsm8k', 'gsm8k/socratic', 'financemath', 'math_dataset', 'bigcodebench', 'alpaca', 'iwslt2017'])
+@pytest.mark.parametrize('name', [
+    'squad', 'squad_v2', 'fiqa', 'gsm8k', 'gsm8k/socratic', 'financemath', 'math_dataset', 'bigcodebench', 'alpaca',
+    'iwslt2017',
+])
 def test_answers_of_real_rows(name):
     ds = find_dataset(name)
     for rows in load_rows(ds, real).values():
-        if any(map(ds.scored, rows)): round_trip(ds, some([r for r in rows if ds.scored(r)]))
+        if any(map(ds.has_answer, rows)): round_trip(ds, some([r for r in rows if ds.has_answer(r)]))
 
 @pytest.mark.parametrize('name', ['reading', 'arithmetic'])
 def test_answers_of_embedded_rows(name):
@@ -206,7 +213,7 @@ def test_answers_of_embedded_rows(name):
 @needs_real
 def test_hidden_answers_are_never_used():
     ds = find_dataset('financemath')
-    splits,notes = finish_rows(ds, load_rows(ds, real))
+    splits,notes = make_row_splits(ds, load_rows(ds, real))
     assert (
         'test' not in splits
         and len(splits['train']) + len(splits['validation']) == 200
@@ -330,7 +337,7 @@ def test_odd_answers(root, name):
     ds = find_dataset(name)
     where = root if (root/ds.id.replace('/', '__')).is_dir() else real
     if where is real and not has_real and not ds.id.startswith('embedded/'): pytest.skip('no real rows here')
-    rows = [r for r in next(iter(load_rows(ds, where).values())) if ds.scored(r)][:3]
+    rows = [r for r in next(iter(load_rows(ds, where).values())) if ds.has_answer(r)][:3]
     for r in rows:
         for text in odd:
             s = ds.score(r, text)
@@ -392,17 +399,17 @@ def test_evaluation_sets_are_kept():
 # ---- contamination
 
 def plainly(train, evals, n=13):
-    grams = lambda t: {tuple(w[i:i+n]) for w in [plain_words(t)] for i in range(len(w) - n + 1)}
+    grams = lambda t: {tuple(w[i:i+n]) for w in [normalize_words(t)] for i in range(len(w) - n + 1)}
     seen = set().union(*map(grams, train))
     return [i for i,e in enumerate(evals) if grams(e) & seen]
 
 def plant(train, evals, rng, n=13):
-    "Evaluation text into training documents: whole, and in part with other case and punctuation; and parts one word too short"
+    "Plant evaluation text in training documents: whole, in part with other case, and parts one word too short"
     train,found = list(train),set()
-    long = [i for i,e in enumerate(evals) if len(plain_words(e)) >= 2*n]
+    long = [i for i,e in enumerate(evals) if len(normalize_words(e)) >= 2*n]
     chosen = rng.sample(long, 30)
     for k,i in enumerate(chosen):
-        w = plain_words(evals[i])
+        w = normalize_words(evals[i])
         at = rng.randrange(len(w) - n + 1)
         d = rng.randrange(len(train))
         if k < 10:
@@ -415,21 +422,27 @@ def plant(train, evals, rng, n=13):
             train[d] += ' zzqzz ' + ' '.join(w[at:at+n-1]) + ' zzqzz'
     return train, found
 
+def problems(ds, splits):
+    return [r['question'] + ' ' + r['answer'] for r in splits['train']], [r['question'] for r in splits['test']]
+
+def articles(ds, splits):
+    lines = '\n'.join(ds.documents(splits['validation'])).split('\n')
+    return ds.documents(splits['train']), [l for l in lines if l.strip()]
+
 @needs_real
-@pytest.mark.parametrize('name,text', [('gsm8k', lambda ds, s: ([r['question'] + ' ' + r['answer'] for r in s['train']], [r['question'] for r in s['test']])),
-                                       ('wikitext/wikitext-2-v1', lambda ds, s: (ds.documents(s['train']), [l for d in ds.documents(s['validation']) for l in d.split('\n') if l.strip()]))])
+@pytest.mark.parametrize('name,text', [('gsm8k', problems), ('wikitext/wikitext-2-v1', articles)])
 def test_planted_overlaps_are_found_and_none_invented(name, text, record_property, capsys):
     ds = find_dataset(name)
     train,evals = text(ds, load_rows(ds, real))
-    before = contamination(train, evals)
+    before = find_contamination(train, evals)
     assert before.dirty == plainly(train, evals) and (name != 'gsm8k' or not before.dirty)
     planted,found = plant(train, evals, random.Random(1))
     t = time.perf_counter()
-    after = contamination(planted, evals)
+    after = find_contamination(planted, evals)
     t = time.perf_counter() - t
     assert set(after.dirty) == set(before.dirty) | found
     for e,d,words in after.examples:
-        assert words in ' '.join(plain_words(evals[e])) and words in ' '.join(plain_words(planted[d]))
+        assert words in ' '.join(normalize_words(evals[e])) and words in ' '.join(normalize_words(planted[d]))
     mb = sum(map(len, planted))/1e6
     record_property('contamination', (name, mb/t))
     with capsys.disabled():
@@ -443,7 +456,7 @@ def test_planted_overlaps_are_found_and_none_invented(name, text, record_propert
 def test_sets_that_are_known_apart_are_apart():
     w,g = find_dataset('wikitext/wikitext-2-v1'),find_dataset('gsm8k')
     evals = {s: [g.text(r) for r in rows] for s,rows in load_rows(g, real).items()}
-    assert [c.dirty for c in contamination(w.documents(load_rows(w, real)['train']), evals).values()] == [[], []]
+    assert [c.dirty for c in find_contamination(w.documents(load_rows(w, real)['train']), evals).values()] == [[], []]
 
 @needs_real
 def test_the_training_text_is_not_kept():
@@ -453,7 +466,7 @@ def test_the_training_text_is_not_kept():
     def peak(k):
         tracemalloc.start()
         try:
-            c = contamination((d for _ in range(k) for d in docs), evals)
+            c = find_contamination((d for _ in range(k) for d in docs), evals)
             return tracemalloc.get_traced_memory()[1], c
         finally:
             tracemalloc.stop()

@@ -10,22 +10,20 @@ import torch
 
 from lmnotes.app.size_advice import recommend
 from lmnotes.core import InputError
-from lmnotes.data.shards import (
-    LARGEST,
-    ShardLoader,
-    Shards,
-    block_order,
-    entropy,
+from lmnotes.data.shards.loader import ShardLoader, Shards, block_shuffle
+from lmnotes.data.shards.split import split_shards
+from lmnotes.data.shards.tokenize import tokenize_dataset
+from lmnotes.data.shards.validate import (
+    MAX_TOKEN_ID,
+    find_anomalies,
     is_shards,
-    looks,
     open_shard,
     order_gain,
     scan_rows,
     shard_files,
     shard_splits,
-    split,
-    tokenize,
-    validate,
+    token_entropy,
+    validate_shards,
 )
 from lmnotes.data.tokenizers import get_tokenizer
 
@@ -61,7 +59,10 @@ FAULTS = {
     'plain.pt': (plain, 'pickle'),
     'inside.npy': (inside_npy, 'pickle'),
     'inside.pt': (lambda p, t: torch.save(Trap(t), p), 'pickle'),
-    'old.pt': (lambda p, t: torch.save(dict(a=Trap(t)), p, _use_new_zipfile_serialization=False), 'pickle'),
+    'old.pt': (
+        lambda p, t: torch.save(dict(a=Trap(t)), p, _use_new_zipfile_serialization=False),
+        'pickle',
+    ),
     'cut.npy': (cut, 'truncated'),
     'cut.pt': (cut, 'truncated'),
     'head.npy': (lambda p, t: p.write_bytes(b'\x93NUMPY\x01\x00'), 'head.npy'),
@@ -80,22 +81,30 @@ def test_every_fault_is_a_line_and_nothing_runs(tmp_path, name):
     make(tmp_path/'s')
     write,word = FAULTS[name]
     write(tmp_path/'s'/name, tmp_path/'sprung')
-    report = validate(tmp_path/'s')
+    report = validate_shards(tmp_path/'s')
     line, = report.problems
-    assert name in line and word in line and '\n' not in line and len(line) < 250 and not (tmp_path/'sprung').exists()
+    assert (
+        name in line
+        and word in line
+        and '\n' not in line
+        and len(line) < 250
+        and not (tmp_path / 'sprung').exists()
+    )
     assert report.rows == 24 and not report.ok
     with pytest.raises(InputError, match=name):
         Shards(tmp_path/'s')
     with pytest.raises(InputError, match=name):
-        split(tmp_path/'s', tmp_path/'out')
+        split_shards(tmp_path/'s', tmp_path/'out')
     assert not (tmp_path/'out').exists()
 
 def test_unequal_lengths_and_ids_beyond_the_vocabulary(tmp_path):
     make(tmp_path)
     np.save(tmp_path/'long.npy', text_rows(2, 2048).astype(np.uint16))
-    np.save(tmp_path/'big.npy', np.where(np.arange(1024) == 3, 70_000, text_rows(1)).astype(np.int32))
+    np.save(
+        tmp_path / 'big.npy', np.where(np.arange(1024) == 3, 70_000, text_rows(1)).astype(np.int32)
+    )
     np.save(tmp_path/'minus.npy', (text_rows(2) - 1).astype(np.int64))
-    lines = {l.split()[0]: l for l in validate(tmp_path, 500).problems}
+    lines = {l.split()[0]: l for l in validate_shards(tmp_path, 500).problems}
     assert (
         'rows of 2048 tokens, the others of 1024' in lines.pop('long.npy')
         and '1 tokens outside 0..499' in lines.pop('big.npy')
@@ -109,7 +118,7 @@ def test_nothing_there(tmp_path):
     for p,words in ((tmp_path/'no', 'there is no'), (tmp_path, 'no shard at')):
         assert not is_shards(p)
         with pytest.raises(InputError, match=words):
-            validate(p)
+            validate_shards(p)
 
 # ---- numbers
 
@@ -133,27 +142,28 @@ def test_hashes_of_different_types_agree_when_asked():
 
 def test_a_report_sums_up(tmp_path):
     a = make(tmp_path)
-    r = validate(tmp_path)
+    r = validate_shards(tmp_path)
     assert (
-        (r.rows, r.length, r.tokens, r.unique, r.vocab) == (24, 1024, a.size, len(np.unique(a)), a.max() + 1)
+        (r.rows, r.length, r.tokens, r.unique, r.vocab)
+        == (24, 1024, a.size, len(np.unique(a)), a.max() + 1)
         and r.ok
         and not r.warnings
     )
     assert (
         abs(r.mean - a.mean()) < 1e-9
-        and abs(r.entropy - entropy(np.bincount(a.flatten()))) < 1e-9
+        and abs(r.entropy - token_entropy(np.bincount(a.flatten()))) < 1e-9
         and json.dumps(r.as_dict())
     )
 
 def test_copies_across_types_are_found(tmp_path):
     a = make(tmp_path, 1)
     torch.save(torch.from_numpy(a[:3].astype(np.int64)), tmp_path/'b.pt')
-    r = validate(tmp_path)
+    r = validate_shards(tmp_path)
     assert r.duplicates == 3 and '3 of 11 rows are copies' in r.warnings[0]
 
 def test_noise_and_patterns():
     g,a = np.random.default_rng(1),text_rows(4, 8192)
-    said = lambda a: ' '.join(looks(scan_rows(a)[0], list(a)))
+    said = lambda a: ' '.join(find_anomalies(scan_rows(a)[0], list(a)))
     assert said(a) == '' and order_gain(a[0]) > .1
     assert (
         'random noise' in said(g.integers(0, 50_000, a.shape))
@@ -167,24 +177,26 @@ def test_noise_and_patterns():
 @pytest.mark.parametrize('kind', ['npy', 'pt'])
 def test_a_split_is_links_that_share_nothing(tmp_path, files, ratio, kind):
     a = make(tmp_path/'s', files, kind=kind, dtype=np.int32)
-    done = split(tmp_path/'s', tmp_path/'o', ratio)
+    done = split_shards(tmp_path/'s', tmp_path/'o', ratio)
     inodes = {os.stat(f).st_ino for f in shard_files(tmp_path/'s')}
     assert {os.stat(f).st_ino for f in shard_files(tmp_path/'o')} == inodes
     t,v = (Shards(p) for p in shard_splits(tmp_path/'o').values())
-    assert (done['train'], done['validation']) == (len(t), len(v)) and abs(len(v) - ratio * len(a)) <= max(
-        1, ratio * len(a) / 4
-    )
+    assert (done['train'], done['validation']) == (len(t), len(v)) and abs(
+        len(v) - ratio * len(a)
+    ) <= max(1, ratio * len(a) / 4)
     assert [r.tolist() for s in (t, v) for r in s] == a.tolist()
 
 def test_copies_do_not_stand_on_both_sides(tmp_path):
     a = make(tmp_path/'s', 2, 10)
     np.save(tmp_path/'s/001.npy', np.concatenate([a[:4], a[14:20]]))
-    done = split(tmp_path/'s', tmp_path/'o', .5)
+    done = split_shards(tmp_path/'s', tmp_path/'o', .5)
     t,v = (Shards(p) for p in shard_splits(tmp_path/'o').values())
-    assert done['copies_left_out'] == 4 and [r.tolist() for r in v] == a[14:].tolist() and len(t) == 10
+    assert (
+        done['copies_left_out'] == 4 and [r.tolist() for r in v] == a[14:].tolist() and len(t) == 10
+    )
     np.save(tmp_path/'s/001.npy', a[:10])
     with pytest.raises(InputError, match='stands in the training part too'):
-        split(tmp_path/'s', tmp_path/'o2', .5)
+        split_shards(tmp_path/'s', tmp_path/'o2', .5)
     assert not (tmp_path/'o2').exists()
 
 def test_a_border_goes_back_to_where_a_document_begins(tmp_path):
@@ -193,7 +205,7 @@ def test_a_border_goes_back_to_where_a_document_begins(tmp_path):
     (tmp_path/'s').mkdir()
     np.save(tmp_path/'s/0.npy', a)
     (tmp_path/'s/meta.json').write_text(json.dumps(dict(eos=999, vocab_size=1000)))
-    done = split(tmp_path/'s', tmp_path/'o', .1)
+    done = split_shards(tmp_path/'s', tmp_path/'o', .1)
     assert done == dict(by='document', train=15, validation=5, copies_left_out=0)
 
 # ---- reading
@@ -201,8 +213,8 @@ def test_a_border_goes_back_to_where_a_document_begins(tmp_path):
 @pytest.mark.parametrize('n', [1, 15, 16, 17, 1023, 1024, 1040, 3001])
 def test_an_epoch_is_every_window_once(n):
     for e in (0, 1):
-        assert sorted(block_order(range(n), n, 3, e)) == list(range(n))
-    if n > 16: assert (block_order(range(n), n, 3, 0) != block_order(range(n), n, 3, 1)).any()
+        assert sorted(block_shuffle(range(n), n, 3, e)) == list(range(n))
+    if n > 16: assert (block_shuffle(range(n), n, 3, 0) != block_shuffle(range(n), n, 3, 1)).any()
 
 def test_any_batch_without_those_before_it(tmp_path):
     a = make(tmp_path, 5, 7, kind='pt', dtype=np.int32)
@@ -211,11 +223,14 @@ def test_any_batch_without_those_before_it(tmp_path):
     all_ = [b for b, in dl]
     for k in (59, 0, 18):
         assert torch.equal(
-            ShardLoader(Shards(tmp_path, 511), bs=4, seed=2, n_batches=60).batch(k)[0]['shift_labels'],
+            ShardLoader(Shards(tmp_path, 511), bs=4, seed=2, n_batches=60).batch(k)[0][
+                'shift_labels'
+            ],
             all_[k]['shift_labels'],
         )
     assert torch.equal(
-        torch.cat([dl.new(bs=2, rank=r, world=2).batch(18)[0]['input_ids'] for r in (0, 1)]), all_[18]['input_ids']
+        torch.cat([dl.new(bs=2, rank=r, world=2).batch(18)[0]['input_ids'] for r in (0, 1)]),
+        all_[18]['input_ids'],
     )
     seen = torch.cat([b['input_ids'] for b in all_])[:70]
     assert sorted(map(tuple, seen.tolist())) == sorted(
@@ -238,19 +253,25 @@ def test_memory_does_not_grow_with_files(tmp_path):
 # ---- making and advising
 
 def test_tokenize_validate_train_windows(tmp_path):
-    meta = tokenize('prose', tmp_path/'t', 'bpe', length=512, vocab_size=400, limit=80, rows_per_file=16)
+    meta = tokenize_dataset(
+        'prose', tmp_path / 't', 'bpe', length=512, vocab_size=400, limit=80, rows_per_file=16
+    )
     for s,d in shard_splits(tmp_path/'t').items():
-        r = validate(d).check()
-        assert r.rows == meta['splits'][s]['rows'] and r.vocab <= 400 and 0 <= meta['splits'][s]['left_out'] < 512
+        r = validate_shards(d).check()
+        assert (
+            r.rows == meta['splits'][s]['rows']
+            and r.vocab <= 400
+            and 0 <= meta['splits'][s]['left_out'] < 512
+        )
     assert (
         len(shard_files(tmp_path / 't/train')) > 1
         and open_shard(shard_files(tmp_path / 't/train')[0]).dtype == np.uint16
     )
     assert get_tokenizer(tmp_path/'t/tokenizer').eos_token_id == meta['eos']
     with pytest.raises(InputError, match='exists already'):
-        tokenize('prose', tmp_path/'t')
+        tokenize_dataset('prose', tmp_path/'t')
     with pytest.raises(InputError, match='divided already'):
-        split(tmp_path/'t', tmp_path/'x')
+        split_shards(tmp_path/'t', tmp_path/'x')
 
 def test_advice_has_a_command_and_costs(tmp_path):
     make(tmp_path)
@@ -264,6 +285,6 @@ def test_advice_has_a_command_and_costs(tmp_path):
 
 def test_tokens_beyond_any_vocabulary(tmp_path):
     a = text_rows(2).astype(np.int64)
-    a[0, 0] = LARGEST
+    a[0, 0] = MAX_TOKEN_ID
     np.save(tmp_path/'a.npy', a)
-    assert 'outside' in validate(tmp_path).problems[0]
+    assert 'outside' in validate_shards(tmp_path).problems[0]

@@ -1,4 +1,5 @@
-"""Walking datasets that are far away: a hub on this machine that also stalls, breaks off and sends garbage; 100,000 documents; a kill and a resume."""
+"""Streams of remote datasets: a hub on this machine that stalls, breaks off and sends garbage; a kill
+and a resume."""
 import io
 import json
 import os
@@ -15,30 +16,32 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 import torch
-from fastai.data.core import DataLoaders
 
 from lmnotes.core import InputError, RunError, set_seed
-from lmnotes.data.catalog import find_dataset, load_documents, load_rows
-from lmnotes.data.sources import Patience, converted, hub_files, hub_rows, pick_config
-from lmnotes.data.streaming import Chunks, Samples, StreamLoader, StreamSource, stream_data, stream_source
-from lmnotes.data.tokenizers import (
-    byte_tokenizer,
-    encode_documents,
-    encode_each,
-    get_tokenizer,
-    hub_tokenizer,
-    token_bytes,
-    tokenizer_kind,
+from lmnotes.data.catalog import find_dataset
+from lmnotes.data.dataset_splits import load_documents, load_rows
+from lmnotes.data.sources.hub_requests import RetryPolicy
+from lmnotes.data.sources.hub_rows import hub_files, parquet_revision, pick_config
+from lmnotes.data.streaming.data import (
+    ChunkStream,
+    SampleStream,
+    StreamLoader,
+    StreamSource,
+    stream_data,
+    stream_source,
 )
+from lmnotes.data.token_encoding import encode_documents, encode_separately, token_bytes, tokenizer_kind
+from lmnotes.data.tokenizers import byte_tokenizer, get_tokenizer, hub_tokenizer
 
 pa = pytest.importorskip('pyarrow')
 import pyarrow.parquet as pq
 
 real = Path(os.environ.get('LMNOTES_DATA_DIR') or Path(__file__).parents[2]/'shared/data')
 needs_real = pytest.mark.skipif(
-    not (real / 'MANIFEST.json').is_file(), reason=f'no sample of the real datasets at {real}; set LMNOTES_DATA_DIR'
+    not (real / 'MANIFEST.json').is_file(),
+    reason=f'no sample of the real datasets at {real}; set LMNOTES_DATA_DIR',
 )
-sha,soon = 'a'*40,Patience(timeout=.5, tries=3, wait=.02)
+sha,soon = 'a'*40,RetryPolicy(timeout=.5, tries=3, wait=.02)
 N = 100_000
 
 def parquet(rows, group=1000, labels=None):
@@ -47,7 +50,13 @@ def parquet(rows, group=1000, labels=None):
         table = table.replace_schema_metadata(
             dict(
                 huggingface=json.dumps(
-                    dict(info=dict(features={k: dict(_type='ClassLabel', names=v) for k, v in labels.items()}))
+                    dict(
+                        info=dict(
+                            features={
+                                k: dict(_type='ClassLabel', names=v) for k, v in labels.items()
+                            }
+                        )
+                    )
                 )
             )
         )
@@ -87,20 +96,33 @@ class Hub(BaseHTTPRequestHandler):
         id = '/'.join(parts[:2])
         tail = '/'.join(parts[2:])
         if id == 'shy/gated':
-            return self.say(403, b'Access to dataset shy/gated is restricted (gated)', X_Error_Code='GatedRepo')
+            return self.say(
+                403, b'Access to dataset shy/gated is restricted (gated)', X_Error_Code='GatedRepo'
+            )
         kind,_,rev = tail.partition('/')
         have = {r: f for (i,r),f in self.sets.items() if i == id}
         if not have: return self.say(404, X_Error_Code='RepoNotFound')
         under = ''
         if kind == 'tree':
-            whole,rev = rev,next((r for r in [*have, sha] if rev == r or rev.startswith(r + '/')), rev)
+            whole, rev = (
+                rev,
+                next((r for r in [*have, sha] if rev == r or rev.startswith(r + '/')), rev),
+            )
             under = whole.removeprefix(rev).strip('/') + '/' if whole != rev else ''
         files = have.get(rev or 'main', have.get('main') if rev == sha else None)
         if files is None: return self.say(404, X_Error_Code='RevisionNotFound')
-        entries = [dict(type='file', path=p, size=len(b), oid='b'*40) for p,b in files.items() if p.startswith(under)]
+        entries = [
+            dict(type='file', path=p, size=len(b), oid='b' * 40)
+            for p, b in files.items()
+            if p.startswith(under)
+        ]
         if 'recursive=false' in self.path: # what lies right there, folders too
             deep = sorted(
-                {p[: p.index('/', len(under))] for p in files if p.startswith(under) and '/' in p[len(under) :]}
+                {
+                    p[: p.index('/', len(under))]
+                    for p in files
+                    if p.startswith(under) and '/' in p[len(under) :]
+                }
             )
             entries = [e for e in entries if '/' not in e['path'][len(under) :]] + [
                 dict(type='directory', path=p, oid='c' * 40, size=0) for p in deep
@@ -155,10 +177,11 @@ def endpoint():
     quarter = N//4
     Hub.sets.update(
         {
-            ('skylion007/openwebtext', converted): {
-                f'plain_text/train/{f:04}.parquet': parquet(far[f * quarter : (f + 1) * quarter]) for f in range(4)
+            ('skylion007/openwebtext', parquet_revision): {
+                f'plain_text/train/{f:04}.parquet': parquet(far[f * quarter : (f + 1) * quarter])
+                for f in range(4)
             },
-            ('openai/gsm8k', converted): {
+            ('openai/gsm8k', parquet_revision): {
                 f'{c}/{s}/0000.parquet': parquet(
                     [dict(question=f'{i}+1?', answer=f'#### {i + 1}') for i in range(30)]
                 )
@@ -166,11 +189,14 @@ def endpoint():
                 for s in ('train', 'test')
             },
             ('old/script', 'main'): {'script.py': b'import datasets', 'README.md': b'# old\n'},
-            ('old/script', converted): {f'{c}/train/0000.parquet': parquet([dict(text=c)]) for c in ('one', 'two')},
-            ('big/one', converted): {'default/partial-train/0000.parquet': parquet(far[:10])},
+            ('old/script', parquet_revision): {
+                f'{c}/train/0000.parquet': parquet([dict(text=c)]) for c in ('one', 'two')
+            },
+            ('big/one', parquet_revision): {'default/partial-train/0000.parquet': parquet(far[:10])},
             ('own/main', 'main'): {
                 'data/train-00000-of-00001.parquet': parquet(
-                    [dict(text='a', label=1), dict(text='b', label=0)], labels=dict(label=['no', 'yes'])
+                    [dict(text='a', label=1), dict(text='b', label=0)],
+                    labels=dict(label=['no', 'yes']),
                 ),
                 'README.md': b'# own\n',
             },
@@ -197,7 +223,7 @@ def hub(endpoint, monkeypatch):
 def corpus():
     return StreamSource(
         'skylion007/openwebtext',
-        hub_files('skylion007/openwebtext', patience=soon)['plain_text']['train'],
+        hub_files('skylion007/openwebtext', retry_policy=soon)['plain_text']['train'],
         patience=soon,
     )
 def number(row): return int(row['text'].split()[1])
@@ -205,19 +231,24 @@ def number(row): return int(row['text'].split()[1])
 # ---- 100,000 documents
 
 def test_every_document_once_by_sample(hub):
-    assert [number(r) for r in Samples(corpus())] == list(range(N))
-    mixed = [number(r) for r in Samples(corpus(), shuffle=True, seed=3)]
+    assert [number(r) for r in SampleStream(corpus())] == list(range(N))
+    mixed = [number(r) for r in SampleStream(corpus(), shuffle=True, seed=3)]
     assert sorted(mixed) == list(range(N)) and mixed != list(range(N))
     groups = [len({i//1000 for i in mixed[k:k+3000]}) for k in range(0, N, 3000)]
     assert np.mean(np.abs(np.diff(mixed)) > 1) > .99 and min(groups[:-1]) >= 3
 
 def test_every_token_once_by_chunk(hub):
     tok = byte_tokenizer()
-    walk = Chunks(corpus(), tok)
+    walk = ChunkStream(corpus(), tok)
     got = list(walk)
     whole = encode_documents(tok, [f'document {i} says {i*7919 % 1000}' for i in range(N)])
-    assert all(len(c) == 4096 for c in got) and np.array_equal(np.concatenate(got), whole[:4096*len(got)])
-    assert walk.n_left == len(whole) - 4096*len(got) and f'{walk.n_left:,} tokens left' in walk.summary()
+    assert all(len(c) == 4096 for c in got) and np.array_equal(
+        np.concatenate(got), whole[: 4096 * len(got)]
+    )
+    assert (
+        walk.n_left == len(whole) - 4096 * len(got)
+        and f'{walk.n_left:,} tokens left' in walk.summary()
+    )
 
 def test_only_what_is_needed_is_read(hub):
     source = corpus()
@@ -227,15 +258,20 @@ def test_only_what_is_needed_is_read(hub):
 
 child = '''
 import json, sys
-from lmnotes.data.sources import Patience, hub_files
-from lmnotes.data.streaming import *
+from lmnotes.data.sources.hub_requests import RetryPolicy
+from lmnotes.data.sources.hub_rows import hub_files
+from lmnotes.data.streaming.documents import *
+from lmnotes.data.streaming.row_groups import *
+from lmnotes.data.streaming.tokens import *
 from lmnotes.data.tokenizers import byte_tokenizer
 kind,log,state = sys.argv[1:]
 source = StreamSource('skylion007/openwebtext', hub_files('skylion007/openwebtext')['plain_text']['train'])
-walk = Samples(source, shuffle=True, seed=3) if kind == 'sample' else Chunks(source, byte_tokenizer(), tokens_per_chunk=500, shuffle=True, seed=3)
+if kind == 'sample': walk = SampleStream(source, shuffle=True, seed=3)
+else: walk = ChunkStream(source, byte_tokenizer(), tokens_per_chunk=500, shuffle=True, seed=3)
 with open(log, 'a', encoding='utf-8') as out:
     for item in walk:
-        out.write(json.dumps([walk.state_dict(), item['text'] if kind == 'sample' else item.tolist()]) + '\\n'); out.flush()
+        out.write(json.dumps([walk.state_dict(), item['text'] if kind == 'sample' else item.tolist()]) + '\\n')
+        out.flush()
 '''
 
 @pytest.mark.parametrize('kind', ['sample', 'chunk'])
@@ -254,9 +290,11 @@ def test_killed_and_resumed(hub, endpoint, tmp_path, kind):
     lines = [json.loads(l) for l in log.read_text(encoding='utf-8').split('\n')[:-1]]
     done,state = [l[1] for l in lines],lines[-1][0]
     make = (
-        (lambda: Samples(corpus(), shuffle=True, seed=3))
+        (lambda: SampleStream(corpus(), shuffle=True, seed=3))
         if kind == 'sample'
-        else lambda: Chunks(corpus(), byte_tokenizer(), tokens_per_chunk=500, shuffle=True, seed=3)
+        else lambda: ChunkStream(
+            corpus(), byte_tokenizer(), tokens_per_chunk=500, shuffle=True, seed=3
+        )
     )
     def take(w, n): return [i['text'] if kind == 'sample' else i.tolist() for i in islice(w, n)]
     resumed = make()
@@ -265,13 +303,18 @@ def test_killed_and_resumed(hub, endpoint, tmp_path, kind):
 
 # ---- bad days
 
-@pytest.mark.parametrize('trouble,said', [('stall', 'timed out'), ('break', 'IncompleteRead'), ('garbage', 'not whole parquet'), ('busy', 'HTTP 503')])
+@pytest.mark.parametrize('trouble,said', [
+    ('stall', 'timed out'),
+    ('break', 'IncompleteRead'),
+    ('garbage', 'not whole parquet'),
+    ('busy', 'HTTP 503'),
+])
 def test_trouble_is_outlasted_or_named(hub, trouble, said):
     source = corpus()
     source.sizes(0)
     hub.trouble[:] = [trouble]*2
     assert number(source.rows(0, 2)[7]) == 2007 and not hub.trouble
-    walk = Samples(source)
+    walk = SampleStream(source)
     rows = iter(walk)
     seen = [number(r) for r in islice(rows, 1500)]
     hub.trouble[:] = [trouble]*99
@@ -289,12 +332,13 @@ def test_trouble_is_outlasted_or_named(hub, trouble, said):
         said,
     ):
         assert part in line, line
-    assert seen + [number(r) for r in islice(walk, 500)] == list(range(2500)) # and the walk can go on from there
+    # and the walk can go on from there
+    assert seen + [number(r) for r in islice(walk, 500)] == list(range(2500))
 
 def test_no_server_at_all(hub, monkeypatch):
     monkeypatch.setenv('HF_ENDPOINT', 'http://127.0.0.1:9')
     with pytest.raises(RunError, match="list the files of 'openai/gsm8k'.*after 3 tries"):
-        hub_files('openai/gsm8k', patience=soon)
+        hub_files('openai/gsm8k', retry_policy=soon)
 
 def test_offline_is_said_at_once(hub, monkeypatch):
     import huggingface_hub.constants as c
@@ -306,10 +350,13 @@ def test_offline_is_said_at_once(hub, monkeypatch):
 
 @pytest.mark.parametrize('call,says', [
     (lambda: stream_source('gsm8k', config='mian', patience=soon), "did you mean 'main'"),
-    (lambda: pick_config('openai/gsm8k', hub_files('openai/gsm8k', patience=soon), 'socratc'), "on the hub: did you mean 'socratic'"),
+    (
+        lambda: pick_config('openai/gsm8k', hub_files('openai/gsm8k', retry_policy=soon), 'socratc'),
+        "on the hub: did you mean 'socratic'",
+    ),
     (lambda: stream_source('gsm8k', split='validation', patience=soon), "no split 'validation'"),
-    (lambda: hub_files('shy/gated', patience=soon), 'make a token at'),
-    (lambda: hub_files('no/where', patience=soon), 'is not on the hub'),
+    (lambda: hub_files('shy/gated', retry_policy=soon), 'make a token at'),
+    (lambda: hub_files('no/where', retry_policy=soon), 'is not on the hub'),
     (lambda: stream_source('gms8k'), "did you mean 'gsm8k'"),
 ])
 def test_wrong_input(hub, call, says):
@@ -319,9 +366,11 @@ def test_wrong_input(hub, call, says):
 
 def test_what_the_hub_lists(hub):
     assert [f['partial'] for f in hub_files('big/one')['default']['train']] == [True]
-    assert hub_files('own/main')['default']['train'][0]['path'] == 'data/train-00000-of-00001.parquet'
+    assert (
+        hub_files('own/main')['default']['train'][0]['path'] == 'data/train-00000-of-00001.parquet'
+    )
     gsm = stream_source('gsm8k', patience=soon)
-    assert [gsm.text(r) for r in islice(Samples(gsm), 1)] == [
+    assert [gsm.text(r) for r in islice(SampleStream(gsm), 1)] == [
         find_dataset('gsm8k').text(dict(question='0+1?', answer='#### 1'))
     ]
 
@@ -329,9 +378,9 @@ def test_hub_rows_through_datasets(hub, endpoint, tmp_path):
     "The whole road of `datasets`, in a process whose hub is ours; then with two bad reads"
     pytest.importorskip('datasets')
     code = (
-        "from lmnotes.data.sources import *\nr = hub_rows('own/main', patience=Patience(5, "
+        "from lmnotes.data.sources.files import *\nr = hub_rows('own/main', patience=RetryPolicy(5, "
         "4, .1)); print(r['train'], r['train'].labels)\n"
-        "try: hub_rows('own/main', 'sst3', patience=Patience(5, 2, .1))\nexcept Exception as "
+        "try: hub_rows('own/main', 'sst3', patience=RetryPolicy(5, 2, .1))\nexcept Exception as "
         "e: print(type(e).__name__, e)\n"
     )
     for i,trouble in enumerate(([], ['busy']*3)):
@@ -344,20 +393,25 @@ def test_hub_rows_through_datasets(hub, endpoint, tmp_path):
             'HF_HUB_OFFLINE': '0',
             'HF_DATASETS_OFFLINE': '0',
         }
-        out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], env=env, capture_output=True, text=True)
+        out = subprocess.run(
+            [sys.executable, '-W', 'ignore', '-c', code], env=env, capture_output=True, text=True
+        )
         assert out.stdout.count('\n') == 2, (out.stdout, out.stderr[-3000:])
         rows,bad = out.stdout.strip().split('\n')
-        assert rows == "[{'text': 'a', 'label': 1}, {'text': 'b', 'label': 0}] {'label': ['no', 'yes']}", out.stderr[
-            -2000:
-        ]
-        assert bad.startswith("InputError 'own/main' has no configuration 'sst3'") and 'default' in bad
+        assert rows == (
+            "[{'text': 'a', 'label': 1}, {'text': 'b', 'label': 0}] {'label': ['no', 'yes']}"
+        ), out.stderr[-2000:]
+        assert (
+            bad.startswith("InputError 'own/main' has no configuration 'sst3'") and 'default' in bad
+        )
 
 def test_a_script_is_read_from_its_parquet_branch(hub, endpoint, tmp_path):
     "And of the configuration that was asked for alone"
     pytest.importorskip('datasets')
     code = (
-        "from lmnotes.data.sources import *\nprint(hub_rows('old/script', 'two', patience=Patience(5, 3, .1)))\n"
-        "try: hub_rows('old/script', 'tow', patience=Patience(5, 2, .1))\nexcept Exception "
+        "from lmnotes.data.sources.files import *\nprint(hub_rows('old/script', 'two', "
+        "patience=RetryPolicy(5, 3, .1)))\n"
+        "try: hub_rows('old/script', 'tow', patience=RetryPolicy(5, 2, .1))\nexcept Exception "
         "as e: print(type(e).__name__, e)\n"
     )
     env = {
@@ -368,7 +422,9 @@ def test_a_script_is_read_from_its_parquet_branch(hub, endpoint, tmp_path):
         'HF_HUB_OFFLINE': '0',
         'HF_DATASETS_OFFLINE': '0',
     }
-    out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], env=env, capture_output=True, text=True)
+    out = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', code], env=env, capture_output=True, text=True
+    )
     assert out.stdout == (
         "{'train': [{'text': 'two'}]}\nInputError 'old/script' has no configuration 'tow' on "
         "the hub: did you mean 'two'?\n"
@@ -377,13 +433,23 @@ def test_a_script_is_read_from_its_parquet_branch(hub, endpoint, tmp_path):
 # ---- a learner fed by a stream
 
 def learner(data, seed=0):
-    from lmnotes.models.decoder import build_model
-    from lmnotes.training.assemble import lm_learner
+    from lmnotes.models.build import build_model
+    from lmnotes.training.learner import lm_learner
     set_seed(seed)
-    return lm_learner(build_model('standard', size='tiny', vocab_size=data.vocab_size), data, precision='fp32')
+    return lm_learner(
+        build_model('standard', size='tiny', vocab_size=data.vocab_size), data, precision='fp32'
+    )
 
 def test_a_learner_resumes_in_the_stream(hub):
-    data = stream_data('prose', max_length=32, bs=4, max_chunks=4, tokens_per_chunk=512, valid_chunks=1, device='cpu')
+    data = stream_data(
+        'prose',
+        max_length=32,
+        bs=4,
+        max_chunks=4,
+        tokens_per_chunk=512,
+        valid_chunks=1,
+        device='cpu',
+    )
     def fit(learn, **dl):
         for k,v in dl.items(): setattr(learn.dls.train, k, v)
         with learn.no_bar(), learn.no_logging():
@@ -400,12 +466,20 @@ def test_a_learner_resumes_in_the_stream(hub):
         and again.fingerprint == data.fingerprint
     )
 
-@pytest.mark.parametrize('kw', [dict(walk='chunk'), dict(walk='sample'), dict(walk='chunk', max_chunks=3, tokens_per_chunk=700), dict(walk='chunk', part='train'), dict(walk='sample', shuffle=False)])
+@pytest.mark.parametrize('kw', [
+    dict(walk='chunk'),
+    dict(walk='sample'),
+    dict(walk='chunk', max_chunks=3, tokens_per_chunk=700),
+    dict(walk='chunk', part='train'),
+    dict(walk='sample', shuffle=False),
+])
 def test_batches_are_a_function_of_seed_and_number(kw):
     rows = [dict(text=f'word {i} ' + 'x'*(i*37 % 90)) for i in range(400)]
     def make(**more):
         return StreamLoader(
-            StreamSource('toy', [dict(path=str(f), rows=rows[f * 100 : (f + 1) * 100]) for f in range(4)]),
+            StreamSource(
+                'toy', [dict(path=str(f), rows=rows[f * 100 : (f + 1) * 100]) for f in range(4)]
+            ),
             byte_tokenizer(),
             **{**dict(T=24, seed=1, n_batches=60, bs=6, buffer=30), **kw, **more},
         )
@@ -419,12 +493,15 @@ def test_batches_are_a_function_of_seed_and_number(kw):
         other = make()
         other.load_state_dict(state)
         assert torch.equal(next(iter(other))[0]['input_ids'], whole[k])
-    if kw.get('shuffle', True): assert not torch.equal(make(seed=2).batch(0)[0]['input_ids'], whole[0])
+    if kw.get('shuffle', True):
+        assert not torch.equal(make(seed=2).batch(0)[0]['input_ids'], whole[0])
 
 def test_validation_is_never_trained_on(tmp_path):
-    (tmp_path/'d.jsonl').write_text(''.join(json.dumps(dict(text=f'line {i % 500}')) + '\n' for i in range(1000)))
+    (tmp_path / 'd.jsonl').write_text(
+        ''.join(json.dumps(dict(text=f'line {i % 500}')) + '\n' for i in range(1000))
+    )
     s = stream_source(data_path=tmp_path/'d.jsonl')
-    a,b = ({r['text'] for r in Samples(s, part=p)} for p in ('train', 'validation'))
+    a,b = ({r['text'] for r in SampleStream(s, part=p)} for p in ('train', 'validation'))
     assert not a & b and len(a) + len(b) == 500 and 10 < len(b) < 45
 
 @needs_real
@@ -432,7 +509,9 @@ def test_validation_is_never_trained_on(tmp_path):
 def test_a_walk_reads_what_loading_reads(name):
     ds = find_dataset(name)
     rows = load_rows(ds, real)['train']
-    assert list(Samples(stream_source(name, data_dir=real))) == [r for r in rows if ds.text(r).strip()]
+    assert list(SampleStream(stream_source(name, data_dir=real))) == [
+        r for r in rows if ds.text(r).strip()
+    ]
 
 # ---- tokenizers
 
@@ -464,7 +543,7 @@ def test_any_text_comes_back(name, size, tmp_path):
     tok.save_pretrained(tmp_path)
     again = hub_tokenizer(tmp_path)
     for t in (tok, again):
-        each = encode_each(t, odd)
+        each = encode_separately(t, odd)
         assert [t.decode(ids[:-1]) for ids in each] == odd
         assert token_bytes(t)[np.concatenate(each)].sum() == sum(len(o.encode()) for o in odd)
         assert tokenizer_kind(t) == ('sentencepiece' if name == 'sentencepiece' else 'other') and (
@@ -479,6 +558,7 @@ def test_words_of_wikitext_are_the_published_ones(
     tok = get_tokenizer('words', lambda: docs)
     ids = encode_documents(tok, docs)
     assert len(ids) - len(docs) == 2_088_628 - 1 # the blank first line belongs to no article
-    assert len(tok) == 33_278 + 3 # two kinds of line end for one, and the end and padding of our own
+    # two kinds of line end for one, and the end and padding of our own
+    assert len(tok) == 33_278 + 3
     # the unknown word takes its space with it
     assert tok.decode(encode_documents(tok, docs[:1])[:-1]) == docs[0].replace(' <unk>', '<unk>')

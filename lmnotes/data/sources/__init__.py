@@ -1,0 +1,1 @@
+"Where rows come from: files, folders in hub layout, and the hub"
