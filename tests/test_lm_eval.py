@@ -11,7 +11,7 @@ import torch
 
 from lmnotes.data.tokenizers import byte_tokenizer
 from lmnotes.models import *
-from lmnotes.training.checkpoints import save_model
+from lmnotes.training.checkpoints import save_pretrained_model
 
 pytestmark = pytest.mark.skipif(
     find_spec('lm_eval') is None, reason="lm_eval is not installed: pip install 'lm_eval>=0.4.13,<0.5'"
@@ -82,7 +82,7 @@ def place(tmp_path_factory):
         model(seen['input_ids'], attention_mask=seen['attention_mask'], labels=labels).loss.backward()
         opt.step()
         opt.zero_grad()
-    save_model(model.eval(), tok, root/'model')
+    save_pretrained_model(model.eval(), tok, root/'model')
     return root,model,tok
 
 def _loglikelihood(model, tok, context, text): # of `text` after `context`, a list of ids
@@ -180,7 +180,7 @@ def test_every_recipe(name, tmp_path):
     torch.manual_seed(0)
     tok = byte_tokenizer()
     model = build_model(name, 'tiny', len(tok)).eval()
-    save_model(model, tok, tmp_path/'model')
+    save_pretrained_model(model, tok, tmp_path/'model')
     theirs = HFLM(pretrained=str(tmp_path/'model'), trust_remote_code=True, device='cpu', batch_size=2)
     said = theirs.loglikelihood(
         [Instance('loglikelihood', {}, (r['question'], r['choices'][0]), i) for i, r in enumerate(SUMS[:4])],

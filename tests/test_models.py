@@ -1,19 +1,18 @@
-"Every registered recipe obeys one contract; reversible equals its plain twin, also over two processes"
+"Every registered recipe passes the same tests; reversible equals its plain twin, also over two processes"
 import json
 import math
+import os
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-import lmnotes.quantizers
 from lmnotes.core import InputError
 from lmnotes.models import *
+from lmnotes.models.weight_converters import from_qwen3
 
 RECIPES = [
     *(n for n in models.names() if n != 'encoder'),
@@ -38,7 +37,7 @@ def far(a, b): return max(((x - y).abs().max()/y.abs().max()).item() for x,y in 
 
 
 @pytest.mark.parametrize('name', RECIPES)
-class TestContract:
+class TestRecipes:
     def test_causal(self, name): check_causal(make(name), name)
 
     @torch.no_grad()
@@ -55,11 +54,8 @@ class TestContract:
     def test_every_parameter_gets_a_gradient(self, name):
         m,ids = make(name),tokens()
         grads(m, ids)
-        assert not [
-            k
-            for k, p in m.named_parameters()
-            if p.grad is None or not p.grad.isfinite().all() or p.grad.abs().max() == 0
-        ]
+        learns = lambda g: g is not None and g.isfinite().all() and g.abs().max() > 0
+        assert not [k for k,p in m.named_parameters() if not learns(p.grad)]
 
     @torch.no_grad()
     def test_save_and_load(self, name, tmp_path):
@@ -68,10 +64,7 @@ class TestContract:
         m.save_pretrained(tmp_path)
         for again in (build_model(str(tmp_path)), AutoModelForCausalLM.from_pretrained(tmp_path)):
             assert torch.equal(again.eval()(ids).logits, m(ids).logits) and again.head.weight is again.embed.weight
-        assert (
-            sum((tmp_path / f).stat().st_size for f in ('model.safetensors',))
-            < 4.2 * count_parameters(m)['total'] + 9000
-        )
+        assert (tmp_path/'model.safetensors').stat().st_size < 4.2*count_parameters(m)['total'] + 9000
 
     @torch.no_grad()
     def test_cached_generation_equals_uncached(self, name):
@@ -100,11 +93,8 @@ class TestContract:
         y[0,:9] = -100
         nll,right = token_scores(m, ids[:,:-1], y)
         out = m(ids[:,:-1], shift_labels=y)
-        assert (
-            abs(nll.sum() / (y != -100).sum() - out.loss) < 1e-5
-            and right.sum() == out.n_correct
-            and nll[0, :9].sum() == 0
-        )
+        assert abs(nll.sum()/(y != -100).sum() - out.loss) < 1e-5
+        assert right.sum() == out.n_correct and nll[0,:9].sum() == 0
 
     def test_learns(self, name):
         m = make(name)
@@ -135,19 +125,16 @@ def test_parts_combine(parts, residual, tmp_path):
     with torch.no_grad():
         assert torch.equal(LM.from_pretrained(tmp_path).eval()(ids).logits, m(ids).logits)
 
-def test_an_encoder_sees_both_ways(): assert leak_probe(make('standard', causal=False)) > 1e-4
+def test_an_encoder_sees_both_ways(): assert causal_leakage(make('standard', causal=False)) > 1e-4
 
 
 class TestHead:
     @pytest.mark.parametrize('n,vocab', [(1, 2), (300, 7), (700, 5003), (5000, 17)])
     def test_equals_cross_entropy(self, n, vocab):
-        h, w, y = (
-            torch.randn(n, 12, requires_grad=True),
-            torch.randn(vocab, 12, requires_grad=True),
-            torch.randint(vocab, (n,)),
-        )
+        h,w = torch.randn(n, 12, requires_grad=True),torch.randn(vocab, 12, requires_grad=True)
+        y = torch.randint(vocab, (n,))
         if n > 1: y[::3] = -100
-        loss,right = head_loss(h, w, y)
+        loss,right = linear_cross_entropy(h, w, y)
         ref = F.cross_entropy(h@w.T, y)
         torch.testing.assert_close(loss, ref)
         for a,b in zip(torch.autograd.grad(loss, (h, w)), torch.autograd.grad(ref, (h, w))):
@@ -156,7 +143,7 @@ class TestHead:
 
     def test_constant_logits_are_never_right(self):
         h,w,y = torch.ones(9, 4),torch.ones(5, 4),torch.zeros(9, dtype=torch.long)
-        assert head_loss(h, w, y)[1] == 0 and not head_scores(h, w, y)[1].any()
+        assert linear_cross_entropy(h, w, y)[1] == 0 and not linear_token_scores(h, w, y)[1].any()
 
     def test_nothing_supervised_is_an_error(self):
         ids = tokens()
@@ -203,13 +190,14 @@ def test_qwen3_logits(tie):
     torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, atol=1e-4, rtol=1e-4)
 
 
+TWINS = [{}, dict(dropout=.2), dict(tie=False, ffn='gelu', norm='layernorm'), dict(rewrites=['ternary'])]
 def twins(**kw):
     a,b = make('reversible', **kw),make('reversible', plain=True, **kw)
     b.load_state_dict(a.state_dict())
     return a.double(),b.double()
 
 class TestReversible:
-    @pytest.mark.parametrize('kw', [{}, dict(dropout=.2), dict(tie=False, ffn='gelu', norm='layernorm'), dict(rewrites=['ternary'])], ids=str)
+    @pytest.mark.parametrize('kw', TWINS, ids=str)
     def test_equals_plain(self, kw):
         a,b = twins(**kw)
         ids = tokens()
@@ -260,7 +248,7 @@ class TestReversible:
                 seen.update({t.data_ptr(): t.numel()*t.element_size()} if t.data_ptr() not in own else {})
                 return t
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-                loss = m(ids, labels=ids).loss
+                loss = m(ids, labels=ids).loss # noqa: F841 holds the graph
             return sum(seen.values())
         assert saved(8) == saved(2)
 
@@ -326,11 +314,10 @@ def test_wrong_input_is_one_line():
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
     _qwen3()[1].save_pretrained(tmp_path)
     with pytest.raises(InputError, match="'qwen3' model"):
-        load_model(tmp_path)
+        load_lm(tmp_path)
     with pytest.raises(InputError, match="do not fit 'gpt'"):
         build_model('gpt', init=str(tmp_path))
     ours = build_model('reversible', init=str(tmp_path)).eval()
-    ids = tokens(1, 9)
     assert ours.config.residual == 'reversible' and ours.config.dim == 48
 
 def test_tools_that_cannot_import_us(tmp_path):
@@ -347,15 +334,11 @@ assert torch.equal(m(ids).logits, ref); m.save_pretrained(r"{tmp_path}/again")''
         [sys.executable, '-c', code],
         check=True,
         timeout=100,
-        env=dict(__import__('os').environ, HF_HOME=str(tmp_path / 'hf')),
+        env=dict(os.environ, HF_HOME=str(tmp_path/'hf')),
     )
     assert sorted(p.name for p in (tmp_path/'again').glob('*.py')) == ['modeling_lmnotes.py']
-    assert (
-        json.loads((tmp_path / 'again' / 'config.json').read_text(encoding='utf-8'))['auto_map'][
-            'AutoModelForCausalLM'
-        ]
-        == 'modeling_lmnotes.LM'
-    )
+    config = json.loads((tmp_path/'again'/'config.json').read_text(encoding='utf-8'))
+    assert config['auto_map']['AutoModelForCausalLM'] == 'modeling_lmnotes.LM'
 
 def test_generate_resumes_no_warning():
     with warnings.catch_warnings():
@@ -370,13 +353,8 @@ def test_a_prompt_in_pieces_with_padding_equals_the_prompt_at_once(name):
     real[0,:4] = 0 # a piece ends where the padding does
     pos,cache,parts = (real.cumsum(1) - 1).clamp(min=0),None,[]
     for i in range(0, 12, 4):
-        out = m(
-            ids[:, i : i + 4],
-            attention_mask=real[:, : i + 4],
-            position_ids=pos[:, i : i + 4],
-            past_key_values=cache,
-            use_cache=True,
-        )
+        at = dict(attention_mask=real[:,:i+4], position_ids=pos[:,i:i+4])
+        out = m(ids[:,i:i+4], **at, past_key_values=cache, use_cache=True)
         cache = out.past_key_values
         parts.append(out.logits)
     whole = m(ids, attention_mask=real, position_ids=pos).logits

@@ -1,12 +1,11 @@
-"Parts that carry a state, add a loss or change the residual keep their promises in any combination"
+"Parts that carry a state, add a loss or change the residual work in any combination"
 import pytest
 import torch
 
 from lmnotes.core import InputError
-from lmnotes.models import build_model, leak_probe
-from lmnotes.models.midpoint import *
-from lmnotes.models.moe import *
-from lmnotes.models.recurrent import *
+from lmnotes.models.architectures.moe import *
+from lmnotes.models.build import build_model
+from lmnotes.models.causality import causal_leakage
 
 V = 47
 CELLS = ['lstm', 'gru']
@@ -81,11 +80,10 @@ class TestRecurrent:
         y = ids.roll(-1, 1)
         y[0,6] = y[0,-1] = -100
         packed = torch.autograd.grad(m(ids, shift_labels=y, documents=docs).loss*18, list(m.parameters()))
-        apart = [
-            torch.autograd.grad(m(ids[:, s], shift_labels=y[:, s]).loss * n, list(m.parameters()))
-            for s, n in ((slice(0, 7), 6), (slice(7, 20), 12))
-        ]
-        assert far(packed, [a + b for a,b in zip(*apart)]) < 1e-10
+        rows = ((slice(0, 7), 6), (slice(7, 20), 12))
+        losses = [m(ids[:,s], shift_labels=y[:,s]).loss*n for s,n in rows]
+        separate = [torch.autograd.grad(loss, list(m.parameters())) for loss in losses]
+        assert far(packed, [a + b for a,b in zip(*separate)]) < 1e-10
 
     def test_reversible_equals_plain(self, cell):
         a,b = twins('rnn', mixer=cell, residual='reversible', dropout=.2)
@@ -99,7 +97,7 @@ class TestRecurrent:
         ids = tokens(2, 6)
         real = torch.ones_like(ids)
         real[1,:3] = 0
-        assert leak_probe(m) <= 1e-12
+        assert causal_leakage(m) <= 1e-12
         a, b = (
             m.generate(ids, attention_mask=real, max_new_tokens=8, do_sample=False, use_cache=c, pad_token_id=0)
             for c in (True, False)
@@ -166,8 +164,10 @@ class TestExperts:
             assert abs(grads(a, ids)[0] - grads(b, ids)[0]) < 1e-6
 
 
+STEPS = [{}, dict(step=.05, dropout=.2), dict(step=2., ffn='gelu', norm='layernorm', tie=False)]
+
 class TestMidpoint:
-    @pytest.mark.parametrize('kw', [{}, dict(step=.05, dropout=.2), dict(step=2., ffn='gelu', norm='layernorm', tie=False)], ids=str)
+    @pytest.mark.parametrize('kw', STEPS, ids=str)
     def test_equals_plain(self, kw):
         a,b = twins('midpoint', **kw)
         ids = tokens()
@@ -202,13 +202,8 @@ class TestRecallBench:
     def test_quick(self):
         from lmnotes.benchmarks.bench_recall import bench_recall
         r = bench_recall(quick=True, steps=10)
-        assert set(r['targets']) <= set(r) and [v['mixer'] for v in r['variants']] == [
-            'attention',
-            'resonance',
-            'associative',
-            'hybrid',
-            'lstm',
-        ]
+        mixers = ['attention', 'resonance', 'associative', 'hybrid', 'lstm']
+        assert set(r['targets']) <= set(r) and [v['mixer'] for v in r['variants']] == mixers
         n = [v['parameters'] for v in r['variants']]
         assert max(n) < 1.02*min(n)
 
@@ -217,10 +212,7 @@ class TestRecallBench:
         x,y = recall_batch(3, 7, 40, 5, 6)
         for row,labels in zip(x.tolist(), y.tolist()):
             book = dict(zip(row[:10:2], row[1:10:2]))
-            assert (
-                len(book) == 5
-                and all(book[row[t]] == labels[t] for t in range(10, 40, 2))
-                and labels[:10] == [-100] * 10
-            )
+            assert len(book) == 5 and labels[:10] == [-100]*10
+            assert all(book[row[t]] == labels[t] for t in range(10, 40, 2))
         x,y = copy_batch(3, 7, 9, 6)
         assert torch.equal(y[:,9:], x[:,:9]) and (y[:,:9] == -100).all()

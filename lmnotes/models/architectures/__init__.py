@@ -1,0 +1,1 @@
+"Architectures by name: every module of this folder registers its own parts and recipes"

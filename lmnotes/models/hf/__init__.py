@@ -1,0 +1,1 @@
+"Hugging Face models: configs, checks, quantization, loading and a patched `forward`"
