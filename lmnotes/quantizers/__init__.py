@@ -2,8 +2,11 @@
 from ..core import hide_broken_torchvision
 hide_broken_torchvision() # before transformers is imported
 from .ste import *
+from .quantization import *
 from .ternary import *
 from .uniform import *
+from .codebook import *
+from .mixed_bits import *
 from .bit_allocation import *
 from .bit_router import *
 from .size_report import *

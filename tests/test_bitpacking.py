@@ -1,5 +1,4 @@
 "Packed models keep their bits, their logits and their memory, and every mistake costs one line"
-import json
 import os
 import subprocess
 import sys
@@ -9,19 +8,13 @@ import torch
 
 from lmnotes.core import InputError
 from lmnotes.models import build_model
-from lmnotes.models.hf_load import find_model, hub_model
+from lmnotes.models.hf.hf_load import find_model, hub_model
 from lmnotes.quantizers import kernels
-from lmnotes.quantizers.bitpacking import (
-    layouts,
-    n_bytes,
-    n_levels,
-    pack_codes,
-    packed_header,
-    read_packed,
-    unpack_codes,
-)
-from lmnotes.quantizers.packed_model import export_dense, is_packed, load_packed, pack
-from lmnotes.quantizers.ste import quantize
+from lmnotes.quantizers.bitpacking import layout_levels, layouts, pack_codes, pack_matrix, packed_bytes, unpack_codes
+from lmnotes.quantizers.packed_export import export_dense
+from lmnotes.quantizers.packed_file import read_packed, read_packed_header
+from lmnotes.quantizers.packed_model import is_packed, load_packed, pack
+from lmnotes.quantizers.quantization import quantize
 
 IDS = torch.randint(256, (1, 12), generator=torch.Generator().manual_seed(0))
 
@@ -46,18 +39,17 @@ def saved(tmp_path_factory):
 def test_codes_come_back_in_every_shape(layout):
     g = torch.Generator().manual_seed(0)
     for shape in [(n, m) for n in (1, 4, 5, 8, 39, 40, 41) for m in (1, 7, 64)]:
-        u = torch.randint(n_levels(layout), shape, generator=g)
+        u = torch.randint(layout_levels(layout), shape, generator=g)
         b = pack_codes(u, layout)
-        assert len(b) == n_bytes(layout, shape) and torch.equal(unpack_codes(b, layout, shape), u.to(torch.uint8))
+        assert len(b) == packed_bytes(layout, shape) and torch.equal(unpack_codes(b, layout, shape), u.to(torch.uint8))
 
 def test_base3_wastes_at_most_four_codes():
     for shape in [(1, 1), (7, 3), (64, 64), (101, 13)]:
-        assert n_bytes('base3', shape) == -(-shape[0]*shape[1]//5)
+        assert packed_bytes('base3', shape) == -(-shape[0]*shape[1]//5)
 
 def test_two_threads_and_one_agree_to_the_bit():
     lin = quantize(torch.nn.Sequential(torch.nn.Linear(512, 2003)), 'ternary:act8', verbose=False)[0].eval()
-    from lmnotes.quantizers.bitpacking import pack_matrix
-    p = pack_matrix(lin.coded())
+    p = pack_matrix(lin.quantized_weight())
     x = torch.randn(1, 512, generator=torch.Generator().manual_seed(1))
     was = torch.get_num_threads()
     try:
@@ -72,14 +64,14 @@ def test_two_threads_and_one_agree_to_the_bit():
 def test_without_numba_torch_does_the_same(saved, monkeypatch):
     d, model = saved
     monkeypatch.setitem(sys.modules, 'numba', None)
-    kernels._best_way.cache_clear()
+    kernels.available_kernels.cache_clear()
     try:
         with pytest.warns(UserWarning, match="pip install 'lmnotes\\[quant\\]'"), torch.no_grad():
             z = load_packed(d/'packed')(IDS).logits
         with torch.no_grad():
             assert (z - model(IDS).logits).abs().max() < 1e-5
     finally:
-        kernels._best_way.cache_clear()
+        kernels.available_kernels.cache_clear()
 
 # ---- folders
 
@@ -94,7 +86,7 @@ def test_a_packed_folder_is_a_model_anywhere(saved):
     assert all(p.layout == 'base3' for p in matrices.values())
 
 def test_header_says_what_lies_there(saved):
-    head = packed_header(saved[0]/'packed'/'model.safetensors')
+    head = read_packed_header(saved[0]/'packed'/'model.safetensors')
     assert head['version'] == 1 and head['shared'] and all(m['kind'] == 'ternary' for m in head['matrices'].values())
 
 @pytest.mark.parametrize('family', ['llama', 't5'])
@@ -117,7 +109,8 @@ def test_export_is_plain(saved, tmp_path):
     export_dense(d/'packed', tmp_path/'plain', verbose=False)
     plain = build_model(str(tmp_path/'plain'))
     assert type(plain.blocks[0].mixer.part.q_proj) is torch.nn.Linear and plain.config.rewrites == []
-    assert torch.equal(plain.blocks[0].mixer.part.q_proj.weight, model.blocks[0].mixer.part.q_proj.coded().dense())
+    packed = model.blocks[0].mixer.part.q_proj.quantized_weight().dequantize()
+    assert torch.equal(plain.blocks[0].mixer.part.q_proj.weight, packed)
 
 # ---- mistakes
 
@@ -156,8 +149,13 @@ def test_the_command_packs_and_the_others_take_it(saved, tmp_path):
     assert text.returncode == 0 and text.stdout.startswith('ab'), text.stderr
 
 @pytest.mark.parametrize('words,said', [
-    (['FULL', '--output_path', 'PACKED'], 'is there already'), (['PACKED', '--output_path', 'NEW'], 'is packed already'), (['FULL'], '--output_path is missing'),
-    (['PLAIN', '--output_path', 'NEW'], 'add --quantize'), (['FULL', '--output_path', 'NEW', '--layout', 'base4'], "did you mean 'base3'?"), (['NOWHERE', '--output_path', 'NEW'], 'there is no folder')])
+    (['FULL', '--output_path', 'PACKED'], 'is there already'),
+    (['PACKED', '--output_path', 'NEW'], 'is packed already'),
+    (['FULL'], '--output_path is missing'),
+    (['PLAIN', '--output_path', 'NEW'], 'add --quantize'),
+    (['FULL', '--output_path', 'NEW', '--layout', 'base4'], "did you mean 'base3'?"),
+    (['NOWHERE', '--output_path', 'NEW'], 'there is no folder'),
+])
 def test_wrong_words_cost_one_line(saved, tmp_path, words, said, capsys):
     from lmnotes.app.cli import main
     d, _ = saved
@@ -173,3 +171,8 @@ def test_wrong_words_cost_one_line(saved, tmp_path, words, said, capsys):
         and 'Traceback' not in err
         and not (tmp_path / 'new').exists()
     )
+
+@pytest.mark.skipif('numba' not in kernels.available_kernels(), reason='numba is not installed')
+def test_importing_the_package_does_not_import_numba():
+    read = "import sys; from lmnotes.quantizers.quantization import quantizers; quantizers.names()"
+    assert subprocess.run([sys.executable, '-c', f"{read}; assert 'numba' not in sys.modules"]).returncode == 0
