@@ -1,4 +1,4 @@
-"Our metrics are the published ones: SQuAD's definition, sacrebleu, rouge-score, nervaluate, scikit-learn, scipy; and they do not depend on the batch size"
+"Metrics equal the published ones (SQuAD, sacrebleu, rouge-score, nervaluate, scikit-learn, scipy) at any batch size"
 import math
 import random
 import re
@@ -13,15 +13,19 @@ import torch
 from lmnotes.core import *
 from lmnotes.data.answer_metrics import *
 from lmnotes.data.catalog import find_dataset
-from lmnotes.data.dataloader import load_data
+from lmnotes.data.load import load_data
 from lmnotes.data.tokenizers import byte_tokenizer
-from lmnotes.evaluation.evaluate import lm_data
-from lmnotes.evaluation.generative_tasks import *
-from lmnotes.evaluation.metrics import evaluate_lm, metrics_of, valid_windows
-from lmnotes.evaluation.tasks import *
+from lmnotes.evaluation.eval_model import EvalModel, choice_nll
+from lmnotes.evaluation.metrics import evaluate_lm, validation_windows
+from lmnotes.evaluation.task_suite import eval_rows
+from lmnotes.evaluation.tasks.classification import classification_metrics, score_classification
+from lmnotes.evaluation.tasks.generative_tasks import tagging_metrics
+from lmnotes.evaluation.tasks.likelihood_tasks import correlations
+from lmnotes.evaluation.tasks.math_tasks import pass_at_k
+from lmnotes.evaluation.tasks.text_generation import text_metrics
 from lmnotes.models import build_model
 
-# -- SQuAD: the functions of the official evaluation script (Rajpurkar et al. 2016, v1.1 and v2.0), written out from its definition
+# -- SQuAD: the official evaluation script (Rajpurkar et al. 2016, v1.1 and v2.0), written out from its definition
 def _normal(s):
     s = s.lower()
     s = ''.join(c for c in s if c not in set(string.punctuation))
@@ -122,7 +126,7 @@ def test_text_report():
     from rouge_score.rouge_scorer import RougeScorer
     said = ['the cat sat on a mat .', 'hello there general', '', 'Ein Haus, zwei Häuser', 'same same same same']
     gold = ['the cat sat on the mat .', 'hello general there', 'nothing', 'Ein Haus und zwei Häuser', 'same']
-    r = text_report(said, gold)
+    r = text_metrics(said, gold)
     s = RougeScorer(['rouge1', 'rouge2', 'rougeL'])
     assert (
         r['bleu'] == sacrebleu.corpus_bleu(said, [gold]).score
@@ -130,7 +134,7 @@ def test_text_report():
     )
     for k in ('rouge1', 'rouge2', 'rougeL'):
         assert abs(r[k] - np.mean([s.score(g, t)[k].fmeasure for t,g in zip(said, gold)])) < 1e-12
-    assert r['distinct'] == 1 and text_report(['x']*5, gold)['distinct'] == .2
+    assert r['distinct'] == 1 and text_metrics(['x']*5, gold)['distinct'] == .2
 
 def _tags(rng, n, kinds=('PER', 'ORG', 'LOC')): # well-formed
     out = []
@@ -158,7 +162,7 @@ def test_entity_f1():
         assert abs(f1_score(gold, said) - entity_f1(said, gold)) < 1e-12
     ner = pytest.importorskip('nervaluate', reason="nervaluate is not installed: pip install 'nervaluate>=1.1,<2'")
     r = ner.Evaluator(gold, said, tags=['PER', 'ORG', 'LOC'], loader='list').evaluate()['overall']['strict']
-    assert abs(r.f1 - entity_f1(said, gold)) < 1e-9 and abs(tag_report(said, gold)['entity_f1'] - r.f1) < 1e-9
+    assert abs(r.f1 - entity_f1(said, gold)) < 1e-9 and abs(tagging_metrics(said, gold)['entity_f1'] - r.f1) < 1e-9
 
 def test_label_report():
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, precision_score, recall_score
@@ -167,7 +171,7 @@ def test_label_report():
         for _ in range(30):
             gold = rng.choices(labels, k=40)
             said = [g if rng.random() < .5 else rng.choice(labels) for g in gold]
-            r = label_report(said, gold, labels)
+            r = classification_metrics(said, gold, labels)
             assert (
                 r['accuracy'] == accuracy_score(gold, said) and abs(r['mcc'] - matthews_corrcoef(gold, said)) < 1e-12
             )
@@ -179,7 +183,7 @@ def test_agreement():
     rng = np.random.default_rng(0)
     a = rng.normal(size=50)
     b = a + rng.normal(size=50)
-    r = agreement(a, b)
+    r = correlations(a, b)
     assert abs(r['pearson'] - pearsonr(a, b)[0]) < 1e-12 and abs(r['spearman'] - spearmanr(a, b)[0]) < 1e-12
 
 def test_pass_at_k():
@@ -212,7 +216,7 @@ def test_bits_per_byte(name):
             torch.nn.functional.cross_entropy(
                 model(x).logits.double().transpose(1, 2), y, ignore_index=-100, reduction='sum'
             ).item()
-            for x, y in valid_windows(data, 10, 30)
+            for x, y in validation_windows(data, 10, 30)
         )
     assert abs(total/math.log(2)/one.bytes.sum() - one.bits_per_byte) < 1e-6
 
@@ -241,8 +245,8 @@ def test_a_label_is_all_of_its_tokens():
             z = model(torch.tensor([ids])).logits[0].log_softmax(-1)
         assert abs(v + sum(z[i-1,ids[i]].item() for i in range(len(ids) - n, len(ids)))) < 1e-3
     class Biased(type(model)): # ids 0 and 1 are made as likely as can be: nothing changes
-        def hidden(self, *a, **k): return super().hidden(*a, **k)
-    before = score_classification(Subject(model, tok), ds, rows)[0].values
+        def forward_features(self, *a, **k): return super().forward_features(*a, **k)
+    before = score_classification(EvalModel(model, tok), ds, rows)[0].values
     other = build_model('standard', 'tiny', len(tok), max_length=256, tie=False).eval()
     with torch.no_grad():
         a = choice_nll(other, tok, [ds.prompt(r) for r in rows], [ds.choices(r) for r in rows])

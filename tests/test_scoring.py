@@ -1,4 +1,4 @@
-"Scores while training: of text the model wrote, from the same questions every time, and nothing about a run changes because somebody looked"
+"Scores while training: of generated text, on the same rows every time, and without a change to the run"
 import json
 import os
 import subprocess
@@ -11,17 +11,21 @@ import torch
 from fastai.basics import Callback, CancelFitException
 from torch import nn
 
-from lmnotes.data.catalog import find_dataset, finish_rows, load_rows
-from lmnotes.data.dataloader import load_data
-from lmnotes.data.mixture_data import mixture_data
+from lmnotes.data.catalog import find_dataset
+from lmnotes.data.dataset_splits import load_rows, make_row_splits
+from lmnotes.data.load import load_data
+from lmnotes.data.mixtures.data import mixture_data
+from lmnotes.evaluation.early_stopping import EarlyStopping, EvalLog
 from lmnotes.evaluation.generation_eval import *
+from lmnotes.evaluation.metric_names import eval_metrics, score_name
+from lmnotes.evaluation.text_samples import TextSamples, text_samplers
 from lmnotes.files import append_jsonl, read_jsonl
 from lmnotes.models import LMConfig, build_model, generate, generate_batch
-from lmnotes.models.decoder import models
-from lmnotes.models.hf_load import families
-from lmnotes.training.assemble import lm_learner
+from lmnotes.models.build import models
+from lmnotes.models.hf.hf_load import tiny_configs
 from lmnotes.training.checkpoints import load_checkpoint, save_checkpoint
-from lmnotes.training.monitor import cut_log
+from lmnotes.training.learner import lm_learner
+from lmnotes.training.monitor import truncate_log
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 questions = dict(mode='sft', max_length=160, bs=4, limit=80, packing=False, device='cpu')
@@ -46,7 +50,7 @@ class Says(nn.Module):
 # a batch is many texts, each as if alone
 
 causal = [m for m in models.names() if m != 'encoder']
-hub = [f'tiny:{f}' for f in families.names() if f not in ('bert', 'llava')]
+hub = [f'tiny:{f}' for f in tiny_configs.names() if f not in ('bert', 'llava')]
 
 @pytest.mark.parametrize('name', causal + hub)
 def test_a_batch_writes_what_each_prompt_writes_alone(name):
@@ -64,7 +68,7 @@ def test_a_batch_writes_what_each_prompt_writes_alone(name):
 
 def test_outputs_come_from_the_model_and_from_nothing_else():
     data = load_data('opinions', **questions)
-    tok,rows = data.tokenizer,[a.row for a in fixed_items(data, 12)]
+    tok,rows = data.tokenizer,[a.row for a in validation_requests(data, 12)]
     torch.manual_seed(0)
     model = build_model('standard', vocab_size=data.vocab_size, max_length=160)
     turned = [dict(r, label=1 - r['label']) for r in rows]
@@ -84,7 +88,7 @@ def test_outputs_come_from_the_model_and_from_nothing_else():
 def test_the_prompt_holds_no_token_of_the_answer():
     data = load_data('recall', **questions)
     m = Says(data.tokenizer, ' 1')
-    asked = fixed_items(data, 10)
+    asked = validation_requests(data, 10)
     task_score(m, data.tokenizer, data.task, [a.row for a in asked])
     assert sorted(m.asked) == sorted(data.tokenizer(data.task.prompt(a.row))['input_ids'] for a in asked)
 
@@ -94,7 +98,7 @@ def test_an_empty_prompt_borrows_nothing_from_its_answer(tmp_path):
     )
     data = load_data(data_path=str(tmp_path/'own.jsonl'), **questions)
     m = Says(data.tokenizer, 'answer 1')
-    score = task_score(m, data.tokenizer, data.task, [a.row for a in fixed_items(data, 5)])
+    score = task_score(m, data.tokenizer, data.task, [a.row for a in validation_requests(data, 5)])
     assert all(a == [data.tokenizer.eos_token_id] for a in m.asked) and score['metric'] == 'exact_match'
     assert score_name(data.task) == 'own_exact_match'
 
@@ -120,7 +124,7 @@ def test_text_samples_change_when_the_model_is_swapped(tmp_path):
 
 def test_a_reversed_answer_of_several_lines_is_not_cut_at_the_first():
     data = load_data('arithmetic', **questions | dict(max_length=512))
-    a = fixed_items(data, 4)
+    a = validation_requests(data, 4)
     whole = task_score(Says(data.tokenizer, a[0].target), data.tokenizer, data.task, [a[0].row])
     assert (
         '\n' in a[0].target.strip()
@@ -129,35 +133,29 @@ def test_a_reversed_answer_of_several_lines_is_not_cut_at_the_first():
         and whole['metric'] == 'exact_match'
     )
     one = load_data('opinions', **questions)
-    b = fixed_items(one, 1)
-    assert (
-        task_score(Says(one.tokenizer, ' positive\nReview: '), one.tokenizer, one.task, [b[0].row])['items'][0][
-            'output'
-        ]
-        == ' positive'
-    )
+    b = validation_requests(one, 1)
+    model = Says(one.tokenizer, ' positive\nReview: ')
+    assert task_score(model, one.tokenizer, one.task, [b[0].row])['items'][0]['output'] == ' positive'
 
 # the same questions
 
 def test_which_rows_are_asked_is_the_same_in_every_process():
-    code = (
-        "from lmnotes.data.dataloader import load_data; from "
-        "lmnotes.evaluation.generation_eval import fixed_items, beginnings; import random, "
-        "torch; random.seed(); torch.seed()\n"
-        f"print([a.ids for a in fixed_items(load_data('opinions', **{questions}), 9, "
-        "seed=4)], beginnings(load_data('prose', limit=30, device='cpu')))"
-    )
-    said = {
-        subprocess.run(
-            [sys.executable, '-c', code],
-            env=os.environ | dict(PYTHONHASHSEED=s),
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for s in ('1', '2')
-    }
-    assert len(said) == 1 and len(said.pop()) > 1000
+    code = f"""
+import random, torch
+from lmnotes.data.load import load_data
+from lmnotes.evaluation.generation_eval import validation_requests
+from lmnotes.evaluation.text_samples import document_prompts
+random.seed()
+torch.seed()
+requests = validation_requests(load_data('opinions', **{questions}), 9, seed=4)
+print([r.ids for r in requests], document_prompts(load_data('prose', limit=30, device='cpu')))
+"""
+    def output(hash_seed):
+        environment = os.environ | dict(PYTHONHASHSEED=hash_seed)
+        command = [sys.executable, '-c', code]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    outputs = {output(s) for s in ('1', '2')}
+    assert len(outputs) == 1 and len(outputs.pop()) > 1000
 
 def test_a_mixture_is_scored_by_source():
     data = mixture_data(
@@ -169,7 +167,7 @@ def test_a_mixture_is_scored_by_source():
         device='cpu',
         packing=False,
     )
-    asked = fixed_items(data, 5)
+    asked = validation_requests(data, 5)
     model = Says(data.tokenizer, ' positive')
     learn = SimpleNamespace(dls=data, model=model, forward_context=torch.no_grad)
     got = generated_scores(learn, asked)
@@ -183,12 +181,12 @@ def test_a_mixture_is_scored_by_source():
         and got['task_score'] == pytest.approx((got['opinions_accuracy'] + got['recall_exact_match']) / 2)
         and got['recall_exact_match'] == 0
     )
-    assert sum(len(f(model)) for f in samplers(data, 6)) == 6
+    assert sum(len(f(model)) for f in text_samplers(data, 6)) == 6
 
 def test_an_encoder_decoder_is_asked_what_it_was_taught():
     t5 = build_model('tiny:t5', vocab_size=258)
     data = load_data('recall', **questions, decoder_start=t5.config.decoder_start_token_id)
-    asked = fixed_items(data, 4)
+    asked = validation_requests(data, 4)
     batch = data.valid.batch(0)[0]
     taught = [
         r[m > 0].tolist()
@@ -201,12 +199,19 @@ def test_an_encoder_decoder_is_asked_what_it_was_taught():
     assert score['n'] == 4 and not any(i['output'].startswith(i['prompt']) for i in score['items'])
 
 root = os.environ.get('LMNOTES_DATA_DIR')
-@pytest.mark.parametrize('name,metric,right', [('imdb', 'imdb_accuracy', None), ('sst2', 'sst2_accuracy', None), ('gsm8k', 'gsm8k_exact_match', 'the answer is #### {}'), ('squad', 'squad_f1', None)])
+REAL = [
+    ('imdb', 'imdb_accuracy', None),
+    ('sst2', 'sst2_accuracy', None),
+    ('gsm8k', 'gsm8k_exact_match', 'the answer is #### {}'),
+    ('squad', 'squad_f1', None),
+]
+
+@pytest.mark.parametrize('name,metric,right', REAL)
 def test_on_real_rows_the_right_answer_scores_one(name, metric, right):
     if not root: pytest.skip('set LMNOTES_DATA_DIR to a folder in hub layout to score real rows')
     ds = find_dataset(name)
     if not (Path(root)/ds.id.replace('/', '__')).is_dir(): pytest.skip(f'{ds.id} is not under LMNOTES_DATA_DIR')
-    rows = finish_rows(ds, load_rows(ds, root), 200)[0]['validation'][:3]
+    rows = make_row_splits(ds, load_rows(ds, root), 200)[0]['validation'][:3]
     tok = load_data('prose', limit=20, device='cpu').tokenizer
     assert score_name(ds) == metric
     for r in rows:
@@ -226,7 +231,7 @@ class Evaluates(Callback):
 class Ends(Callback):
     order = 95
     def after_step(self):
-        if self.learn.stop_asked: raise CancelFitException()
+        if self.learn.stop_request: raise CancelFitException()
 class Dies(Callback):
     order = 99
     def __init__(self, at): self.at = at
@@ -248,7 +253,8 @@ def run(folder, steps=9, die=None, save=None, resume=None, looks=True, precision
     learn = lm_learner(model, data, lr=3e-3, accumulate=2, cbs=cbs, precision=precision)
     if resume:
         load_checkpoint(learn, resume)
-        for f in ('samples.jsonl', 'evals.jsonl'): cut_log(folder/f, learn.step)
+        for f in ('samples.jsonl', 'evals.jsonl'):
+            truncate_log(folder/f, learn.step)
     data.train.n_batches = 2*steps
     if save:
         class Saves(Callback):
@@ -271,12 +277,12 @@ def test_killed_and_resumed_the_logs_and_the_stop_are_those_of_an_unbroken_run(t
     whole.mkdir()
     broken.mkdir()
     a = run(whole)
-    assert a.step == 7 and a.stop_asked.startswith(
+    assert a.step == 7 and a.stop_request.startswith(
         'early stopping: 3 evaluations without a better loss than that of step 4'
     )
     run(broken, die=die, save=save)
     b = run(broken, resume=broken/f'step_{save}')
-    assert b.step == 7 and b.stop_asked == a.stop_asked and all(map(torch.equal, weights(a), weights(b)))
+    assert b.step == 7 and b.stop_request == a.stop_request and all(map(torch.equal, weights(a), weights(b)))
     for f in ('samples.jsonl', 'evals.jsonl'):
         assert read_jsonl(whole/f) == read_jsonl(broken/f), f
     assert [r['step'] for r in read_jsonl(whole/'samples.jsonl')] == [2, 2, 4, 4, 6, 6]
@@ -296,7 +302,7 @@ def test_generation_runs_in_the_precision_of_the_run():
         )
         learn.model = m
         m.autocast.clear()
-        generated_scores(learn, fixed_items(data, 2))
+        generated_scores(learn, validation_requests(data, 2))
         assert m.autocast == [on]
 
 def test_numbers_without_a_tokenizer_and_models_that_cannot_write_leave_no_samples(tmp_path):

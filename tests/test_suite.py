@@ -4,28 +4,29 @@ import io
 import json
 import os
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-import lmnotes.evaluation.generative_tasks as written
-import lmnotes.evaluation.long_range
-import lmnotes.evaluation.tasks as tasks
+import lmnotes.evaluation.eval_model as eval_model
 from lmnotes.app.cli import main
 from lmnotes.core import *
-from lmnotes.data.catalog import find_dataset, load_rows
-from lmnotes.data.classification_data import encode_texts, label_text
-from lmnotes.data.sft_examples import examples_of
-from lmnotes.data.sources import Rows
+from lmnotes.data.catalog import find_dataset
+from lmnotes.data.classification.alignment import encode_for_head
+from lmnotes.data.classification.labels import head_input_text
+from lmnotes.data.dataset_splits import load_rows
+from lmnotes.data.sft_examples import encode_rows
+from lmnotes.data.sources.files import Rows
 from lmnotes.data.tokenizers import byte_tokenizer
+from lmnotes.evaluation.eval_model import EvalModel
 from lmnotes.evaluation.evaluate import *
-from lmnotes.evaluation.tasks import *
+from lmnotes.evaluation.task_suite import TaskScores, eval_rows, eval_tasks, evaluate_tasks
+from lmnotes.evaluation.tasks.classification import score_classification
 from lmnotes.files import *
 from lmnotes.models import build_model
-from lmnotes.models.task_heads import with_head
-from lmnotes.training.checkpoints import save_model
+from lmnotes.models.task_heads import add_task_head
+from lmnotes.training.checkpoints import save_pretrained_model
 
 TOK = byte_tokenizer()
 
@@ -35,7 +36,7 @@ def fresh(name='standard', seed=0, **kw):
 
 def teach(model, ds, rows, steps, lr=5e-3):
     "Train on the answers of rows, all in one batch"
-    made = examples_of(ds, rows, TOK)
+    made = encode_rows(ds, rows, TOK)
     T = max(len(e['ids']) for e in made) - 1
     x,y = torch.zeros(len(made), T, dtype=torch.long),torch.full((len(made), T), -100)
     for i,e in enumerate(made):
@@ -59,11 +60,11 @@ GENERATED = dict(tagging='entities', qa='reading', generation='prose', math='ari
 @pytest.mark.parametrize('group,name', [*GENERATED.items(), ('qa', 'recall')])
 def test_trained_against_untrained(group, name):
     "A model that has seen the answers writes them; one that has not does not"
-    bench = tasks.task_benches[group]
-    ds,rows = bench.load(name, None, 2, 0)
+    score = eval_tasks[group]
+    ds,rows = score.spec.load(name, None, 2, 0)
     plain = fresh().eval()
-    before = bench(Subject(plain, TOK, draws=0), ds, rows)[0]
-    after = bench(Subject(teach(fresh(), ds, rows, 150), TOK, draws=0), ds, rows)[0]
+    before = score(EvalModel(plain, TOK, draws=0), ds, rows)[0]
+    after = score(EvalModel(teach(fresh(), ds, rows, 150), TOK, draws=0), ds, rows)[0]
     assert before.n == after.n == len(rows) and after.mean > before.mean + .2, (before.mean, after.mean)
     assert after.samples[0]['output'] != before.samples[0]['output'] and after.samples[0]['score'] == after.values[0]
 
@@ -88,10 +89,10 @@ def moods():
     train = mood_rows(24, 0)
     ds.prepare(dict(train=train))
     model = teach(fresh(), ds, train, 150)
-    head = with_head(fresh(), 'classify', ['negative', 'positive'])
+    head = add_task_head(fresh(), 'classify', ['negative', 'positive'])
     opt = torch.optim.AdamW(head.parameters(), 3e-3)
     head.train()
-    ids = encode_texts(TOK, [label_text(ds, r) for r in train])
+    ids = encode_for_head(TOK, [head_input_text(ds, r) for r in train])
     n = max(map(len, ids))
     x = torch.tensor([[*map(int, i)] + [0]*(n - len(i)) for i in ids])
     m = torch.tensor([[1]*len(i) + [0]*(n - len(i)) for i in ids])
@@ -109,15 +110,13 @@ def test_shuffled_labels(moods):
     for labels in ('true', 'shuffled'):
         rows = mood_rows(60, 7, labels == 'shuffled')
         for m in models.values():
-            for t in score_classification(Subject(m, TOK), ds, rows):
+            for t in score_classification(EvalModel(m, TOK), ds, rows):
                 ways.setdefault((t.name, type(m).__name__), {})[labels] = t
     assert len(ways) == 3
     for k,t in ways.items():
         assert t['true'].mean > .9, (k, t['true'].mean)
-        assert abs(t['shuffled'].mean - 0.5) < 0.2 and abs(t['shuffled'].metrics['mcc']) < 0.4, (
-            k,
-            t['shuffled'].metrics,
-        )
+        shuffled = t['shuffled']
+        assert abs(shuffled.mean - .5) < .2 and abs(shuffled.metrics['mcc']) < .4, (k, shuffled.metrics)
         assert t['true'].chance == .5
 
 def test_learned_from_shuffled_labels(moods):
@@ -125,7 +124,7 @@ def test_learned_from_shuffled_labels(moods):
     ds,_ = moods
     rows = mood_rows(60, 9)
     found = [
-        score_classification(Subject(teach(fresh(seed=s), ds, mood_rows(24, s, True), 40), TOK), ds, rows)[0].mean
+        score_classification(EvalModel(teach(fresh(seed=s), ds, mood_rows(24, s, True), 40), TOK), ds, rows)[0].mean
         for s in (0, 1)
     ]
     assert all(m < .85 for m in found), found
@@ -150,32 +149,31 @@ def test_the_gate(tmp_path):
 # -- traps
 def test_what_is_scored_is_what_was_written(monkeypatch):
     model = fresh().eval()
-    s = Subject(model, TOK, draws=0)
+    s = EvalModel(model, TOK, draws=0)
     for group,name in GENERATED.items():
-        bench = tasks.task_benches[group]
-        ds,rows = bench.load(name, None, 4, 0)
-        monkeypatch.setattr(written, 'answers', lambda m, t, asked, **k: [a.target.strip('\n') for a in asked])
-        right, = bench(s, ds, rows)
-        monkeypatch.setattr(written, 'answers', lambda m, t, asked, **k: ['positive']*len(asked))
-        same, = bench(s, ds, rows)
+        score = eval_tasks[group]
+        ds,rows = score.spec.load(name, None, 4, 0)
+        monkeypatch.setattr(
+            eval_model, 'generate_answers', lambda m, t, asked, **k: [a.target.strip('\n') for a in asked]
+        )
+        right, = score(s, ds, rows)
+        monkeypatch.setattr(eval_model, 'generate_answers', lambda m, t, asked, **k: ['positive']*len(asked))
+        same, = score(s, ds, rows)
         assert right.mean > .99, (group, right.mean)
         assert same.mean < .3 and same.metrics['distinct'] == 1/same.n, (group, same.mean)
-        monkeypatch.setattr(written, 'answers', lambda m, t, asked, **k: ['']*len(asked))
-        assert bench(s, ds, rows)[0].mean == 0., group # and not one half
+        monkeypatch.setattr(eval_model, 'generate_answers', lambda m, t, asked, **k: ['']*len(asked))
+        assert score(s, ds, rows)[0].mean == 0., group # and not one half
 
 def test_an_error_is_no_zero(monkeypatch):
-    monkeypatch.setattr(written, 'answers', lambda *a, **k: 1/0)
+    monkeypatch.setattr(eval_model, 'generate_answers', lambda *a, **k: 1/0)
     with pytest.raises(ZeroDivisionError):
-        run_suite(fresh().eval(), TOK, 'qa', datasets=['recall'], limit=2)
+        evaluate_tasks(fresh().eval(), TOK, 'qa', datasets=['recall'], limit=2)
 
 def test_missing_is_listed_with_its_reason(tmp_path):
     (tmp_path/'squad').mkdir()
-    found,missing = run_suite(fresh().eval(), TOK, 'qa,similarity,tagging', data_dir=tmp_path, limit=2)
-    assert (
-        found == []
-        and {m['name'] for m in missing} == {'squad', 'squad2', 'stsb', 'conll', 'ud'}
-        and all(len(m['reason']) > 20 for m in missing)
-    )
+    found,missing = evaluate_tasks(fresh().eval(), TOK, 'qa,similarity,tagging', data_dir=tmp_path, limit=2)
+    assert found == [] and {m['name'] for m in missing} == {'squad', 'squad2', 'stsb', 'conll', 'ud'}
+    assert all(len(m['reason']) > 20 for m in missing)
 
 @pytest.mark.parametrize('name', ['opinions', 'entities', 'reading', 'recall', 'arithmetic'])
 def test_nobody_trained_on_them(name):
@@ -190,74 +188,44 @@ def test_nobody_trained_on_them(name):
     assert rows == eval_rows(ds, limit=200)[0] and rows != eval_rows(ds, limit=200, seed=1)[0]
 
 def test_error_bars_are_over_items():
-    a, b = (
-        TaskScores('qa', 'a', 'f1', np.array([0.0, 1.0] * 8)),
-        TaskScores('qa', 'b', 'f1', np.array([0.0, 1.0] * 8), clusters=np.repeat(np.arange(4), 4)),
-    )
+    values = np.array([0., 1.]*8)
+    a = TaskScores('qa', 'a', 'f1', values)
+    b = TaskScores('qa', 'b', 'f1', values, clusters=np.repeat(np.arange(4), 4))
     # every cluster has the same mean
-    assert abs(item_error(a) - np.std(a.values, ddof=1)/4) < 1e-12 and item_error(b) < 1e-9
+    assert abs(item_standard_error(a) - np.std(a.values, ddof=1)/4) < 1e-12 and item_standard_error(b) < 1e-9
 
 def test_no_execution_unless_asked():
-    (t,) = tasks.task_benches['code'](
-        Subject(fresh().eval(), TOK), *tasks.task_benches['code'].load('python', None, 2, 0)
-    )
+    score = eval_tasks['code']
+    t, = score(EvalModel(fresh().eval(), TOK), *score.spec.load('python', None, 2, 0))
     assert not any(k.startswith('pass@') for k in t.metrics)
 
 def test_long_texts_are_not_measured():
-    found,missing = run_suite(fresh().eval(), TOK, 'long_range', limit=2)
-    assert (
-        {m['name'].split('_')[-1] for m in missing} == {'1024'}
-        and all('the model takes 768' in m['reason'] for m in missing)
-        and len(found) == 10
-    )
+    found,missing = evaluate_tasks(fresh().eval(), TOK, 'long_range', limit=2)
+    assert {m['name'].split('_')[-1] for m in missing} == {'1024'} and len(found) == 10
+    assert all('the model takes 768' in m['reason'] for m in missing)
 
-@pytest.mark.parametrize('name', ['standard', 'reversible', 'resonance', 'rnn', 'moe', 'hybrid', 'encoder', 'tiny:gpt2'])
+RECIPES = 'standard reversible resonance rnn moe hybrid encoder tiny:gpt2'.split()
+
+@pytest.mark.parametrize('name', RECIPES)
 def test_any_saved_model(name, tmp_path, capsys):
     "Each recipe, saved, is asked by the command; what it cannot be asked is listed"
     set_seed(0)
-    model = (
-        build_model(name, vocab_size=len(TOK))
-        if name.startswith('tiny:')
-        else build_model(name, 'tiny', len(TOK), max_length=512)
-    )
-    save_model(model.eval(), TOK, tmp_path/'m')
-    assert (
-        main(
-            [
-                'evaluate',
-                '--model',
-                str(tmp_path / 'm'),
-                '--tasks',
-                'lm,qa,choice',
-                '--datasets',
-                'recall,reading,prose',
-                '--limit',
-                '2',
-                '--device',
-                'cpu',
-            ]
-        )
-        == 0
-    )
+    options = {} if name.startswith('tiny:') else dict(size='tiny', max_length=512)
+    save_pretrained_model(build_model(name, vocab_size=len(TOK), **options).eval(), TOK, tmp_path/'m')
+    words = ['--tasks', 'lm,qa,choice', '--datasets', 'recall,reading,prose', '--limit', '2', '--device', 'cpu']
+    assert main(['evaluate', '--model', str(tmp_path/'m'), *words]) == 0
     r = read_json(tmp_path/'m'/'evaluation.json')
     assert 'choice' in capsys.readouterr().out
     if name == 'encoder':
-        assert (
-            not r['tasks']
-            and {m['task'] for m in r['not_measured']} == {'lm', 'qa', 'choice'}
-            and all('fills gaps' in m['reason'] for m in r['not_measured'])
-        )
+        assert not r['tasks'] and {m['task'] for m in r['not_measured']} == {'lm', 'qa', 'choice'}
+        assert all('fills gaps' in m['reason'] for m in r['not_measured'])
     else:
-        assert (
-            len(r['tasks']) == 3
-            and len(r['lm']) == 1
-            and r['not_measured'] == []
-            and r['lm'][0]['tokenizer'] == 'bytes'
-        )
+        assert len(r['tasks']) == 3 and len(r['lm']) == 1 and r['not_measured'] == []
+        assert r['lm'][0]['tokenizer'] == 'bytes'
 
 def test_adapter(tmp_path):
     from lmnotes.models.lora import add_lora
-    save_model(fresh().eval(), TOK, tmp_path/'base')
+    save_pretrained_model(fresh().eval(), TOK, tmp_path/'base')
     model = build_model(str(tmp_path/'base'))
     adapted = add_lora(model, r=2, verbose=False)
     adapted = adapted if adapted is not None else model
@@ -267,22 +235,15 @@ def test_adapter(tmp_path):
     assert r['tasks'][0]['n'] == 2 and (tmp_path/'lora'/'evaluation.json').exists()
 
 def test_recipe_is_refused(capsys):
-    assert (
-        main(['evaluate', '--model', 'standard', '--tasks', 'qa']) == 2
-        and 'recipe with random weights' in capsys.readouterr().err
-    )
+    assert main(['evaluate', '--model', 'standard', '--tasks', 'qa']) == 2
+    assert 'recipe with random weights' in capsys.readouterr().err
 
 @pytest.mark.skipif('LMNOTES_DATA_DIR' not in os.environ, reason='LMNOTES_DATA_DIR names no folder of real rows')
 def test_real_rows():
     "With a data root each group asks real data, and what is not there is listed"
-    found, missing = run_suite(
-        fresh().eval(), TOK, 'classification,tagging,qa,math,similarity,choice', limit=2, draws=0
-    )
+    groups = 'classification,tagging,qa,math,similarity,choice'
+    found,missing = evaluate_tasks(fresh().eval(), TOK, groups, limit=2, draws=0)
     names = {t.name for t in found} | {m['name'] for m in missing}
-    assert {'sst2', 'squad', 'gsm8k', 'stsb', 'mmlu'} <= names and not {
-        'opinions',
-        'entities',
-        'reading',
-        'arithmetic',
-    } & names
+    assert {'sst2', 'squad', 'gsm8k', 'stsb', 'mmlu'} <= names
+    assert not {'opinions', 'entities', 'reading', 'arithmetic'} & names
     assert all(np.isfinite(t.values).all() and t.n for t in found) and all(m['reason'] for m in missing)

@@ -1,0 +1,1 @@
+"Groups of tasks and measurements: every module of this folder registers its own names"
