@@ -1,18 +1,17 @@
-"Optimizers, schedules and the loss scaler: by their formulas, beside transformers, and bit for bit through a checkpoint"
+"Optimizers, schedules and loss scaler: by their formulas, beside transformers, bit for bit through a checkpoint"
 import math
 
 import pytest
 import torch
-from fastai.callback.core import Callback, CancelValidException
+from fastai.callback.core import Callback
 
 from lmnotes.core import InputError, RunError, set_seed
-from lmnotes.data.dataloader import load_data
-from lmnotes.models.decoder import build_model
-from lmnotes.training.assemble import default_betas, default_decay, default_lr, lm_learner
+from lmnotes.data.load import load_data
+from lmnotes.models.build import build_model
 from lmnotes.training.checkpoints import load_checkpoint, save_checkpoint
+from lmnotes.training.learner import SkipValidation, default_betas, default_lr, default_weight_decay, lm_learner
 from lmnotes.training.optimizers import Lion, opt_func_for, optimizers
 from lmnotes.training.schedules import Schedule, lr_factor, schedules
-from lmnotes.training.train import SkipValidation
 
 def learner(optimizer='adamw', precision='fp32', seed=0, **kwargs):
     data = load_data('opinions', max_length=32, bs=4, limit=100, device='cpu')
@@ -101,15 +100,18 @@ def test_betas_and_epsilon_reach_every_group():
 
 def test_defaults_of_ours_and_of_the_hub():
     m = build_model('tiny:gpt2')
-    assert (default_decay(m), default_betas(m)) == (0.1, (None, None)) and default_lr(m) == pytest.approx(
+    assert (default_weight_decay(m), default_betas(m)) == (0.1, (None, None)) and default_lr(m) == pytest.approx(
         0.3 / m.config.hidden_size
     )
     m.random_weights = False
-    assert (default_lr(m), default_decay(m), default_betas(m)) == (5e-5, 0.0, (0.9, 0.999)) and default_lr(
+    assert (default_lr(m), default_weight_decay(m), default_betas(m)) == (5e-5, 0.0, (0.9, 0.999)) and default_lr(
         m, 'lion'
     ) == pytest.approx(1e-5)
 
-@pytest.mark.parametrize('kw,why', [(dict(betas=(1., 0.9)), r'\[0,1\)'), (dict(betas=(0.9, -1.)), r'\[0,1\)'), (dict(eps=-1.), 'above 0')])
+@pytest.mark.parametrize(
+    'kw,why',
+    [(dict(betas=(1., 0.9)), r'\[0,1\)'), (dict(betas=(0.9, -1.)), r'\[0,1\)'), (dict(eps=-1.), 'above 0')],
+)
 def test_bad_numbers_are_refused(kw, why):
     with pytest.raises(InputError, match=why):
         opt_func_for('adamw', torch.nn.Linear(2, 2), **kw)

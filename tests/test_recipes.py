@@ -1,24 +1,22 @@
 "Recipes: every arm searched as hard as its neighbour, what was typed stands, and hub models keep their defaults"
 import json
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import pytest
 
 from lmnotes.core import InputError, RunError
-from lmnotes.training import recipes as R
+from lmnotes.training import recipe_search as R
 from lmnotes.training.options import TrainOptions
+from lmnotes.training.recipe_search import choose_lr, search_recipes
 from lmnotes.training.recipes import (
     apply_recipe,
-    choose_rate,
-    equal_rates,
-    find_recipe,
     general_recipe,
     hub_recipe,
     recipe_for,
     recipe_table,
     recipes_file,
     save_recipes,
+    searched_lrs,
 )
 
 table = recipe_table()
@@ -48,7 +46,7 @@ def test_every_arm_of_a_dataset_had_the_same_trials():
 @pytest.mark.parametrize('r', table, ids=lambda r: f'{r.dataset}-{r.model}')
 def test_an_entry_follows_from_its_trials(r):
     rates = sorted(x for x,_ in r.trials)
-    assert r.learning_rate == choose_rate(r.trials, rates[len(rates)//2])
+    assert r.learning_rate == choose_lr(r.trials, rates[len(rates)//2])
     assert r.best <= 1.03*min(l for _,l in r.trials if l is not None)
     assert r.edge == (r.learning_rate in (rates[0], rates[-1]))
     assert r.python and len(r.fingerprint) == 16 and r.source == 'search'
@@ -96,7 +94,13 @@ def test_only_open_options_change():
     assert changed <= {'learning_rate', 'lr_scheduler_type', 'warmup_ratio'} and r.source == 'search'
     assert after.learning_rate == r.learning_rate
 
-@pytest.mark.parametrize('name,value', [('learning_rate', 0.1), ('lr_scheduler_type', 'linear'), ('warmup_ratio', 0.), ('weight_decay', 0.3), ('adam_beta2', 0.9), ('batch_size', 2), ('max_length', 64)])
+@pytest.mark.parametrize(
+    'name,value',
+    dict(
+        learning_rate=0.1, lr_scheduler_type='linear', warmup_ratio=0., weight_decay=0.3, adam_beta2=0.9,
+        batch_size=2, max_length=64,
+    ).items(),
+)
 @pytest.mark.parametrize('model', ['standard', 'gpt2'])
 def test_what_was_typed_stands(name, value, model):
     o,_ = apply_recipe(TrainOptions(model=model, **{name: value}), {name})
@@ -108,8 +112,21 @@ def test_a_none_that_was_passed_on_is_open():
         == recipe_for('prose', 'standard').learning_rate
     )
 
-@pytest.mark.parametrize('change', [dict(dim=32), dict(n_layer=1), dict(size='small'), dict(optimizer='lion'), dict(tokenizer='chars'), dict(model='standard+ternary'),
-                                    dict(model='tiny:gpt2'), dict(datasets=('prose', 'python')), dict(max_chunks=3), dict(mode='sft', dataset='recall', tokenizer='bpe')])
+@pytest.mark.parametrize(
+    'change',
+    [
+        dict(dim=32),
+        dict(n_layer=1),
+        dict(size='small'),
+        dict(optimizer='lion'),
+        dict(tokenizer='chars'),
+        dict(model='standard+ternary'),
+        dict(model='tiny:gpt2'),
+        dict(datasets=('prose', 'python')),
+        dict(max_chunks=3),
+        dict(mode='sft', dataset='recall', tokenizer='bpe'),
+    ],
+)
 def test_a_run_of_another_kind_takes_the_general_rule(change):
     o,r = apply_recipe(TrainOptions(**change))
     assert (
@@ -119,12 +136,12 @@ def test_a_run_of_another_kind_takes_the_general_rule(change):
 def test_unequal_searches_give_no_rates(tmp_path):
     a,b = (replace(recipe_for('prose', m)) for m in ('standard', 'gpt'))
     save_recipes([a, b], tmp_path/'r.json')
-    assert equal_rates('prose', ['standard', 'gpt'], path=tmp_path / 'r.json') == dict(
+    assert searched_lrs('prose', ['standard', 'gpt'], path=tmp_path / 'r.json') == dict(
         standard=a.learning_rate, gpt=b.learning_rate
     )
     save_recipes([replace(b, trials=b.trials[1:4])], tmp_path/'r.json')
-    assert equal_rates('prose', ['standard', 'gpt'], path=tmp_path/'r.json') is None
-    assert equal_rates('prose', ['standard', 'gpt2']) is None
+    assert searched_lrs('prose', ['standard', 'gpt'], path=tmp_path/'r.json') is None
+    assert searched_lrs('prose', ['standard', 'gpt2']) is None
 
 # ---- the search
 
@@ -135,7 +152,7 @@ def test_a_search_that_was_stopped_goes_on_where_it_stood(tmp_path, monkeypatch)
         seen.append((o.model, o.learning_rate))
         return 2. + len(seen)
     monkeypatch.setattr(R, 'run_trial', trial)
-    search = lambda: find_recipe('opinions', 'standard gpt', trials=3, steps=5, path=tmp_path/'r.json', **small)
+    search = lambda: search_recipes('opinions', 'standard gpt', trials=3, steps=5, path=tmp_path/'r.json', **small)
     with pytest.raises(KeyboardInterrupt):
         search()
     assert [r.model for r in recipe_table(tmp_path/'r.json')] == ['standard'] # the arm that was whole
@@ -144,7 +161,7 @@ def test_a_search_that_was_stopped_goes_on_where_it_stood(tmp_path, monkeypatch)
     assert [m for m,_ in seen[5:]] == ['gpt']*3 and [r.model for r in found] == ['standard', 'gpt']
 
 def test_a_rate_that_breaks_the_run_counts_as_a_trial(tmp_path):
-    r, = find_recipe('opinions', 'standard', trials=3, steps=20, factor=1e4, windows=16, **small)
+    r, = search_recipes('opinions', 'standard', trials=3, steps=20, factor=1e4, windows=16, **small)
     assert len(r.trials) == 3 and r.learning_rate < 1
     assert json.loads(save_recipes([r], tmp_path / 'r.json').read_text(encoding='utf-8'))['recipes'][0]['trials'] == [
         list(t) for t in r.trials
@@ -158,6 +175,6 @@ def test_bad_searches_are_refused_before_any_trial():
         (dict(batch_size=0), 'above 0'),
     ]:
         with pytest.raises(InputError, match=why):
-            find_recipe('opinions', 'standard', steps=5, **bad)
-    with pytest.raises(RunError, match='broke off'):
-        choose_rate([(1., None)], 1.)
+            search_recipes('opinions', 'standard', steps=5, **bad)
+    with pytest.raises(RunError, match='failed'):
+        choose_lr([(1., None)], 1.)

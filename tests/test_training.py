@@ -4,13 +4,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from lmnotes.core import RunError
 from lmnotes.files import read_json, read_jsonl
 
 shape = '--dim 32 --n_layer 2 --n_head 2 --max_length 32 --batch_size 4 --dataset arithmetic --limit 300'.split()
@@ -134,7 +132,6 @@ def test_samples_are_what_the_model_wrote(tmp_path, monkeypatch):
         and [s['output'] for s in a] != [s['output'] for s in other]
     )
     from lmnotes.evaluation import generation_eval
-    from lmnotes.models import build_model
     monkeypatch.setattr(
         generation_eval, 'generate_batch', lambda model, tok, prompts, *args, **kwargs: ['xyz'] * len(prompts)
     )
@@ -289,7 +286,8 @@ def test_the_notebook_api(tmp_path, monkeypatch):
 from lmnotes.all import *
 data  = load_data('imdb', tokenizer='bytes', max_length=128, bs=8)
 model = build_model('reversible+ternary', size='tiny', vocab_size=data.vocab_size)
-learn = lm_learner(model, data); learn.fit_one_cycle(1, 3e-3); save_run(learn, 'runs/mine'); learn = load_run('runs/mine')
+learn = lm_learner(model, data); learn.fit_one_cycle(1, 3e-3)
+save_run(learn, 'runs/mine'); learn = load_run('runs/mine')
 text  = generate(model, data.tokenizer, 'Once', max_new_tokens=64, temperature=0.8, top_p=0.95, seed=0)
 ''',
         scope,
@@ -300,7 +298,12 @@ text  = generate(model, data.tokenizer, 'Once', max_new_tokens=64, temperature=0
 
 def test_a_split_model_leaves_a_whole_run(tmp_path):
     "FSDP on two ranks, by the command line: generated answers, a checkpoint, a final model that one process reads"
-    typed = f"-m torch.distributed.run --standalone --nproc_per_node=2 -m lmnotes train --multi_gpu --fsdp --device cpu --dataset arithmetic --max_length 512 --batch_size 2 --max_steps 4 --save_steps 2 --eval_max_batches 2 --eval_generate 2 --limit 200 --output_dir run"
+    typed = (
+        "-m torch.distributed.run --standalone --nproc_per_node=2 -m lmnotes train "
+        "--multi_gpu --fsdp --device cpu --dataset arithmetic --max_length 512 --batch_size "
+        "2 --max_steps 4 --save_steps 2 --eval_max_batches 2 --eval_generate 2 --limit 200 "
+        "--output_dir run"
+    )
     r = subprocess.run(
         [sys.executable, *typed.split()], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240
     )

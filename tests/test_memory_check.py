@@ -1,4 +1,4 @@
-"What guards a run: memory asked for before it starts, a line of advice when it runs out, a stop where numbers are none, and a rate finder without traces"
+"Memory is probed before a run, running out of it gives advice, non-finite gradients stop, lr_find leaves no trace"
 import os
 import subprocess
 import sys
@@ -9,16 +9,15 @@ import torch
 from fastai.basics import Callback
 
 from lmnotes.core import InputError, RunError
-from lmnotes.data.dataloader import load_data
-from lmnotes.data.mixture_data import mixture_data
-from lmnotes.data.streaming import stream_data
+from lmnotes.data.load import load_data
+from lmnotes.data.mixtures.data import mixture_data
+from lmnotes.data.streaming.data import stream_data
 from lmnotes.files import find_checkpoint, read_json
 from lmnotes.models import build_model
-from lmnotes.training.assemble import lm_learner
 from lmnotes.training.checkpoints import Checkpoints, load_checkpoint
+from lmnotes.training.learner import SkipValidation, lm_learner
 from lmnotes.training.memory_check import *
 from lmnotes.training.optimizers import optimizers
-from lmnotes.training.train import SkipValidation
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 env = os.environ | dict(OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1')
@@ -112,7 +111,7 @@ def test_standing_still_moves_no_weight_under_any_optimizer(name):
     assert name in optimizers
     learn = learner(optimizer=name, weight_decay=0.5)
     before = bits(learn)
-    with still(learn) as step:
+    with zero_lr_steps(learn) as step:
         for n in (1, 4): step(largest_batch(learn.dls, n))
         state = learn.opt.opt.state
         state = [t for s in state.values() for t in s.values() if torch.is_tensor(t) and t.numel() > 1]
@@ -144,16 +143,16 @@ def test_what_the_probe_says_is_what_training_takes():
     "Measured over the steps of a real fit, in a process of its own"
     code = '''
 from lmnotes.training.memory_check import *
-from lmnotes.data.dataloader import load_data
+from lmnotes.data.load import load_data
 from lmnotes.models import build_model
-from lmnotes.training.assemble import lm_learner
+from lmnotes.training.learner import lm_learner
 data = load_data('prose', limit=60, max_length=512, bs=8, device='cpu')
 learn = lm_learner(build_model('standard', vocab_size=data.vocab_size, dim=128, n_layer=4, max_length=512), data)
 said = probe_memory(learn, exact=True)['at_most']
 data.train.n_batches = 3
 def fit():
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
-print(said, peak_of(fit))'''
+print(said, peak_memory_of(fit))'''
     said, took = map(
         int,
         subprocess.run(
@@ -184,24 +183,26 @@ def test_a_run_that_cannot_fit_is_refused_with_options_to_paste():
     assert order == sorted(order) and same(bits(learn), before)
 
 def test_no_more_rows_are_tried_than_are_sure_to_fit():
-    from lmnotes.training.memory_check import _readings
+    from lmnotes.training.memory_check import memory_readings
     data = prose(max_length=512, bs=8)
     learn = learner(data)
     batch = largest_batch(data)
     need = probe_memory(learn, exact=True)['at_least']
     for share in (0.3, 0.5, 0.9):
-        readings = list(_readings(learn, batch, int(need*share), False))
+        readings = list(memory_readings(learn, batch, int(need*share), False))
         assert max(r[1] for r in readings) <= need*share*1.1 and readings[-1][0] < 8
 
 def test_hub_weights_get_an_adapter_and_recipes_do_not():
     learn = learner(name='tiny:gpt2')
-    assert not any('lora' in w for w in ways_to_fit(learn))
+    assert not any('lora' in w for w in memory_suggestions(learn))
     learn.model.random_weights = False
-    assert any('--use_lora' in w for w in ways_to_fit(learn)) and not any('--size' in w for w in ways_to_fit(learn))
+    assert any('--use_lora' in w for w in memory_suggestions(learn)) and not any(
+        '--size' in w for w in memory_suggestions(learn)
+    )
     o = SimpleNamespace(
         batch_size=1, gradient_accumulation_steps=1, max_length=64, gradient_checkpointing=True, use_lora=True
     )
-    assert not any(x in w for w in ways_to_fit(learn, o) for x in ('lora', 'batch_size', 'checkpointing'))
+    assert not any(x in w for w in memory_suggestions(learn, o) for x in ('lora', 'batch_size', 'checkpointing'))
 
 # what the advice promises
 
@@ -232,9 +233,9 @@ def test_memory_that_really_runs_out_is_known_for_what_it_is():
 import resource
 from fastai.basics import Callback
 from lmnotes.training.memory_check import *
-from lmnotes.data.dataloader import load_data
+from lmnotes.data.load import load_data
 from lmnotes.models import build_model
-from lmnotes.training.assemble import lm_learner
+from lmnotes.training.learner import lm_learner
 class Shrinks(Callback):
     order = 60
     def after_step(self):
