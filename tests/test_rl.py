@@ -1,5 +1,4 @@
-"Rewards that cannot be cheated, runs on rewards from the command line: killed, resumed, on two ranks, with a reward model"
-import json
+"Rewards against cheating, and runs from the command line: killed, resumed, on two ranks, with a reward model"
 import os
 import signal
 import subprocess
@@ -11,9 +10,10 @@ import pytest
 import torch
 
 from lmnotes.core import InputError
-from lmnotes.data.catalog import find_dataset, load_rows
+from lmnotes.data.catalog import find_dataset
+from lmnotes.data.dataset_splits import load_rows
 from lmnotes.files import read_json, read_jsonl
-from lmnotes.rl.rewards import cheats, format_total, paid_cheats, reward_of, right_from
+from lmnotes.rl.rewards import compute_reward, correct_threshold, format_total, rewarded_hacks
 from lmnotes.training.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,21 +51,24 @@ def known(name, root, n=40):
         splits = load_rows(ds, root)
     except InputError as e:
         pytest.skip(f'{name}: {str(e)[:80]}')
-    return ds, [r for s in splits.values() for r in list(s)[:n] if ds.scored(r)][:n]
+    return ds, [r for s in splits.values() for r in list(s)[:n] if ds.has_answer(r)][:n]
 
 @pytest.mark.parametrize('name', SETS)
 def test_no_cheat_pays_on_real_rows(name, rows):
     ds, some = known(name, rows)
-    assert some and format_total < right_from(ds)
-    assert paid_cheats(ds, some) == []
-    worth = [reward_of(ds, r, ds.target(r)) for r in some]
-    assert min(w['correctness'] for w in worth) >= right_from(ds) and min(w['reward'] for w in worth) > format_total
+    assert some and format_total < correct_threshold(ds)
+    assert rewarded_hacks(ds, some) == []
+    worth = [compute_reward(ds, r, ds.target(r)) for r in some]
+    assert (
+        min(w['correctness'] for w in worth) >= correct_threshold(ds)
+        and min(w['reward'] for w in worth) > format_total
+    )
 
 @pytest.mark.parametrize('name', ['openai/gsm8k', 'stanfordnlp/imdb', 'squad'])
 def test_answers_of_other_rows_do_not_pay(name, rows):
     ds, some = known(name, rows)
     for a, b in zip(some, some[1:]):
-        if reward_of(ds, a, ds.target(b))['correctness']:
+        if compute_reward(ds, a, ds.target(b))['correctness']:
             assert (
                 set(x.lower() for x in ds.references(a)) & set(x.lower() for x in ds.references(b))
                 or ds.kind == 'questions'
@@ -208,8 +211,18 @@ def test_a_reward_model_pays(tmp_path):
         train(**{**small, 'reward': 'task', 'reward_model': str(run.path/'final'), 'output_dir': str(tmp_path/'x')})
     assert not (tmp_path/'x').exists()
 
-@pytest.mark.parametrize('more, said', [(dict(grpo_group_size=1), 'nothing to be compared'), (dict(max_seconds=5, max_steps=None, test=False), 'give --max_steps'), (dict(load_best_model_at_end=True), 'not for --mode rl'), (dict(dataset='prose'), 'no answers to reward'),
-    (dict(model='encoder'), 'choose a causal model'), (dict(model='tiny:t5'), 'encoder-decoder'), (dict(optimizer='muon'), 'use adamw'), (dict(reward_model='./nowhere', reward='task'), 'there is no folder')])
+REFUSED = [
+    (dict(grpo_group_size=1), 'nothing to be compared'),
+    (dict(max_seconds=5, max_steps=None, test=False), 'give --max_steps'),
+    (dict(load_best_model_at_end=True), 'not for --mode rl'),
+    (dict(dataset='prose'), 'no answers to reward'),
+    (dict(model='encoder'), 'choose a causal model'),
+    (dict(model='tiny:t5'), 'encoder-decoder'),
+    (dict(optimizer='muon'), 'use adamw'),
+    (dict(reward_model='./nowhere', reward='task'), 'there is no folder'),
+]
+
+@pytest.mark.parametrize('more, said', REFUSED)
 def test_what_would_not_work_is_refused(more, said, tmp_path):
     with pytest.raises(InputError, match=said):
         train(**{**small, 'output_dir': str(tmp_path/'x'), **more})
@@ -232,9 +245,12 @@ def test_small_groups_are_warned_of(tmp_path, capsys):
 
 @pytest.mark.parametrize('allowed', [False, True])
 def test_programs_run_only_where_it_is_allowed(allowed, monkeypatch):
-    from lmnotes.rl import grpo
+    from lmnotes.rl import reward_functions
+    from lmnotes.rl.settings import RLSettings
     seen = []
-    monkeypatch.setattr(grpo, 'run_tests', lambda code, tests: seen.append(code) or type('O', (), dict(ok=True)))
+    monkeypatch.setattr(
+        reward_functions, 'run_tests', lambda code, tests: seen.append(code) or type('O', (), dict(ok=True))
+    )
     row = dict(
         instruct_prompt='Add.',
         code_prompt='def add(a, b):\n',
@@ -242,12 +258,13 @@ def test_programs_run_only_where_it_is_allowed(allowed, monkeypatch):
         entry_point='add',
         test='assert add(1, 2) == 3',
     )
-    judge = grpo.Judge(find_dataset('bigcodebench'), [row], grpo.RLSettings(allow_execution=allowed))
-    judge.look(['Add.'], ['```python\ndef add(a, b):\n    return a + b\n```'], [0], 0)
-    assert judge.last[0]['correctness'] == 1 and len(seen) == int(allowed)
+    settings = RLSettings(allow_execution=allowed)
+    scorer = reward_functions.RewardScorer(find_dataset('bigcodebench'), [row], settings)
+    scorer.score_batch(['Add.'], ['```python\ndef add(a, b):\n    return a + b\n```'], [0], 0)
+    assert scorer.scores[0]['correctness'] == 1 and len(seen) == int(allowed)
 
 def test_real_tests_judge_real_programs():
-    from lmnotes.rl.grpo import execution_reward
+    from lmnotes.rl.reward_functions import execution_reward
     row = dict(
         instruct_prompt='Add.',
         code_prompt='def add(a, b):\n',
