@@ -8,23 +8,23 @@ import signal
 import threading
 import time
 from html.parser import HTMLParser
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from lmnotes.comparison.compare_checkpoints import compare_models
-from lmnotes.comparison.comparison import Comparison, compare, flops_formula, rerun
-from lmnotes.comparison.executors import to_do
-from lmnotes.comparison.experiment_run import read_cell
-from lmnotes.comparison.spec import Plan, plan_comparison
-from lmnotes.comparison.statistics import paired_difference, verdict
+from lmnotes.comparison.comparison import compare, finish_comparison, rerun
+from lmnotes.comparison.executors import pending_cells
+from lmnotes.comparison.planning import plan_comparison
+from lmnotes.comparison.result import Comparison
+from lmnotes.comparison.spec import ComparisonSpec
+from lmnotes.comparison.verdicts import paired_difference, verdict
 from lmnotes.core import InputError, RunError
-from lmnotes.data.dataloader import load_data
+from lmnotes.data.load import load_data
 from lmnotes.evaluation.metrics import evaluate_lm, unigram_scores
-from lmnotes.files import read_json
-from lmnotes.models.decoder import build_model
+from lmnotes.files import read_json, read_jsonl
+from lmnotes.models.build import build_model
 
 tiny = dict(dim=32, n_layer=2, n_head=2, max_length=32, batch_size=4, limit=60, device='cpu')
 quiet = dict(say=lambda line: None)
@@ -86,7 +86,8 @@ def test_the_floors_stand_in_order(data, model):
 
 # ---- verdicts
 
-def scores(effect, seeds=3, noise=.01, rng=np.random.default_rng(0)):
+def scores(effect, seeds=3, noise=.01):
+    rng = np.random.default_rng(0)
     base = rng.normal(2, .3, (seeds, 80))
     return base, base+effect+rng.normal(0, noise, base.shape)
 
@@ -113,28 +114,37 @@ def test_higher_can_be_better():
 
 # ---- wrong input
 
-@pytest.mark.parametrize('kw,says', [
-    (dict(models='standard,reversable'), "did you mean 'reversible'?"), (dict(models='standard'), 'one model'), (dict(models='standard,standard'), 'given twice'),
-    (dict(datasets='arithmetik'), "did you mean 'arithmetic'?"), (dict(datasets=''), 'no dataset'), (dict(seeds=0), '--seeds'), (dict(seeds=-1), '--seeds'), (dict(seeds=[1, 1]), 'different'),
-    (dict(budget='tokens'), 'number above 0'), (dict(budget='tokens:0'), 'number above 0'), (dict(budget='watts:5'), 'unknown budget'), (dict(budget='params:1M'), 'not how long'), (dict(tune=2), '3, 5, 7'), (dict(launcher='proceses'), "did you mean 'processes'?"), (dict(tasks='taging', full_eval=True), "did you mean 'tagging'?"),
-    (dict(budget='seconds:1', launcher='processes', workers=2), 'take each other'), (dict(models='standard,standard@ternry'), "did you mean 'ternary'?"), (dict(models='standard,nowhere/run'), 'nowhere'),
-    (dict(budget='flops:10'), 'less than one step'), (dict(learning_rat=1), 'did you mean'), (dict(max_steps=5), 'set by the comparison'), (dict(batch_size=0), 'batch_size')])
+wrong_inputs = [
+    (dict(models='standard,reversable'), "did you mean 'reversible'?"),
+    (dict(models='standard'), 'one model'),
+    (dict(models='standard,standard'), 'given twice'),
+    (dict(datasets='arithmetik'), "did you mean 'arithmetic'?"),
+    (dict(datasets=''), 'no dataset'),
+    (dict(seeds=0), '--seeds'),
+    (dict(seeds=-1), '--seeds'),
+    (dict(seeds=[1, 1]), 'different'),
+    (dict(budget='tokens'), 'number above 0'),
+    (dict(budget='tokens:0'), 'number above 0'),
+    (dict(budget='watts:5'), 'unknown budget'),
+    (dict(budget='params:1M'), 'not how long'),
+    (dict(tune=2), '3, 5, 7'),
+    (dict(launcher='proceses'), "did you mean 'processes'?"),
+    (dict(tasks='taging', full_eval=True), "did you mean 'tagging'?"),
+    (dict(budget='seconds:1', launcher='processes', workers=2), 'take each other'),
+    (dict(models='standard,standard@ternry'), "did you mean 'ternary'?"),
+    (dict(models='standard,nowhere/run'), 'nowhere'),
+    (dict(budget='flops:10'), 'less than one step'),
+    (dict(learning_rat=1), 'did you mean'),
+    (dict(max_steps=5), 'set by the comparison'),
+    (dict(batch_size=0), 'batch_size'),
+]
+
+@pytest.mark.parametrize('kw,says', wrong_inputs)
 def test_wrong_input_writes_nothing(tmp_path, monkeypatch, kw, says):
     monkeypatch.chdir(tmp_path)
-    asked = {
-        **dict(
-            models='standard,reversible',
-            datasets='arithmetic',
-            seeds=2,
-            budget='steps:2',
-            output_dir=tmp_path / 'out',
-        ),
-        **tiny,
-        **quiet,
-        **kw,
-    }
+    right = dict(models='standard,reversible', datasets='arithmetic', seeds=2, budget='steps:2')
     with pytest.raises(InputError) as e:
-        compare(**asked)
+        compare(**{**right, 'output_dir': tmp_path/'out', **tiny, **quiet, **kw})
     assert says in str(e.value) and '\n' not in str(e.value)
     assert not list(tmp_path.iterdir())
 
@@ -172,18 +182,9 @@ def test_a_real_comparison(done):
     assert list(done.verdicts) == [('embedded/arithmetic', 'reversible')]
 
 def test_arms_see_the_same_tokens(done):
-    first = {
-        c['arm']: json.loads((done.path / c['path'] / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()[0])[
-            'loss'
-        ]
-        for c in done.cells
-        if c['seed'] == 0
-    }
-    other = [
-        json.loads((done.path / c['path'] / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()[0])['loss']
-        for c in done.cells
-        if c['seed'] == 1
-    ]
+    def first_loss(c): return read_jsonl(done.path/c['path']/'metrics.jsonl')[0]['loss']
+    first = {c['arm']: first_loss(c) for c in done.cells if c['seed'] == 0}
+    other = [first_loss(c) for c in done.cells if c['seed'] == 1]
     assert abs(first['standard']-first['reversible']) < .2 and first['standard'] != other[0]
 
 def test_every_figure_of_the_report_is_in_the_json(done):
@@ -411,10 +412,9 @@ def test_damaged_and_missing_cells_are_named_and_the_rest_reported(tmp_path, don
     a,b = [root/x['path'] for x in done.cells if x['seed'] == 1]
     (a/'scores.npz').write_bytes(b'no')
     shutil.rmtree(b)
-    p = Plan.load(root/'plan.json')
-    assert len(to_do(p, root)) == 2
-    from lmnotes.comparison.comparison import settle_comparison
-    c = settle_comparison(Comparison.load(root), p)
+    p = ComparisonSpec.load(root/'plan.json')
+    assert len(pending_cells(p, root)) == 2
+    c = finish_comparison(Comparison.load(root), p)
     assert sorted('is damaged' in x['reason'] for x in c.failed) == [False, True] and 'is missing' in ' '.join(
         x['reason'] for x in c.failed
     )
@@ -463,3 +463,27 @@ def test_models_are_compared_without_training(data, model):
             limit=4,
             metric='perplexity',
         )
+
+# ---- a user's own file
+
+MY_IDEA = '''
+from lmnotes.models.build import models
+from lmnotes.models.decoder import LM, LMConfig
+
+@models('mine')
+def mine_lm(**kw):
+    "Build a model with a residual of its own"
+    return LM(LMConfig(**kw, residual='reversible'))
+'''
+
+def test_an_imported_file_is_known_to_workers_and_to_rerun(tmp_path):
+    mine = tmp_path/'my_idea.py'
+    mine.write_text(MY_IDEA, encoding='utf-8')
+    shared = dict(seeds=1, budget='steps:2', costs=False, output_dir=tmp_path/'c', imports=[str(mine)])
+    c = compare('standard,mine', 'arithmetic', launcher='processes', workers=1, **shared, **tiny, **quiet)
+    assert not c.failed and {x['arm'] for x in c.cells} == {'standard', 'mine'}
+    shutil.rmtree(c.path/c.cells[1]['path'])
+    assert not rerun(c.path, launcher='local', **quiet).failed
+    mine.write_text(MY_IDEA + '\n', encoding='utf-8')
+    with pytest.raises(InputError, match='changed'):
+        rerun(c.path, **quiet)
