@@ -4,17 +4,18 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 
 from lmnotes.app.cli import main
+from lmnotes.comparison.formatting import summarize_cells
 from lmnotes.files import append_jsonl, write_json
-from lmnotes.reports.charts import made_up_comparison
-from lmnotes.reports.comparison_report import summarize, write_report
-from lmnotes.reports.document import Document, Lead, Num, Points, Samples, Section, Table, as_html, as_md, as_tex
+from lmnotes.reports.comparison_report import write_report
+from lmnotes.reports.document import Document, Section, as_html, as_md, as_tex
+from lmnotes.reports.example_data import example_comparison
 from lmnotes.reports.model_card import model_card
-from lmnotes.reports.run_report import gather, report_runs
+from lmnotes.reports.parts import BulletList, Callout, GeneratedTexts, Table
+from lmnotes.reports.run_report import read_runs, runs_document
 
 class Page(HTMLParser):
     void = {'meta', 'br', 'link', 'img', 'input', 'hr'}
@@ -42,10 +43,10 @@ nasty = 'a_b & <c> $x$ %d #1 {y} ~^ \\input{z} [0] "q" | 中 é −±'
 @pytest.fixture(scope='module')
 def reports(tmp_path_factory):
     out = tmp_path_factory.mktemp('r')
-    r = made_up_comparison(
+    r = example_comparison(
         arms=('standard', 'reversible', nasty), datasets=('embedded/prose', 'wikitext/wikitext-2-raw-v1')
     )
-    r['summary'] = summarize(r)
+    r['summary'] = summarize_cells(r)
     r['samples'][0]['text'] += '\n'+nasty+'</pre><script>x'
     r['not_measured'].append(nasty)
     r['tasks'][0]['metrics'] = dict(mcc=.123456, n=7)
@@ -54,32 +55,14 @@ def reports(tmp_path_factory):
 
 def made_run(path, **summary):
     path.mkdir(parents=True)
-    write_json(
-        path / 'args.json',
-        dict(
-            options=dict(model='standard', dataset='prose', seed=0),
-            data=dict(tokenizer=summary.get('tokenizer', 'bytes')),
-        ),
-    )
+    options = dict(model='standard', dataset='prose', seed=0)
+    tokenizer = summary.get('tokenizer', 'bytes')
+    write_json(path/'args.json', dict(options=options, data=dict(tokenizer=tokenizer)))
     write_json(path/'env.json', dict(fingerprint='aa'))
     append_jsonl(path/'metrics.jsonl', *[dict(step=i, loss=2+3/i, tokens=64*i) for i in range(1, 9)])
-    write_json(
-        path / 'summary.json',
-        dict(
-            dict(
-                status='done',
-                steps=8,
-                tokens=512,
-                parameters=1000,
-                bits_per_byte=2.5,
-                eval_loss=1.7,
-                accuracy=0.4,
-                eval_tokens=128,
-                tokenizer='bytes',
-            ),
-            **summary,
-        ),
-    )
+    figures = dict(status='done', steps=8, tokens=512, parameters=1000, bits_per_byte=2.5, eval_loss=1.7)
+    figures |= dict(accuracy=.4, eval_tokens=128, tokenizer='bytes')
+    write_json(path/'summary.json', figures | summary)
     return path
 
 # ---- a comparison
@@ -92,14 +75,11 @@ def test_every_figure_is_in_the_json(reports):
 def test_the_page_needs_nothing_and_runs_nothing(reports):
     page = (reports/'report.html').read_text(encoding='utf-8')
     p = Page(page)
-    assert not {'script', 'link', 'img', 'iframe', 'object'} & p.tags and not re.search(
-        r'(?<!xmlns=")(?<!xmlns:xlink=")https?://', re.sub(r'xmlns(:\w+)?="[^"]*"', '', page)
-    )
-    assert (
-        not re.search(r'(src|href)="(?!#)', page)
-        and not re.search(r'\son\w+="', page)
-        and len(p.ids) == len(set(p.ids))
-    )
+    without_names = re.sub(r'xmlns(:\w+)?="[^"]*"', '', page)
+    assert not {'script', 'link', 'img', 'iframe', 'object'} & p.tags
+    assert not re.search(r'(?<!xmlns=")(?<!xmlns:xlink=")https?://', without_names)
+    assert not re.search(r'(src|href)="(?!#)', page) and not re.search(r'\son\w+="', page)
+    assert len(p.ids) == len(set(p.ids))
     assert 'prefers-color-scheme:dark' in page and 'name="viewport"' in page
 
 def test_light_and_dark_colour_everything(reports):
@@ -119,11 +99,8 @@ def test_the_latex_compiles(reports, tmp_path):
     tex = shutil.which('pdflatex') or shutil.which('tectonic') or shutil.which('xelatex')
     if not tex: pytest.skip('no TeX is installed here; on Debian apt-get install texlive-latex-base brings one')
     shutil.copy(reports/'report.tex', tmp_path)
-    words = (
-        [tex, 'report.tex']
-        if 'tectonic' in tex
-        else [tex, '-interaction=nonstopmode', '-halt-on-error', '-no-shell-escape', 'report.tex']
-    )
+    options = [] if 'tectonic' in tex else ['-interaction=nonstopmode', '-halt-on-error', '-no-shell-escape']
+    words = [tex, *options, 'report.tex']
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, errors='replace')
     assert done.returncode == 0 and (tmp_path/'report.pdf').stat().st_size > 20_000, done.stdout[-1500:]
 
@@ -151,28 +128,17 @@ def test_it_opens_in_a_browser_without_a_network(reports, tmp_path):
     assert phone.shape[1] == 390 and light[:,:,:3].std() > .02 and phone[:,:,:3].std() > .02
 
 def test_parts_escape_in_every_form():
-    d = Document(
-        nasty,
-        nasty,
-        [Lead(nasty, 'better', nasty)],
-        [
-            Section(
-                nasty, [Table([nasty], [[nasty], [Num(1.0)]][:1]), Points([nasty]), Samples([(nasty, nasty, nasty)])]
-            )
-        ],
-        [nasty],
-    )
+    parts = [Table([nasty], [[nasty]]), BulletList([nasty]), GeneratedTexts([(nasty, nasty, nasty)])]
+    d = Document(nasty, nasty, [Callout(nasty, 'better', nasty)], [Section(nasty, parts)], [nasty])
     Page(as_html(d))
-    assert (
-        '<c>' not in as_html(d)
-        and '<c>' not in re.sub(r'^    .*$', '', as_md(d), flags=re.M)
-        and '\\input' not in as_tex(d)
-    )
+    assert '<c>' not in as_html(d) and '\\input' not in as_tex(d)
+    assert '<c>' not in re.sub(r'^    .*$', '', as_md(d), flags=re.M)
 
 # ---- runs
 
 def test_damaged_folders_are_named_and_the_rest_reported(tmp_path, capsys):
-    a,b = made_run(tmp_path/'a'),made_run(tmp_path/'b', bits_per_byte=2.4)
+    made_run(tmp_path/'a')
+    b = made_run(tmp_path/'b', bits_per_byte=2.4)
     (b/'metrics.jsonl').write_text('{"step": 1}\n{"st\n{"step": 2}\n', encoding='utf-8')
     (tmp_path/'c').mkdir()
     (tmp_path/'c/args.json').write_text('{', encoding='utf-8')
@@ -186,82 +152,51 @@ def test_damaged_folders_are_named_and_the_rest_reported(tmp_path, capsys):
     for n in ('metrics.jsonl is damaged', 'args.json is damaged', 'comparison.json is damaged', 'there is no folder'):
         assert n in page
     assert [x['name'] for x in r['runs']] == ['a', 'b'] and '2.400' in page and set(Page(page).values) <= leaves(r)
-    assert (
-        main(['report', str(tmp_path / 'c')]) == 2
-        and 'nothing to report' in capsys.readouterr().err
-        and not (tmp_path / 'c/report.html').exists()
-    )
+    assert main(['report', str(tmp_path/'c')]) == 2
+    assert 'nothing to report' in capsys.readouterr().err and not (tmp_path/'c/report.html').exists()
 
 def test_perplexity_across_tokenizers_is_refused(tmp_path, capsys):
     a,b = made_run(tmp_path/'a'),made_run(tmp_path/'b', tokenizer='words')
     assert main(['report', str(a), str(b), '--metric', 'perplexity', '--output_path', str(tmp_path/'o')]) == 2
     said = capsys.readouterr().err
-    assert (
-        said.count('\n') == 1 and 'bytes, words' in said and 'bits_per_byte' in said and not (tmp_path / 'o').exists()
-    )
+    assert said.count('\n') == 1 and 'bytes, words' in said and 'bits_per_byte' in said
+    assert not (tmp_path/'o').exists()
     assert main(['report', str(a), str(b), '--output_path', str(tmp_path/'o')]) == 0
     page = (tmp_path/'o/report.html').read_text(encoding='utf-8')
     assert 'perplexity (' not in page and 'Perplexity is left out' in page and 'bits per byte' in page
-    assert main(
-        ['report', str(a), '--metric', 'perplexity', '--output_path', str(tmp_path / 'p')]
-    ) == 0 and 'perplexity (bytes)' in (tmp_path / 'p/report.html').read_text(encoding='utf-8')
+    assert main(['report', str(a), '--metric', 'perplexity', '--output_path', str(tmp_path/'p')]) == 0
+    assert 'perplexity (bytes)' in (tmp_path/'p/report.html').read_text(encoding='utf-8')
 
 def test_runs_of_one_seed_get_no_verdict(tmp_path):
-    page = as_html(
-        __import__('lmnotes.reports.run_report', fromlist=['x']).runs_document(
-            gather([made_run(tmp_path / 'a'), made_run(tmp_path / 'b', bits_per_byte=1.0)])
-        )
-    )
-    assert 'No verdict is given' in page and 'better' not in re.sub(
-        r'<style.*?</style>', '', page, flags=re.S
-    ).lower().replace('which model is better', '')
+    runs = read_runs([made_run(tmp_path/'a'), made_run(tmp_path/'b', bits_per_byte=1.)])
+    page = as_html(runs_document(runs))
+    text = re.sub(r'<style.*?</style>', '', page, flags=re.S).lower().replace('which model is better', '')
+    assert 'No verdict is given' in page and 'better' not in text
 
 def test_a_real_run_is_reported_and_has_a_card(tmp_path, capsys):
     from lmnotes.training.train import train
-    run = train(
-        quiet=True,
-        dataset='arithmetic',
-        model='standard',
-        dim=32,
-        n_layer=1,
-        n_head=2,
-        max_length=32,
-        batch_size=4,
-        limit=60,
-        max_steps=4,
-        mode='pretrain',
-        device='cpu',
-        output_dir=str(tmp_path / 'run'),
-    )
+    tiny = dict(dim=32, n_layer=1, n_head=2, max_length=32, batch_size=4, limit=60, max_steps=4, device='cpu')
+    data = dict(dataset='arithmetic', model='standard', mode='pretrain')
+    train(quiet=True, output_dir=str(tmp_path/'run'), **data, **tiny)
     assert main(['report', str(tmp_path/'run')]) == 0
     page = (tmp_path/'run/report.html').read_text(encoding='utf-8')
     s = json.loads((tmp_path/'run/summary.json').read_text(encoding='utf-8'))
-    assert (
-        set(Page(page).values) <= leaves(json.loads((tmp_path / 'run/report.json').read_text(encoding='utf-8')))
-        and s['bits_per_byte'] in Page(page).values
-    )
+    r = json.loads((tmp_path/'run/report.json').read_text(encoding='utf-8'))
+    assert set(Page(page).values) <= leaves(r) and s['bits_per_byte'] in Page(page).values
     assert main(['report', str(tmp_path/'run'), '--card']) == 0
     text = (tmp_path/'run/final/README.md').read_text(encoding='utf-8')
-    assert (
-        f"{s['eval_tokens']:,} tokens" in text
-        and '## Not measured' in text
-        and 'multiple choice' in text
-        and f"{s['bits_per_byte']:.3f}" in text
-    )
+    assert f"{s['eval_tokens']:,} tokens" in text and f"{s['bits_per_byte']:.3f}" in text
+    assert '## Not measured' in text and 'multiple choice' in text
     assert model_card(tmp_path/'run/final') == text
 
 def test_a_report_is_never_written_over_a_file(tmp_path, capsys):
     made_run(tmp_path/'a')
     (tmp_path/'f').write_text('mine', encoding='utf-8')
-    assert (
-        main(['report', str(tmp_path / 'a'), '--output_path', str(tmp_path / 'f')]) == 2
-        and (tmp_path / 'f').read_text(encoding='utf-8') == 'mine'
-    )
-    assert (
-        main(['report']) == 2
-        and main(['report', str(tmp_path / 'a'), '--metric', 'perplexty']) == 2
-        and "did you mean 'perplexity'" in capsys.readouterr().err
-    )
+    assert main(['report', str(tmp_path/'a'), '--output_path', str(tmp_path/'f')]) == 2
+    assert (tmp_path/'f').read_text(encoding='utf-8') == 'mine'
+    assert main(['report']) == 2
+    assert main(['report', str(tmp_path/'a'), '--metric', 'perplexty']) == 2
+    assert "did you mean 'perplexity'" in capsys.readouterr().err
 
 # ---- the explorer
 
@@ -273,8 +208,5 @@ def test_explorer_lists_what_a_comparison_leaves(tmp_path):
     assert len(e.list.options) == 1
     e.filter.value = ''
     e.list.value = [p for _,p in e.list.options]
-    assert (
-        len(e.gathered['runs']) == 2
-        and 'No verdict is given' in e.details.value
-        and bytes(e.picture.value[:4]) == b'\x89PNG'
-    )
+    assert len(e.gathered['runs']) == 2 and 'No verdict is given' in e.details.value
+    assert bytes(e.picture.value[:4]) == b'\x89PNG'
