@@ -9,8 +9,14 @@ import torch
 
 from lmnotes.benchmarks.bench import is_met, run_benches
 from lmnotes.core import InputError
-from lmnotes.evaluation.memory import LiveTensors, held_bytes, peak_memory, per_layer, saved_bytes, training_memory
-from lmnotes.evaluation.speed import Timing, interleave, paired_ratio
+from lmnotes.evaluation.memory import (
+    LiveTensors,
+    held_bytes,
+    peak_memory,
+    saved_bytes,
+    training_memory,
+)
+from lmnotes.evaluation.speed import Timing, paired_ratio, time_interleaved
 
 MB = 2**20
 
@@ -77,7 +83,7 @@ def test_reversible_holds_nothing_per_layer():
 
 def test_the_order_turns_around():
     seen = []
-    interleave(dict(a=lambda: seen.append('a'), b=lambda: seen.append('b')), repeats=2, warmup=0)
+    time_interleaved(dict(a=lambda: seen.append('a'), b=lambda: seen.append('b')), repeats=2, warmup=0)
     assert ''.join(seen) in ('abba', 'baab')
 
 def test_quotients_are_taken_within_rounds():
@@ -94,8 +100,11 @@ def quick(tmp_path_factory):
             path.read_text(encoding='utf-8')
         )
 
-@pytest.mark.parametrize('name,figures', dict(reversible='grad_error_fp64 memory_slope_ratio', head='memory_ratio memory_ratio_bf16 time_ratio grad_error',
-                                              learner='vs_loop vs_hf_trainer').items())
+@pytest.mark.parametrize('name,figures', dict(
+    reversible='grad_error_fp64 memory_slope_ratio',
+    head='memory_ratio memory_ratio_bf16 time_ratio grad_error',
+    learner='vs_loop vs_hf_trainer',
+).items())
 def test_quick_benches_write_their_figures(quick, name, figures):
     r,written = quick
     for f in figures.split():

@@ -20,11 +20,13 @@ import torch
 from .bench import benches
 from ..comparison.statistics import t_interval
 from ..core import seed_for, set_seed
-from ..data.answer_metrics import same_number
-from ..data.catalog import Answered, find_dataset, load_rows
+from ..data.answer_metrics import number_match
+from ..data.catalog import find_dataset
+from ..data.dataset_splits import load_rows
+from ..data.dataset_types import PromptDataset
 from ..data.sft import TaskData
-from ..data.sft_examples import examples_of
-from ..data.sources import Rows
+from ..data.sft_examples import encode_rows
+from ..data.sources.files import Rows
 from ..data.tokenizers import get_tokenizer
 from ..files import *
 from ..files import read_jsonl
@@ -33,14 +35,14 @@ from ..models.generation import generate_batch
 from ..rl.grpo import grpo
 
 # %% ../../nbs/10_benchmarks/14_bench_grpo.ipynb #87ec15d2
-class Additions(Answered):
+class Additions(PromptDataset):
     "Sums of two numbers, as they occur in `embedded/arithmetic`"
     id, kind, modes, instruction, cue = 'embedded/additions', 'math', ('sft', 'rl'), 'Add.', '='
     def prompt(self, row): return row['question']
     def answer(self, row): return row['answer']
     def target(self, row): return row['answer']
     def text(self, row): return row['question'] + row['answer']
-    def score(self, row, text): return same_number(text, self.references(row)[0])
+    def score(self, row, text): return number_match(text, self.references(row)[0])
 
 def _part(a, b)->str: # by the problem, whichever way round
     return {0: 'test', 1: 'test', 2: 'test', 3: 'validation', 4: 'stop'}.get(
@@ -74,7 +76,7 @@ def addition_data(bs=128, seed=0, device='cpu')->TaskData:
     spec = dict(
         dataset=task.id, tokenizer='bytes', max_length=16, bs=bs, seed=seed, packing=False, device=device, mode='sft'
     )
-    return TaskData(task, rows, {s: examples_of(task, rows[s], tok) for s in rows}, spec, tok)
+    return TaskData(task, rows, {s: encode_rows(task, rows[s], tok) for s in rows}, spec, tok)
 
 # %% ../../nbs/10_benchmarks/14_bench_grpo.ipynb #86dab9e3
 @torch.no_grad()
@@ -219,8 +221,8 @@ def bench_grpo(device='cpu', size='tiny', quick=False, progress=lambda what: Non
         size: of the model
         quick: three steps, one seed
         progress: takes a line that says what is being measured
-    Returns: gain: mean over seeds; gain_low: lower end of its 95 % interval; control_gain and its worst
-        seeds; seconds_a_seed"""
+    Returns: gain: mean over seeds; gain_low: lower end of its 95 % interval; control_gain, its worst;
+        seconds_a_seed"""
     few = dict(steps=3, batch_size=2, group_size=4, eval_items=4, pass_k=2) if quick else {}
     vs = [_seed(s, device, size, progress, quick, **few) for s in (seeds[:1] if quick else seeds)]
     gains,control = [v['task_gain'] for v in vs],[v['control_gain'] for v in vs]

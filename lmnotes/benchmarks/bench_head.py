@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from .bench import benches, worst
 from ..core import InputError, has_fast_bf16
 from ..evaluation.memory import frozen_gc, peak_memory
-from ..evaluation.speed import interleave, paired_ratio
-from ..models.chunked_loss import head_loss
+from ..evaluation.speed import paired_ratio, time_interleaved
+from ..models.chunked_loss import linear_cross_entropy
 
 # %% ../../nbs/10_benchmarks/03_bench_head.ipynb #afc0e78c
 def _plain(h, w, y): return F.cross_entropy(F.linear(h, w).float(), y)
-def _chunked(h, w, y): return head_loss(h, w, y)[0]
+def _chunked(h, w, y): return linear_cross_entropy(h, w, y)[0]
 
 def head_problem(n_tokens, vocab, dim, device='cpu', seed=0)->tuple:
     """Hidden states, head and labels, of the sizes that occur in a trained model
@@ -87,7 +87,7 @@ def _measure(problem, dtype, repeats, seconds, progress):
     del ga,gb
     if dtype and not has_fast_bf16(device): return v
     progress(f'{name}: times')
-    t = interleave(dict(plain=plain, chunked=chunked), repeats, 0, device, seconds)
+    t = time_interleaved(dict(plain=plain, chunked=chunked), repeats, 0, device, seconds)
     return dict(v, plain_seconds=t['plain'].median, chunked_seconds=t['chunked'].median, rounds=len(t['plain'].times),
                 time_ratio=paired_ratio(t, 'chunked', 'plain').median)
 

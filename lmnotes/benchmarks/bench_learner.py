@@ -17,12 +17,12 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from .bench import benches, worst
 from ..core import InputError, did_you_mean, pick_dtype, set_seed
-from ..data.dataloader import load_data
+from ..data.load import load_data
 from ..evaluation.memory import frozen_gc
-from ..evaluation.speed import interleave, paired_ratio, synchronize
+from ..evaluation.speed import paired_ratio, synchronize, time_interleaved
 from ..models import build_model
-from ..models.decoder import sizes
-from ..training.assemble import lm_learner
+from ..models.build import model_sizes
+from ..training.learner import lm_learner
 from ..training.schedules import Schedule
 
 # %% ../../nbs/10_benchmarks/04_bench_learner.ipynb #335e4f16
@@ -197,14 +197,14 @@ def compare_loops(size, data, device='cpu', steps=10, skip=2, repeats=9, seconds
     def model():
         set_seed(0)
         return build_model('standard', size=size, vocab_size=data.vocab_size).to(device)
-    dtype = pick_dtype(device, 'auto', sizes[size]['dim'])
+    dtype = pick_dtype(device, 'auto', model_sizes[size]['dim'])
     precision = 'bf16' if dtype == torch.bfloat16 else 'fp32'
     loops = dict(
         loop=bare_loop(model(), data, dtype),
         learner=by_learner(model(), data, precision),
         hf_trainer=by_trainer(model(), data, dtype),
     )
-    t = interleave(
+    t = time_interleaved(
         {n: (lambda f=f: f(steps, skip)) for n, f in loops.items()}, repeats, warmup, device, seconds, inside=True
     )
     tokens = steps*data.bs*data.max_length
@@ -231,7 +231,7 @@ def bench_learner(device='cpu', size=None, quick=False, progress=lambda what: No
     Returns: vs_loop, vs_hf_trainer"""
     names = [size] if size else ['tiny'] if quick else ['tiny', 'small']
     for n in names:
-        if n not in sizes: raise InputError(f"unknown size '{n}': {did_you_mean(n, sizes)}")
+        if n not in model_sizes: raise InputError(f"unknown size '{n}': {did_you_mean(n, model_sizes)}")
     data = load_data('prose', tokenizer='bytes', max_length=32 if quick else 256, bs=8, limit=200, device=str(device))
     cpu,variants = torch.device(device).type == 'cpu',[]
     for n in names:

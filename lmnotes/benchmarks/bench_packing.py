@@ -15,15 +15,17 @@ import torch
 from .bench import benches, worst
 from .bench_head import max_error
 from ..core import InputError, did_you_mean, pick_dtype, set_seed
-from ..data.catalog import catalog, find_dataset, load_rows
+from ..data.bin_packing import *
+from ..data.catalog import catalog, find_dataset
+from ..data.dataset_splits import load_rows
 from ..data.sequence_packing import *
-from ..data.sft_examples import examples_of
+from ..data.sft_examples import encode_rows
 from ..data.tokenizers import get_tokenizer
 from ..evaluation.memory import frozen_gc
-from ..evaluation.speed import interleave, train_step
+from ..evaluation.speed import make_train_step, time_interleaved
 from ..models import build_model
-from ..models.decoder import sizes
-from ..models.hf_load import hub_model
+from ..models.build import model_sizes
+from ..models.hf.hf_load import hub_model
 
 # %% ../../nbs/10_benchmarks/07_bench_packing.ipynb #534431f2
 def packing_examples(name:str, data_dir=None, limit=None)->tuple:
@@ -37,7 +39,7 @@ def packing_examples(name:str, data_dir=None, limit=None)->tuple:
     ds = find_dataset(name)
     rows = load_rows(ds, data_dir)['train'][:limit]
     tok = get_tokenizer('bpe', lambda: [ds.prompt(r) + ds.target(r) for r in rows])
-    return examples_of(ds, rows, tok),len(tok)
+    return encode_rows(ds, rows, tok),len(tok)
 
 # %% ../../nbs/10_benchmarks/07_bench_packing.ipynb #062904cf
 def _gradients(model, batches): # loss and gradients of the mean over all targets of all batches
@@ -58,7 +60,7 @@ def packing_errors(model, batch:dict)->dict:
         batch: packed
     Returns: loss_error, grad_error"""
     loss,grads = _gradients(model, [batch])
-    want,alone = _gradients(model, unpack(batch))
+    want,alone = _gradients(model, unpack_batch(batch))
     return dict(loss_error=abs(loss - want)/want, grad_error=max_error(grads, alone))
 
 def _model(name, vocab, device, dtype=torch.float32):
@@ -96,11 +98,11 @@ def batching_variants(examples, size=512, bs=8)->dict:
     """The first batch of packed rows, and padded ones beside it
 
     Parameters:
-        examples: of `examples_of`
+        examples: of `encode_rows`
         size: places in a row
         bs: packed rows in a batch
     Returns: name -> (batch, useful tokens)"""
-    packed = PackedLoader(Packed(examples, size), bs=bs)
+    packed = PackedLoader(PackedDataset(examples, size), bs=bs)
     n = sum(map(len, packed.rows(0)))
     loaders = dict(
         packed=packed,
@@ -115,7 +117,7 @@ def packing_speed(examples, vocab, size='small', device='cpu', rows=8, repeats=5
     """Training speed in useful tokens
 
     Parameters:
-        examples: of `examples_of`
+        examples: of `encode_rows`
         vocab: size of the vocabulary
         size: of the model
         device: where it runs: cpu, cuda or mps
@@ -125,11 +127,12 @@ def packing_speed(examples, vocab, size='small', device='cpu', rows=8, repeats=5
     Returns: useful tokens/s of each way, and the ratios"""
     set_seed(0)
     model = build_model('standard', size=size, vocab_size=vocab).to(device)
-    dtype = pick_dtype(device, 'auto', sizes[size]['dim'])
+    dtype = pick_dtype(device, 'auto', model_sizes[size]['dim'])
     ways = {
         k: ({n: t.to(device) for n, t in b.items()}, n) for k, (b, n) in batching_variants(examples, bs=rows).items()
     }
-    t = interleave({k: train_step(model, (b,), dtype=dtype) for k,(b,_) in ways.items()}, repeats, 1, device, seconds)
+    steps = {k: make_train_step(model, (b,), dtype=dtype) for k,(b,_) in ways.items()}
+    t = time_interleaved(steps, repeats, 1, device, seconds)
     rate = {k: n/t[k].median for k,(_,n) in ways.items()}
     return dict(
         {f'{k}_tokens_per_s': r for k, r in rate.items()},
@@ -186,12 +189,12 @@ def bench_packing(device='cpu', size=None, quick=False, progress=lambda what: No
         data_dir: root of real rows in hub layout; None: LMNOTES_DATA_DIR, else embedded sets
     Returns: fill, loss_error, grad_error, speedup_fixed, speedup_longest"""
     size = size or ('tiny' if quick else 'small')
-    if size not in sizes: raise InputError(f"unknown size '{size}': {did_you_mean(size, sizes)}")
+    if size not in model_sizes: raise InputError(f"unknown size '{size}': {did_you_mean(size, model_sizes)}")
     data_dir = data_dir or os.environ.get('LMNOTES_DATA_DIR')
     variants,sets = [],_sets(data_dir, 300 if quick else None)
     for name,(examples,vocab) in sets.items():
         progress(f'{name}: fill and speed')
-        p,b = Packed(examples, 512),Packed(examples, 512, pack=best_fit)
+        p,b = PackedDataset(examples, 512),PackedDataset(examples, 512, pack=best_fit)
         v = dict(
             dataset=name,
             examples=len(examples),
@@ -205,6 +208,6 @@ def bench_packing(device='cpu', size=None, quick=False, progress=lambda what: No
         variants.append(dict(v, **packing_speed(examples, vocab, size, device, **how)))
     examples,vocab = next(iter(sets.values()))
     progress('packed and alone: loss and gradients')
-    batch, = PackedLoader(Packed(examples[:40] if quick else examples, 512), bs=1 if quick else 2).batch(0)
+    batch, = PackedLoader(PackedDataset(examples[:40] if quick else examples, 512), bs=1 if quick else 2).batch(0)
     variants += model_packing_errors(MODELS, batch, vocab, device)
     return dict(_figures(variants), variants=variants, targets=_TARGETS)

@@ -10,20 +10,18 @@ import math
 import statistics
 
 import torch
-from fastai.callback.core import Callback, CancelValidException
 
 from .bench import benches, worst
-from ..core import InputError, did_you_mean, has_fast_bf16, pick_dtype, set_seed
-from ..data.dataloader import load_data
+from ..core import InputError, did_you_mean, has_fast_bf16, set_seed
+from ..data.load import load_data
 from ..evaluation.memory import frozen_gc, release_memory
-from ..evaluation.speed import interleave, matmul_peak, mfu, paired_ratio
+from ..evaluation.speed import matmul_peak, mfu, paired_ratio, time_interleaved
 from ..models import build_model
-from ..models.decoder import sizes
+from ..models.build import model_sizes
 from ..models.flops_and_memory import model_flops
-from ..training.assemble import lm_learner
-from ..training.learner import evaluate
+from ..training.learner import SkipValidation, lm_learner
+from ..training.learner_metrics import evaluate
 from ..training.schedules import Schedule
-from ..training.train import SkipValidation
 
 # %% ../../nbs/10_benchmarks/10_bench_precision.ipynb #169874b6
 dtypes = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
@@ -66,7 +64,7 @@ def speed_rows(size, data, variants, repeats=9, seconds=None, warmup=2, peaks=Tr
         return build_model('standard', size=size, vocab_size=data.vocab_size).to(data.device)
     batch,device = data.train.batch(0),data.device
     steps = {v: precise_step(model(), batch, *v) for v in variants}
-    t = interleave(steps, repeats, warmup, device, seconds)
+    t = time_interleaved(steps, repeats, warmup, device, seconds)
     n,flops = batch[0]['input_ids'].numel(),model_flops(model(), 1, data.max_length)
     peak = {p: matmul_peak(device, dtypes[p]) for p in {p for p,_ in variants}} if peaks else {}
     return [
@@ -143,7 +141,7 @@ def bench_precision(device='cpu', size=None, quick=False, seeds=3, progress=lamb
     device = torch.device(device)
     gpu = device.type == 'cuda'
     size = size or ('tiny' if quick else 'medium' if gpu else 'small')
-    if size not in sizes: raise InputError(f"unknown size '{size}': {did_you_mean(size, sizes)}")
+    if size not in model_sizes: raise InputError(f"unknown size '{size}': {did_you_mean(size, model_sizes)}")
     if seeds < 2: raise InputError(f'a spread over seeds needs 2 of them at least, not {seeds}')
     names,(shape,speed,learning) = ('fp32', 'bf16', 'fp16') if gpu else ('fp32', 'bf16'),_shape(device, quick)
     data = load_data('prose', tokenizer='bytes', limit=400, device=str(device), **shape)

@@ -9,8 +9,8 @@ __all__ = ['WORDS', 'MIXERS', 'SHAPE', 'recall_batch', 'copy_batch', 'recall_mod
 # %% ../../nbs/10_benchmarks/06_bench_recall.ipynb #891b409a
 import torch
 
-import lmnotes.models.recurrent
-import lmnotes.models.resonance
+import lmnotes.models.architectures.recurrent
+import lmnotes.models.architectures.resonance  # noqa: F401 registers its mixers
 from .bench import benches
 from ..core import InputError, seed_for
 from ..models import build_model, count_parameters

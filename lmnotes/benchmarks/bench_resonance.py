@@ -6,18 +6,19 @@
 __all__ = ['core_steps', 'layer_steps', 'growth_times', 'recurrence_error', 'state_bytes', 'step_peak', 'bench_resonance']
 
 # %% ../../nbs/10_benchmarks/05_bench_resonance.ipynb #ddca3d8a
-import math
-
 import torch
 import torch.nn.functional as F
 
 from .bench import benches, worst
 from ..core import InputError, has_fast_bf16, keep_memory
 from ..evaluation.memory import frozen_gc, peak_memory
-from ..evaluation.speed import interleave, paired_ratio
-from ..models.decoder import LM, LMCache, LMConfig
-from ..models.layers import Attention, Context, mixers, rope_tables
-from ..models.resonance import Resonance
+from ..evaluation.speed import paired_ratio, time_interleaved
+from ..models.architectures.resonance import Resonance
+from ..models.attention import Attention, ForwardContext
+from ..models.blocks import LMCache
+from ..models.config import LMConfig
+from ..models.decoder import LM
+from ..models.layers import mixers, rope_tables
 
 # %% ../../nbs/10_benchmarks/05_bench_resonance.ipynb #ecf27ba5
 def _step(forward, wants, seed=0): # forward() -> y; the gradients of `wants` for a fixed gradient of y
@@ -67,8 +68,8 @@ def layer_steps(T, dim, n_head, dtype=None, device='cpu')->dict:
                 return layer(x, ctx)
         return _step(forward, [x, *layer.parameters()])
     return dict(
-        attention=one(Attention(dim, n_head).to(device), Context(rope)),
-        resonance=one(Resonance(dim, n_head).to(device), Context()),
+        attention=one(Attention(dim, n_head).to(device), ForwardContext(rope)),
+        resonance=one(Resonance(dim, n_head).to(device), ForwardContext()),
     )
 
 # %% ../../nbs/10_benchmarks/05_bench_resonance.ipynb #3e4017ae
@@ -85,7 +86,8 @@ def growth_times(T, dim, n_head, device='cpu', dtype=torch.float32, repeats=7, s
     long,short = (core_steps(n, dim, n_head, dtype, device, ['resonance'])['resonance'] for n in (T, T//shorter))
     def several():
         for _ in range(shorter): short()
-    t = interleave(dict(long=long, short=several), repeats, 1, device, seconds) # the same number of tokens in both
+    # the same number of tokens in both
+    t = time_interleaved(dict(long=long, short=several), repeats, 1, device, seconds)
     return dict(
         us_a_token=t['long'].median / T * 1e6,
         us_a_token_short=t['short'].median / T * 1e6,
@@ -108,8 +110,8 @@ def recurrence_error(n=4096, dim=64, n_head=4, device='cpu', seed=0)->float:
     torch.manual_seed(seed)
     layer = Resonance(dim, n_head).to(device).eval()
     x,cache = torch.randn(1, n, dim).to(device),LMCache()
-    whole = layer(x, Context())
-    steps = torch.cat([layer(x[:,t:t+1], Context(cache=cache)) for t in range(n)], 1)
+    whole = layer(x, ForwardContext())
+    steps = torch.cat([layer(x[:,t:t+1], ForwardContext(cache=cache)) for t in range(n)], 1)
     return ((steps - whole).abs().max()/whole.abs().max()).item()
 
 @torch.no_grad()
@@ -122,7 +124,7 @@ def state_bytes(n, dim=64, n_head=4, device='cpu')->int:
         n_head: attention heads
         device: where it runs: cpu, cuda or mps"""
     layer,cache = Resonance(dim, n_head).to(device),LMCache()
-    layer(torch.randn(1, n, dim, device=device), Context(cache=cache))
+    layer(torch.randn(1, n, dim, device=device), ForwardContext(cache=cache))
     return sum(s.numel()*s.element_size() for s in cache.states[0])
 
 # %% ../../nbs/10_benchmarks/05_bench_resonance.ipynb #9233ef60
@@ -161,7 +163,7 @@ _TARGETS = dict(
 def _speed(T, dim, n_head, dtype, device, quick, progress):
     name,(repeats,seconds) = 'fp32' if dtype is torch.float32 else 'bf16',(2, 5) if quick else (5, 60)
     progress(f'{name}: attention and resonance at {T:,} tokens')
-    t = interleave(
+    t = time_interleaved(
         core_steps(T, dim, n_head, dtype, device, ('attention', 'resonance', 'associative')),
         repeats,
         0 if T > 8192 and device == 'cpu' else 1,
@@ -180,7 +182,7 @@ def _speed(T, dim, n_head, dtype, device, quick, progress):
     )
     if dtype is torch.float32: v['speedup_32k'] = v['speedup']
     progress(f'{name}: whole layers')
-    t = interleave(
+    t = time_interleaved(
         layer_steps(T, dim, n_head, None if dtype is torch.float32 else dtype, device),
         2 if quick else 3,
         0 if T > 8192 and device == 'cpu' else 1,

@@ -13,10 +13,10 @@ import torch
 
 from .bench import benches, worst
 from ..core import InputError, did_you_mean, has_fast_bf16, set_seed
-from ..evaluation.memory import frozen_gc, held_bytes, lm_loss, peak_memory, per_layer
-from ..evaluation.speed import interleave, paired_ratio, train_step
+from ..evaluation.memory import frozen_gc, growth_per_layer, held_bytes, lm_loss, peak_memory
+from ..evaluation.speed import make_train_step, paired_ratio, time_interleaved
 from ..models import build_model
-from ..models.decoder import sizes
+from ..models.build import model_sizes
 
 # %% ../../nbs/10_benchmarks/02_bench_reversible.ipynb #e448459b
 WAYS = dict(reversible={}, plain=dict(plain=True), checkpoint=dict(plain=True, checkpointing=True))
@@ -61,7 +61,7 @@ def gradients(model, batch, dtype=None, seed=0)->dict:
     return g
 
 def worst_error(g, reference)->float:
-    """Largest difference over largest entry, of the worst parameter; infinite where one has a gradient and the other none
+    """Largest difference over largest entry, of the worst parameter; infinite where only one has a gradient
 
     Parameters:
         g, reference: dicts of gradients"""
@@ -131,10 +131,8 @@ def memory_slopes(size, batch, depths=(2, 6), dtype=None, **overrides)->dict:
         dtype: `torch.dtype` of autocast, or None
     Returns: reversible, plain: bytes per added layer by instrument; ratio: reversible over plain, the worst
         instrument"""
-    slopes = {
-        n: per_layer(lambda d: memory_of(n, size, batch, d, dtype, **overrides), depths)
-        for n in ('reversible', 'plain')
-    }
+    slope = lambda n: growth_per_layer(lambda d: memory_of(n, size, batch, d, dtype, **overrides), depths)
+    slopes = {n: slope(n) for n in ('reversible', 'plain')}
     r,p = slopes['reversible'],slopes['plain']
     return dict(slopes, ratios={k: r[k]/p[k] for k in p if p[k]}, ratio=max(r[k]/p[k] for k in p if p[k]))
 
@@ -150,8 +148,8 @@ def step_times(size, batch, dtype=None, repeats=9, seconds=None, **overrides)->d
         seconds: rounds, and when to stop
     Returns: medians in seconds, time_vs_plain, time_vs_checkpoint, rounds"""
     device = batch['input_ids'].device
-    t = interleave(
-        {n: train_step(way(n, size, device, **overrides), batch, dtype=dtype) for n in WAYS},
+    t = time_interleaved(
+        {n: make_train_step(way(n, size, device, **overrides), batch, dtype=dtype) for n in WAYS},
         repeats,
         1,
         device,
@@ -202,7 +200,7 @@ def bench_reversible(device='cpu', size=None, quick=False, progress=lambda what:
     Returns: grad_error_fp64, memory_slope_ratio, time_vs_plain, time_vs_checkpoint, bf16_grad_error_vs_twin"""
     cpu = torch.device(device).type == 'cpu'
     size = size or ('tiny' if quick else 'small' if cpu else 'medium')
-    if size not in sizes: raise InputError(f"unknown size '{size}': {did_you_mean(size, sizes)}")
+    if size not in model_sizes: raise InputError(f"unknown size '{size}': {did_you_mean(size, model_sizes)}")
     batch = random_batch(*((2, 128) if quick else (4, 256) if cpu else (8, 1024)), device)
     time = (
         dict(repeats=3, n_layer=2)

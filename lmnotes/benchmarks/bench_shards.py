@@ -9,7 +9,6 @@ __all__ = ['token_source', 'make_shards', 'read_raw', 'anonymous_bytes', 'loader
 # %% ../../nbs/10_benchmarks/08_bench_shards.ipynb #be51548a
 import os
 import shutil
-import sys
 import tempfile
 import time
 from functools import lru_cache
@@ -19,11 +18,16 @@ import numpy as np
 
 from .bench import benches
 from ..core import InputError, seed_for
-from ..data.catalog import find_dataset, load_documents
-from ..data.shards import *
-from ..data.tokenizers import bpe_tokenizer, encode_documents
+from ..data.catalog import find_dataset
+from ..data.dataset_splits import load_documents
+from ..data.shards.files import *
+from ..data.shards.loader import *
+from ..data.shards.split import *
+from ..data.shards.validate import *
+from ..data.token_encoding import encode_documents
+from ..data.tokenizers import bpe_tokenizer
 from ..evaluation.memory import frozen_gc, release_memory
-from ..evaluation.speed import interleave, paired_ratio
+from ..evaluation.speed import paired_ratio, time_interleaved
 
 # %% ../../nbs/10_benchmarks/08_bench_shards.ipynb #b05c532c
 def token_source(limit=None)->np.ndarray:
@@ -122,7 +126,7 @@ def access_ratio(path, far:int, bs=4)->tuple:
         bs: rows in a batch
     Returns: time to open and give batch `far` over batch 0; whether a loader on its way gives the same"""
     def first(k): return ShardLoader(Shards(path), bs=bs, n_batches=far+1).batch(k)
-    t = interleave(dict(near=lambda: first(0), far=lambda: first(far)), 5, 1)
+    t = time_interleaved(dict(near=lambda: first(0), far=lambda: first(far)), 5, 1)
     walker = ShardLoader(Shards(path), bs=bs, n_batches=far+1, start=max(0, far-3))
     *_,last = walker
     return paired_ratio(t, 'far', 'near').median, bool((last[0]['input_ids'] == first(far)[0]['input_ids']).all())
@@ -142,7 +146,7 @@ def detection_rates(files, folder)->dict:
     for i in (0, 1): np.save(folder/'copied'/f'{i}.npy', a)
     np.save(folder/'noise/0.npy', g.integers(0, int(a.max()) + 1, a.shape).astype(a.dtype))
     np.save(folder/'shuffled/0.npy', g.permuted(a, axis=1))
-    said = lambda s, word: float(any(word in w for w in validate(folder/s).warnings))
+    said = lambda s, word: float(any(word in w for w in validate_shards(folder/s).warnings))
     return dict(
         duplicates_called_out=said('copied', 'copies of another'),
         noise_called_out=min(said('noise', 'random noise'), said('shuffled', 'random noise')),
@@ -171,15 +175,16 @@ def _check_free(folder, n):
     raise InputError(f'{n/1e9:.1f} GB of shards do not fit into {folder}; {room}')
 
 def validation_speed(path, rounds:int)->dict:
-    """Time `validate` beside plain reading of the same files
+    """Time `validate_shards` beside plain reading of the same files
 
     Parameters:
         path: shards without a fault
         rounds: in which both ways of reading take turns
     Returns: validate_vs_raw, gigabytes, gigabytes a second, false_alarms"""
     files = shard_files(path)
-    n,report = read_raw(files),validate(path, 4096) # both warm: files in the page cache, loops compiled
-    t = interleave(dict(raw=lambda: read_raw(files), validate=lambda: validate(path, 4096)), rounds, 1, seconds=60)
+    n,report = read_raw(files),validate_shards(path, 4096) # both warm: files in the page cache, loops compiled
+    ways = dict(raw=lambda: read_raw(files), validate=lambda: validate_shards(path, 4096))
+    t = time_interleaved(ways, rounds, 1, seconds=60)
     speed = {f'{k}_gb_per_s': n/t[k].median/1e9 for k in ('raw', 'validate')}
     alarms = len(report.warnings) + len(report.problems)
     ratio = paired_ratio(t, 'raw', 'validate').median
@@ -192,7 +197,7 @@ def _random_reading(path, rows):
     return loader_memory(path, min(200, far+1)) | dict(far_over_near=ratio, same_batch=float(same))
 
 def _links(path, out): # whether every file of a split is one of the files there were; rows on both sides
-    done = split(path, out, .01)
+    done = split_shards(path, out, .01)
     own = {os.stat(f).st_ino for f in shard_files(path)}
     linked = all(os.stat(f).st_ino in own for f in shard_files(out))
     return float(linked and done['train'] + done['validation'] + done['copies_left_out'] == Shards(path).n_rows)

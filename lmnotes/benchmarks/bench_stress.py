@@ -26,8 +26,9 @@ def bench_stress(device='cpu', quick=False, progress=lambda what: None, limit=2*
     Returns: longest texts, their ratios, and the largest batch"""
     shape = dict(n_layer=4, dim=32, apart=1.5) if quick else dict(n_layer=16, dim=128, apart=1.2)
     limit = 2**24 if quick else limit
-    found = stress('length', 4 if quick else 128, limit=limit, progress=progress, **shape)
-    batch = stress('batch', 64 if quick else 128, limit=limit, progress=progress, **shape) if batches else {}
+    found = find_memory_limits('length', 4 if quick else 128, limit=limit, progress=progress, **shape)
+    batch = {}
+    if batches: batch = find_memory_limits('batch', 64 if quick else 128, limit=limit, progress=progress, **shape)
     base = found['standard']['length']
     over = {f'{k}_over_standard': r['length']/base for k,r in found.items() if k != 'standard'}
     return dict(

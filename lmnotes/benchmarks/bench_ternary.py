@@ -20,15 +20,15 @@ from pathlib import Path
 import torch
 
 from .bench import benches
-from ..core import InputError, did_you_mean, set_seed
+from ..core import InputError, set_seed
 from ..evaluation.memory import frozen_gc
-from ..evaluation.speed import interleave
+from ..evaluation.speed import time_interleaved
 from ..models import build_model
-from ..models.decoder import LMCache
-from ..quantizers.bitpacking import read_packed
+from ..models.blocks import LMCache
 from ..quantizers.kernels import kernel_path
+from ..quantizers.packed_file import read_packed
 from ..quantizers.packed_model import bits_per_weight, load_packed, pack
-from ..quantizers.ste import quantize
+from ..quantizers.quantization import quantize
 
 # %% ../../nbs/10_benchmarks/13_bench_ternary.ipynb #459ec27c
 LAYOUTS = ('base3', '2bit')
@@ -101,7 +101,9 @@ torch.set_num_threads(int(sys.argv[3]))
 from lmnotes.benchmarks.bench_ternary import seconds_to_write
 from lmnotes.evaluation.memory import release_memory
 from lmnotes.quantizers.packed_model import load_packed
-def anonymous(): return next(int(l.split()[1])*1024 for l in open('/proc/self/status', encoding='utf-8') if l.startswith('RssAnon'))
+def anonymous():
+    status = open('/proc/self/status', encoding='utf-8')
+    return next(int(l.split()[1])*1024 for l in status if l.startswith('RssAnon'))
 toy = load_packed(sys.argv[2]); seconds_to_write(toy, 8, 16); del toy; release_memory()
 base,most,on = anonymous(),[0],[True]
 def watch():
@@ -159,7 +161,7 @@ def decoding(models:dict, repeats=7, n=8, seconds=60)->dict:
         n: new tokens
         seconds: time limit of the timing
     Returns: name -> words per second, and ratios of each packed model"""
-    t = interleave(
+    t = time_interleaved(
         {k: lambda k=k, m=m: seconds_to_write(m, n, bf16=k == 'bf16') for k, m in models.items()},
         repeats,
         1,
