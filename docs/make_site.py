@@ -1,8 +1,8 @@
 """Build the site into `_docs/`: nbdev processes the notebooks, Sphinx lays them out in the order `_quarto.yml` gives.
 
 nbdev runs the exported cells and the imports of every notebook and lets `show_doc` write the API;
-what it leaves in `_proc/` is Quarto's dialect. This file turns that into the dialect of MyST, page by page, and runs Sphinx, whose
-warnings are errors: a link that leads nowhere fails the build."""
+what it leaves in `_proc/` is Quarto's dialect. This file turns that into the dialect of MyST, page by page, and runs
+Sphinx, whose warnings are errors: a link that leads nowhere fails the build."""
 import ast
 import inspect
 import json
@@ -66,7 +66,7 @@ class Filter(FilterDefaults):
     def base_procs(self): return [exec_docs if p is exec_show_docs else p for p in super().base_procs()]
 
 def signature(o, **kwargs):
-    "A signature whose annotations stay as written when they cannot be evaluated from here, as in `transformers`' configurations"
+    "A signature whose annotations stay as written when they cannot be evaluated here, as in `transformers`"
     try:
         return inspect.signature(o, **kwargs)
     except NameError:
@@ -76,7 +76,7 @@ SECTION = re.compile(r'^(Parameters|Returns):\n((?: +.*(?:\n|$))+)', re.M)
 parse_docstring = docments.parse_docstring
 
 def sections(o):
-    "A parsed docstring with the comments that `tools/export.py` moved into it: those of an inherited `__init__` stand in its class"
+    "A parsed docstring with the comments that `tools/export.py` moved there; those of `__init__` stand in the class"
     parsed = parse_docstring(o)
     if not (getattr(o, '__module__', None) or '').startswith(CFG.lib_name): return parsed
     doc = inspect.getdoc(o) or ''

@@ -1,107 +1,106 @@
-"Everything a notebook wants at hand: `from lmnotes.all import *`"
+"The 147 names that notebooks use most, of every package, and those of fastai: `from lmnotes.all import *`"
 from fastai.basics import *
 from fastai.callback.progress import *
 from fastai.callback.schedule import *
 
-from lmnotes.core import *
-from lmnotes.files import *
-from lmnotes.plugins import *
-from lmnotes.data.sources import *
-from lmnotes.data.builtin import *
-from lmnotes.data.tokenizers import *
-from lmnotes.data.answer_metrics import *
-from lmnotes.data.catalog import *
-from lmnotes.data.datasets.classification import *
-from lmnotes.data.datasets.questions import *
-from lmnotes.data.datasets.corpora import *
-from lmnotes.data.dataloader import *
-from lmnotes.data.masked_lm import *
-from lmnotes.data.sft_examples import *
-from lmnotes.data.sequence_packing import *
-from lmnotes.data.mixtures import *
-from lmnotes.data.streaming import *
-from lmnotes.data.shards import *
-from lmnotes.app.size_advice import *
-from lmnotes.data.contamination import *
-from lmnotes.data.seq2seq import *
-from lmnotes.data.classification_data import *
-from lmnotes.data.vision_language import *
-from lmnotes.data.sft import *
-from lmnotes.data.shard_data import *
-from lmnotes.data.mixture_data import *
-from lmnotes.models.layers import *
-from lmnotes.models.chunked_loss import *
-from lmnotes.models.decoder import *
-from lmnotes.models.reversible import *
-from lmnotes.models.midpoint import *
-from lmnotes.models.recurrent import *
-from lmnotes.models.resonance import *
-from lmnotes.models.moe import *
-from lmnotes.models.causality import *
-from lmnotes.models.generation import *
-from lmnotes.models.task_heads import *
-from lmnotes.models.hf_load import *
-from lmnotes.models.lora import *
-from lmnotes.models.flops_and_memory import *
-from lmnotes.models.model_zoo import *
-from lmnotes.quantizers.ste import *
-from lmnotes.quantizers.ternary import *
-from lmnotes.quantizers.uniform import *
-from lmnotes.quantizers.bit_allocation import *
-from lmnotes.quantizers.bit_router import *
-from lmnotes.quantizers.size_report import *
-from lmnotes.quantizers.bitpacking import *
-from lmnotes.quantizers.kernels import *
-from lmnotes.quantizers.packed_model import *
-from lmnotes.sharing.strategies import *
-from lmnotes.sharing.sharing_report import *
-from lmnotes.sharing.shared_codes import *
-from lmnotes.training.options import *
-from lmnotes.training.learner import *
-from lmnotes.training.optimizers import *
-from lmnotes.training.schedules import *
-from lmnotes.training.accumulation import *
-from lmnotes.training.precision import *
-from lmnotes.training.monitor import *
-from lmnotes.training.assemble import *
-from lmnotes.training.checkpoints import *
-from lmnotes.training.build import *
-from lmnotes.training.distributed import *
-from lmnotes.training.plots import *
-from lmnotes.training.trackers import *
-from lmnotes.evaluation.generation_eval import *
-from lmnotes.training.memory_check import *
-from lmnotes.training.recipes import *
-from lmnotes.training.train import *
-from lmnotes.rl.rewards import *
-from lmnotes.rl.sandbox import *
-from lmnotes.rl.reward_models import *
-from lmnotes.rl.grpo import *
-from lmnotes.evaluation.metrics import *
-from lmnotes.evaluation.memory import *
-from lmnotes.evaluation.speed import *
-from lmnotes.comparison.statistics import *
-from lmnotes.comparison.budgets import *
-from lmnotes.comparison.spec import *
-from lmnotes.comparison.dynamics import *
-from lmnotes.comparison.experiment_run import *
-from lmnotes.comparison.lr_search import *
-from lmnotes.comparison.efficiency import *
-from lmnotes.comparison.executors import *
-from lmnotes.comparison.analysis import *
-from lmnotes.comparison.comparison import *
-from lmnotes.comparison.compare_checkpoints import *
-from lmnotes.reports.comparison_report import *
-from lmnotes.reports.run_report import read_run, report_runs
-from lmnotes.reports.model_card import model_card, write_card
-from lmnotes.benchmarks.bench import *
-from lmnotes.evaluation.tasks import *
-from lmnotes.evaluation.generative_tasks import *
-from lmnotes.evaluation.long_range import *
-from lmnotes.evaluation.memory_limits import *
-from lmnotes.benchmarks.bench_stress import *
-from lmnotes.evaluation.evaluate import *
-from lmnotes.app.model_builder import *
-from lmnotes.app.mask_viewer import *
-from lmnotes.app.live_monitor import *
-from lmnotes.app.run_explorer import *
+from lmnotes.core import (
+    env_info,
+    format_count,
+    InputError,
+    parse_count,
+    pick_device,
+    pick_dtype,
+    Registry,
+    RunError,
+    seed_for,
+)
+from lmnotes.files import find_checkpoint, model_folder, new_run_folder, read_json, read_jsonl, write_json
+from lmnotes.plugins import import_plugins
+from lmnotes.data.bin_packing import pack_sequences
+from lmnotes.data.builtin import builtin_sources
+from lmnotes.data.catalog import catalog, Dataset, find_dataset, register_dataset
+from lmnotes.data.classification.data import label_data
+from lmnotes.data.contamination import find_contamination
+from lmnotes.data.dataloader import LMData
+from lmnotes.data.dataset_splits import load_rows
+from lmnotes.data.load import load_data
+from lmnotes.data.mixtures.data import mixture_data
+from lmnotes.data.sft import task_data
+from lmnotes.data.sft_examples import encode_rows, render_loss_mask
+from lmnotes.data.shards.data import shard_data
+from lmnotes.data.shards.tokenize import tokenize_dataset
+from lmnotes.data.shards.validate import validate_shards
+from lmnotes.data.sources.files import Rows
+from lmnotes.data.streaming.data import stream_data
+from lmnotes.data.tokenizers import bpe_tokenizer, byte_tokenizer, get_tokenizer
+from lmnotes.models.architectures.midpoint import MidpointBlock
+from lmnotes.models.architectures.moe import MoE
+from lmnotes.models.architectures.recurrent import Recurrent
+from lmnotes.models.architectures.resonance import AssociativeResonance, Resonance
+from lmnotes.models.architectures.reversible import ReversibleBlock
+from lmnotes.models.attention import Attention, make_attention_mask
+from lmnotes.models.blocks import residuals
+from lmnotes.models.build import build_model, count_parameters, model_sizes, models
+from lmnotes.models.causality import check_causal
+from lmnotes.models.chunked_loss import head_cross_entropy
+from lmnotes.models.config import LMConfig, rewrites
+from lmnotes.models.conformance import check_conformance, conformance_table
+from lmnotes.models.decoder import LM
+from lmnotes.models.flops_and_memory import activation_bytes, model_flops, parameter_kinds
+from lmnotes.models.generation import generate, generate_batch
+from lmnotes.models.hf.hf_load import hub_model
+from lmnotes.models.layers import ffns, mixers, norms
+from lmnotes.models.lora import add_lora, load_lora, merge_lora
+from lmnotes.models.model_zoo import models_table
+from lmnotes.models.task_heads import add_task_head
+from lmnotes.quantizers.bit_allocation import allocate_bits, QuantConfig, QuantizedModel
+from lmnotes.quantizers.packed_export import export_dense
+from lmnotes.quantizers.packed_model import is_packed, load_packed, pack
+from lmnotes.quantizers.quantization import quantize, quantizers, stored_bytes
+from lmnotes.quantizers.size_report import bytes_by_kind, size_table
+from lmnotes.quantizers.ste import straight_through
+from lmnotes.quantizers.ternary import ternarize, TernaryLinear
+from lmnotes.sharing.patterns import sharing_patterns
+from lmnotes.sharing.shared_codes import shared_quantized_layers
+from lmnotes.sharing.sharing_report import (
+    measure_model_cost,
+    model_cost_table,
+    safetensors_header_bytes,
+    unique_storage_bytes,
+    weight_file_bytes,
+)
+from lmnotes.sharing.strategies import sharing_strategies
+from lmnotes.sharing.weight_sharing import parse_sharing, share
+from lmnotes.evaluation.evaluate import evaluate_model
+from lmnotes.evaluation.memory import peak_memory, saved_bytes
+from lmnotes.evaluation.metric_names import register_metric
+from lmnotes.evaluation.metrics import evaluate_lm, lm_metrics, LMScores
+from lmnotes.evaluation.speed import decoding_speed, training_speed
+from lmnotes.evaluation.task_suite import eval_tasks, evaluate_tasks, register_task, TaskScores
+from lmnotes.training.checkpoints import Checkpoints, load_run, save_run
+from lmnotes.training.distributed.data_parallel import Distributed
+from lmnotes.training.learner import lm_learner, LMLearner
+from lmnotes.training.learner_metrics import evaluate
+from lmnotes.training.optimizers import optimizers
+from lmnotes.training.options import TrainOptions
+from lmnotes.training.precision import MixedPrecisionCallback
+from lmnotes.training.schedules import Schedule, schedules
+from lmnotes.training.train import train
+from lmnotes.rl.grpo import grpo
+from lmnotes.rl.reward_models import train_reward_model
+from lmnotes.rl.rewards import compute_reward, correctness
+from lmnotes.rl.rl_evaluation import held_out_scores
+from lmnotes.comparison.compare_checkpoints import compare_models
+from lmnotes.comparison.comparison import compare, rerun
+from lmnotes.comparison.result import Comparison
+from lmnotes.comparison.statistics import t_interval
+from lmnotes.comparison.verdicts import holm_correct, paired_difference, verdict
+from lmnotes.reports.comparison_report import write_report
+from lmnotes.reports.glance import interval_chart_svg, table_text
+from lmnotes.reports.model_card import model_card
+from lmnotes.reports.run_report import report_runs
+from lmnotes.benchmarks.bench import run_benches
+from lmnotes.app.live_monitor import live
+from lmnotes.app.mask_viewer import mask_viewer
+from lmnotes.app.model_builder import model_builder
+from lmnotes.app.run_explorer import RunExplorer

@@ -42,7 +42,7 @@ def did_you_mean(name:str, names)->str:
 
 # %% ../nbs/00_core.ipynb #c7be50e5
 class Registry(dict):
-    """Table of the implementations of one `kind` by name: `@models('gpt')` adds one, `models.build('gpt', dim=64)` calls it
+    """Table of implementations of one `kind` by name: `@models('gpt')` adds one, `models.build('gpt', dim=64)` calls it
 
     Parameters:
         kind: what the names stand for, used in messages: 'model', 'dataset'"""
@@ -52,7 +52,7 @@ class Registry(dict):
         self.targets = {}
         self.packages = []
     def __call__(self, name:str):
-        """Decorate a function or class to register it under `name`; a different object under a taken name is a `ValueError`
+        """Decorate a function or class to register it under `name`; another object under a taken name is a `ValueError`
 
         Parameters:
             name: name to register the decorated object under"""

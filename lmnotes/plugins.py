@@ -143,8 +143,8 @@ def import_plugins(names, recorded=None)->dict:
 
     Parameters:
         names: paths of Python files and dotted names of modules
-        recorded: name -> SHA-256 as a run folder has it, where `names` come from that folder; None: the user
-            named them
+        recorded: name -> SHA-256 as a run folder has it, where `names` come from it; None: the user named
+            them
     Returns: name or absolute path -> SHA-256"""
     found = {}
     for name in map(plugin_name, names or ()):

@@ -8,6 +8,6 @@ def pytest_terminal_summary(terminalreporter):
     if not results: return
     from rich.console import Console
 
-    from lmnotes.models.conformance import clauses, contract_table
-    whole = {k: {n: r.get(n) for n in clauses} for k,r in sorted(results.items())}
-    Console(width=110).print(contract_table(whole))
+    from lmnotes.models.conformance import conformance_checks, conformance_table
+    whole = {k: {n: r.get(n) for n in conformance_checks} for k,r in sorted(results.items())}
+    Console(width=110).print(conformance_table(whole))

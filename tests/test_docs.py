@@ -16,10 +16,10 @@ def site():
 
 def test_pages_stand_where_nbdev_links_to(site):
     assert site.docname('00_core.ipynb') == 'core'
-    assert site.docname('06_training/02_learner.ipynb') == '06_training/learner'
+    assert site.docname('06_training/07_learner.ipynb') == '06_training/learner'
 
 def test_links_stay_on_the_site(site):
-    page = '06_training/02_learner.ipynb'
+    page = '06_training/07_learner.ipynb'
     assert site.to_myst(f'[`f`]({site.SITE_URL}core.html#f)', page) == '[`f`](/core.ipynb#f)'
     assert (
         site.to_myst('[on](03_optimizers.ipynb#muon), [up](../00_core.ipynb)', page)
@@ -45,7 +45,7 @@ def test_the_api_comes_in_the_order_of_the_source(site):
                     output_type='execute_result',
                     data={
                         'text/markdown': [
-                            f'---\n',
+                            '---\n',
                             '\n',
                             f'[source](http://x/y.py#L{line}){{target="_blank"}}\n\n### {name}\n',
                         ]

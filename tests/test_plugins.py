@@ -9,19 +9,19 @@ from lmnotes.app.cli import main
 from lmnotes.files import read_json
 
 IDEA = '''"My idea: a feed-forward of squared ReLU, and text of my own"
-from lmnotes.data.builtin import embedded
-from lmnotes.data.catalog import Dataset, dataset
-from lmnotes.data.sources import Rows
-from lmnotes.models.decoder import LM, LMConfig, models
-
+from lmnotes.data.builtin import builtin_sources
+from lmnotes.data.catalog import Dataset, register_dataset
+from lmnotes.data.sources.files import Rows
+from lmnotes.models.build import models
+from lmnotes.models.decoder import LM, LMConfig
 @models('mine')
 def my_model(**options): return LM(LMConfig(**{'ffn': 'relu2', **options}))
-
-@embedded('embedded/mine')
-def my_rows(): return {s: Rows(dict(text=f'{i} and one make {i + 1}. '*20) for i in range(n)) for s,n in dict(train=300, validation=40).items()}
-
-@dataset('mine')
-class Mine(Dataset): id = 'embedded/mine'
+def sums(n): return Rows(dict(text=f'{i} and one make {i + 1}. '*20) for i in range(n))
+@builtin_sources('embedded/mine')
+def my_rows(): return dict(train=sums(300), validation=sums(40))
+@register_dataset('mine')
+class Mine(Dataset):
+    id = 'embedded/mine'
 '''
 
 SMALL = '--datasets mine --seeds 1 --budget steps:2 --max_length 32 --batch_size 4 --device cpu'.split()
@@ -69,7 +69,7 @@ TRAIN = '--model mine --dataset mine --max_steps 4 --save_steps 2 --max_length 3
 
 def test_train_records_the_file_and_resume_imports_it(idea, capsys):
     assert main(['train', '--import', 'my_idea.py', *TRAIN, '--output_dir', 'r']) == 0, capsys.readouterr().err
-    assert list(read_json('r/env.json')['plugins']) == [str(idea)]
+    assert str(idea) in read_json('r/env.json')['plugins']
     shutil.rmtree('r/final')
     Path('r/summary.json').unlink()
     shutil.rmtree('r/checkpoints/step_000004', ignore_errors=True)

@@ -135,7 +135,8 @@ def light(code):
     return subprocess.run([sys.executable, '-c', LIGHT.format(code)], cwd=ROOT, capture_output=True, text=True)
 
 @pytest.mark.parametrize('code', ['import lmnotes', 'import lmnotes.core', 'import lmnotes.app.doctor',
-    "sys.argv = ['lmnotes', '--help']\ntry: runpy.run_module('lmnotes', run_name='__main__')\nexcept SystemExit as e: assert not e.code, e.code"],
+    "sys.argv = ['lmnotes', '--help']\ntry: runpy.run_module('lmnotes', run_name='__main__')\n"
+    "except SystemExit as e: assert not e.code, e.code"],
     ids=['lmnotes', 'core', 'doctor', 'help'])
 def test_answers_without_anything_heavy(code):
     done = light(code)

@@ -308,7 +308,7 @@ def undescribed(thing):
 
 
 def hidden_comments(thing):
-    "List the parameters whose comment `help()` does not show; fields keep theirs beside them, where `--help` reads them"
+    "List the parameters whose comment `help()` does not show; fields keep theirs beside them for `--help`"
     if inspect.isclass(thing) and is_dataclass(thing): return []
     shown = ' '.join((thing.__doc__ or '').split())
     return [p for p, comment in comments(thing).items() if p in own_parameters(thing)

@@ -1,8 +1,8 @@
 """Export the notebooks, and move the comments of parameters into docstrings, where `help()` and editors show them.
 
 `python tools/export.py` is the one way of exporting: what nbdev writes is rewritten module by module. A comment behind
-a parameter goes under `Parameters:`, one behind the signature under `Returns:`. Comments of a dataclass's fields stay beside
-them, where the command line reads them. What has no docstring keeps its comments."""
+a parameter goes under `Parameters:`, one behind the signature under `Returns:`. Comments of a dataclass's fields stay
+beside them, where the command line reads them. What has no docstring keeps its comments."""
 import ast
 import io
 import re
@@ -55,7 +55,7 @@ def header_of(source, node)->Header:
     first = bisect_left(source.tokens, (node.lineno, node.col_offset), key=lambda t: t.start)
     while source.tokens[first].type != tokenize.NAME: first += 1    # an indent stands at the same place
     depth, close = 0, None
-    for last, token in enumerate(source.tokens[first:], first):
+    for last, token in enumerate(source.tokens[first:], first):  # noqa: B007 the colon is the last
         depth += (token.string in ('(', '[', '{')) - (token.string in (')', ']', '}'))
         if token.string == ')' and not depth and not close: close = token.start
         if token.string == ':' and not depth: break

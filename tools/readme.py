@@ -9,7 +9,8 @@ from pathlib import Path
 from nbdev.process import NBProcessor
 
 ROOT = Path(__file__).resolve().parents[1]
-LINK = re.compile(r'(?<=\]\()([^)\s]+)(?=\))|(?<=src=")([^"]+)|(?<=srcset=")([^"]+)') # of Markdown, and of pictures in HTML
+# of Markdown, and of pictures in HTML
+LINK = re.compile(r'(?<=\]\()([^)\s]+)(?=\))|(?<=src=")([^"]+)|(?<=srcset=")([^"]+)')
 NOTE = '<!-- made from nbs/index.ipynb by tools/readme.py -->\n'
 
 def relink(m):

@@ -13,10 +13,13 @@ from rich.console import Console
 
 from .size_advice import recommend
 from ..core import InputError, Registry, did_you_mean, format_count
-from ..data.catalog import find_dataset, finish_rows, load_documents, load_rows
-from ..data.datasets.corpora import catalog_table
-from ..data.sft_examples import examples_of, mark_example, supervised_share
-from ..data.shards import split, tokenize, validate
+from ..data.catalog import find_dataset
+from ..data.catalog_table import catalog_table
+from ..data.dataset_splits import load_documents, load_rows, make_row_splits
+from ..data.sft_examples import encode_rows, render_loss_mask, supervised_share
+from ..data.shards.split import split_shards
+from ..data.shards.tokenize import tokenize_dataset
+from ..data.shards.validate import validate_shards
 from ..data.tokenizers import get_tokenizer
 
 # %% ../../nbs/11_app/06_data_command.ipynb #6d80ab78
@@ -77,12 +80,12 @@ def _rows_to_show(ds, data_dir):
     rows = load_rows(ds, data_dir)
     if ds.role == 'eval': return rows, ['kept for evaluation: training on it needs --allow_eval_data']
     if not (rows.get('train') or rows.get('validation')): return rows, ['no rows to train on here']
-    return finish_rows(ds, rows)
+    return make_row_splits(ds, rows)
 
 def _first_scored(ds, rows):
     "The scored rows of the first split that has any"
     for split_name in dict.fromkeys(['train', 'validation', *rows]):
-        if scored := [r for r in rows.get(split_name, ()) if ds.scored(r)]: return scored
+        if scored := [r for r in rows.get(split_name, ()) if ds.has_answer(r)]: return scored
     raise InputError(
         f"every row of '{ds.name}' here has a hidden label, so there is no answer to show; "
         "take another split or source"
@@ -119,11 +122,11 @@ def show_dataset(name:str, config:str=None, data_dir=None, tokenizer:str='bytes'
     say(title)
     shown = _first_scored(ds, rows)
     tok = get_tokenizer(tokenizer, lambda: [ds.prompt(r) + ds.target(r) for r in shown], vocab_size)
-    examples = examples_of(ds, shown[:200], tok)
+    examples = encode_rows(ds, shown[:200], tok)
     say('; '.join([*(f'{len(r)} {s} rows' for s,r in rows.items() if r), *notes]))
     say(f'{supervised_share(examples):.1%} of the tokens carry loss ({tokenizer})')
     for row,example in zip(shown[:n], examples):
-        say(f'{_RULE}\n{mark_example(tok, example, form)}')
+        say(f'{_RULE}\n{render_loss_mask(tok, example, form)}')
         say(_scores(ds, row))
 
 @data_action('show', 'dataset_config', 'data_dir', 'tokenizer', 'rows', 'vocab_size')
@@ -143,7 +146,7 @@ def validate_action(o, name):
     Parameters:
         o: options of the command
         name: not used"""
-    report = validate(required(o, 'data_path'), o.vocab_size)
+    report = validate_shards(required(o, 'data_path'), o.vocab_size)
     print(report)
     report.check()
 
@@ -154,11 +157,13 @@ def split_action(o, name):
     Parameters:
         o: options of the command
         name: not used"""
-    done = split(required(o, 'data_path'), required(o, 'output_path'), o.val_ratio)
+    done = split_shards(required(o, 'data_path'), required(o, 'output_path'), o.val_ratio)
     held_out = f"{done['train']} rows to train on, {done['validation']} held out, by {done['by']}"
     print(f"{held_out}; {done['copies_left_out']} copies left out\n{o.output_path}")
 
-@data_action('tokenize', *'dataset dataset_config data_dir output_path tokenizer vocab_size max_length limit allow_eval_data'.split())
+_TOKENIZE = 'dataset dataset_config data_dir output_path tokenizer vocab_size max_length limit allow_eval_data'.split()
+
+@data_action('tokenize', *_TOKENIZE)
 def tokenize_action(o, name):
     """Make shards of a dataset
 
@@ -167,7 +172,7 @@ def tokenize_action(o, name):
         name: not used"""
     same = {k: getattr(o, k) for k in ('data_dir', 'vocab_size', 'limit', 'allow_eval_data')}
     dataset,path = required(o, 'dataset'),required(o, 'output_path')
-    made = tokenize(dataset, path, o.tokenizer, o.max_length, config=o.dataset_config, **same)
+    made = tokenize_dataset(dataset, path, o.tokenizer, o.max_length, config=o.dataset_config, **same)
     for split_name,d in made['splits'].items():
         rows = f"{split_name}: {d['documents']} documents, {d['rows']} rows of {made['length']}"
         print(f"{rows}, {format_count(d['tokens'])} tokens; {d['left_out']} tokens at the end fill no row")

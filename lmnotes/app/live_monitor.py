@@ -16,15 +16,8 @@ from fastai.callback.core import Callback
 from ..core import format_count
 from ..files import *
 from ..files import append_jsonl, read_json, read_jsonl
-from ..training.monitor import Monitor
-from lmnotes.training.plots import (
-    draw_pictures,
-    evaluations,
-    metrics_history,
-    moving_average,
-    png_bytes,
-    text_samples,
-)
+from ..training.monitor import Monitor, evaluations, metrics_history, moving_average, text_samples
+from ..training.plots import draw_plots, png_bytes
 
 # %% ../../nbs/11_app/10_live_monitor.ipynb #082fc994
 def total_steps(run)->int|None:
@@ -59,10 +52,12 @@ def _pace(rows, n=50): # seconds a step, over the last of them; None where the c
 def run_state(run)->dict:
     """Where a run stands
 
+    Unless it is waiting, also step, total, loss, average, accuracy, tokens_per_s, tokens, seconds_left and quiet_for,
+    the seconds since it last wrote.
+
     Parameters:
         run: a run folder
-    Returns: state: 'waiting', 'training' or 'done'; why, when waiting; else step, total, loss, average,
-        accuracy, tokens_per_s, tokens, seconds_left, quiet_for in seconds"""
+    Returns: state: 'waiting', 'training' or 'done'; why, when waiting"""
     run = Path(run)
     if not run.is_dir(): return dict(state='waiting', why=f'there is no folder {run} yet')
     try:
@@ -175,7 +170,7 @@ class LiveMonitor:
     def draw(self):
         samples = text_samples(self.folder)
         self.picture.value = png_bytes(
-            draw_pictures(metrics_history(self.folder), samples, evaluations(self.folder), self.folder.name)
+            draw_plots(metrics_history(self.folder), samples, evaluations(self.folder), self.folder.name)
         )
         self.samples.value = samples_html(samples)
 

@@ -11,7 +11,7 @@ from html import escape
 
 from ..core import *
 from ..models import *
-from ..models.decoder import residuals
+from ..models.blocks import residuals
 from ..models.flops_and_memory import *
 from ..models.layers import ffns, mixers, norms
 
@@ -29,7 +29,7 @@ def describe(cfg, batch:int=8, length:int=256)->dict:
     if batch < 1 or length < 1: raise InputError(f'batch={batch} and length={length} must be at least 1')
     if cfg.pos == 'learned' and length > cfg.max_length:
         raise InputError(f'length={length} is more than the max_length={cfg.max_length} learned positions')
-    with pretend():
+    with fake_tensor_mode():
         model = LM(cfg)
     kinds = parameter_kinds(model)
     n = sum(kinds.values())
@@ -38,7 +38,7 @@ def describe(cfg, batch:int=8, length:int=256)->dict:
     return dict(
         kinds=kinds,
         total=n,
-        active=count_active(model),
+        active=count_active_parameters(model),
         memory=memory,
         bytes=sum(memory.values()),
         flops=forward,

@@ -14,13 +14,14 @@ from rich.console import Console
 
 from ..core import InputError, did_you_mean, pick_device
 from ..data.tokenizers import get_tokenizer
-from ..evaluation.evaluate import evaluate_model, evaluation_tables, suite_names
+from ..evaluation.evaluate import evaluate_model, evaluation_names
+from ..evaluation.evaluation_tables import evaluation_tables
 from ..files import model_folder
 from ..models import build_model, models
-from ..models.decoder import saved_kind
+from ..models.build import saved_model_type
 from ..models.generation import generate
 from ..models.model_zoo import show_models
-from ..quantizers.packed_model import pack_and_tell
+from ..quantizers.packed_export import pack_and_report
 
 # %% ../../nbs/11_app/05_model_commands.ipynb #c6d2dace
 def check_evaluation(model:str, tasks, output=None)->list:
@@ -31,7 +32,7 @@ def check_evaluation(model:str, tasks, output=None)->list:
         tasks: names of tasks, `all` among them perhaps
         output: file for the result
     Returns: the tasks, without repetitions"""
-    known = suite_names()
+    known = evaluation_names()
     if not model: raise InputError('--model is missing; give the folder of a run or of a saved model')
     tasks = [t for word in tasks for t in word.split(',') if t]
     for t in tasks:
@@ -59,7 +60,7 @@ def evaluate_command(o, given):
     options = {k: getattr(o, k) for k in (*_SAME, *_LOADING)}
     datasets = list(o.datasets) if o.datasets else None
     say = lambda what: print(what, file=sys.stderr, flush=True)
-    result = evaluate_model(o.model, tasks, datasets=datasets, bs=o.batch_size, say=say, **options)
+    result = evaluate_model(o.model, tasks, datasets=datasets, bs=o.batch_size, progress=say, **options)
     wide_console().print(*evaluation_tables(result))
     nowhere = 'nothing was written: the model is no folder here; --output names a file'
     print(f"evaluation: {result['path']}" if 'path' in result else nowhere)
@@ -77,7 +78,7 @@ def load_for_use(o)->tuple:
         raise InputError(f"'{name}' is a recipe with random weights; train it first, and give the folder of the run")
     is_path = Path(name).is_dir() or name.startswith(('.', '/', '~'))
     if is_path and not name.startswith('tiny:'): name = str(model_folder(Path(name).expanduser()))
-    loading = {} if saved_kind(name) == 'lmnotes' else dict(device=device, **{k: getattr(o, k) for k in _LOADING})
+    loading = {} if saved_model_type(name) == 'lmnotes' else dict(device=device, **{k: getattr(o, k) for k in _LOADING})
     model = build_model(name + plus + rewrites, **loading)
     if not getattr(model, 'is_quantized', False): model.to(device)
     return model.eval(), get_tokenizer('bytes' if name.startswith('tiny:') else name)
@@ -102,7 +103,7 @@ def pack_command(o, given):
         given: names of the options that were typed"""
     if not o.model: raise InputError('which model? lmnotes pack RUN_OR_FOLDER --output_path FOLDER')
     if not o.output_path: raise InputError('--output_path is missing; give a folder to make')
-    pack_and_tell(o.model, o.output_path, o.layout, o.quantize, o.plain)
+    pack_and_report(o.model, o.output_path, o.layout, o.quantize, o.plain)
 
 def models_command(o, given):
     """List models by name, their parameters and bytes, and what fits

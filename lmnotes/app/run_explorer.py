@@ -14,6 +14,10 @@ from fastcore.basics import patch
 
 from ..core import *
 from ..files import *
+from ..reports.parts import html_table
+from ..reports.run_report import read_runs, resources_table
+from ..reports.run_tables import curves_chart, options_table, runs_table
+from ..reports.svg import chart_colour, chart_faint, chart_ink
 
 # %% ../../nbs/11_app/11_run_explorer.ipynb #66d62515
 def find_runs(root='runs')->list:
@@ -89,8 +93,7 @@ def picked(paths)->dict:
     Parameters:
         paths: run folders
     Returns: as the report gathers it: runs, missing, differences, refused"""
-    from lmnotes.reports.run_report import gather
-    return gather(paths)
+    return read_runs(paths)
 
 def curves_png(r:dict, dpi:int=100)->bytes:
     """The curves over each other
@@ -98,7 +101,6 @@ def curves_png(r:dict, dpi:int=100)->bytes:
     Parameters:
         r: from `picked`
         dpi: dots an inch"""
-    from lmnotes.reports.run_report import curves_chart
     fig = curves_chart([x for x in r['runs']])
     fig.set_size_inches(7, 3.2)
     _paint(fig)
@@ -109,7 +111,6 @@ def curves_png(r:dict, dpi:int=100)->bytes:
 _paints = ('#3566b8', '#c8553d', '#1d8a63', '#7b52ab', '#c46a14', '#5b6770', '#1d8a9e', '#b04a86')
 
 def _paint(fig): # a report's placeholder colours become real ones
-    from lmnotes.reports.document import chart_colour, chart_faint, chart_ink
     real = {**{chart_colour(i): c for i,c in enumerate(_paints)}, chart_ink: '#222222', chart_faint: '#b5b5b5'}
     for o in fig.findobj(lambda o: hasattr(o, 'get_color')):
         if isinstance(c := o.get_color(), str) and c in real: o.set_color(real[c])
@@ -120,8 +121,6 @@ def picked_html(r:dict)->str:
 
     Parameters:
         r: from `picked`"""
-    from lmnotes.reports.document import html_table
-    from lmnotes.reports.run_report import options_table, runs_table, spent_table
     said = [
         *(m['reason'] for m in r['missing']),
         *(f"{x['name']}: {n}" for x in r['runs'] for n in x['notes']),
@@ -130,7 +129,7 @@ def picked_html(r:dict)->str:
     tables = (
         [
             ('Scores', runs_table),
-            ('Spent', spent_table),
+            ('Spent', resources_table),
             ('What differs' if len(r['runs']) > 1 else 'Options', options_table),
         ]
         if r['runs']

@@ -11,9 +11,10 @@ import time
 import torch
 
 from ..core import *
-from ..data.shards import *
+from ..data.shards.files import *
+from ..data.shards.validate import *
 from ..models import build_model, models
-from ..models.decoder import sizes
+from ..models.build import model_sizes
 from ..models.flops_and_memory import activation_bytes, meta_model, model_flops
 
 # %% ../../nbs/11_app/12_size_advice.ipynb #78be13ff
@@ -37,13 +38,13 @@ def recommend(path, model='resonance', vocab_size:int=None, device='auto', repor
         model: a recipe
         vocab_size: None: meta.json's, else the largest id and one
         device: where the step is timed: auto, cuda, mps or cpu
-        report: from `validate`, if it has run
+        report: from `validate_shards`, if it has run
     Returns: size, parameters, tokens, memory in bytes, seconds, command"""
-    report,device = (report or validate(path)).check(),pick_device(device)
+    report,device = (report or validate_shards(path)).check(),pick_device(device)
     V = vocab_size or shard_meta(path).get('vocab_size') or report.vocab
     T = report.length - 1
     tiny = build_model(model, size='tiny', vocab_size=V)
-    known = getattr(models[model], 'sizes', sizes)
+    known = getattr(models[model], 'sizes', model_sizes)
     fits = {}
     for size in known:
         c = tiny.config.__class__(**{**tiny.config.to_dict(), **_sized(model, size, V, T)})
