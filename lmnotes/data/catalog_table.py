@@ -41,7 +41,7 @@ def hub_is_up(timeout:float=2.)->bool:
     return bool(answers)
 
 def local_configs(cls, data_dir)->list:
-    """List the configurations of a dataset under a local root
+    """List the configurations of a dataset under a local root, of the class `cls`
 
     Parameters:
         data_dir: root in hub layout, or None

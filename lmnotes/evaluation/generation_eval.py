@@ -49,6 +49,7 @@ def make_requests(task:Dataset, rows, tokenizer, max_length:int|None=None, templ
         rows: rows with known answers
         tokenizer: that made the tokens
         max_length: tokens that prompt and answer may take together; None: as many as the model takes
+        template: prompt with columns in braces; None: the dataset's own
         chat: another form of prompts, see `encode_rows`
     Returns: of `Request`"""
     return _requests(task, rows, encode_rows(task, rows, tokenizer, template, chat), max_length)
@@ -158,6 +159,7 @@ def task_score(model, tokenizer, task:Dataset, rows, max_length:int|None=None, m
         max_length: tokens that prompt and answer may take together; None: as many as the model takes
         max_new_tokens: of an answer; None: eight more than the longest right one has
         bs: rows at a time
+        template: prompt with columns in braces; None: the dataset's own
         chat: another form of prompts, see `encode_rows`
     Returns: metric, score, n, items: dicts prompt, output, target, score"""
     if not len(rows): raise InputError(f"'{task.name}' has no row to ask; a score needs at least one")

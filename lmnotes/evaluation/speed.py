@@ -135,6 +135,7 @@ def training_speed(model, batch, opt=None, dtype=None, repeats=9, warmup=2, peak
     """Training tokens per second, the optimizer's step included when one is given
 
     Parameters:
+        model: a language model
         batch: a batch as the loader gives it
         opt: an optimizer; None: forward and backward alone
         dtype: `torch.dtype`

@@ -91,7 +91,7 @@ def saved_model_type(path)->str|None:
             return 'packed' if c.get('packed') else c.get('model_type')
 
 def find_lm_class(name:str, cls=LM)->type|None:
-    """Find `LM` or a subclass of it by its name
+    """Find `LM` or a subclass of it by its name, searched below `cls`
 
     Parameters:
         name: such as 'LM'; a model with a task head is a subclass where to begin

@@ -34,6 +34,7 @@ class RewardScorer:
     """Score the completions of a batch, each reward counted separately
 
     Parameters:
+        task: a `Dataset`
         rows: the dataset, and its training rows
         s: `RLSettings`"""
     def __init__(self, task, rows:list, s:RLSettings):

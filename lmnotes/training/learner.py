@@ -184,7 +184,10 @@ def _split_arguments(kwargs): # into those of `LearnerSettings` and those of `Le
 # %% ../../nbs/06_training/07_learner.ipynb #0b3b368c
 @delegates(LearnerSettings, keep=True)
 def lm_learner(model, data, *, cbs=None, device=None, **kwargs)->LMLearner:
-    """Make a fastai learner with mixed precision, accumulation by tokens, clipping, and loss, accuracy and bits per byte
+    """Make a fastai learner: mixed precision, accumulation by tokens, clipping, loss, accuracy and bits per byte
+
+    `lr`, `optimizer`, `accumulate`, `max_grad_norm`, `weight_decay`, `betas`, `eps` and `seed` are fields
+    of `LearnerSettings`.
 
     Parameters:
         model: any model that returns its own loss, ours or of transformers

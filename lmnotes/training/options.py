@@ -28,7 +28,7 @@ def option_group(title:str):
     return mark
 
 def option_groups(cls)->dict:
-    """List the options of a class by group
+    """List the options of `cls` by group
 
     Returns: a dataclass of options title -> names of its fields, in order; those of no group under ''"""
     groups = {}

@@ -86,6 +86,7 @@ def score_classification(s:EvalModel, ds, rows)->list:
 
     Parameters:
         s: an `EvalModel`
+        ds: a `Dataset`
         rows: a dataset with labels; rows with known labels
     Returns: of `TaskScores`"""
     s.require('text', 'seq2seq', 'classify')

@@ -115,6 +115,7 @@ def pass_rate_by_tests(s:EvalModel, ds, rows, runner='sandbox')->dict:
 
     Parameters:
         s: an `EvalModel`
+        ds: a `Dataset`
         rows: rows have a `test`
         runner: name in `program_runners`
     Returns: pass@1, pass@2, ..."""
@@ -153,6 +154,7 @@ def score_code(s:EvalModel, ds, rows)->list:
 
     Parameters:
         s: an `EvalModel`
+        ds: a `Dataset`
         rows: programming tasks, or functions of held-out files
     Returns: of `TaskScores`"""
     s.require('text', 'seq2seq')

@@ -55,6 +55,7 @@ def score_tagging(s:EvalModel, ds, rows)->list:
 
     Parameters:
         s: an `EvalModel`
+        ds: a `Dataset`
         rows: a tagging dataset and rows of it
     Returns: of `TaskScores`"""
     s.require('text', 'seq2seq', 'tag')
@@ -89,6 +90,7 @@ def score_qa(s:EvalModel, ds, rows)->list:
 
     Parameters:
         s: an `EvalModel`
+        ds: a `Dataset`
         rows: a question-answering dataset and rows of it
     Returns: of `TaskScores`"""
     s.require('text', 'seq2seq', 'span')

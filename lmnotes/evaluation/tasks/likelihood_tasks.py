@@ -64,6 +64,7 @@ def score_choice(s:EvalModel, ds, rows)->list:
 
     Parameters:
         s: an `EvalModel`
+        ds: a `Dataset`
         rows: a multiple-choice dataset and rows of it
     Returns: of `TaskScores`"""
     s.require('text')
@@ -111,6 +112,7 @@ def score_similarity(s:EvalModel, ds, rows)->list:
 
     Parameters:
         s: an `EvalModel`
+        ds: a `Dataset`
         rows: a similarity dataset and rows of it
     Returns: of `TaskScores`"""
     s.require('text', 'classify')

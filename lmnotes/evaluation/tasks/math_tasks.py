@@ -67,6 +67,7 @@ def score_math(s:EvalModel, ds, rows)->list:
 
     Parameters:
         s: an `EvalModel`
+        ds: a `Dataset`
         rows: a dataset of worked solutions and rows of it
     Returns: of `TaskScores`"""
     s.require('text', 'seq2seq')

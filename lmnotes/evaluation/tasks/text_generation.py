@@ -107,6 +107,7 @@ def score_generation(s:EvalModel, ds, rows)->list:
 
     Parameters:
         s: an `EvalModel`
+        ds: a `Dataset`
         rows: a dataset with reference texts, and rows of it
     Returns: of `TaskScores`"""
     s.require('text', 'seq2seq')
