@@ -10,7 +10,6 @@ import torch
 from lmnotes.benchmarks.bench_distributed import build_case, on_two_hosts, rank_failure_errors
 from lmnotes.benchmarks.network_hosts import missing_for_hosts
 from lmnotes.core import InputError, RunError
-from lmnotes.training.distributed import launchers
 from lmnotes.training.distributed.data_parallel import full_state_dict, load_full_state_dict, unsharded
 from lmnotes.training.distributed.equivalence import (
     make_small_learner,
@@ -18,7 +17,7 @@ from lmnotes.training.distributed.equivalence import (
     train_distributed,
     write_letters_dataset,
 )
-from lmnotes.training.distributed.launchers import run_distributed, slurm_script
+from lmnotes.training.distributed.launchers import launch, run_distributed, slurm_script
 from lmnotes.training.distributed.process_groups import (
     barrier,
     check_ranks_agree,
@@ -220,10 +219,10 @@ def test_two_hosts(letters, tmp_path):
     )
 
 def test_launch_passes_the_exit_code_on(capfd):
-    assert launchers(['bench', 'no-such-bench'], nproc=2) == 2
+    assert launch(['bench', 'no-such-bench'], nproc=2) == 2
     assert "unknown bench 'no-such-bench'" in capfd.readouterr().err
     with pytest.raises(InputError, match='at least two GPUs'):
-        launchers(['train'], nproc=1)
+        launch(['train'], nproc=1)
 
 # ---- clusters
 

@@ -131,9 +131,9 @@ def test_samples_are_what_the_model_wrote(tmp_path, monkeypatch):
         and [s['input'] for s in a] == [s['input'] for s in other]
         and [s['output'] for s in a] != [s['output'] for s in other]
     )
-    from lmnotes.evaluation import generation_eval
+    from lmnotes.evaluation import text_samples
     monkeypatch.setattr(
-        generation_eval, 'generate_batch', lambda model, tok, prompts, *args, **kwargs: ['xyz'] * len(prompts)
+        text_samples, 'generate_batch', lambda model, tok, prompts, *args, **kwargs: ['xyz'] * len(prompts)
     )
     assert {s['output'] for s in samples()} == {'xyz'} # nothing else is written there
 

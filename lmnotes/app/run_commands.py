@@ -15,7 +15,7 @@ from ..comparison.comparison import compare, rerun
 from ..core import InputError
 from ..reports.model_card import write_card
 from ..reports.run_report import report_runs
-from ..training.distributed import launchers
+from ..training.distributed.launchers import launch
 from ..training.distributed.process_groups import under_torchrun
 from ..training.train import train
 
@@ -26,7 +26,7 @@ def train_command(o, given):
     Parameters:
         o: `TrainOptions`
         given: names of the options that were typed"""
-    if o.multi_gpu and not o.dry_run and not under_torchrun(): return launchers(sys.argv[1:])
+    if o.multi_gpu and not o.dry_run and not under_torchrun(): return launch(sys.argv[1:])
     run = train(**{k: getattr(o, k) for k in given})
     if hasattr(run, 'path') and os.environ.get('RANK', '0') == '0': write_card(run.path)
 
