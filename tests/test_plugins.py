@@ -60,6 +60,7 @@ def test_compare_in_other_processes(idea, capsys):
     assert compare('--launcher', 'processes', '--workers', '2', '--output_dir', 'c') == 0, capsys.readouterr().err
     assert outcome('c') == ALL_DONE
 
+@pytest.mark.slow # a cluster of its own takes a minute or two to start
 @pytest.mark.skipif(not importlib.util.find_spec('ray'), reason='ray is not installed')
 def test_compare_on_ray(idea, capsys):
     assert compare('--launcher', 'ray', '--workers', '1', '--output_dir', 'c') == 0, capsys.readouterr().err
