@@ -1,7 +1,8 @@
 "Everything about the package is said once, in settings.ini"
 from configparser import ConfigParser
 from pathlib import Path
-from setuptools import setup, find_packages
+
+from setuptools import find_packages, setup
 
 here = Path(__file__).parent
 ini = ConfigParser(delimiters=['='], interpolation=None)

@@ -9,7 +9,6 @@ __all__ = ['MODELS', 'packing_examples', 'packing_errors', 'model_packing_errors
 # %% ../../nbs/10_benchmarks/07_bench_packing.ipynb #deb5061d
 import os
 
-import numpy as np
 import torch
 
 from .bench import benches, worst

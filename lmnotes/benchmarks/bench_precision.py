@@ -6,7 +6,6 @@
 __all__ = ['dtypes', 'precise_step', 'speed_rows', 'trained_loss', 'loss_figures', 'bench_precision']
 
 # %% ../../nbs/10_benchmarks/10_bench_precision.ipynb #3228e180
-import math
 import statistics
 
 import torch

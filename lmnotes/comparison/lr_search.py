@@ -7,7 +7,6 @@ __all__ = ['tuning_data', 'tuning_seed', 'trial_options', 'trial_steps', 'search
 
 # %% ../../nbs/08_comparison/10_lr_search.ipynb #7cfda670
 import copy
-from dataclasses import replace
 
 import numpy as np
 

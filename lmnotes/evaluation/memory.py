@@ -15,7 +15,6 @@ import warnings
 import weakref
 
 import torch
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 

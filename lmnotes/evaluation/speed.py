@@ -8,7 +8,6 @@ __all__ = ['Timing', 'synchronize', 'time_interleaved', 'paired_ratio', 'matmul_
 
 # %% ../../nbs/05_evaluation/03_speed.ipynb #2d88cef5
 import gc
-import statistics
 import time
 from dataclasses import dataclass
 

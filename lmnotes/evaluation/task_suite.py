@@ -11,7 +11,7 @@ __all__ = ['eval_tasks', 'measurements', 'TaskScores', 'task_name', 'subsample',
 import os
 import random
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 

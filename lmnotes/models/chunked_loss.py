@@ -7,10 +7,7 @@ __all__ = ['count_supervised', 'chunk_sizes', 'linear_cross_entropy', 'linear_to
            'head_cross_entropy', 'token_scores']
 
 # %% ../../nbs/02_models/03_chunked_loss.ipynb #73a73106
-import math
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint

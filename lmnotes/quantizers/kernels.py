@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..core import *
 from .bitpacking import *
-from .ste import QuantizedWeight, quantize_tokens
+from .ste import quantize_tokens
 
 # %% ../../nbs/03_quantizers/12_kernels.ipynb #772b3986
 def rows_per_tile(n_in:int, numbers:int=2**16)->int:

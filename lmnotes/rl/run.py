@@ -10,7 +10,6 @@ from dataclasses import asdict, replace
 
 from ..core import *
 from ..data.catalog import find_dataset
-from ..files import read_json
 from ..models import models
 from .grpo import RLJob, RLRun, run_rl
 from .reward_models import load_reward_model

@@ -6,7 +6,6 @@
 __all__ = ['shared_quantized_layers', 'check_shared_quantization']
 
 # %% ../../nbs/04_sharing/07_shared_codes.ipynb #86684851
-import torch
 from torch import nn
 
 from ..core import *

@@ -7,7 +7,6 @@ __all__ = ['unique_storages', 'unique_storage_bytes', 'weight_file_bytes', 'safe
            'ModelCost', 'measure_model_cost', 'model_cost_table', 'plot_model_costs', 'ddp_gradients']
 
 # %% ../../nbs/04_sharing/06_sharing_report.ipynb #60040bfa
-import copy
 import struct
 import tempfile
 from dataclasses import dataclass, field

@@ -9,7 +9,6 @@ __all__ = ['largest_batch', 'zero_lr_steps', 'peak_memory_of', 'free_bytes', 'me
 # %% ../../nbs/06_training/14_memory_check.ipynb #bba40e40
 import ctypes
 import gc
-import re
 import sys
 from contextlib import contextmanager
 

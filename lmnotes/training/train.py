@@ -6,8 +6,6 @@
 __all__ = ['TrainingJob', 'run_job', 'learner_from_options', 'train_supervised', 'train']
 
 # %% ../../nbs/06_training/20_train.ipynb #345735bd
-import os
-import shutil
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
