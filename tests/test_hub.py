@@ -9,11 +9,12 @@ import warnings
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 from transformers.utils import logging
 
-from lmnotes.core import InputError
+from lmnotes.core import InputError, RunError
 from lmnotes.files import write_json
 from lmnotes.models import *
 from lmnotes.models.hf.hf_attention import *
@@ -349,8 +350,8 @@ def test_folders_that_cannot_be_trusted_or_do_not_fit(saved, tmp_path):
     refused('holds its weights only as a pickle', folder('pickle', 'gpt2', 'gpt2', 'pytorch_model.bin'))
     refused('holds a config and no weights', p := folder('empty', 'gpt2', None))
     assert hub_model(p, from_scratch=True).config.vocab_size == V
-    refused('are not those of a GPT2LMHeadModel', folder('other', 'gpt2', 'qwen3'))
-    refused('not of one model', _resized(folder('sizes', 'llama', 'llama')))
+    refused('does not hold the weights of this model: it lacks', folder('other', 'gpt2', 'qwen3'))
+    refused('other shapes: lm_head', _resized(folder('sizes', 'llama', 'llama')))
     auto_map = dict(AutoConfig='configuration_strange.StrangeConfig')
     for name,extra in (('code', dict(auto_map=auto_map)), ('unknown', {})):
         (tmp_path/name).mkdir()
@@ -364,6 +365,82 @@ def _resized(p):
     c['hidden_size'] = 32
     write_json(p/'config.json', c)
     return p
+
+def _altered(source, to, change): # a copy of a saved model whose tensors were changed
+    shutil.copytree(source, to)
+    file = next(to.glob('*.safetensors'))
+    state = load_file(file)
+    change(state)
+    save_file(state, file, {'format': 'pt'})
+    return to
+
+@pytest.mark.parametrize('family', TEXT)
+def test_a_file_that_lacks_a_norm_or_has_a_layer_too_many_is_refused(family, saved, tmp_path):
+    state = load_file(saved(family)/'model.safetensors')
+    norm = [k for k,t in state.items() if k.endswith('weight') and t.dim() == 1][-1]
+    refused(f'it lacks .*{norm}', _altered(saved(family), tmp_path/'less', lambda s: s.pop(norm)))
+    layer = next(k for k in state if '.0.' in k and k.endswith('weight')).replace('.0.', '.7.', 1)
+    more = _altered(saved(family), tmp_path/'more', lambda s: s.update({layer: torch.ones(3)}))
+    refused(r'the model has no .*\.7\.', more) # some names are converted
+    codes = state[norm].to(torch.int8)
+    refused(f'{norm} is saved as I8', _altered(saved(family), tmp_path/'codes', lambda s: s.update({norm: codes})))
+
+def test_a_new_head_is_said_and_one_that_was_saved_must_be_there(tmp_path):
+    hub_model('tiny:bert', task='mlm', vocab_size=V).save_pretrained(tmp_path/'base')
+    with pytest.warns(UserWarning, match='new and random: .*classifier.bias, classifier.weight'):
+        m = hub_model(tmp_path/'base', task='classify')
+    assert m.random_head[-2:] == ['classifier.bias', 'classifier.weight']
+    m.save_pretrained(tmp_path/'head')
+    assert hub_model(tmp_path/'head').random_head == []
+    less = _altered(tmp_path/'head', tmp_path/'less', lambda s: s.pop('classifier.weight'))
+    refused('it lacks classifier.weight', less)
+    refused('it lacks classifier.weight', less, task='classify')
+    norm = 'bert.encoder.layer.0.output.LayerNorm.weight'
+    refused(f'it lacks {norm}', _altered(tmp_path/'base', tmp_path/'body', lambda s: s.pop(norm)), task='classify')
+
+def test_an_adapter_must_be_whole(saved, tmp_path):
+    m = add_lora(hub_model(saved('qwen3')), r=2, verbose=False)
+    save_lora(m, tmp_path/'whole')
+    name = next(iter(load_file(tmp_path/'whole'/'adapter_model.safetensors')))
+    def load(path): return load_lora(hub_model(saved('qwen3')), path)
+    load(tmp_path/'whole')
+    changes = (
+        lambda s: s.pop(name),
+        lambda s: s.update({f'{name}.x': s[name].clone()}),
+        lambda s: s.update({name: s[name].to(torch.int8)}),
+    )
+    for n,change in enumerate(changes):
+        with pytest.raises(InputError, match='does not hold the weights of this model') as e:
+            load(_altered(tmp_path/'whole', tmp_path/str(n), change))
+        assert '\n' not in str(e.value) and 'adapter_model.safetensors' in str(e.value)
+
+@pytest.mark.parametrize('name', ['standard', 'gpt', 'tiny:gpt2', 'tiny:qwen3'])
+def test_an_adapted_tied_head_is_untied_by_the_merge(name, tmp_path):
+    m = build_model(name, vocab_size=V)
+    m = add_lora(m, r=2, targets=['head' if name in models else 'lm_head'], dropout=0., verbose=False).eval()
+    for k,p in m.named_parameters():
+        if 'lora_B' in k: nn.init.normal_(p, std=0.1)
+    ids = tokens()
+    z = logits(m, ids)
+    whole = merge_lora(copy.deepcopy(m)).eval()
+    torch.testing.assert_close(logits(whole, ids), z, atol=1e-5, rtol=1e-4)
+    whole.save_pretrained(tmp_path/'whole')
+    torch.testing.assert_close(logits(build_model(str(tmp_path/'whole')).eval(), ids), z, atol=1e-5, rtol=1e-4)
+
+@pytest.mark.parametrize('name', ['tiny:t5', 'tiny:bart', 'standard+share:layers'])
+def test_corrections_of_a_shared_weight_are_refused(name):
+    targets = None if 'share' in name else ['lm_head']
+    m = add_lora(build_model(name, vocab_size=V), r=2, targets=targets, verbose=False)
+    with pytest.raises(InputError, match='are one weight'):
+        merge_lora(m)
+
+def test_a_merge_that_gives_another_model_is_an_error(monkeypatch):
+    m = add_lora(build_model('standard', vocab_size=V), r=2, targets=['head'], dropout=0., verbose=False)
+    for k,p in m.named_parameters():
+        if 'lora_B' in k: nn.init.normal_(p, std=0.1)
+    monkeypatch.setattr('lmnotes.models.lora._untie_head', lambda m: None) # as it was
+    with pytest.raises(RunError, match='merging the adapters gives another model'):
+        merge_lora(m)
 
 def test_memory_is_checked_before_weights_are_read(saved, tmp_path):
     shutil.copytree(saved('llama'), tmp_path/'huge')

@@ -17,6 +17,7 @@ from ..core import *
 from ..files import *
 from .config import *
 from .decoder import *
+from .weight_checks import *
 from .weight_converters import *
 
 # %% ../../nbs/02_models/07_build.ipynb #7360d40b
@@ -119,7 +120,18 @@ def load_lm(path, **overrides)->LM:
         raise InputError(f"{path} holds a '{kind}' model, not one of ours; `build_model` loads both")
     path = path/'final' if (path/'final'/'config.json').is_file() else path
     config = LMConfig.from_pretrained(path, **_check_options(overrides))
-    return find_lm_class((config.architectures or ['LM'])[0]).from_pretrained(path, config=config)
+    return _read_lm(path, config)
+
+def _read_lm(path, config): # all weights of the model, and no others
+    if not saved_dtypes(path): raise InputError(f'{path} holds a config and no weights (model.safetensors)')
+    cls,kwargs = find_lm_class((config.architectures or ['LM'])[0]),dict(use_safetensors=True)
+    with quiet_loading():
+        model,info = cls.from_pretrained(
+            path, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
+        )
+    check_loaded_keys(path, **loading_faults(info))
+    check_saved_dtypes(path, model)
+    return model
 
 # %% ../../nbs/02_models/07_build.ipynb #3ed949ba
 _shape_fields = ('vocab_size', 'dim', 'n_layer', 'n_head', 'n_kv_head', 'head_dim', 'ffn_dim', 'max_length',
@@ -144,13 +156,20 @@ def _check_vocab_size(model, name, vocab_size):
         )
     return model
 
+def _convert(source, kind): # a model of transformers to an `LM` of the same logits
+
+    ours = weight_converters[kind](source)
+    tolerance = coarsest_tolerance(ours.parameters())
+    check_same_logits(probe_logits(source), probe_logits(ours), f'converting {kind}', tolerance)
+    return ours
+
 def _build_from_weights(name, init, vocab_size, overrides):
     "Build the recipe `name` in the shape of the model `init` and with its weights"
     if wrong := [k for k in overrides if LMConfig.attribute_map.get(k, k) in _shape_fields]:
         raise InputError(f'{wrong[0]} comes with the weights of {init}; leave it out')
     source = build_model(init)
     kind = source.config.model_type
-    if kind != LMConfig.model_type: source = weight_converters[kind](source)
+    if kind != LMConfig.model_type: source = _convert(source, kind)
     shape = {k: getattr(source.config, k) for k in _shape_fields}
     model = models[name](**shape | _check_options(overrides))
     wrong = sorted({k for k,_ in model.named_parameters()} ^ {k for k,_ in source.named_parameters()})

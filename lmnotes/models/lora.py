@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['projection_layers', 'has_fused_experts', 'find_lora_targets', 'import_peft', 'trainable_share', 'describe_lora',
-           'add_lora', 'save_lora', 'load_lora', 'merge_lora']
+           'add_lora', 'save_lora', 'check_adapter_file', 'load_lora', 'check_mergeable', 'merge_lora']
 
 # %% ../../nbs/02_models/13_lora.ipynb #bc268b01
 import importlib.util
@@ -21,6 +21,7 @@ from ..core import *
 from ..files import *
 from .decoder import *
 from .hf.hf_quantization import *
+from .weight_checks import *
 
 # %% ../../nbs/02_models/13_lora.ipynb #ae3aba4a
 _not_adapted = 'router', 'gate', 'classifier', 'score'
@@ -157,6 +158,19 @@ def save_lora(model, path):
         path: folder to write"""
     model.save_pretrained(path, save_embedding_layers=False)
 
+def check_adapter_file(model, path):
+    """Raise `InputError` where a file does not hold exactly the adapters of a model, as floats
+
+    Parameters:
+        model: model with adapters
+        path: folder with adapter_model.safetensors"""
+    from peft import get_peft_model_state_dict
+    file = Path(path)/'adapter_model.safetensors'
+    saved,own = saved_dtypes(file),get_peft_model_state_dict(model, save_embedding_layers=False)
+    also = set(model.state_dict()) # layers that were saved beside adapters
+    check_loaded_keys(file, set(own) - set(saved), set(saved) - set(own) - also)
+    check_saved_dtypes(file)
+
 def load_lora(base, path, trainable:bool=False):
     """Load a saved adapter on its base; raise `InputError` where it does not fit
 
@@ -173,11 +187,15 @@ def load_lora(base, path, trainable:bool=False):
             f'{path} holds no adapter_model.safetensors; weights in another form, such as a pickle, are not read'
         )
     find_lora_targets(base, read_json(path/'adapter_config.json').get('target_modules'))
+    saved_dtypes(path/'adapter_model.safetensors')
     try:
-        return peft.PeftModel.from_pretrained(_freeze(base), path, is_trainable=trainable)
+        with warnings.catch_warnings(action='ignore', category=UserWarning): # it warns of names that we refuse
+            model = peft.PeftModel.from_pretrained(_freeze(base), path, is_trainable=trainable)
     except RuntimeError as e:
         if 'size mismatch' not in str(e): raise
         raise InputError(f'the adapter in {path} was made for a model of other sizes') from None
+    check_adapter_file(model, path)
+    return model
 
 # %% ../../nbs/02_models/13_lora.ipynb #b92c3b64
 def _full_width_layer(m, correction=0.): # an ordinary layer with the weights of one in 4 or 8 bits
@@ -216,22 +234,64 @@ def _dequantize(model): # bring a quantized model to full width, adapters added 
     return model
 
 # %% ../../nbs/02_models/13_lora.ipynb #586eaa0b
-def merge_lora(model):
-    """Add the corrections into the weights; raise `InputError` for layers that round them
+def _adapted_layers(model): # path in the base model -> layer under the adapter
+    base = model.get_base_model()
+    return {path: m.get_base_layer() for path,m in base.named_modules() if _has_adapter(m)}
+
+def _shared_names(model): # path of an adapted layer -> other names of its weight
+    names,every = {},model.get_base_model().named_parameters(remove_duplicate=False)
+    for name,p in every: names.setdefault(id(p), []).append(name)
+    found = {path: names.get(id(m.weight), []) for path,m in _adapted_layers(model).items()}
+    return {path: [n for n in ns if n != f'{path}.base_layer.weight'] for path,ns in found.items() if len(ns) > 1}
+
+def _can_untie(model, path): # a head that only the config ties
+    base = model.get_base_model()
+    head = base.get_output_embeddings() if hasattr(base, 'get_output_embeddings') else None
+    shared = any(str(r).startswith('share') for r in getattr(base.config, 'rewrites', None) or [])
+    return head is base.get_submodule(path) and not shared and not base.config.is_encoder_decoder
+
+def check_mergeable(model):
+    """Raise `InputError` where adapters cannot be merged: a layer rounds its weights, or shares them
 
     Parameters:
-        model: model with adapters
-    Returns: model without adapters, all its weights trainable"""
+        model: model with adapters"""
     from transformers.pytorch_utils import Conv1D
-    if not hasattr(model, 'merge_and_unload'):
-        raise InputError('this model has no adapters to merge; add_lora puts them in')
-    layers = [m.get_base_layer() for m in model.modules() if _has_adapter(m)]
+    layers = _adapted_layers(model).values()
     rounding = [m for m in layers if type(m) not in (nn.Linear, Conv1D) and not is_bitsandbytes_layer(m)]
     if rounding:
         raise InputError(f'a {type(rounding[0]).__name__} rounds its weights, and with them the correction; '
                          'keep the adapter beside it instead of merging')
-    if is_quantized(model):
-        base = _dequantize(model.get_base_model())
-        merged = not any(hasattr(m, 'lora_A') for m in base.modules())
-        return (base if merged else model.merge_and_unload()).requires_grad_(True)
-    return model.merge_and_unload().requires_grad_(True)
+    for path,others in _shared_names(model).items():
+        if _can_untie(model, path): continue
+        other = others[0].replace('.base_layer', '').removesuffix('.weight')
+        advice = 'or share with a correction for each depth, such as share:alternate:lora-8, and learn without adapters'
+        raise InputError(f'{path} and {other} are one weight, which cannot take the corrections of both; leave '
+                         f"{path.rpartition('.')[2]} out of lora_target_modules{', ' + advice if '.' in path else ''}")
+
+# %% ../../nbs/02_models/13_lora.ipynb #0d60481a
+def _untie_head(model): # adapted heads get a matrix of their own
+    base = model.get_base_model()
+    for path in _shared_names(model):
+        layer = _adapted_layers(model)[path]
+        layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+        for config in (base.config, base.config.get_text_config()): config.tie_word_embeddings = False
+        ties = base.all_tied_weights_keys.items()
+        base.all_tied_weights_keys = {k: v for k,v in ties if f'{path}.weight' not in (k, v)}
+
+def merge_lora(model):
+    """Add the corrections into the weights, a tied head untied first; raise `InputError` as `check_mergeable`, and
+    `RunError` where the logits are not what they were
+
+    Parameters:
+        model: model with adapters; it is changed
+    Returns: model without adapters, all its weights trainable"""
+    if not hasattr(model, 'merge_and_unload'):
+        raise InputError('this model has no adapters to merge; add_lora puts them in')
+    check_mergeable(model)
+    before,tolerance = probe_logits(model),coarsest_tolerance(m.weight for m in _adapted_layers(model).values())
+    _untie_head(model)
+    base = _dequantize(model.get_base_model()) if is_quantized(model) else None
+    merged = base is not None and not any(hasattr(m, 'lora_A') for m in base.modules())
+    whole = base if merged else model.merge_and_unload()
+    check_same_logits(before, probe_logits(whole), 'merging the adapters', tolerance)
+    return whole.requires_grad_(True)

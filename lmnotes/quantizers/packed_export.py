@@ -9,6 +9,7 @@ __all__ = ['packed_file_sizes', 'packed_file_table', 'export_dense', 'pack_and_r
 import copy
 import os
 import re
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import nn
@@ -18,6 +19,7 @@ from ..core import *
 from ..files import *
 from ..models.build import *
 from ..models.decoder import *
+from ..models.weight_checks import *
 from .packed_file import *
 from .packed_layers import *
 from .packed_model import *
@@ -86,6 +88,7 @@ def export_dense(model, output_path, tokenizer=None, verbose=True)->Path:
         )
     plain = _plain_model(model)
     plain.load_state_dict(_plain_state(model, layers, plain))
+    _check_plain(model.eval(), layers.values(), plain)
     with atomic_dir(out) as folder:
         plain.save_pretrained(folder)
         if tokenizer is not None: tokenizer.save_pretrained(folder)
@@ -98,6 +101,22 @@ def _export_line(out, rounded): # `rounded`: whether the inputs of layers were
     return f'{out}: {size:,} bytes of plain weights{more}'
 
 # %% ../../nbs/03_quantizers/15_packed_export.ipynb #e32995b6
+@contextmanager
+def _unrounded_inputs(layers): # a plain layer does not round them
+    bits = {m: m.act_bits for m in layers}
+    for m in bits: m.act_bits = None
+    try:
+        yield
+    finally:
+        for m,b in bits.items(): m.act_bits = b
+
+def _check_plain(model, layers, plain):
+    with _unrounded_inputs(layers):
+        before = probe_logits(model)
+    plain.to(next(iter([*model.parameters(), *model.buffers()])).device)
+    tolerance = coarsest_tolerance(model.parameters())
+    check_same_logits(before, probe_logits(plain), 'writing the weights in full', tolerance)
+
 def _plain_model(model): # the same architecture, nothing rewritten
     config = copy.deepcopy(model.config)
     config.packed,config.rewrites = None,[]

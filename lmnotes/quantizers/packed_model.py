@@ -25,6 +25,7 @@ from ..models.build import find_lm_class as find_lm_class
 from ..models.config import *
 from ..models.decoder import *
 from ..models.hf.hf_load import check_context, check_vocabulary, patch_forward as patch_forward, resolve_attention
+from ..models.weight_checks import *
 from .bitpacking import *
 from .packed_file import *
 from .packed_layers import *
@@ -79,6 +80,76 @@ def _same_as_before(parts, before): # the list in `before` with the same bytes, 
         if len(other) == len(parts) and all(map(_equal_matrices, other, parts)): return other
     before.append(parts)
     return parts
+
+# %% ../../nbs/03_quantizers/14_packed_model.ipynb #54851373
+def _model_class(config, name):
+    return find_lm_class(name) if config.model_type == LMConfig.model_type else getattr(transformers, name)
+
+def _skeleton(config, name): # a model whose parameters have no storage; all rewrites it was made with
+    from accelerate import init_empty_weights
+    recorded,config.rewrites = list(getattr(config, 'rewrites', None) or []),[]
+    with init_empty_weights(include_buffers=False), initialization.no_init_weights():
+        model = _model_class(config, name)(config)
+    # those that change which tensors there are, not how they are coded
+    structural = [r for r in recorded if r.partition(':')[0] not in quantizers]
+    return apply_rewrites(model, structural),recorded
+
+def _place_matrices(model, matrices, layers):
+    for name,layer in layers.items():
+        parts = [matrices[f'{name}.{i}'] for i in range(layer['parts'])]
+        options = dict(act_bits=layer['act_bits'], sub_norm=layer['sub_norm'])
+        to_packed_layer(model.get_submodule(name), parts, **options)
+
+def _fits(own, t): return own is None or (own.shape, own.is_floating_point()) == (t.shape, t.is_floating_point())
+
+def _place_tensors(model, tensors): # into parameters and buffers, one for each storage
+    made = {}
+    for name,t in tensors.items():
+        path,_,leaf = name.rpartition('.')
+        m = model.get_submodule(path)
+        if not _fits(getattr(m, leaf, None), t):
+            raise InputError(f'{name} is {t.dtype} of shape {tuple(t.shape)} in the packed file and not in its model; '
+                             'pack the model again')
+        if leaf in m._parameters:
+            m._parameters[leaf] = made.setdefault((t.data_ptr(), t.shape), nn.Parameter(t, requires_grad=False))
+        elif leaf in m._buffers:
+            m._buffers[leaf] = t
+        else:
+            raise InputError(
+                f'{name} is in the packed file and not in the model its config describes; pack the model again'
+            )
+
+# %% ../../nbs/03_quantizers/14_packed_model.ipynb #ddb8cde9
+def _check_request(path, options): # the folder to load from
+    folder = packed_folder(path)
+    if folder is None: raise InputError(f'{path} holds no packed model; make one with lmnotes pack')
+    if chosen := sorted(k for k,v in options.items() if v not in (None, False, 'auto')):
+        raise InputError(f'{path} is packed, so {chosen[0]} cannot be chosen; leave it out')
+    if (folder/'model.safetensors').is_file(): return folder
+    raise InputError(f'{folder} has no model.safetensors; pack the model again')
+
+def _check_complete(model, folder):
+    missing = [k for k,t in [*model.named_parameters(), *model.named_buffers()] if t.device.type == 'meta']
+    if missing:
+        raise InputError(
+            f'{folder} lacks {len(missing)} tensors that its config asks for, such as '
+            f'{missing[0]}; pack the model again'
+        )
+
+def _refuse_save(*args, **kwargs):
+    raise InputError('a packed model is saved as the folder it was loaded from; copy that, or `export_dense` it')
+
+def _read_model(folder, raw): # `raw`: what config.json says
+    matrices,tensors,head = read_packed(folder/'model.safetensors', raw['packed'].get('checksum'))
+    config = AutoConfig.from_pretrained(folder)
+    config.packed = None
+    model,recorded = _skeleton(config, raw['architectures'][0])
+    _place_matrices(model, matrices, head['layers'])
+    _place_tensors(model, tensors)
+    _check_complete(model, folder)
+    model.config.rewrites,model.config.packed = recorded,raw['packed']
+    if (folder/'generation_config.json').is_file(): model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model
 
 # %% ../../nbs/03_quantizers/14_packed_model.ipynb #c8d03638
 @dataclass
@@ -182,8 +253,14 @@ def _write_packed_model(model, out, layout, tokenizer):
         write_packed(folder/'model.safetensors', matrices, tensors, dict(layers=layers))
         _write_config(folder, model, layout)
         if getattr(model, 'generation_config', None) is not None: model.generation_config.save_pretrained(folder)
+        _check_packed(folder, model)
     numbers = sum(p.numel() for p in model.parameters())
     return PackedFolder(out, os.path.getsize(out/'model.safetensors'), numbers, bits_per_weight(matrices), layout)
+
+def _check_packed(folder, model): # that what was written computes what the model does
+    again = _read_model(folder, read_json(folder/'config.json')).eval().to(next(model.parameters()).device)
+    again.config._attn_implementation = model.config._attn_implementation
+    check_same_logits(probe_logits(model), probe_logits(again), 'packing', coarsest_tolerance(again.parameters()))
 
 def _write_config(folder, model, layout):
     model.config.save_pretrained(folder)
@@ -192,71 +269,6 @@ def _write_config(folder, model, layout):
     config['architectures'] = [getattr(type(model), 'original_class', type(model)).__name__]
     checksum = file_checksum(folder/'model.safetensors')
     write_json(folder/'config.json', dict(config, packed=dict(version=PACKED_FORMAT, layout=layout, checksum=checksum)))
-
-# %% ../../nbs/03_quantizers/14_packed_model.ipynb #1f1f5a42
-def _model_class(config, name):
-    return find_lm_class(name) if config.model_type == LMConfig.model_type else getattr(transformers, name)
-
-def _skeleton(config, name): # a model whose parameters have no storage; all rewrites it was made with
-    from accelerate import init_empty_weights
-    recorded,config.rewrites = list(getattr(config, 'rewrites', None) or []),[]
-    with init_empty_weights(include_buffers=False), initialization.no_init_weights():
-        model = _model_class(config, name)(config)
-    # those that change which tensors there are, not how they are coded
-    structural = [r for r in recorded if r.partition(':')[0] not in quantizers]
-    return apply_rewrites(model, structural),recorded
-
-def _place_matrices(model, matrices, layers):
-    for name,layer in layers.items():
-        parts = [matrices[f'{name}.{i}'] for i in range(layer['parts'])]
-        options = dict(act_bits=layer['act_bits'], sub_norm=layer['sub_norm'])
-        to_packed_layer(model.get_submodule(name), parts, **options)
-
-def _place_tensors(model, tensors): # into parameters and buffers, one for each storage
-    made = {}
-    for name,t in tensors.items():
-        path,_,leaf = name.rpartition('.')
-        m = model.get_submodule(path)
-        if leaf in m._parameters:
-            m._parameters[leaf] = made.setdefault((t.data_ptr(), t.shape), nn.Parameter(t, requires_grad=False))
-        elif leaf in m._buffers:
-            m._buffers[leaf] = t
-        else:
-            raise InputError(
-                f'{name} is in the packed file and not in the model its config describes; pack the model again'
-            )
-
-# %% ../../nbs/03_quantizers/14_packed_model.ipynb #ddb8cde9
-def _check_request(path, options): # the folder to load from
-    folder = packed_folder(path)
-    if folder is None: raise InputError(f'{path} holds no packed model; make one with lmnotes pack')
-    if chosen := sorted(k for k,v in options.items() if v not in (None, False, 'auto')):
-        raise InputError(f'{path} is packed, so {chosen[0]} cannot be chosen; leave it out')
-    if (folder/'model.safetensors').is_file(): return folder
-    raise InputError(f'{folder} has no model.safetensors; pack the model again')
-
-def _check_complete(model, folder):
-    missing = [k for k,t in [*model.named_parameters(), *model.named_buffers()] if t.device.type == 'meta']
-    if missing:
-        raise InputError(
-            f'{folder} lacks {len(missing)} tensors that its config asks for, such as '
-            f'{missing[0]}; pack the model again'
-        )
-
-def _refuse_save(*args, **kwargs):
-    raise InputError('a packed model is saved as the folder it was loaded from; copy that, or `export_dense` it')
-
-def _read_model(folder, raw): # `raw`: what config.json says
-    matrices,tensors,head = read_packed(folder/'model.safetensors', raw['packed'].get('checksum'))
-    config = AutoConfig.from_pretrained(folder)
-    config.packed = None
-    model,recorded = _skeleton(config, raw['architectures'][0])
-    _place_matrices(model, matrices, head['layers'])
-    _place_tensors(model, tensors)
-    _check_complete(model, folder)
-    model.config.rewrites,model.config.packed = recorded,raw['packed']
-    if (folder/'generation_config.json').is_file(): model.generation_config = GenerationConfig.from_pretrained(folder)
-    return model
 
 # %% ../../nbs/03_quantizers/14_packed_model.ipynb #74084e0f
 def load_packed(path, vocab_size:int=None, device='cpu', attn_implementation='auto',

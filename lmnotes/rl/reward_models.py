@@ -202,4 +202,5 @@ def load_reward_model(name, device='auto')->RewardModel:
         _check_saved_head(name, read_json(Path(folder)/'config.json'))
     model = build_model(folder) if kind == 'ours' else build_model(folder, task='classify')
     _check_one_label(name, getattr(model.config, 'num_labels', 2))
+    if getattr(model, 'random_head', None): raise InputError(f"'{name}' has no score head: its weights are not saved")
     return RewardModel(model.to(pick_device(device)).requires_grad_(False), get_tokenizer(folder), name)

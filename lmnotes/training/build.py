@@ -21,7 +21,7 @@ from ..models.flops_and_memory import fake_tensor_mode, meta_model
 from ..models.hf.hf_attention import attention_implementation, resolve_attention
 from ..models.hf.hf_auto_class import auto_class, is_encoder_only, model_class
 from ..models.hf.hf_config import hub_or_published_config
-from ..models.lora import add_lora, trainable_share
+from ..models.lora import add_lora, check_mergeable, trainable_share
 from ..models.task_heads import TaskHeadLM, add_task_head, patch_task_head, set_label_names
 from .learner import has_pretrained_weights
 from .options import TrainOptions
@@ -204,7 +204,10 @@ def add_adapter(o:TrainOptions, model):
             f'{base_name(o)} is an adapter on its base already; train it on without --use_lora, or merge it first'
         )
     modules = list(o.lora_target_modules) or None
-    return add_lora(model, o.lora_r, o.lora_alpha, o.lora_dropout, modules, verbose=False)
+    model = add_lora(model, o.lora_r, o.lora_alpha, o.lora_dropout, modules, verbose=False)
+    quantized = model.get_base_model().__dict__.get('is_quantized') # whose adapters are saved beside it
+    if not quantized: check_mergeable(model)
+    return model
 
 def _check_objective(o, model):
     name,causal = base_name(o),getattr(model.config, 'causal', None)

@@ -20,6 +20,8 @@ from ..core import *
 from ..data.load import data_from_spec
 from ..files import *
 from ..models.build import build_model
+from ..models.lora import check_adapter_file
+from ..models.weight_checks import check_saved_dtypes
 from .distributed.data_parallel import *
 from .distributed.process_groups import *
 from .learner import *
@@ -90,7 +92,9 @@ def load_weights(model, path):
     from safetensors.torch import load_file, load_model
     if hasattr(model, 'peft_config'):
         import peft
+        check_adapter_file(model, path)
         return peft.set_peft_model_state_dict(model, load_file(path/'adapter_model.safetensors'))
+    check_saved_dtypes(path/'model.safetensors', model)
     try:
         load_model(model, str(path/'model.safetensors'), device=str(next(model.parameters()).device))
     except RuntimeError as e:
@@ -124,6 +128,7 @@ def load_checkpoint(learn, path)->dict:
     training = torch.load(path/'trainer.pt', weights_only=True, map_location='cpu')
     if not learn.opt: learn.create_opt()
     if is_sharded(learn.model):
+        check_saved_dtypes(path/'model.safetensors')
         load_full_state_dict(learn, load_file(path/'model.safetensors'), training['optimizer'])
     else:
         load_weights(learn.model, path)

@@ -7,7 +7,7 @@ __all__ = ['LoadOptions', 'split_load_options', 'LoadPlan', 'check_weight_files'
 
 # %% ../../../nbs/02_models/hf/09_hf_load.ipynb #7683524a
 import tempfile
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from .hf_published import *
 from .hf_quantization import *
 from ..lora import load_lora
 from ..task_heads import patch_task_head
+from ..weight_checks import *
 
 # %% ../../../nbs/02_models/hf/09_hf_load.ipynb #a7621482
 _dtypes = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
@@ -173,16 +174,6 @@ def plan_loading(name, vocab_size:int=None, options:LoadOptions=LoadOptions(), *
     return plan
 
 # %% ../../../nbs/02_models/hf/09_hf_load.ipynb #1aef550b
-@contextmanager
-def _no_progress_bars():
-    from transformers.utils import logging
-    enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled: logging.enable_progress_bar()
-
 def _rewriting_class(config, auto): # subclass that repeats the rewrites of its config; None where there are none
     names,cls = list(getattr(config, 'rewrites', None) or []),model_class(config, auto)
     if not names or cls is None: return None
@@ -196,19 +187,14 @@ def _rewriting_class(config, auto): # subclass that repeats the rewrites of its 
 def _read_weights(plan, where, **kwargs): # all weights of the model, and no others
     errors = nullcontext() if Path(where).is_dir() else hub_errors(str(where))
     cls = _rewriting_class(plan.config, plan.auto) or plan.auto
-    kwargs = dict(plan.kwargs, config=plan.config, use_safetensors=True, output_loading_info=True, **kwargs)
-    try:
-        with _no_progress_bars(), errors:
-            model,info = cls.from_pretrained(where, **kwargs)
-    except RuntimeError as e:
-        if 'mismatch' not in str(e): raise
-        raise InputError(f'the weights in {where} have other shapes than its config says; '
-                         'they are not of one model') from e
+    kwargs = dict(plan.kwargs, config=plan.config, use_safetensors=True, ignore_mismatched_sizes=True, **kwargs)
+    new_head = plan.task in encoder_tasks and plan.task != saved_task(plan.config) # it has no weights yet
+    floats = not hasattr(plan.config, 'quantization_config') # else saved in few bits
+    with quiet_loading(), errors:
+        model,info = cls.from_pretrained(where, output_loading_info=True, **kwargs)
     if hasattr(model, 'plain_class'): model.__class__ = model.plain_class
-    missing = sorted(info['missing_keys'])
-    if missing and plan.task not in encoder_tasks: # a new task head has no weights yet
-        raise InputError(f'the weights in {where} are not those of a {type(model).__name__}: {len(missing)} '
-                         f'tensors are missing, such as {missing[0]}')
+    model.random_head = check_hub_weights(where, model, info, new_head)
+    if floats and Path(where).is_dir(): check_saved_dtypes(where, None if plan.quantized else model)
     return model
 
 # %% ../../../nbs/02_models/hf/09_hf_load.ipynb #56b4cb6e
@@ -231,7 +217,7 @@ def _quantized_loading(plan): # arguments for the loader of transformers
 def _saved_weights(plan): # random ones, to be quantized, are saved first
     with tempfile.TemporaryDirectory() if plan.random else nullcontext(plan.where) as folder:
         if plan.random:
-            with _no_progress_bars():
+            with quiet_loading():
                 random_model(plan.auto, plan.config, **plan.kwargs).save_pretrained(folder)
         model = _read_weights(plan, folder, **_quantized_loading(plan))
     if plan.random: model.name_or_path = model.config._name_or_path = '' # the folder is gone
