@@ -55,8 +55,9 @@ from lmnotes.models.model_zoo import models_table
 from lmnotes.models.task_heads import add_task_head
 from lmnotes.quantizers.bit_allocation import allocate_bits, QuantConfig, QuantizedModel
 from lmnotes.quantizers.packed_export import export_dense
+from lmnotes.quantizers.packed_layers import stored_bytes
 from lmnotes.quantizers.packed_model import is_packed, load_packed, pack
-from lmnotes.quantizers.quantization import quantize, quantizers, stored_bytes
+from lmnotes.quantizers.quantization import quantize, quantizers
 from lmnotes.quantizers.size_report import bytes_by_kind, size_table
 from lmnotes.quantizers.ste import straight_through
 from lmnotes.quantizers.ternary import ternarize, TernaryLinear

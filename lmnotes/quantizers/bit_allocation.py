@@ -16,6 +16,7 @@ from ..core import *
 from ..models.config import *
 from ..models.decoder import *
 from .mixed_bits import *
+from .packed_layers import stored_bytes
 from .quantization import *
 
 # %% ../../nbs/03_quantizers/07_bit_allocation.ipynb #1802d8ba
@@ -214,9 +215,9 @@ class QuantizedModel(nn.Module):
         "Generate with the model"
         return self.model.generate(*args, **kwargs)
     def stored_bytes(self)->int:
-        """Count the bytes that are stored
+        """Count the bytes that `pack` writes of the model, without the header of the file
 
-        Returns: codes, scales and what is not quantized"""
+        Returns: codes, scales and what is not quantized, in its own dtype"""
         return stored_bytes(self.model)
     def compression_ratio(self)->float:
         """Compute how many times smaller the model is

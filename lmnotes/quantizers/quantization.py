@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['quantizers', 'parse_quantizer', 'group_by_weight', 'quantizable_layers', 'quantized_layers', 'check_quantizable',
-           'quantize_layer', 'quantize', 'stored_bytes']
+           'quantize_layer', 'quantize']
 
 # %% ../../nbs/03_quantizers/02_quantization.ipynb #91cf4251
 import re
@@ -184,15 +184,3 @@ def _why_no_layer(model, name):
         f"{name} finds no linear layer left: they are {', '.join(sorted(quantized))} already (rewrites: "
         f"{rewrites_}); start from the model as it was before"
     )
-
-# %% ../../nbs/03_quantizers/02_quantization.ipynb #5c358332
-def stored_bytes(model:nn.Module, width:int=2)->int:
-    """Count the bytes a model takes when quantized matrices are stored as codes
-
-    Parameters:
-        model: perhaps with quantized layers
-        width: bytes of a number that is not quantized
-    Returns: each storage once"""
-    layers = {id(m.weight): m for m in quantized_layers(model).values()}
-    rest = {id(p): p for p in model.parameters() if id(p) not in layers}
-    return sum(m.quantized_weight().nbytes() for m in layers.values()) + width*sum(p.numel() for p in rest.values())

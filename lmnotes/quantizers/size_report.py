@@ -16,6 +16,8 @@ from transformers.pytorch_utils import Conv1D
 from ..core import *
 from ..models.decoder import *
 from ..models.flops_and_memory import parameter_kind, stored_parameters
+from .packed_file import *
+from .packed_layers import *
 from .quantization import *
 from .ste import *
 from .uniform import *
@@ -29,11 +31,11 @@ def parameter_bytes(shape, width:str)->int:
     Parameters:
         shape: of a parameter
         width: fp32, bf16, int8 or int4
-    Returns: matrices in groups of 64, scales included; all else in 16 bits below fp32"""
+    Returns: matrices in groups of 64, scales included; all else below bf16 in float32, as `pack` writes it"""
     n = torch.Size(shape).numel()
     if width in ('fp32', 'bf16'): return n*dict(fp32=4, bf16=2)[width]
     if width not in size_columns: raise InputError(f"unknown width '{width}': {did_you_mean(width, size_columns)}")
-    if len(shape) != 2: return 2*n
+    if len(shape) != 2: return 4*n
     rows,n_in = shape
     codes,scale = (torch.empty(rows, n, device='meta') for n in (n_in, n_in//group_size(n_in)))
     return QuantizedWeight('int', codes, scale, bits=int(width[3:])).nbytes()
@@ -49,21 +51,32 @@ _kind_labels = dict(
     other='other',
 )
 
+def _bytes_in_file(model): # name of a parameter or buffer -> bytes that a packed file stores under it
+    matrices,tensors,_ = packed_state(model)
+    coded = matrix_tensors(matrices) # names end in the number of the band and the field
+    sizes = {}
+    for name,t in unique_tensors({**coded, **tensors})[0].items():
+        owner = f"{name.rsplit('.', 2)[0]}.weight" if name in coded else name
+        sizes[owner] = sizes.get(owner, 0) + t.numel()*t.element_size()
+    return sizes
+
 def tensor_sizes(model:nn.Module)->list:
     """Count the bytes of each stored parameter
 
     Parameters:
         model: ours or of transformers, also on the meta device
     Returns: of dicts: kind, name, numbers, and bytes: fp32, bf16, int8, int4, now"""
-    head = getattr(model, 'get_output_embeddings', lambda: None)()
-    quantized = {id(m.weight): m for m in quantized_layers(model).values()}
-    rows = []
+    head,in_file = getattr(model, 'get_output_embeddings', lambda: None)(),_bytes_in_file(model)
+    names,rows = {},[]
+    for name,p in model.named_parameters(remove_duplicate=False): names.setdefault(id(p), []).append(name)
     for path,m,p in stored_parameters(model):
         shape = tuple(p.T.shape if isinstance(m, Conv1D) and p.dim() == 2 else p.shape)
-        now = quantized[id(p)].quantized_weight().nbytes() if id(p) in quantized else 2*p.numel()
         kind = 'norms' if p.dim() < 2 else _kind_labels[parameter_kind(path, m, head)] # biases beside norms
         widths = {w: parameter_bytes(shape, w) for w in size_columns}
+        now = sum(in_file.pop(name, 0) for name in names[id(p)])
         rows.append(dict(kind=kind, name=path, numbers=p.numel(), **widths, now=now))
+    if buffers := sum(in_file.values()): # saved ones
+        rows.append(dict(kind='other', name='buffers', numbers=0, **dict.fromkeys(size_columns, buffers), now=buffers))
     return rows
 
 def bytes_by_kind(model:nn.Module)->dict:

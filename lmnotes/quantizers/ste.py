@@ -73,16 +73,21 @@ def dequantize(self:QuantizedWeight)->Tensor:
     return _decoders[self.kind](self)
 
 # %% ../../nbs/03_quantizers/01_ste.ipynb #1fafda94
+_digits = {3: (2, 1), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1)} # bits of a code -> bits of the digits it is packed as
+
+def _has_three_levels(c):
+    return c.kind == 'ternary' or c.kind == 'int' and c.bits == 2 or c.levels is not None and c.levels.numel() == 3
+
 @patch
 def nbytes(self:QuantizedWeight)->int:
-    """Count the bytes that are stored
+    """Count the bytes that a packed file stores
 
     Returns: of codes, scales and levels"""
     if self.parts: return sum(p.nbytes() for p in self.parts)
-    n = self.codes.numel()
-    codes = -(-n//5) if self.kind == 'ternary' else -(-n*self.bits//8) # five codes of base 3 are at most 243 in a byte
-    side = self.levels if self.kind == 'codebook' else self.scale
-    return codes + 2*side.numel()
+    n,side = self.codes.numel(),[t for t in (self.scale, self.levels) if t is not None]
+    if _has_three_levels(self): codes = -(-n//5) # five codes of base 3 are at most 243 in a byte
+    else: codes = sum(-(-n*b//8) for b in _digits.get(self.bits, (self.bits,)))
+    return codes + 2*sum(t.numel() for t in side)
 
 @patch
 def bits_per_weight(self:QuantizedWeight)->float:
