@@ -71,7 +71,7 @@ def test_training_memory_leaves_no_gradients():
     m = build_model('standard', size='tiny', vocab_size=64)
     ids = torch.randint(0, 64, (2, 33))
     r = training_memory(m, ({'input_ids': ids[:,:-1], 'shift_labels': ids[:,1:]},))
-    assert 0 < r['saved'] <= r['held'] and r['peak'] > 0
+    assert 0 < r['saved'] <= r['held'] <= r['peak']
     assert all(p.grad is None for p in m.parameters())
 
 def test_reversible_holds_nothing_per_layer():

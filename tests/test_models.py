@@ -108,6 +108,32 @@ class TestRecipes:
         assert loss < 0.5*math.log(V)
 
 
+@pytest.mark.parametrize('name', ['standard', 'rnn', 'reversible', 'resonance', 'tiny:gpt2'])
+def test_a_peak_is_never_below_what_is_held(name):
+    from lmnotes.evaluation.memory import training_memory
+    from lmnotes.evaluation.memory_limits import random_token_batch
+    batch = random_token_batch(V, 4, 64)
+    if ':' in name: batch = dict(input_ids=batch['input_ids'], labels=batch['input_ids'])
+    r = training_memory(build_model(name, vocab_size=V), batch)
+    assert 0 < r['saved'] <= r['held'] <= r['peak']
+
+@pytest.mark.parametrize('name', ['standard', 'gpt', 'reversible+ternary', 'standard+share:alternate'])
+@pytest.mark.parametrize('fault', ['missing', 'unexpected', 'shape', 'dtype', 'cut'])
+def test_a_file_of_other_weights_is_refused(name, fault, tmp_path):
+    from safetensors.torch import load_file, save_file
+    make(name).save_pretrained(tmp_path)
+    file = tmp_path/'model.safetensors'
+    state = load_file(file)
+    norm = state.pop('norm.weight')
+    changed = dict(missing={}, unexpected={'norm.weight': norm, 'more.weight': norm.clone()},
+                   shape={'norm.weight': norm[:3]}, dtype={'norm.weight': norm.to(torch.int8)}, cut={})[fault]
+    save_file(state | changed, file, {'format': 'pt'})
+    if fault == 'cut': file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r'model\.safetensors') as e:
+        build_model(str(tmp_path))
+    named = dict(unexpected='more.weight', cut='cut short').get(fault, 'norm.weight')
+    assert named in str(e.value) and '\n' not in str(e.value)
+
 PARTS = [
     dict(mixer='attention', ffn='relu2'),
     dict(ffn=['gelu', 'swiglu', 'relu2'], norm='layernorm', bias=True),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['saved_bytes', 'LiveTensors', 'frozen_gc', 'release_memory', 'read_proc_bytes', 'bytes_in_use', 'held_bytes',
-           'peak_memory', 'growth_per_layer', 'lm_loss', 'training_memory']
+           'peak_memory', 'growth_per_layer', 'lm_loss', 'step_bytes', 'training_memory']
 
 # %% ../../nbs/05_evaluation/02_memory.ipynb #bb9f2673
 import contextlib
@@ -226,6 +226,26 @@ def lm_loss(model, batch, dtype=None):
     with torch.autocast(device, dtype) if dtype not in (None, torch.float32) else contextlib.nullcontext():
         return model(**batch).loss
 
+@frozen_gc()
+def step_bytes(loss_fn, finish, without=(), warmup=1)->dict:
+    """Bytes of tensors during one training step, held and peak counted in the same run by `LiveTensors`
+
+    Parameters:
+        loss_fn: runs a forward and returns its loss
+        finish: what follows the backward, such as the optimizer's step
+        without: tensors that were there before: parameters, buffers, inputs
+        warmup: forwards before the measured step
+    Returns: bytes: saved for the backward (hooks), held between forward and backward, and peak of the step"""
+    for _ in range(warmup): loss_fn()
+    saved = saved_bytes(loss_fn, without)
+    with LiveTensors() as tensors:
+        loss = loss_fn()
+        gc.collect()
+        held = tensors.live - loss.untyped_storage().nbytes()
+        loss.backward()
+        finish()
+    return dict(saved=saved, held=held, peak=tensors.peak)
+
 def training_memory(model, batch, dtype=None)->dict:
     """Memory of one forward and backward of `model`, which keeps no gradients from it
 
@@ -233,13 +253,9 @@ def training_memory(model, batch, dtype=None)->dict:
         batch: dict of tensors
         dtype: `torch.dtype`
     Returns: saved, held and peak in bytes"""
-    device,own = next(model.parameters()).device,[*model.parameters(), *tree_leaves(batch)]
-    def step():
-        lm_loss(model, batch, dtype).backward()
-        model.zero_grad(set_to_none=True)
+    own = [*model.parameters(), *model.buffers(), *tree_leaves(batch)]
     try:
         model.zero_grad(set_to_none=True)
-        held = held_bytes(lambda: lm_loss(model, batch, dtype), device, own)
-        return dict(saved=held['saved'], held=held['held'], peak=peak_memory(step, device))
+        return step_bytes(lambda: lm_loss(model, batch, dtype), lambda: None, own)
     finally:
         model.zero_grad(set_to_none=True)

@@ -18,7 +18,7 @@ from copy import deepcopy
 import torch
 
 from ..core import *
-from .memory import frozen_gc, lm_loss, peak_memory, read_proc_bytes, saved_bytes
+from .memory import frozen_gc, lm_loss, read_proc_bytes, step_bytes
 from ..models import build_model
 
 # %% ../../nbs/05_evaluation/10_memory_limits.ipynb #7881c12f
@@ -43,7 +43,7 @@ def step_memory(model, batch:int=1, length:int=64)->dict:
         model: a language model
         batch: rows
         length: tokens of each
-    Returns: saved: bytes kept for the backward; peak: over forward, backward and AdamW's step"""
+    Returns: bytes of tensors; saved: for the backward; peak: over forward, backward and AdamW's step"""
     was_training,device = model.training,next(model.parameters()).device
     inputs = random_token_batch(model.config.get_text_config().vocab_size, batch, length, device)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -51,15 +51,16 @@ def step_memory(model, batch:int=1, length:int=64)->dict:
     opt = torch.optim.AdamW(trained, 0., weight_decay=0.)
     ids = inputs['input_ids']
     kwargs = inputs if hasattr(model, 'forward_features') else dict(input_ids=ids, labels=ids)
-    def step():
-        lm_loss(model, kwargs).backward()
+    def loss(): return lm_loss(model, kwargs)
+    def update():
         opt.step()
         opt.zero_grad(set_to_none=True)
     model.train()
     try:
-        step() # makes the optimizer's state
-        saved = saved_bytes(lambda: lm_loss(model, kwargs), [*model.parameters(), *inputs.values()])
-        return dict(saved=saved, peak=peak_memory(step, device, warmup=0))
+        loss().backward()
+        update() # makes the optimizer's state
+        measured = step_bytes(loss, update, [*model.parameters(), *model.buffers(), *inputs.values()], warmup=0)
+        return {k: measured[k] for k in ('saved', 'peak')}
     finally:
         model.train(was_training)
         opt.zero_grad(set_to_none=True)
