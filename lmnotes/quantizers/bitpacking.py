@@ -184,19 +184,19 @@ def unpack_rows(data:Tensor, layout:str, shape:tuple, rows:Tensor)->Tensor:
 @dataclass
 class PackedMatrix:
     "Quantized matrix in bytes, as it lies in a file and as a product reads it"
-    kind:str             # ternary, int or codebook
+    kind:str             # binary, ternary, int or codebook
     layout:str           # a name in `layouts`
     shape:tuple          # (n_out, n_in)
     bits:int             # of the codes, before packing
     data:Tensor          # uint8, one line
-    scale:Tensor         # float16: () for ternary, (n_out, n_groups) for int
+    scale:Tensor         # float16: () for ternary, (n_out, n_groups) for int and, doubled, for binary
     levels:Tensor=None   # float16 (K,) of a codebook
     @property
-    def zero(self)->int:
+    def zero(self)->float:
         """Offset that makes codes unsigned
 
         Returns: the code that means 0"""
-        return {'ternary': 1, 'int': 2**(self.bits-1) - 1}.get(self.kind, 0)
+        return {'binary': .5, 'ternary': 1, 'int': 2**(self.bits-1) - 1}.get(self.kind, 0)
     @property
     def nbytes(self)->int:
         """Bytes of all tensors
@@ -217,6 +217,7 @@ class PackedMatrix:
             stop: last row + 1; None: all
         Returns: (rows, n_in) int8, or uint8 of a codebook"""
         u = unpack_codes(self.data, self.layout, self.shape, start, stop)
+        if self.kind == 'binary': return 2*u.to(torch.int8) - 1
         return u if self.kind == 'codebook' else (u.short() - self.zero).to(torch.int8)
 
 # %% ../../nbs/03_quantizers/10_bitpacking.ipynb #6f195f53
@@ -278,5 +279,7 @@ def pack_matrix(c:QuantizedWeight, layout:str='base3')->PackedMatrix:
     Returns: with the codes in bytes"""
     name = choose_layout(c.kind, c.bits, layout, None if c.levels is None else c.levels.shape[-1])
     p = PackedMatrix(c.kind, name, tuple(c.codes.shape), c.bits, None, c.scale, c.levels)
-    p.data = pack_codes(c.codes.int() + p.zero, name)
+    binary = c.kind == 'binary' # whose digits 0 and 1 are one step apart: twice the scale
+    if binary: p.scale = c.scale*2
+    p.data = pack_codes((c.codes.int() + 1)//2 if binary else c.codes.int() + p.zero, name)
     return p

@@ -23,7 +23,7 @@ from .ste import *
 from .uniform import *
 
 # %% ../../nbs/03_quantizers/06_mixed_bits.ipynb #5911ea54
-bit_widths = dict(ternary=math.log2(3), int2=2., int3=3., int4=4., int8=8.) # bits that a code carries
+bit_widths = dict(binary=1., ternary=math.log2(3), int2=2., int3=3., int4=4., int8=8.) # bits that a code carries
 
 def width_bits(width:str)->float:
     """Convert the name of a width to bits
@@ -78,7 +78,7 @@ def weight_bits(c:QuantizedWeight)->float:
         c: of any kind
     Returns: bits a code carries, scales left out"""
     if c.parts: return sum(weight_bits(p)*p.codes.numel() for p in c.parts)/c.codes.numel()
-    return {'ternary': math.log2(3), 'int': float(c.bits)}.get(c.kind) or math.log2(len(c.levels))
+    return {'binary': 1., 'ternary': math.log2(3), 'int': float(c.bits)}.get(c.kind) or math.log2(len(c.levels))
 
 def mean_bits(model:nn.Module)->float:
     """Compute the mean width of the quantized weights of a model
@@ -128,7 +128,7 @@ def calibration_loss(model:nn.Module, ids:Tensor)->float:
 
 # %% ../../nbs/03_quantizers/06_mixed_bits.ipynb #9f8d76ee
 # share of the squared norm that normally distributed weights lose
-_normal_error = dict(ternary=.265, int2=.194, int3=.045, int4=.0115, int8=4e-5)
+_normal_error = dict(binary=.363, ternary=.265, int2=.194, int3=.045, int4=.0115, int8=4e-5)
 
 def quantization_error(w:Tensor, width:str, group:int=None)->float:
     """Compute the relative squared error of rounding a matrix

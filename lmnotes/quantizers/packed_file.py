@@ -20,7 +20,7 @@ from ..files import *
 from .bitpacking import *
 
 # %% ../../nbs/03_quantizers/11_packed_file.ipynb #2f5820f9
-PACKED_FORMAT = 1 # version of the file format
+PACKED_FORMAT = 2 # version of the file format; 2: binary weights
 
 _fields = 'data', 'scale', 'levels' # tensors of a `PackedMatrix`
 

@@ -40,9 +40,9 @@ def straight_through(w:Tensor, w_hat:Tensor)->Tensor:
 @dataclass
 class QuantizedWeight:
     "Quantized matrix as it is stored: codes, scales and levels"
-    kind:str                # 'ternary', 'int', 'codebook' or 'rows'
+    kind:str                # 'binary', 'ternary', 'int', 'codebook' or 'rows'
     codes:Tensor            # (n_out, n_in) whole numbers: int8, or uint8 for indices above 127
-    scale:Tensor            # float16: () for ternary, (n_out, n_groups) for int, a 1 otherwise
+    scale:Tensor            # float16: () for ternary, (n_out, n_groups) for binary and int, a 1 otherwise
     levels:Tensor|None=None # (K,) float16, for codebooks
     bits:int=2              # of a code in a plain layout: 2 for ternary
     parts:list=None         # of 'rows': a `QuantizedWeight` for each band of rows, top to bottom
@@ -60,6 +60,7 @@ def _scale_groups(c):
 
 _decoders = { # kind -> function of a `QuantizedWeight`
     'ternary':  lambda c: c.codes.float()*c.scale.float(),
+    'binary':   _scale_groups,
     'int':      _scale_groups,
     'codebook': lambda c: c.levels.float()[c.codes.long()],
     'rows':     lambda c: torch.cat([p.dequantize() for p in c.parts]),
