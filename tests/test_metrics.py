@@ -1,10 +1,12 @@
 "Metrics equal the published ones (SQuAD, sacrebleu, rouge-score, nervaluate, scikit-learn, scipy) at any batch size"
 import math
+import os
 import random
 import re
 import string
 from collections import Counter
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +14,13 @@ import torch
 
 from lmnotes.core import *
 from lmnotes.data.answer_metrics import *
+from lmnotes.data.answers.set_metrics import entity_contributions
 from lmnotes.data.catalog import find_dataset
+from lmnotes.data.dataset_splits import load_rows
 from lmnotes.data.load import load_data
 from lmnotes.data.tokenizers import byte_tokenizer
 from lmnotes.evaluation.eval_model import EvalModel, choice_nll
+from lmnotes.evaluation.metric_names import score_name, task_metric
 from lmnotes.evaluation.metrics import evaluate_lm, validation_windows
 from lmnotes.evaluation.task_suite import eval_rows
 from lmnotes.evaluation.tasks.classification import classification_metrics, score_classification
@@ -176,7 +181,82 @@ def test_label_report():
                 r['accuracy'] == accuracy_score(gold, said) and abs(r['mcc'] - matthews_corrcoef(gold, said)) < 1e-12
             )
             for k,f in dict(precision=precision_score, recall=recall_score, f1=f1_score).items():
-                assert abs(r[k] - f(gold, said, labels=labels, average='macro', zero_division=0)) < 1e-12
+                assert abs(r[f'macro_{k}'] - f(gold, said, labels=labels, average='macro', zero_division=0)) < 1e-12
+
+# -- metrics of a whole set: contributions average to the published figure, and their error is that of the bootstrap
+
+real = Path(os.environ.get('LMNOTES_DATA_DIR') or Path(__file__).parents[2]/'shared/data')
+
+def _real_rows(name, split='validation'):
+    if not real.is_dir(): pytest.skip(f'no rows in hub layout at {real}')
+    ds = find_dataset(name)
+    return ds,load_rows(ds, str(real))[split]
+
+def test_tagging_is_scored_by_the_entities_of_all_sentences():
+    ner = pytest.importorskip('nervaluate', reason="nervaluate is not installed: pip install 'nervaluate>=1.1,<2'")
+    ds,rows = _real_rows('conll')
+    rng,gold = random.Random(0),[ds.tags(r) for r in rows]
+    some = [[t if rng.random() < .75 else 'O' for t in g] for g in gold]
+    said = [_well_formed(t) for t in some]
+    theirs = ner.Evaluator(gold, said, tags=['PER', 'ORG', 'LOC', 'MISC'], loader='list').evaluate()
+    texts = [' '.join(t) for t in said]
+    values = ds.score_set(rows, texts)
+    assert abs(values.mean() - theirs['overall']['strict'].f1) < 1e-9
+    # the mean of sentence scores is another number, and pays a tagger that marks nothing
+    assert np.mean([ds.score(r, t) for r,t in zip(rows, texts)]) > values.mean() + .02
+    nothing = [' '.join('O'*len(g)) for g in gold]
+    assert np.mean([ds.score(r, t) for r,t in zip(rows, nothing)]) > .15
+    assert ds.score_set(rows, nothing).mean() == 0 and task_metric(ds) == 'entity_f1'
+
+def test_part_of_speech_accuracy_counts_words():
+    ds,rows = _real_rows('ud', 'test')
+    nouns = [' '.join(['NOUN']*len(ds.tags(r))) for r in rows]
+    words = [t for r in rows for t in ds.tags(r)]
+    assert abs(ds.score_set(rows, nouns).mean() - words.count('NOUN')/len(words)) < 1e-12
+    assert task_metric(ds) == 'accuracy'
+
+published = dict(cola='mcc', mrpc='f1', stsb='pearson', rte='accuracy', sst2='accuracy')
+
+@pytest.mark.parametrize('name,metric', published.items())
+def test_glue_is_scored_as_glue_does(name, metric):
+    from scipy.stats import pearsonr
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+    ds,rows = _real_rows(name)
+    rng,n = random.Random(0),len(rows)
+    if metric == 'pearson':
+        texts = [f"{rng.uniform(0, 5)/2 + row['label']/2:.1f}" for row in rows]
+        theirs = pearsonr(list(map(float, texts)), [r['label'] for r in rows])[0]
+    else:
+        texts = [ds.answer(r) if rng.random() < .7 else rng.choice(list(ds.words)) for r in rows]
+        said,gold = ([list(ds.words).index(t) for t in side] for side in (texts, map(ds.answer, rows)))
+        theirs = dict(mcc=matthews_corrcoef, f1=f1_score, accuracy=accuracy_score)[metric](gold, said)
+    values = ds.score_set(rows, texts)
+    assert task_metric(ds) == metric and score_name(ds) == f'{name}_{metric}'
+    assert abs(values.mean() - theirs) < 1e-9
+    if metric == 'accuracy': return
+    picks = np.random.default_rng(0).integers(0, n, (300, n)) # the error of the metric, by resampling the rows
+    again = [ds.score_set([rows[i] for i in p], [texts[i] for i in p]).mean() for p in picks]
+    assert abs(np.std(again)/(values.std(ddof=1)/n**.5) - 1) < .15
+
+def test_a_constant_answer_is_worth_nothing_where_the_metric_says_so():
+    for name,constant in dict(cola='acceptable', stsb='2.5').items():
+        ds = find_dataset(name)
+        labels = (1., 2., 4.) if name == 'stsb' else ('acceptable', 'acceptable', 'unacceptable')
+        rows = [dict(label=l, sentence='', sentence1='', sentence2='') for l in labels]
+        assert ds.score_set(rows, [constant]*3).mean() == 0
+
+def test_a_comparison_judges_the_difference_of_the_metrics():
+    from lmnotes.comparison.differences import task_difference
+    from lmnotes.evaluation.task_suite import TaskScores
+    rng,gold = random.Random(3),[_tags(random.Random(i), 9) for i in range(80)]
+    def seeds(right): return {s: [[t if rng.random() < right else 'O' for t in g] for g in gold] for s in range(3)}
+    arms = [seeds(.6), seeds(.9)]
+    scores = [{s: TaskScores('tagging', 'x', 'entity_f1', entity_contributions(t, gold)) for s,t in a.items()}
+              for a in arms]
+    d = task_difference(*scores)
+    f1 = [np.mean([entity_f1(t, gold) for t in a.values()]) for a in arms]
+    assert abs(d['base_mean'] - f1[0]) < 1e-9 and abs(d['arm_mean'] - f1[1]) < 1e-9
+    assert abs(d['mean'] - (f1[1] - f1[0])) < 1e-9 and d['verdict'] == 'better'
 
 def test_agreement():
     from scipy.stats import pearsonr, spearmanr

@@ -14,6 +14,7 @@ from fastcore.basics import patch
 
 from ..core import *
 from .answer_metrics import *
+from .answers.set_metrics import *
 from .catalog import *
 
 # %% ../../nbs/01_data/06_dataset_types.ipynb #9c763611
@@ -202,6 +203,12 @@ class TaggingDataset(PromptDataset):
         found,gold = parse_tags(text),self.tags(row)
         if not any(n.startswith('B-') for n in self.names or gold): return tag_accuracy(found, gold)
         return entity_f1([found], [gold]) if entity_spans(gold) else float(found == gold)
+    def score_set(self, rows, texts): # entity F1, or token accuracy, of all rows together
+        found,gold = [parse_tags(t) for t in texts],[self.tags(r) for r in rows]
+        if any(n.startswith('B-') for n in self.names or [t for g in gold for t in g]):
+            return entity_contributions(found, gold)
+        right = [sum(a == b for a,b in zip(f, g)) for f,g in zip(found, gold)]
+        return ratio_contributions(right, [max(len(f), len(g)) for f,g in zip(found, gold)])
 
 # %% ../../nbs/01_data/06_dataset_types.ipynb #5059d626
 @patch

@@ -71,6 +71,7 @@ class FinanceTasks(PromptDataset):
     def __init__(self, config:str=None):
         super().__init__(config)
         self.kind = dict(ConvFinQA='questions', NER='tagging').get(self.config, self.kind)
+        if self.config == 'NER': self.metric = 'f1' # of the words, as its score is
     def fields(self, row): return dict(Text=row['input'].strip())
     def options(self, row)->list:
         """List the answers there are to choose from
