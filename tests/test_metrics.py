@@ -5,6 +5,7 @@ import random
 import re
 import string
 from collections import Counter
+from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import torch
 
 from lmnotes.core import *
 from lmnotes.data.answer_metrics import *
+from lmnotes.data.answers.choices import parse_choice
+from lmnotes.data.answers.numbers import last_number, parse_numbers
 from lmnotes.data.answers.set_metrics import entity_contributions
 from lmnotes.data.catalog import find_dataset
 from lmnotes.data.dataset_splits import load_rows
@@ -257,6 +260,82 @@ def test_a_comparison_judges_the_difference_of_the_metrics():
     f1 = [np.mean([entity_f1(t, gold) for t in a.values()]) for a in arms]
     assert abs(d['base_mean'] - f1[0]) < 1e-9 and abs(d['arm_mean'] - f1[1]) < 1e-9
     assert abs(d['mean'] - (f1[1] - f1[0])) < 1e-9 and d['verdict'] == 'better'
+
+# -- answers in any form: a right one parses to itself
+
+ROUND = ('{}', '{}.', '**{}**', '${}$', r'\boxed{{{}}}', r'\(\boxed{{\text{{{}}}}}\)', 'The answer is {} dollars.',
+         '#### {}', 'x = {}', '({})', r'\${}', r'{}\%', r'{}\text{{ cm}}^2', '{} m²', '≈ {}', 'A: {}\n', '“{}”')
+SPELT = { # value -> ways to write it
+    1234567: ('1234567', '1,234,567', '12,34,567', '1 234 567', '1\u202f234\u202f567', '1\u2009234\u2009567',
+              '1\u00a0234\u00a0567', "1'234'567", '1’234’567', '1_234_567', '1{,}234{,}567', r'1\,234\,567',
+              r'1,\!234,\!567', '1.234.567', '1.234.567,0', '1234567.00', '1.234567e6', r'1.234567\times 10^6',
+              r'1.234567 \cdot 10^{6}', '1.234567×10⁶', '１２３４５６７'),
+    '3/4': ('3/4', '3 / 4', '0.75', '.75', '¾', r'\frac{3}{4}', r'\dfrac34', r'\tfrac{3}{4}', '3⁄4', '75e-2',
+            r'\frac 3 4'),
+    '-5/2': ('-5/2', '−2.5', '–2.5', '-2 1/2', '−2½', r'-2\frac{1}{2}', r'-\frac{5}{2}', '-2.50'),
+    1000: ('10^3', '10³', '10**3', '10^{3}', '1e3', '1,000', '1 000', '1000.'),
+    '1/1000': ('10^{-3}', '10⁻³', '1e-3', '0.001', '10^-3'),
+    409500: ('409 500', '409,500', '4,09,500', '409.500,0'),
+}
+
+def test_a_number_is_read_however_it_is_written():
+    for value,ways in SPELT.items():
+        for way in ways:
+            for frame in ROUND:
+                if frame.endswith(('m²', '^2')) and way.endswith('.'): continue
+                assert last_number(frame.format(way)) == Fraction(value), frame.format(way)
+
+@pytest.mark.parametrize('text,numbers', [
+    ('1,2', [1, 2]), ('3,14', [3, 14]), ('1,2003', [1, 2003]), ('1.234', [Fraction('1.234')]),
+    ('100 200 300', [100, 200, 300]),
+    ('m²', []), ('x_2', []), ('x^2', []), ('2\\pi', []), ('√2', []), ('H2O', []), ('10-3', [10, 3]), ('3/0', [3, 0]),
+    ('on 12/25', [Fraction(12, 25)]), ('- 3 eggs', [3]), ('0^-1', [0]), ('9'*200, []), ('5–7', [5, 7]), ('', []),
+])
+def test_what_is_several_numbers_or_none(text, numbers): assert parse_numbers(text) == numbers
+
+def test_right_answers_of_real_problems_score_1():
+    for name in ('gsm8k', 'financemath'):
+        ds,rows = _real_rows(name, 'train')
+        for row in rows:
+            if not ds.has_answer(row): continue
+            gold, = ds.references(row)
+            plain = Fraction(re.sub('[,$%]', '', gold))
+            assert last_number(gold) == plain and ds.score(row, ds.target(row)) == 1
+            for form in (rf'\boxed{{{gold}}}', f'**{gold}**.', gold.replace(',', '{,}'), gold.replace(',', r'\,')):
+                assert last_number(form) == plain, form
+
+@pytest.mark.parametrize('name', ['mmlu', 'mmlu_pro'])
+def test_right_letters_of_real_questions_are_read(name):
+    ds,rows = _real_rows(name, 'test')
+    for row in list(rows)[::3]:
+        letter,options = ds.answer(row),ds.options(row)
+        text = options[string.ascii_uppercase.index(letter)]
+        for form in (f'{letter}. {text}', f'({letter}) {text}', rf'$\boxed{{{letter}}}$', f'Option {letter}'):
+            assert ds.score(row, form) == 1, form
+        copy = '\n'.join(f'{l}. {o}' for l,o in zip(string.ascii_uppercase, options))
+        assert parse_choice(copy, len(options), options) is None and ds.score(row, ds.prompt(row)) == 0
+
+@pytest.mark.parametrize('text,letter', [
+    ('B. Vitamin C', 'B'), ('(A) I was there', 'A'), ('Option B', 'B'), ('Answer: option (J)', 'J'), ('J', 'J'),
+    ('I', 'I'), ('A dog', None), ('I think', None), ('I think the answer is I.', 'I'), ('The answer is a dog', None),
+    ('A or B', None), ('The answer is B or C', None), ('B is wrong', None), ('A, B', None),
+    ('B, because C is smaller', 'B'), ('I am A', None),
+    ('We get 3. Therefore, the answer is (D).', 'D'), (r'$\boxed{\mathrm{E}}$', 'E'), ('A B C D', None), ('K', None),
+])
+def test_a_letter_among_ten(text, letter): assert parse_choice(text, 10) == letter
+
+@pytest.mark.parametrize('text', [
+    'Она читает эту книгу.', 'Η γάτα κοιμάται.', 'القط نائم على السجادة',
+    'बिल्ली चटाई पर बैठी है', '고양이가 매트 위에 있다', '猫坐在垫子上。',
+    'ネコはマットの上に座った。', 'แมวนั่งอยู่บนเสื่อ', 'The cat sat on the mat.', 'Größe und Maß des Häuserblocks',
+])
+def test_the_same_text_has_full_marks_in_any_script(text):
+    r = text_metrics([text], [text])
+    bleu, = (v for k,v in r.items() if k.startswith('bleu'))
+    assert [r[k] for k in ('rouge1', 'rouge2', 'rougeL')] == [1, 1, 1] and abs(r['chrf'] - 100) < 1e-9
+    if len(text.split()) != 3: assert abs(bleu - 100) < 1e-9 # BLEU of three words has no 4-gram in any tokenizer
+    other = text_metrics(['xyz'], [text])
+    assert other['rouge1'] == 0 and other['chrf'] < 5
 
 def test_agreement():
     from scipy.stats import pearsonr, spearmanr

@@ -14,6 +14,7 @@ from fastcore.basics import patch
 
 from ..core import *
 from .answer_metrics import *
+from .answers.choices import parse_choice
 from .answers.set_metrics import *
 from .catalog import *
 
@@ -180,7 +181,9 @@ class MultipleChoiceDataset(PromptDataset):
         return list(string.ascii_uppercase[:len(self.options(row))])
     def fields(self, row): return dict(Question=self.question(row), **dict(zip(self.letters(row), self.options(row))))
     def choices(self, row): return [f' {l}' for l in self.letters(row)]
-    def score(self, row, text): return float(parse_choice(text, len(self.options(row))) == self.answer(row))
+    def score(self, row, text):
+        options = self.options(row)
+        return float(parse_choice(text, len(options), options) == self.answer(row))
     def has_answer(self, row): return normalize_label(self.gold(row)) != -1
     def answer(self, row):
         i,letters = normalize_label(self.gold(row)),self.letters(row)

@@ -8,6 +8,7 @@ __all__ = ['glue_tasks', 'IMDB', 'GLUE', 'SentenceSimilarity', 'ListOps']
 # %% ../../../nbs/01_data/datasets/04_classification.ipynb #5b4f4d98
 from ...core import *
 from ..answer_metrics import *
+from ..answers.numbers import parse_numbers, scale_score
 from ..answers.set_metrics import metric_contributions
 from ..catalog import *
 from ..dataset_types import *

@@ -8,6 +8,7 @@ __all__ = ['PhraseBank', 'FinanceTweets', 'fiqa_label', 'FiQASentiment', 'Financ
 # %% ../../../nbs/01_data/datasets/07_finance.ipynb #323cc4f4
 from ...core import *
 from ..answer_metrics import *
+from ..answers.numbers import *
 from ..catalog import *
 from ..dataset_types import *
 
