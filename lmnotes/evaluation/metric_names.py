@@ -44,7 +44,7 @@ def register_metric(name:str, higher_is_better:bool, kinds=())->Metric:
 # %% ../../nbs/05_evaluation/04_metric_names.ipynb #ab816e7a
 for _name in ('loss', 'perplexity', 'bits_per_byte', 'bits_per_character', 'error', 'nll'):
     register_metric(_name, higher_is_better=False)
-for _name in ('score', 'mcc', 'macro_f1', 'pearson', 'spearman'):
+for _name in ('score', 'mcc', 'macro_f1', 'pearson', 'spearman', 'chrf'):
     register_metric(_name, higher_is_better=True)
 for _name,_kinds in dict(
     accuracy=('classification', 'choice'),
@@ -53,7 +53,7 @@ for _name,_kinds in dict(
     entity_f1=('tagging',),
     exact_match=('math',),
     signature=('code',),
-    chrf=('translation',),
+    sentence_chrf=('translation',), # mean over sentences; `chrf` of the whole text stands beside it
 ).items():
     register_metric(_name, higher_is_better=True, kinds=_kinds)
 

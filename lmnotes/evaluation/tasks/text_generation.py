@@ -117,7 +117,7 @@ def score_generation(s:EvalModel, ds, rows)->list:
     return [TaskScores(
         task='generation',
         name=task_name(ds.base if isinstance(ds, TextContinuation) else ds),
-        metric='chrf',
+        metric='sentence_chrf', # `chrf` of all texts together is among the metrics
         values=values,
         clusters=cluster_ids(ds, rows),
         metrics=text_metrics(texts, references),
