@@ -4,7 +4,6 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from lmnotes.benchmarks import bench_recipes as bench
 from lmnotes.benchmarks.bench_recipes import bench_recipes, recipe_regret
 from lmnotes.core import InputError, RunError
 from lmnotes.training import recipe_search as R
