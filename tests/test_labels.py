@@ -276,7 +276,7 @@ def test_tokens_are_tokens_and_labels_are_labels():
     assert learn.tokens == sum(d.train.batch(k)[0]['input_ids'].numel() for k in range(3))
     s = evaluate(learn)
     assert (
-        s['tokens'] == len(d.valid_blocks) and 'bits_per_byte' not in s and {'f1', 'mcc'} <= set(s)
+        s['tokens'] == len(d.valid_blocks) and 'bits_per_byte' not in s and {'macro_f1', 'mcc'} <= set(s)
     )
     right = sum(
         int(

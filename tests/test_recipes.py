@@ -4,6 +4,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from lmnotes.benchmarks.bench_recipes import bench_recipes, recipe_regret
 from lmnotes.core import InputError, RunError
 from lmnotes.training import recipe_search as R
 from lmnotes.training.options import TrainOptions
@@ -144,6 +145,28 @@ def test_unequal_searches_give_no_rates(tmp_path):
     assert searched_lrs('prose', ['standard', 'gpt2']) is None
 
 # ---- the search
+
+def test_a_handful_of_rows_is_not_searched(tmp_path):
+    with pytest.raises(InputError, match='a search needs 64 at least'):
+        search_recipes('recall', 'standard', trials=3, steps=2, **small | dict(mode='sft', limit=20))
+
+def test_the_bench_searches_all_alike_and_says_what_is_missing(monkeypatch):
+    asked = []
+    def search(name, models, **budget):
+        asked.append((tuple(models), budget.pop('say') and tuple(sorted(budget.items(), key=str))))
+        if name == 'code': raise InputError('no rows')
+        return [replace(recipe_for('prose', m), dataset=name) for m in models]
+    monkeypatch.setitem(bench_recipes.__globals__, 'search_recipes', search)
+    figures = bench_recipes(data_dir='/rows')
+    assert len(asked) == 5 and len(set(asked)) == 1 # the same models and the same budget for each dataset
+    assert figures['not_searched'] == 1 and figures['missing'] == [dict(dataset='code', reason='no rows')]
+    assert figures['equal_trials'] == 1 and len(figures['variants']) == 8
+
+def test_regret_is_measured_on_the_new_trials():
+    r = replace(table[0], trials=((1e-3, 2.), (2e-3, 1.), (4e-3, None)), learning_rate=2e-3)
+    assert recipe_regret(r, r) == 0 and recipe_regret(r, replace(r, learning_rate=1e-3)) == 1
+    assert recipe_regret(r, replace(r, learning_rate=4e-3)) is None # that trial failed
+
 
 def test_a_search_that_was_stopped_goes_on_where_it_stood(tmp_path, monkeypatch):
     seen = []

@@ -20,7 +20,7 @@ import torch
 from .bench import benches
 from ..comparison.statistics import t_interval
 from ..core import seed_for, set_seed
-from ..data.answer_metrics import number_match
+from ..data.answers.numbers import number_match
 from ..data.catalog import find_dataset
 from ..data.dataset_splits import load_rows
 from ..data.dataset_types import PromptDataset

@@ -6,6 +6,7 @@
 __all__ = ['dataset_kinds', 'catalog', 'short_names', 'Dataset', 'register_dataset', 'find_dataset', 'check_role', 'taint_note']
 
 # %% ../../nbs/01_data/05_catalog.ipynb #15f7d188
+import numpy as np
 from fastcore.basics import patch
 
 from ..core import *
@@ -32,6 +33,8 @@ class Dataset:
     modes = 'pretrain', # what it can be used for: `pretrain`, `sft`, `rl`
     splits = dict(train='train', validation='validation', test='test') # our name -> name in the source
     labels = None       # column that holds the label, if one does
+    metric = None       # published metric; None: the one of the kind
+    positive = None     # label that the metric `f1` looks for
     def __init__(self, config:str=None):
         self.config = config or self.config
         if self.configs and self.config not in self.configs: raise self._config_error()
@@ -91,6 +94,16 @@ def score(self:Dataset, row, text:str)->float:
 
     Returns: in [0,1]"""
     return exact_match(text, self.references(row))
+
+@patch
+def score_set(self:Dataset, rows, texts)->np.ndarray:
+    """Score generated texts as the answers to rows; where the metric is one of a whole set, by contributions to it
+
+    Parameters:
+        rows: of the dataset
+        texts: a generated text for each
+    Returns: (rows,), of mean the metric of the whole"""
+    return np.array([float(self.score(row, text)) for row,text in zip(rows, texts)])
 
 @patch
 def choices(self:Dataset, row)->list:

@@ -14,6 +14,8 @@ from fastcore.basics import patch
 
 from ..core import *
 from .answer_metrics import *
+from .answers.choices import parse_choice
+from .answers.set_metrics import *
 from .catalog import *
 
 # %% ../../nbs/01_data/06_dataset_types.ipynb #9c763611
@@ -179,7 +181,9 @@ class MultipleChoiceDataset(PromptDataset):
         return list(string.ascii_uppercase[:len(self.options(row))])
     def fields(self, row): return dict(Question=self.question(row), **dict(zip(self.letters(row), self.options(row))))
     def choices(self, row): return [f' {l}' for l in self.letters(row)]
-    def score(self, row, text): return float(parse_choice(text, len(self.options(row))) == self.answer(row))
+    def score(self, row, text):
+        options = self.options(row)
+        return float(parse_choice(text, len(options), options) == self.answer(row))
     def has_answer(self, row): return normalize_label(self.gold(row)) != -1
     def answer(self, row):
         i,letters = normalize_label(self.gold(row)),self.letters(row)
@@ -202,6 +206,12 @@ class TaggingDataset(PromptDataset):
         found,gold = parse_tags(text),self.tags(row)
         if not any(n.startswith('B-') for n in self.names or gold): return tag_accuracy(found, gold)
         return entity_f1([found], [gold]) if entity_spans(gold) else float(found == gold)
+    def score_set(self, rows, texts): # entity F1, or token accuracy, of all rows together
+        found,gold = [parse_tags(t) for t in texts],[self.tags(r) for r in rows]
+        if any(n.startswith('B-') for n in self.names or [t for g in gold for t in g]):
+            return entity_contributions(found, gold)
+        right = [sum(a == b for a,b in zip(f, g)) for f,g in zip(found, gold)]
+        return ratio_contributions(right, [max(len(f), len(g)) for f,g in zip(found, gold)])
 
 # %% ../../nbs/01_data/06_dataset_types.ipynb #5059d626
 @patch

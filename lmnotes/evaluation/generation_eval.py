@@ -145,8 +145,9 @@ def score_requests(model, tokenizer, requests:list, **options)->dict:
         )
         for r,text in zip(requests, generate_answers(model, tokenizer, requests, **options))
     ]
-    score = sum(i['score'] for i in items)/len(items)
-    return dict(metric=task_metric(requests[0].task), score=score, n=len(items), items=items)
+    task,texts = requests[0].task,[i['output'] for i in items]
+    score = float(task.score_set([r.row for r in requests], texts).mean())
+    return dict(metric=task_metric(task), score=score, n=len(items), items=items)
 
 def task_score(model, tokenizer, task:Dataset, rows, max_length:int|None=None, max_new_tokens:int|None=None,
         bs:int=16, template:str|None=None, chat:bool=False)->dict:

@@ -13,6 +13,7 @@ import re
 
 from ..core import *
 from ..data.answer_metrics import *
+from ..data.answers.numbers import last_number
 from ..data.catalog import *
 from ..data.datasets.code import extract_code, find_function
 

@@ -97,7 +97,7 @@ def evaluate(learn, max_batches=None, dl=None)->dict:
     Returns: `loss` in nats, `accuracy`, `bits_per_byte` or the scores of a task head, and the number of
         `tokens` scored"""
     # head: 'classify', 'tag' or 'span'
-    head,names = getattr(learn.dls, 'head', None),getattr(learn.dls, 'names', None)
+    head,names,positive = (getattr(learn.dls, n, None) for n in ('head', 'names', 'positive'))
     metrics,counts,was_training = _metrics_for(learn.dls),0,learn.model.training
     learn.model.eval()
     for m in metrics: m.reset()
@@ -110,5 +110,5 @@ def evaluate(learn, max_batches=None, dl=None)->dict:
         if head: counts = counts + label_counts(head, pred, batch['labels'], names)
     learn.model.train(was_training)
     n = metrics[0].denominator
-    head_scores = label_metrics(head, counts, names) if head and n else {}
+    head_scores = label_metrics(head, counts, names, positive) if head and n else {}
     return {m.name: m.value for m in metrics} | head_scores | dict(tokens=n)

@@ -108,12 +108,22 @@ def search_recipe(o:TrainOptions, data, trials:int=5, factor:float=2., windows:i
     )
 
 # %% ../../nbs/06_training/16_recipe_search.ipynb #ecf99fd6
+_fewest_rows = 64 # of training, or windows of text: with fewer every rate learns them by heart
 _set_by_search = ('learning_rate', 'model', 'dataset', 'max_steps', 'size')
 
 def _earlier_result(path, o, data, trials): # an entry of an equal search
     wanted = (data.name, o.model, o.size, data.mode),(data.fingerprint, o.max_steps, trials)
     for r in recipe_table(path) if path else ():
         if (recipe_key(r), (r.fingerprint, r.steps, len(r.trials))) == wanted: return r
+
+def _check_rows(data):
+    n = len(data.train_blocks)
+    if n < _fewest_rows:
+        raise InputError(
+            f"'{data.name}' has {n} training rows here, and a search needs {_fewest_rows} at least; "
+            'give a --data_dir with its training split'
+        )
+    return data
 
 def _names(x): return x.replace(',', ' ').split() if isinstance(x, str) else list(x)
 
@@ -143,7 +153,7 @@ def search_recipes(datasets, models, trials:int=5, steps:int=150, size:str='tiny
         data = None
         for m in _names(models):
             o = replace(base, model=m)
-            data = data or data_from_options(o)
+            data = data or _check_rows(data_from_options(o))
             r = _earlier_result(path, o, data, trials) or search_recipe(o, data, trials, factor, windows)
             found.append(r)
             say(str(r))

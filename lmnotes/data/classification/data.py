@@ -170,7 +170,7 @@ class LabelData(DataLoaders):
         notes: sentences about the data"""
     masked, mode = False, 'sft'
     def __init__(self, ds:Dataset, rows:dict, names:list, datasets, spec:dict, tokenizer, notes=()):
-        self.task,self.rows,self.names,self.name = ds,rows,names,ds.name
+        self.task,self.rows,self.names,self.name,self.positive = ds,rows,names,ds.name,ds.positive
         self.head,self.spec,self.tokenizer = spec['task'],spec,tokenizer
         self.tainted = [ds.name] if ds.role == 'eval' else []
         self.notes = [*taint_note(self.tainted), *notes]

@@ -8,6 +8,8 @@ __all__ = ['glue_tasks', 'IMDB', 'GLUE', 'SentenceSimilarity', 'ListOps']
 # %% ../../../nbs/01_data/datasets/04_classification.ipynb #5b4f4d98
 from ...core import *
 from ..answer_metrics import *
+from ..answers.numbers import parse_numbers, scale_score
+from ..answers.set_metrics import metric_contributions
 from ..catalog import *
 from ..dataset_types import *
 
@@ -47,6 +49,7 @@ glue_tasks = dict(  # configuration -> instruction, cue, words, prompt field -> 
     wnli=(_follows, 'Relation', _entails, _pair),
     stsb=('Say how similar the two sentences are, from 0.0 to 5.0.', 'Similarity', (), _pair),
 )
+_glue_metrics = dict(cola='mcc', mrpc='f1', qqp='f1', stsb='pearson') # the others: accuracy
 
 # %% ../../../nbs/01_data/datasets/04_classification.ipynb #032dc72b
 _mnli_splits = dict(
@@ -68,9 +71,15 @@ class GLUE(ClassificationDataset):
         self.words = {w: w for w in words}
         self.one_sentence = [*self.columns] == ['Sentence']
         if self.config == 'mnli': self.splits = _mnli_splits
+        self.metric = _glue_metrics.get(self.config)
+        if self.metric == 'f1': self.positive = words[1] # the paraphrases, as GLUE counts them
     def fields(self, row): return {k: row[c].strip() for k,c in self.columns.items()}
     def text(self, row): return row['sentence'].strip() if self.one_sentence else super().text(row)
     def documents(self, rows): return [self.text(r) for r in rows if self.has_answer(r) or self.one_sentence]
+    def score_set(self, rows, texts):
+        if not self.metric: return super().score_set(rows, texts)
+        predicted = [parse_label(text, self.words.values()) for text in texts]
+        return metric_contributions(self.metric, predicted, [self.answer(r) for r in rows], self.positive)
 
 class SentenceSimilarity(GLUE):
     "STS-B of GLUE: the similarity of two sentences, from 0 to 5 (Cer et al. 2017, arXiv:1708.00055)"
@@ -82,6 +91,10 @@ class SentenceSimilarity(GLUE):
         return f"{float(row['label']):.1f}"
     def choices(self, row): return None
     def score(self, row, text): return scale_score(text, float(self.answer(row)))
+    def score_set(self, rows, texts): # no number, or several, count as the middle of the scale
+        found = [parse_numbers(t) for t in texts]
+        predicted = [min(max(float(f[0]), 0.), 5.) if len(f) == 1 else 2.5 for f in found]
+        return metric_contributions(self.metric, predicted, [float(r['label']) for r in rows])
     def has_answer(self, row): return row.get('label') is not None and 0 <= float(row['label']) <= 5
 
 # %% ../../../nbs/01_data/datasets/04_classification.ipynb #fda74741

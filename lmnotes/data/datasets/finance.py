@@ -8,6 +8,7 @@ __all__ = ['PhraseBank', 'FinanceTweets', 'fiqa_label', 'FiQASentiment', 'Financ
 # %% ../../../nbs/01_data/datasets/07_finance.ipynb #323cc4f4
 from ...core import *
 from ..answer_metrics import *
+from ..answers.numbers import *
 from ..catalog import *
 from ..dataset_types import *
 
@@ -71,6 +72,7 @@ class FinanceTasks(PromptDataset):
     def __init__(self, config:str=None):
         super().__init__(config)
         self.kind = dict(ConvFinQA='questions', NER='tagging').get(self.config, self.kind)
+        if self.config == 'NER': self.metric = 'f1' # of the words, as its score is
     def fields(self, row): return dict(Text=row['input'].strip())
     def options(self, row)->list:
         """List the answers there are to choose from

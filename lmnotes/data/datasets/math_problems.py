@@ -11,6 +11,7 @@ import math
 import re
 
 from ..answer_metrics import *
+from ..answers.numbers import *
 from ..catalog import *
 from ..dataset_types import *
 

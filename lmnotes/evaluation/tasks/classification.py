@@ -11,40 +11,52 @@ from collections import Counter
 import numpy as np
 
 from ...data.answer_metrics import parse_label
+from ...data.answers.set_metrics import metric_contributions
 from ...data.classification.labels import class_names, head_input_text
 from ..eval_model import EvalModel, choice_nll, head_labels, head_outputs
 from ..task_suite import TaskScores, distinct_share, item_samples, register_task, task_name
 
 # %% ../../../nbs/05_evaluation/tasks/01_classification.ipynb #6a2ba4a1
-def classification_metrics(predicted:list, gold:list, labels:list)->dict:
+def classification_metrics(predicted:list, gold:list, labels:list, positive:str=None)->dict:
     """Compare predicted labels with the right ones
 
     Parameters:
         predicted: labels; None for an answer that is no label
         gold: the right ones
         labels: all there are
-    Returns: accuracy, precision, recall, f1, mcc, majority"""
+        positive: label whose F1 is `f1`; None: no such metric
+    Returns: accuracy, macro_precision, macro_recall, macro_f1, mcc, majority; f1 of `positive`"""
     from sklearn.metrics import matthews_corrcoef, precision_recall_fscore_support
     predicted = ['(none)' if label is None else label for label in predicted]
     p,r,f,_ = precision_recall_fscore_support(gold, predicted, labels=labels, average='macro', zero_division=0)
     constant = len(set(gold)) < 2 or len(set(predicted)) < 2 # nothing correlates with a constant
+    of_one = {} if positive is None else dict(f1=_metric_mean('f1', predicted, gold, positive))
     return dict(
         accuracy=float(np.mean([a == b for a,b in zip(predicted, gold)])),
-        precision=float(p),
-        recall=float(r),
-        f1=float(f),
+        macro_precision=float(p),
+        macro_recall=float(r),
+        macro_f1=float(f),
         mcc=0. if constant else float(matthews_corrcoef(gold, predicted)),
         majority=max(Counter(gold).values())/len(gold),
-    )
+    ) | of_one
+
+def _metric_mean(*args): return float(metric_contributions(*args).mean())
 
 # %% ../../../nbs/05_evaluation/tasks/01_classification.ipynb #a5c8255a
 def _label_names(ds, rows)->list:
     if not any(ds.choices(row) for row in rows[:1]): return class_names(ds, rows)
     return list(dict.fromkeys(c.strip() for row in rows for c in ds.choices(row) or []))
 
-def _classification_scores(ds, rows, predicted, values, name='', **more)->TaskScores:
-    samples = item_samples(ds, rows, predicted, values)
-    return TaskScores('classification', task_name(ds) + name, 'accuracy', values, samples=samples, **more)
+def _guessing(ds, gold, chance): # headline of an arm that guesses
+    if ds.metric == 'f1': return 2*gold.count(ds.positive)/(gold.count(ds.positive) + len(gold))
+    return 0. if ds.metric == 'mcc' else chance
+
+def _classification_scores(ds, rows, predicted, values, name='', chance=None, **more)->TaskScores:
+    gold = [ds.target(row).strip() for row in rows]
+    if ds.metric: values = ds.score_set(rows, predicted)
+    samples = item_samples(ds, rows, predicted, [ds.score(row, text) for row,text in zip(rows, predicted[:3])])
+    more |= dict(samples=samples, chance=_guessing(ds, gold, chance))
+    return TaskScores('classification', task_name(ds) + name, ds.metric or 'accuracy', values, **more)
 
 def _by_likelihood(s, ds, rows, labels)->TaskScores:
     choices = [[c.strip() for c in ds.choices(row) or [f' {l}' for l in labels]] for row in rows]
@@ -56,7 +68,7 @@ def _by_likelihood(s, ds, rows, labels)->TaskScores:
         [cs[int(np.argmin(v))] for cs,v in zip(choices, figures)] for figures in (nll, per_byte)
     )
     values = np.array([float(a == b) for a,b in zip(predicted, gold)])
-    metrics = classification_metrics(predicted, gold, labels)
+    metrics = classification_metrics(predicted, gold, labels, ds.positive)
     metrics['accuracy_per_byte'] = classification_metrics(predicted_per_byte, gold, labels)['accuracy']
     chance = float(np.mean([1/len(cs) for cs in choices]))
     return _classification_scores(ds, rows, predicted, values, metrics=metrics, chance=chance)
@@ -66,7 +78,7 @@ def _by_generation(s, ds, rows, labels)->TaskScores:
     texts = s.answer(ds, rows)
     predicted = [parse_label(text, labels) for text in texts]
     values = np.array([float(ds.score(row, text)) for row,text in zip(rows, texts)])
-    metrics = classification_metrics(predicted, [ds.target(row).strip() for row in rows], labels)
+    metrics = classification_metrics(predicted, [ds.target(row).strip() for row in rows], labels, ds.positive)
     metrics['answered'] = float(np.mean([label is not None for label in predicted]))
     metrics['distinct'] = distinct_share(texts)
     return _classification_scores(ds, rows, texts, values, '_generated', metrics=metrics, chance=1/len(labels))
@@ -77,7 +89,7 @@ def _by_head(s, ds, rows, labels)->TaskScores:
     predicted = [known[int(o.logits[0].argmax())] for _,o in outputs]
     gold = [ds.target(row).strip() for row in rows]
     values = np.array([float(a == b) for a,b in zip(predicted, gold)])
-    metrics = classification_metrics(predicted, gold, labels)
+    metrics = classification_metrics(predicted, gold, labels, ds.positive)
     return _classification_scores(ds, rows, predicted, values, metrics=metrics, chance=1/len(labels))
 
 @register_task('classification', ('classification',), ['opinions'], ['sst2', 'imdb', 'mrpc', 'cola'], order=10)

@@ -60,7 +60,7 @@ def score_tagging(s:EvalModel, ds, rows)->list:
     Returns: of `TaskScores`"""
     s.require('text', 'seq2seq', 'tag')
     texts = [' '.join(t) for t in _head_tags(s, ds, rows)] if s.interface == 'tag' else s.answer(ds, rows)
-    values = np.array([float(ds.score(row, text)) for row,text in zip(rows, texts)])
+    values = ds.score_set(rows, texts)
     metrics = tagging_metrics([parse_tags(text) for text in texts], [ds.tags(row) for row in rows])
     return [TaskScores(
         task='tagging',
@@ -68,7 +68,7 @@ def score_tagging(s:EvalModel, ds, rows)->list:
         metric=task_metric(ds),
         values=values,
         metrics=metrics | dict(distinct=distinct_share(texts)),
-        samples=item_samples(ds, rows, texts, values),
+        samples=item_samples(ds, rows, texts, [ds.score(row, text) for row,text in zip(rows, texts[:3])]),
     )]
 
 # %% ../../../nbs/05_evaluation/tasks/03_generative_tasks.ipynb #8772596e

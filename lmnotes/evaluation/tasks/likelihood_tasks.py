@@ -11,6 +11,7 @@ from collections import Counter
 
 import numpy as np
 
+from ...data.answers.set_metrics import metric_contributions
 from ...data.catalog import find_dataset
 from ...data.classification.labels import head_input_text
 from ...data.dataset_types import MultipleChoiceDataset
@@ -127,8 +128,9 @@ def score_similarity(s:EvalModel, ds, rows)->list:
     return [TaskScores(
         task='similarity',
         name=task_name(ds),
-        metric='closeness',
-        values=closeness,
-        metrics=correlations(predicted, gold),
+        metric='pearson',
+        values=metric_contributions('pearson', predicted, gold),
+        metrics=correlations(predicted, gold) | dict(closeness=float(closeness.mean())),
+        chance=0.,
         samples=item_samples(ds, rows, [f'{v:.2f}' for v in predicted], closeness),
     )]

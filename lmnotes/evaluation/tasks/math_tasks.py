@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from ...core import *
-from ...data.answer_metrics import last_number
+from ...data.answers.numbers import last_number
 from ..eval_model import EvalModel
 from ..generation_eval import stop_text, truncate_middle
 from ..task_suite import *

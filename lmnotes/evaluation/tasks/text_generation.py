@@ -10,6 +10,7 @@ import numpy as np
 
 from ...core import *
 from ...data.answer_metrics import chrf
+from ...data.answers.text_overlap import corpus_bleu, rouge_scores
 from ...data.catalog import *
 from ...data.sources.files import Rows
 from ..eval_model import EvalModel
@@ -22,15 +23,14 @@ def text_metrics(generated:list, references:list)->dict:
     Parameters:
         generated: texts that a model wrote
         references: what should stand there
-    Returns: bleu and chrf in [0,100], rouge1, rouge2 and rougeL in [0,1], distinct"""
+    Returns: bleu (bleu_zh, bleu_char by script) and chrf in [0,100], rouge1, rouge2 and rougeL in [0,1],
+        distinct"""
     import sacrebleu
-    from rouge_score.rouge_scorer import RougeScorer
-    kinds = 'rouge1', 'rouge2', 'rougeL'
-    rouge = [RougeScorer(kinds).score(r, g) for r,g in zip(references, generated)]
-    return dict(
-        bleu=sacrebleu.corpus_bleu(generated, [references]).score,
+    rouge = [rouge_scores(g, r) for r,g in zip(references, generated)]
+    bleu,tokenizer = corpus_bleu(generated, references)
+    return {'bleu' if tokenizer == '13a' else f'bleu_{tokenizer}': bleu} | dict(
         chrf=sacrebleu.corpus_chrf(generated, [references]).score,
-        **{k: float(np.mean([scores[k].fmeasure for scores in rouge])) for k in kinds},
+        **{k: float(np.mean([scores[k] for scores in rouge])) for k in rouge[0]},
         distinct=distinct_share(generated),
     )
 
@@ -117,7 +117,7 @@ def score_generation(s:EvalModel, ds, rows)->list:
     return [TaskScores(
         task='generation',
         name=task_name(ds.base if isinstance(ds, TextContinuation) else ds),
-        metric='chrf',
+        metric='sentence_chrf', # `chrf` of all texts together is among the metrics
         values=values,
         clusters=cluster_ids(ds, rows),
         metrics=text_metrics(texts, references),
