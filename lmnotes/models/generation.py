@@ -73,16 +73,19 @@ class NextToken(LogitsProcessor):
         noise = [torch.empty_like(s).exponential_(generator=g) for s,g in zip(scores, self.generators)]
         return TemperatureLogitsWarper(float(self.temperature))(None, scores).log_softmax(-1) - torch.stack(noise).log()
     def _runners(self, scores, top_p): # True for tokens of the nucleus
+        if not 0 < top_p < 1: return torch.ones_like(scores, dtype=torch.bool)
         warped = TemperatureLogitsWarper(float(self.temperature))(None, scores)
-        return TopPLogitsWarper(top_p)(None, warped) > -torch.inf if 0 < top_p < 1 else torch.ones_like(warped, dtype=torch.bool)
+        return TopPLogitsWarper(top_p)(None, warped) > -torch.inf
+    def _finish(self, scores, race, top_p): # where the runners stand
+        return race.masked_fill(~self._runners(scores, top_p), -torch.inf) if self.temperature else race
     def __call__(self, ids, scores): # (B, T), (B, V) -> (B, V) scores that leave one token
         race = self._race(scores) if self.temperature else scores
-        def finish(top_p): return race.masked_fill(~self._runners(scores, top_p), -torch.inf) if self.temperature else race
-        ranks = finish(self.top_p)
+        ranks = self._finish(scores, race, self.top_p)
         first,(best,second) = ranks.argmax(-1),ranks.topk(2).values.T
         close = best - second < _near*(scores.amax(-1) - scores.median(-1).values)
         if self.temperature and self.top_p < 1:
-            for p in (self.top_p - _near, self.top_p + _near): close |= finish(p).argmax(-1) != first
+            for p in (self.top_p - _near, self.top_p + _near):
+                close |= self._finish(scores, race, p).argmax(-1) != first
         self.close.append(close)
         return torch.full_like(scores, -torch.inf).scatter(1, first[:,None], 0.)
 

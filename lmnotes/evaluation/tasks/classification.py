@@ -12,8 +12,9 @@ import numpy as np
 
 from ...data.answer_metrics import parse_label
 from ...data.classification.labels import class_names, head_input_text
-from ..eval_model import EvalModel, choice_nll, head_labels, head_outputs
-from ..task_suite import TaskScores, distinct_share, item_samples, register_task, task_name
+from ..eval_model import EvalModel, choice_cuts, choice_nll, head_cuts, head_labels, head_outputs
+from ..item_files import score_items
+from ..task_suite import TaskScores, distinct_share, register_task, task_name
 
 # %% ../../../nbs/05_evaluation/tasks/01_classification.ipynb #6a2ba4a1
 def classification_metrics(predicted:list, gold:list, labels:list)->dict:
@@ -42,15 +43,16 @@ def _label_names(ds, rows)->list:
     if not any(ds.choices(row) for row in rows[:1]): return class_names(ds, rows)
     return list(dict.fromkeys(c.strip() for row in rows for c in ds.choices(row) or []))
 
-def _classification_scores(ds, rows, predicted, values, name='', **more)->TaskScores:
-    samples = item_samples(ds, rows, predicted, values)
-    return TaskScores('classification', task_name(ds) + name, 'accuracy', values, samples=samples, **more)
+def _classification_scores(ds, rows, predicted, values, name='', cuts=None, columns=None, **more)->TaskScores:
+    items = score_items(ds, rows, predicted, values, cuts, **(columns or {}))
+    return TaskScores('classification', task_name(ds) + name, 'accuracy', values, items=items, **more)
 
 def _by_likelihood(s, ds, rows, labels)->TaskScores:
     choices = [[c.strip() for c in ds.choices(row) or [f' {l}' for l in labels]] for row in rows]
     gold = [ds.target(row).strip() for row in rows]
     prompts = [ds.prompt(row) for row in rows]
-    nll = choice_nll(s.model, s.tokenizer, prompts, [[f' {c}' for c in cs] for cs in choices], s.context_length, s.bs)
+    texts = [[f' {c}' for c in cs] for cs in choices]
+    nll = choice_nll(s.model, s.tokenizer, prompts, texts, s.context_length, s.bs)
     per_byte = [v/[len(c.encode()) for c in cs] for v,cs in zip(nll, choices)]
     predicted,predicted_per_byte = (
         [cs[int(np.argmin(v))] for cs,v in zip(choices, figures)] for figures in (nll, per_byte)
@@ -59,7 +61,9 @@ def _by_likelihood(s, ds, rows, labels)->TaskScores:
     metrics = classification_metrics(predicted, gold, labels)
     metrics['accuracy_per_byte'] = classification_metrics(predicted_per_byte, gold, labels)['accuracy']
     chance = float(np.mean([1/len(cs) for cs in choices]))
-    return _classification_scores(ds, rows, predicted, values, metrics=metrics, chance=chance)
+    cuts = choice_cuts(s.tokenizer, prompts, texts, s.context_length)
+    more = dict(cuts=cuts, columns=dict(choices=choices, log_probs=[-v for v in nll]), rule='choice')
+    return _classification_scores(ds, rows, predicted, values, metrics=metrics, chance=chance, **more)
 
 # %% ../../../nbs/05_evaluation/tasks/01_classification.ipynb #3bc32f61
 def _by_generation(s, ds, rows, labels)->TaskScores:
@@ -69,16 +73,19 @@ def _by_generation(s, ds, rows, labels)->TaskScores:
     metrics = classification_metrics(predicted, [ds.target(row).strip() for row in rows], labels)
     metrics['answered'] = float(np.mean([label is not None for label in predicted]))
     metrics['distinct'] = distinct_share(texts)
-    return _classification_scores(ds, rows, texts, values, '_generated', metrics=metrics, chance=1/len(labels))
+    more = dict(cuts=s.answer_cuts(ds, rows), metrics=metrics, chance=1/len(labels))
+    return _classification_scores(ds, rows, texts, values, '_generated', **more)
 
 def _by_head(s, ds, rows, labels)->TaskScores:
     known = head_labels(s, labels)
-    outputs = head_outputs(s, [head_input_text(ds, row) for row in rows])
+    texts = [head_input_text(ds, row) for row in rows]
+    outputs = head_outputs(s, texts)
     predicted = [known[int(o.logits[0].argmax())] for _,o in outputs]
     gold = [ds.target(row).strip() for row in rows]
     values = np.array([float(a == b) for a,b in zip(predicted, gold)])
     metrics = classification_metrics(predicted, gold, labels)
-    return _classification_scores(ds, rows, predicted, values, metrics=metrics, chance=1/len(labels))
+    more = dict(cuts=head_cuts(s, texts), rule='label')
+    return _classification_scores(ds, rows, predicted, values, metrics=metrics, chance=1/len(labels), **more)
 
 @register_task('classification', ('classification',), ['opinions'], ['sst2', 'imdb', 'mrpc', 'cola'], order=10)
 def score_classification(s:EvalModel, ds, rows)->list:

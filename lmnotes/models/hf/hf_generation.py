@@ -64,8 +64,15 @@ def greedy_config(model, tokenizer, max_new_tokens:int, use_cache:bool=True)->Ge
         use_cache: keep keys and values instead of computing them again"""
     own = getattr(model, 'generation_config', None)
     starts = {k: _first(k, own, model.config) for k in ('decoder_start_token_id', 'bos_token_id')}
-    ends = dict(eos_token_id=end_tokens(model, tokenizer) or None, pad_token_id=padding_token(tokenizer))
-    return GenerationConfig(max_new_tokens=max_new_tokens, use_cache=use_cache, do_sample=False, num_beams=1, **starts, **ends)
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        use_cache=use_cache,
+        do_sample=False,
+        num_beams=1,
+        eos_token_id=end_tokens(model, tokenizer) or None,
+        pad_token_id=padding_token(tokenizer),
+        **starts,
+    )
 
 # %% ../../../nbs/02_models/hf/10_hf_generation.ipynb #13ade730
 def pad_rows(rows:list, padding:int, left:bool=True, device='cpu')->tuple:
@@ -102,8 +109,8 @@ def keeps_precision(model)->bool:
 
     Parameters:
         model: of transformers or ours"""
-    kind = next(model.parameters()).device.type
-    return getattr(model, 'dtype', torch.float32) in (torch.float32, torch.float64) and not torch.is_autocast_enabled(kind)
+    if torch.is_autocast_enabled(next(model.parameters()).device.type): return False
+    return getattr(model, 'dtype', torch.float32) in (torch.float32, torch.float64)
 
 # %% ../../../nbs/02_models/hf/10_hf_generation.ipynb #fe6d03cf
 def _same(a, b, tolerance): # scores, relative to how far the best stands above the median
