@@ -14,7 +14,7 @@ import numpy as np
 
 from ..core import *
 from ..evaluation.metrics import LMScores
-from ..evaluation.task_suite import TaskScores
+from ..evaluation.task_suite import TaskScores, write_scores
 from ..files import *
 
 # %% ../../nbs/08_comparison/08_cell_result.ipynb #3b508acc
@@ -39,7 +39,7 @@ def mark_failed(cell:dict, e)->dict:
     return cell
 
 def _task_entry(t): # what goes into `cell.json`
-    fields = ('task', 'name', 'metric', 'higher', 'chance', 'metrics', 'samples')
+    fields = ('task', 'name', 'metric', 'higher', 'chance', 'metrics', 'samples', 'rule', 'n_cut')
     return {k: getattr(t, k) for k in fields} | dict(higher=bool(t.higher))
 
 def write_cell(path, r:CellResult):
@@ -57,6 +57,7 @@ def write_cell(path, r:CellResult):
     buf = io.BytesIO()
     np.savez_compressed(buf, **arrays)
     atomic_write(path/'scores.npz', buf.getvalue())
+    if r.tasks: write_scores(path/'items.jsonl.gz', r.tasks)
     tokenizer = r.scores.tokenizer if r.scores else None
     write_json(path/'cell.json', dict(cell=r.cell, tasks=[_task_entry(t) for t in r.tasks], tokenizer=tokenizer))
 

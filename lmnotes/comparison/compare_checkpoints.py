@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from .analysis import verdict_matrix
-from .arms import plain_config
+from .arms import plain_config, unique_folder_names
 from .differences import *
 from .formatting import summarize_cells
 from .result import *
@@ -23,7 +23,7 @@ from ..data.load import load_data
 from ..data.tokenizers import get_tokenizer
 from ..evaluation.eval_model import choice_nll
 from ..evaluation.metrics import *
-from ..evaluation.task_suite import evaluate_tasks
+from ..evaluation.task_suite import evaluate_tasks, write_scores
 from ..files import *
 from ..models.build import build_model
 from ..models.causality import check_causal
@@ -218,6 +218,8 @@ def compare_models(models:dict, tasks='all', tokenizer=None, *, dataset='prose',
         _score_suite(m, 'all' if 'all' in suite else suite, **options)
     c = Comparison(_as_result(m, _item_differences(m, metric), metric), path)
     if path:
+        for a,folder in unique_folder_names(list(m.tasks)).items():
+            write_scores(path/'items'/f'{folder}.jsonl.gz', m.tasks[a])
         c.save()
         c.report()
     return c

@@ -52,7 +52,7 @@ def task_record(t:TaskScores)->dict:
     Parameters:
         t: `TaskScores`
     Returns: with the mean, its error and chance; without the values of items"""
-    names = 'task name metric mean error n chance higher metrics samples'.split()
+    names = 'task name metric mean error n n_cut chance higher metrics samples'.split()
     return {k: item_standard_error(t) if k == 'error' else getattr(t, k) for k in names}
 
 # %% ../../nbs/05_evaluation/12_evaluate.ipynb #5d5eaa3d
@@ -79,9 +79,12 @@ def _asked(o, names, datasets, data_path)->dict: # how the model was asked, for 
         draws=o.draws,
     )
 
-def _write(result, folder, output): # beside the model, or where it was asked for
+def _write(result, scores, folder, output): # beside the model, or where it was asked for
     path = Path(output) if output else folder/'evaluation.json' if folder and folder.is_dir() else None
     if path is None: return result
+    if scores:
+        result = result | dict(items=f'{path.stem}_items.jsonl.gz')
+        write_scores(path.with_name(result['items']), scores)
     write_json(path, result)
     return result | dict(path=str(path))
 
@@ -128,4 +131,4 @@ def evaluate_model(model, tasks='all', tokenizer=None, *, datasets=None, data_pa
         asked=_asked(o, [*whole, *groups], datasets, data_path),
         env=env_info(),
     )
-    return _write(result, folder, output)
+    return _write(result, scores, folder, output)

@@ -21,7 +21,8 @@ def _task_table(r):
     def row(t):
         further = ', '.join(f'{k} {_number(v)}' for k,v in t['metrics'].items() if k != t['metric'])
         figures = [_number(t[k]) for k in ('mean', 'error', 'chance')]
-        return t['task'],t['name'],t['metric'],*figures,t['n'],further
+        n = f"{t['n']} ({t['n_cut']} cut)" if t.get('n_cut') else t['n']
+        return t['task'],t['name'],t['metric'],*figures,n,further
     columns = 'task', 'data', 'metric', 'score', '± error', 'chance', 'n', 'further'
     return _table('tasks', columns, [row(t) for t in r['tasks']])
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['eval_tasks', 'measurements', 'TaskScores', 'task_name', 'subsample', 'eval_rows', 'held_out_documents', 'TaskSpec',
-           'load_task_rows', 'register_task', 'item_samples', 'cluster_ids', 'distinct_share', 'EvalOptions',
-           'eval_options', 'select_tasks', 'evaluate_tasks']
+           'load_task_rows', 'register_task', 'cluster_ids', 'distinct_share', 'EvalOptions', 'eval_options',
+           'select_tasks', 'write_scores', 'evaluate_tasks']
 
 # %% ../../nbs/05_evaluation/09_task_suite.ipynb #dd5a3e23
 import os
@@ -19,6 +19,8 @@ from ..core import *
 from ..data.catalog import *
 from ..data.dataset_splits import *
 from .eval_model import EvalModel
+from .generation_eval import cut_note, is_measured, max_cut_share
+from .item_files import *
 from .metric_names import score_name, task_metric
 from ..models.causality import check_causal
 
@@ -35,6 +37,13 @@ class TaskScores:
     metrics:dict = field(default_factory=dict) # further figures of the whole
     chance:float|None = None # main metric of guessing, where it is known
     samples:list = field(default_factory=list) # a few dicts prompt, output, target, score
+    items:list = field(default_factory=list) # a dict for each item, from `score_items`; empty where they are not kept
+    rule:str = 'dataset'  # in `item_rules`, by which an item is scored again
+    n_cut:int = 0         # items of which the prompt or the answer did not fit
+    def __post_init__(self):
+        if not self.items: return
+        self.samples = [{k: i[k] for k in ('prompt', 'output', 'target', 'score')} for i in self.items[:3]]
+        self.n_cut = sum(bool(i['cut']) for i in self.items)
     @property
     def n(self)->int:
         "Number of items"
@@ -134,20 +143,6 @@ def register_task(name:str, accepts, builtin=(), hub=(), load=load_task_rows, or
     return register
 
 # %% ../../nbs/05_evaluation/09_task_suite.ipynb #b7750044
-def item_samples(ds, rows, outputs:list, values, n:int=3)->list:
-    """Keep the first items as samples to read
-
-    Parameters:
-        ds: a `Dataset`
-        outputs: text of each row
-        values: (rows,) scores
-        n: how many
-    Returns: dicts prompt, output, target, score"""
-    return [
-        dict(prompt=ds.prompt(row), output=text, target=ds.target(row), score=float(v))
-        for row,text,v in zip(rows[:n], outputs, values)
-    ]
-
 def cluster_ids(ds, rows)->np.ndarray|None:
     """Number the clusters of rows, by `Dataset.group`
 
@@ -208,6 +203,24 @@ def select_tasks(tasks='all')->list:
     return sorted(eval_tasks, key=lambda name: (eval_tasks[name].spec.order, name))
 
 # %% ../../nbs/05_evaluation/09_task_suite.ipynb #a5c8255a
+def _measured(scores)->tuple: # those of which enough items fit; of the others task, name, reason
+    kept,missing = [],[]
+    for t in scores:
+        cuts = [i['cut'] for i in t.items]
+        if is_measured(cuts): kept.append(t)
+        else: missing.append(dict(task=t.task, name=t.name, reason=f'{cut_note(cuts)}: over {max_cut_share:.0%}'))
+    return kept,missing
+
+def write_scores(path, scores:list):
+    """Write the items of all scores as `write_items` does
+
+    Parameters:
+        path: file to make or replace, `.jsonl.gz`
+        scores: of `TaskScores`"""
+    write_items(path, [
+        dict(task=t.task, name=t.name, metric=t.metric, rule=t.rule, **i) for t in scores for i in t.items
+    ])
+
 def _task_sources(spec, group, datasets, data_dir)->tuple: # names or pairs to ask about; a reason if there are none
     if spec.accepts is None: return list(spec.builtin),None # a group that makes its own items
     if datasets is not None:
@@ -241,7 +254,9 @@ def evaluate_tasks(model, tokenizer, tasks='all', *, datasets=None, progress=Non
             try:
                 named = isinstance(source, str)
                 ds,rows = score.spec.load(source, o.data_dir, o.limit, o.seed) if named else source
-                scores += score(s, ds, rows)
+                kept,cut = _measured(score(s, ds, rows))
+                scores += kept
+                missing += cut
             except InputError as e:
                 missing.append(dict(task=group, name=name, reason=str(e)))
     return scores,missing

@@ -19,7 +19,7 @@ def rl_prompts(data, split:str='train', longest:int=512)->list:
         data: `TaskData`
         split: or 'validation'
         longest: tokens of a prompt
-    Returns: dicts index, prompt (a text), ids, reference"""
+    Returns: dicts index, prompt (a text), ids, reference, cut"""
     if getattr(data, 'task', None) is None or not hasattr(data, 'examples'):
         raise InputError(
             f'{data.name} has no questions with answers, and rewards need both; choose a dataset '
@@ -33,8 +33,9 @@ def rl_prompts(data, split:str='train', longest:int=512)->list:
     prompts = []
     for i,(row,e) in enumerate(zip(data.rows[split], data.examples[split])):
         ids = truncate_middle(list(map(int, e['ids'][:e['start']])), longest)
+        cut = 'prompt' if len(ids) < e['start'] else ''
         reference = data.task.references(row)[0]
-        prompts.append(dict(index=i, prompt=data.tokenizer.decode(ids), ids=ids, reference=reference))
+        prompts.append(dict(index=i, prompt=data.tokenizer.decode(ids), ids=ids, reference=reference, cut=cut))
     return prompts
 
 # %% ../../nbs/07_rl/05_prompts.ipynb #1d08be3d

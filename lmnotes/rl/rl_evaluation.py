@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core import *
-from ..files import append_jsonl, read_jsonl
+from ..evaluation.generation_eval import cut_note
+from ..evaluation.item_files import score_items, write_items
+from ..files import append_jsonl, read_jsonl, step_name
 from ..models.generation import generate_batch
 from .rewards import compute_reward, correctness
 from .settings import RLSettings
@@ -36,37 +38,36 @@ def held_out_scores(model, data, prompts:list, right=correctness, **options)->di
         prompts: from `rl_prompts`, of validation rows
         right: function (task, row, text) -> correctness
         options: fields of `AttemptOptions`
-    Returns: pass@1, pass@k: shares of prompts; greedy: mean correctness of greedy answers, format likewise;
-        n, items"""
+    Returns: pass@1, pass@k: shares of prompts; greedy: mean correctness, format likewise; n, n_cut, items"""
     o,task,n = AttemptOptions(**options),data.task,len(prompts)
     rows,ids = [data.rows['validation'][p['index']] for p in prompts],[p['ids'] for p in prompts]
     def generate(temperature, seed):
         return generate_batch(model, data.tokenizer, ids, o.max_new_tokens, temperature=temperature, seed=seed, bs=o.bs)
     greedy = generate(0, 0)
     rewards = [compute_reward(task, row, text, right) for row,text in zip(rows, greedy)]
-    attempts = [] # (k, n), whether right
-    for j in range(o.k):
-        texts = generate(o.temperature, seed_for('pass', o.seed, j))
-        attempts.append([right(task, row, text) > 0 for row,text in zip(rows, texts)])
+    draws = list(zip(*(generate(o.temperature, seed_for('pass', o.seed, j)) for j in range(o.k)))) # (n, k) texts
+    attempts = [[right(task, row, text) > 0 for text in texts] for row,texts in zip(rows, draws)]
+    cuts,values = [p['cut'] for p in prompts],[r['correctness'] for r in rewards]
     return {
         'pass@1': sum(map(sum, attempts))/(n*o.k),
-        f'pass@{o.k}': sum(any(a) for a in zip(*attempts))/n,
-        'greedy': sum(r['correctness'] for r in rewards)/n,
+        f'pass@{o.k}': sum(map(any, attempts))/n,
+        'greedy': sum(values)/n,
         'format': sum(r['format'] for r in rewards)/n,
         'n': n,
-        'items': [
-            dict(prompt=p['prompt'], output=text, target=p['reference'], score=r['correctness'])
-            for p,text,r in zip(prompts, greedy, rewards)
-        ],
+        'n_cut': sum(map(bool, cuts)),
+        'items': score_items(task, rows, greedy, values, cuts, draws=draws, right=attempts),
     }
 
 def reward_signal_warning(scores:dict, k:int)->str:
-    """Warn where rewards cannot teach: a model that is never right, or always
+    """Warn where rewards cannot teach: prompts that are cut, a model that is never right, or always
 
     Parameters:
         scores: from `held_out_scores`
         k: attempts
     Returns: a sentence; empty where there is something to learn"""
+    if cuts := scores.get('n_cut', 0):
+        note = cut_note(['prompt']*cuts + ['']*(scores['n'] - cuts))
+        return f'{note}, in training as here: what they ask cannot be known; give a larger --max_length'
     if scores[f'pass@{k}'] == 0:
         return (
             f"none of {scores['n']} held-out prompts is answered right in {k} attempts: "
@@ -89,7 +90,7 @@ class HeldOutEvaluation:
         right: function (task, row, text) -> correctness"""
     def __init__(self, model, data, s:RLSettings, path, prompts:list, right=correctness):
         self.model,self.data,self.settings,self.right = model,data,s,right
-        self.log = Path(path)/'evals.jsonl'
+        self.path,self.log = Path(path),Path(path)/'evals.jsonl'
         n = min(s.eval_items, len(prompts))
         self.prompts = random.Random(seed_for('rl items', s.seed)).sample(prompts, n)
     def __call__(self, step:int)->dict:
@@ -113,6 +114,6 @@ class HeldOutEvaluation:
             temperature=s.temperature,
             seed=s.seed,
         )
-        scores.pop('items')
+        write_items(self.path/'items'/f'{step_name(step)}.jsonl.gz', scores.pop('items'))
         append_jsonl(self.log, dict(step=step, accuracy=scores['greedy'], task_score=scores['greedy'], **scores))
         return scores

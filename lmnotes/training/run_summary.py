@@ -17,6 +17,7 @@ from ..core import *
 from ..data.contamination import data_overlap
 from ..data.mixtures.data import measure_per_source
 from ..evaluation.generation_eval import *
+from ..evaluation.item_files import write_items
 from ..files import *
 from ..models.flops_and_memory import model_flops
 from ..models.hf.hf_load import attention_implementation
@@ -87,13 +88,14 @@ def check_evaluation_schedule(o:TrainOptions)->TrainOptions:
 # %% ../../nbs/06_training/19_run_summary.ipynb #2ab8d220
 def _max_batches(o): return o.eval_max_batches if o.eval_max_batches > 0 else None
 
-def validation_scores(learn, o:TrainOptions, items=())->dict:
+def validation_scores(learn, o:TrainOptions, items=(), path=None)->dict:
     """Score the validation data of a run
 
     Parameters:
         learn: an `LMLearner`; every rank must call this
         o: of the run
         items: questions whose answers are generated, from `validation_requests`
+        path: run folder, whose `items/` keeps what was asked, answered and scored; None: it is not kept
     Returns: as `evaluate`; of a mixture also `sources`, with their mean and spread; of answers `task_score`"""
     n = _max_batches(o)
     if has_task_head(o) and world_size() > 1: # a head's own scores are sums over all texts
@@ -104,9 +106,10 @@ def validation_scores(learn, o:TrainOptions, items=())->dict:
     if sources:
         each = measure_per_source(sources, lambda dl: evaluate_distributed(learn, n, dl))
         scores['sources'] = each if o.log_eval_spread else {k: v for k,v in each.items() if k != 'spread'}
+    keep = partial(write_items, Path(path)/'items'/f'{step_name(learn.step)}.jsonl.gz') if path else None
     if items:
         with unsharded(learn):
-            scores |= run_on_main(lambda: generated_scores(learn, items))
+            scores |= run_on_main(lambda: generated_scores(learn, items, keep=keep))
     return scores
 
 # %% ../../nbs/06_training/19_run_summary.ipynb #48c46cd4
@@ -181,6 +184,12 @@ def summarize_run(learn, o:TrainOptions, scores:dict, seconds:float, start:int=0
     if hasattr(data.train, 'realised'): out['realised'] = data.train.realised()
     return out | dict(memory_bytes=memory_bytes(data.device), ranks=world_size(), tokenizer=data.spec['tokenizer'])
 
+def _task_score_text(s): # with what did not fit, or why there is none
+    n,cut = s['task_score_n'],s.get('task_score_cut', 0)
+    what = f'{cut} of {n} prompts or answers did not fit'
+    if s['task_score'] is None: return f'task score not measured: {what}'
+    return f"task score {s['task_score']:.3f} over {n} generated answers" + (f' ({what})' if cut else '')
+
 def _score_text(s, data):
     if s['bits_per_byte']: return f"{s['bits_per_byte']:.4f} bits per byte"
     head = getattr(data, 'head', None)
@@ -198,7 +207,7 @@ def print_result(s:dict, data):
     head = getattr(data, 'head', None)
     parts = [_score_text(s, data), f"{s['accuracy']:.1%} of {_counted(data)}s right"]
     if head: parts += [f'{k} {s[k]:.3f}' for k in label_metric_names(head, data.names)]
-    if 'task_score' in s: parts.append(f"task score {s['task_score']:.3f} over {s['task_score_n']} generated answers")
+    if 'task_score' in s: parts.append(_task_score_text(s))
     parts += [f"{format_count(s['tokens_per_s'])} tokens/s", f"{s['train_seconds']:.1f} s"]
     print(f"{'result':>10}  {', '.join(parts)}")
     if 'tainted' in s:

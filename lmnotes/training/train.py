@@ -70,7 +70,7 @@ def _loggers(job, facts): # of rank 0 alone
 
 def _evaluation_callbacks(job, evals, per_epoch): # `evals`: the `EvalLog`
     o,path = job.options,job.folder.path
-    score = lambda learn: validation_scores(learn, o, job.items)
+    score = lambda learn: validation_scores(learn, o, job.items, path)
     cbs = [PeriodicEvaluation(path/'evals.jsonl', eval_interval(o, per_epoch), score, o.eval_on_start)]
     if o.early_stopping_patience: cbs.append(EarlyStopping(evals, o.early_stopping_patience))
     if is_main() or o.fsdp:
@@ -219,6 +219,13 @@ def _memory_line(o, learn): # what a step needs, found out before a folder is th
         f"{bytes_text(need['at_most'])} at most, and {bytes_text(need['free'])} are free"
     )
 
+def _deciding_metric(o, data, model, items)->str: # one of known direction that the evaluations will have
+    metric = find_metric(o.metric_for_best_model, eval_metrics(data, items))
+    if reason := unmeasured_scores(model, items).get(metric):
+        raise InputError(f'{metric} cannot choose a model: {reason}; give a larger --max_length, or another metric')
+    higher_is_better(metric, o.greater_is_better)
+    return metric
+
 def _prepare(o, checkpoint, recipe): # a job without its folder
     data = data_from_options(o)
     model = model_from_options(o, data.vocab_size, data)
@@ -230,8 +237,7 @@ def _prepare(o, checkpoint, recipe): # a job without its folder
     steps = None if o.max_seconds else optimizer_steps(o, data)
     if checkpoint: steps = read_json(checkpoint/'state.json')['total_steps']
     items = validation_requests(data, o.eval_generate, o.seed) if o.eval_generate and not data.masked else []
-    metric = find_metric(o.metric_for_best_model, eval_metrics(data, items))
-    higher_is_better(metric, o.greater_is_better) # a metric of unknown direction is refused
+    metric = _deciding_metric(o, data, model, items)
     plan = plan_run(o, data, facts, steps, recipe) | _memory_line(o, learn)
     return TrainingJob(o, learn, steps, plan, metric, items, checkpoint)
 

@@ -81,4 +81,5 @@ def arithmetic_rows(n:int=9000)->dict:
 class Arithmetic(GSM8K):
     "9,000 generated word problems in the form of GSM8K; built in"
     id, config, configs = 'embedded/arithmetic', None, ()
+    answer_bytes = 192 # two steps and the answer
     modes = 'pretrain', 'sft', 'rl'

@@ -36,10 +36,12 @@ class SQuADv2(SQuAD):
 class FiQA(QuestionDataset):
     "Questions about money with answers from the web (Maia et al. 2018)"
     id, instruction = 'LLukas22/fiqa', 'Answer the question about money.'
+    answer_bytes = 10_000 # a page
 
 @register_dataset('10k')
 class FinancialQA10K(QuestionDataset):
     "Questions on annual reports, with the sentences that answer them"
     id, instruction = 'virattt/financial-qa-10K', 'Answer the question with the help of the context.'
+    answer_bytes = 2048 # a few sentences
     def fields(self, row): return dict(Context=row['context'], Question=row['question'])
     def group(self, row): return row['context']

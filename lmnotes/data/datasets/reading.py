@@ -73,3 +73,4 @@ def reading_rows(n:int=9000)->dict:
 class Reading(SQuAD):
     "9,000 generated questions on 3,000 passages, with SQuAD's columns; built in"
     id, hub_id, modes = 'embedded/reading', None, ('pretrain', 'sft', 'rl')
+    answer_bytes = 64 # a word

@@ -38,6 +38,7 @@ def recall_rows(n:int=20_000, pairs:int=8)->dict:
 class Recall(Dataset):
     "20,000 generated rows of associative recall (Arora et al. 2023, arXiv:2312.04927); built in"
     id, kind, role, modes = 'embedded/recall', 'questions', 'both', ('pretrain', 'sft', 'rl')
+    answer_bytes = 16 # a digit
     def prompt(self, row): return f"{row['pairs']} ? {row['question']}"
     def target(self, row): return row['answer']
     def text(self, row): return f"{row['pairs']} ? {row['queries']}"

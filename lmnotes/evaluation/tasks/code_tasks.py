@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['program_runners', 'edit_similarity', 'program_checks', 'function_body', 'FunctionCompletion', 'documented_functions',
-           'pass_rate_by_tests', 'load_code_rows', 'score_code']
+           'pass_rate_by_tests', 'load_code_rows', 'score_by_body', 'score_by_program', 'score_code']
 
 # %% ../../../nbs/05_evaluation/tasks/06_code_tasks.ipynb #82522725
 import ast
@@ -17,6 +17,7 @@ from ...data.catalog import *
 from ...data.datasets.code import extract_code, find_function, function_signature
 from ...data.sources.files import Rows
 from ..eval_model import EvalModel
+from ..item_files import item_rules, score_items
 from ..task_suite import *
 from .math_tasks import pass_at_k_curve, sample_answers
 from .text_generation import HeldOutDataset
@@ -60,7 +61,7 @@ def function_body(text:str)->str:
 # %% ../../../nbs/05_evaluation/tasks/06_code_tasks.ipynb #3b493f0d
 class FunctionCompletion(HeldOutDataset):
     "Functions of held-out files: signature and docstring are given, the body is to be written"
-    kind = 'code'
+    kind,answer_bytes = 'code',400 # of a body of 300 characters at most
     def program(
         self,
         row, # of the dataset
@@ -110,7 +111,7 @@ def documented_functions(docs:list, limit:int|None=64, seed:int=0, size=(400, 30
 program_runners = Registry('program runner') # name -> function (code, tests) -> object with `ok`
 program_runners.lazy('sandbox', 'lmnotes.rl.sandbox:run_tests')
 
-def pass_rate_by_tests(s:EvalModel, ds, rows, runner='sandbox')->dict:
+def pass_rate_by_tests(s:EvalModel, ds, rows, runner='sandbox')->tuple:
     """Sample programs and run the tests of their rows
 
     Parameters:
@@ -118,12 +119,12 @@ def pass_rate_by_tests(s:EvalModel, ds, rows, runner='sandbox')->dict:
         ds: a `Dataset`
         rows: rows have a `test`
         runner: name in `program_runners`
-    Returns: pass@1, pass@2, ..."""
+    Returns: pass@1, pass@2, ...; columns of items: draws, right"""
     run_tests = program_runners[runner]
-    sampled = sample_answers(s, s.requests(ds, rows), max(s.draws, 1))
-    return pass_at_k_curve([
-        [float(run_tests(extract_code(text), row['test']).ok) for text in texts] for row,texts in zip(rows, sampled)
-    ])
+    draws = sample_answers(s, s.requests(ds, rows), max(s.draws, 1))
+    def right(row, texts): return [float(run_tests(extract_code(text), row['test']).ok) for text in texts]
+    columns = dict(draws=draws, right=[right(row, texts) for row,texts in zip(rows, draws)])
+    return pass_at_k_curve(columns['right']),columns
 
 def load_code_rows(name, data_dir, limit, seed)->tuple:
     """Load programming tasks; a corpus of programs gives its functions
@@ -145,6 +146,24 @@ def _programs(ds, rows, texts)->tuple: # programs; references as (program, funct
     programs = [extract_code(text) for text in texts]
     references = [(ds.references(row)[0], row['entry_point']) for row in rows]
     return programs,references,[edit_similarity(p, reference) for p,(reference,_) in zip(programs, references)]
+
+@item_rules('function')
+def score_by_body(item:dict)->float:
+    """Score the body that continues a signature by its similarity to the author's
+
+    Parameters:
+        item: from `read_items`
+    Returns: in [0,1]"""
+    return edit_similarity(function_body(item['output']), item['target'])
+
+@item_rules('program')
+def score_by_program(item:dict)->float:
+    """Score the program in an answer by its similarity to the reference
+
+    Parameters:
+        item: from `read_items`
+    Returns: in [0,1]"""
+    return edit_similarity(extract_code(item['output']), find_dataset(item['dataset']).references(item['row'])[0])
 
 def _is_code(ds): return ds.kind == 'code' or ds.id == 'embedded/python'
 
@@ -168,7 +187,10 @@ def score_code(s:EvalModel, ds, rows)->list:
         edit_similarity=float(values.mean()),
         distinct=distinct_share(texts),
     )
-    if s.allow_execution and rows and 'test' in rows[0]: metrics |= pass_rate_by_tests(s, ds, rows)
+    columns = {}
+    if s.allow_execution and rows and 'test' in rows[0]:
+        passed,columns = pass_rate_by_tests(s, ds, rows)
+        metrics |= passed
     own = isinstance(ds, FunctionCompletion)
     return [TaskScores(
         task='code',
@@ -177,5 +199,6 @@ def score_code(s:EvalModel, ds, rows)->list:
         values=values,
         clusters=cluster_ids(ds, rows),
         metrics=metrics,
-        samples=item_samples(ds, rows, texts, values),
+        items=score_items(ds, rows, texts, values, s.answer_cuts(ds, rows), **columns),
+        rule='function' if own else 'program',
     )]
