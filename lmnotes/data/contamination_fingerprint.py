@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['FINGERPRINT_FILE', 'TextFingerprint', 'text_fingerprint', 'Overlap', 'overlap', 'item_texts', 'training_fingerprint',
-           'save_fingerprint', 'load_fingerprint']
+           'save_fingerprint', 'load_fingerprint', 'keep_fingerprint']
 
 # %% ../../nbs/01_data/24_contamination_fingerprint.ipynb #c8430ed3
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,7 @@ class TextFingerprint:
     n_documents: int = 0  # that were read
     n_words: int = 0      # that were read
     whole: bool = True    # whether all of the training text was read
+    start_known: bool = True # whether it is known what the weights that training began with had read
     @property
     def sampled(self)->float:
         "Share of the runs that are kept, in (0,1]"
@@ -62,7 +63,8 @@ class TextFingerprint:
         keys,limit = np.union1d(self.keys, other.keys),min(self.limit, other.limit)
         keys,limit = _smallest(keys[keys < limit], limit, self.size)
         counts = self.n_documents + other.n_documents, self.n_words + other.n_words
-        return TextFingerprint(self.n, self.size, keys, limit, *counts, self.whole and other.whole)
+        start_known = self.start_known and other.start_known
+        return TextFingerprint(self.n, self.size, keys, limit, *counts, self.whole and other.whole, start_known)
 
 def _smallest(keys, limit, size)->tuple: # of sorted keys; the new limit
     return (keys, limit) if len(keys) <= size else (keys[:size], int(keys[size]))
@@ -107,6 +109,7 @@ class Overlap:
     n: int         # words in a run
     sampled: float # share of the training text's runs that is known, in (0,1]
     whole: bool = True # whether all of the training text was read
+    start_known: bool = True # whether it is known what the weights that training began with had read
     @property
     def share(self)->float:
         "Share of the judged items that are found, in [0,1]"
@@ -128,6 +131,7 @@ class Overlap:
         judged = '' if self.n_judged == self.n_items else f', of {self.n_items} scored'
         partly = '' if self.sampled == 1 else f' (judged by a sample of {self.sampled:.1%} of its runs)'
         unread = '' if self.whole else '; the training text was not read to its end'
+        if not self.start_known: unread += '; what its first weights were trained on is not known'
         return (
             f'{self.n_shared} of {self.n_judged} items{judged} ({self.share:.1%}) share {self.n} words in a row '
             f'with the training text, {self.n_whole} of them stand there whole{partly}{unread}'
@@ -156,7 +160,7 @@ def overlap(texts, fp:TextFingerprint)->Overlap:
         found = int(_known(h, fp.keys).sum())
         n_items,n_judged = n_items + 1,n_judged + (len(h) > 0)
         n_shared,n_whole = n_shared + (found > 0),n_whole + (0 < found == len(h))
-    return Overlap(n_items, n_judged, n_shared, n_whole, fp.n, fp.sampled, fp.whole)
+    return Overlap(n_items, n_judged, n_shared, n_whole, fp.n, fp.sampled, fp.whole, fp.start_known)
 
 # %% ../../nbs/01_data/24_contamination_fingerprint.ipynb #c526de5f
 def item_texts(ds, rows, n:int=13)->list:
@@ -184,12 +188,13 @@ def training_fingerprint(data)->TextFingerprint|None:
         data: what a run is trained on, from `load_data` or its like
     Returns: None where the data is not text"""
     if data.tokenizer is None or not hasattr(data, 'texts'): return None
+    if len(_fingerprints) > 8: _fingerprints.clear()
     if data.fingerprint not in _fingerprints: _fingerprints[data.fingerprint] = text_fingerprint(data.texts('train'))
     return _fingerprints[data.fingerprint]
 
 # %% ../../nbs/01_data/24_contamination_fingerprint.ipynb #5d510a30
 FINGERPRINT_FILE = 'training_text.npz'
-_counts = 'n size limit n_documents n_words whole'.split()
+_counts = 'n size limit n_documents n_words whole start_known'.split()
 
 def save_fingerprint(fp:TextFingerprint, folder):
     """Write a fingerprint beside a model
@@ -218,5 +223,20 @@ def load_fingerprint(folder)->TextFingerprint|None:
     except Exception as e:
         raise InputError(f'{path} is damaged ({type(e).__name__}); delete it, and the overlap is not known') from e
     counts = {k: int(found[k]) for k in _counts}
-    counts['whole'] = bool(counts['whole'])
+    counts |= {k: bool(counts[k]) for k in ('whole', 'start_known')}
     return TextFingerprint(keys=np.cumsum(found['steps'], dtype=np.uint64), **counts)
+
+# %% ../../nbs/01_data/24_contamination_fingerprint.ipynb #543fb760
+def keep_fingerprint(folder, data, start=None):
+    """Write the fingerprint of a run's training text, together with that of the weights it starts from
+
+    Parameters:
+        folder: of a run
+        data: what it is trained on
+        start: folder or hub id of the weights it starts from, perhaps with rewrites: `runs/mine+ternary`"""
+    fp = training_fingerprint(data)
+    if fp is None: return
+    if start:
+        before = load_fingerprint(str(start).partition('+')[0])
+        fp = replace(fp, start_known=False) if before is None else fp.merge(before)
+    save_fingerprint(fp, folder)

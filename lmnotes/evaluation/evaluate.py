@@ -87,10 +87,13 @@ def _write(result, folder, output): # beside the model, or where it was asked fo
     write_json(path, result)
     return result | dict(path=str(path))
 
-def _training_text(model)->tuple: # fingerprint of what a saved model was trained on; figures about it
-    fp = load_fingerprint(model.partition('+')[0])
-    if fp is None: return None,None
-    return fp,dict(words=fp.n_words, documents=fp.n_documents, sampled=fp.sampled, whole=fp.whole)
+def _check_output(output): # refused before anything is measured
+    if output and Path(output).is_dir():
+        raise InputError(f"'{output}' is a folder; name a file, such as {Path(output)/'evaluation.json'}")
+
+def _about(name, model, fp)->dict: # the model, and what is known of its training text
+    known = None if fp is None else {k: getattr(fp, k) for k in 'n_words n_documents sampled whole start_known'.split()}
+    return dict(model=name, n_parameters=sum(p.numel() for p in model.parameters()), training_text=known)
 
 def _split_options(options)->tuple: # for the evaluation; for loading the model
     known = {f.name for f in fields(EvalOptions)}
@@ -117,22 +120,18 @@ def evaluate_model(model, tasks='all', tokenizer=None, *, datasets=None, data_pa
     whole,groups = _select(tasks)
     folder = Path(str(model)).expanduser() if isinstance(model, (str, Path)) else None
     name = str(model) if folder else type(model).__name__
-    fp,training_text = _training_text(name) if folder else (None, None)
-    data = EvaluationData(
-        datasets, o.data_dir, data_path, o.limit, name if folder else '', seed=o.seed, split=o.split, trained_on=fp
-    )
-    if output and Path(output).is_dir():
-        raise InputError(f"'{output}' is a folder; name a file, such as {Path(output)/'evaluation.json'}")
+    fp = load_fingerprint(name.partition('+')[0]) if folder else None
+    data = EvaluationData(datasets, o.data_dir, data_path, o.limit, name if folder else '', o.seed, o.split, fp)
+    _check_output(output)
     if folder: model,tokenizer = load_eval_model(str(model), device, **hub_options)
-    result = dict(model=name, n_parameters=sum(p.numel() for p in model.parameters()), training_text=training_text)
+    result = _about(name, model, fp)
     scores,missing = [],[]
     if groups:
         scores,missing = evaluate_tasks(
             model, tokenizer, groups, datasets=data.sources(), progress=progress, trained_on=fp, **vars(o)
         )
     measured,unmeasured = _measure(o.eval_model(model, tokenizer), data, whole, progress)
-    result |= measured
-    result |= dict(
+    result |= measured | dict(
         tasks=[task_record(t) for t in scores],
         not_measured=missing + unmeasured,
         asked=_asked(o, [*whole, *groups], datasets, data_path),
