@@ -14,7 +14,7 @@ from lmnotes.data.catalog import catalog, find_dataset
 from lmnotes.data.dataloader import BlockLoader
 from lmnotes.data.dataset_splits import evaluation_documents, evaluation_rows, load_documents, load_rows
 from lmnotes.data.load import load_data
-from lmnotes.data.token_encoding import encode_documents, token_bytes
+from lmnotes.data.token_encoding import document_bytes, encode_documents, token_bytes
 from lmnotes.data.tokenizers import get_tokenizer
 
 real = Path(os.environ.get('LMNOTES_DATA_DIR') or Path(__file__).parents[2]/'shared/data')
@@ -400,3 +400,71 @@ def test_real_splits_are_scored_whole():
         rows = evaluation_rows(find_dataset(name), real)
         assert (len(rows), rows.split) == (n, split)
     assert len(evaluation_documents(find_dataset('wikitext'), real)[0]) == 60 # articles of the validation split
+
+# ---- unknown words
+
+def paragraphs(root):
+    "Write a training text and a validation text with words that training never saw"
+    root.mkdir()
+    read = 'the cat sat on the mat and the dog lay by the door of the house\n'
+    held = 'the wombat sat on a café table and the dog ate the übermensch of the house\n'
+    (root/'train.txt').write_text(read*60, encoding='utf-8')
+    (root/'validation.txt').write_text(held*20, encoding='utf-8')
+    return held*20
+
+def test_bits_per_byte_of_unknown_words_by_hand(tmp_path):
+    "Each unknown word costs its token, and log2 257 bits for each of its bytes and for its end"
+    from lmnotes.evaluation.metrics import unigram_scores
+    held = paragraphs(tmp_path/'text')
+    data = load_data(data_path=tmp_path/'text', tokenizer='words', vocab_size=12, max_length=10, device='cpu')
+    known = set(data.tokenizer.get_vocab()) - {'<unk>'}
+    pieces = [w for line in held.splitlines() for w in [*line.replace(' ', '| ').split('|'), '\n']]
+    assert ''.join(pieces) == held and len(data.valid_ids) == len(pieces) + 1
+    n = len(data.valid_blocks)*10 # of the first token on, nothing is predicted before it
+    scored = [*pieces, ''][1:n + 1]
+    unknown = [len(w.encode()) for w in scored if w and w not in known]
+    s = unigram_scores(data)
+    assert s.bytes.sum() == sum(len(w.encode()) for w in scored)
+    bits = s.nll.sum()/np.log(2) + sum(k + 1 for k in unknown)*np.log2(257)
+    assert len(unknown) > n/3 and abs(s.bits_per_byte - bits/s.bytes.sum()) < 1e-9
+    assert list(data.texts('validation')) == [held] # the text itself, not what is left of it in tokens
+    assert 'are unknown, spelled at 8 bits a byte' in data.notes[-1]
+
+def test_a_coarse_vocabulary_never_beats_bytes(tmp_path):
+    from lmnotes.evaluation.metrics import unigram_scores, window_bits_per_byte
+    paragraphs(tmp_path/'text')
+    bits = {
+        n: unigram_scores(load_data(data_path=tmp_path/'text', tokenizer=t, vocab_size=n, max_length=16, device='cpu'))
+        for n,t in {None: 'bytes', 4: 'words', 8: 'words', 12: 'words'}.items()
+    }
+    for n in (4, 8, 12):
+        assert bits[n].bits_per_byte > bits[None].bits_per_byte
+        per_window,weights = window_bits_per_byte(bits[n])
+        assert abs(np.average(per_window, weights=weights) - bits[n].bits_per_byte) < 1e-9
+    assert bits[4].bits_per_byte > 8 # three words in four are spelled, and the end of each costs, too
+
+def test_one_formula_in_training_and_evaluation(tmp_path):
+    from lmnotes.evaluation.metrics import evaluate_lm
+    from lmnotes.models import build_model
+    from lmnotes.training.learner import lm_learner
+    from lmnotes.training.learner_metrics import evaluate
+    paragraphs(tmp_path/'text')
+    data = load_data(data_path=tmp_path/'text', tokenizer='words', vocab_size=12, max_length=10, bs=3, device='cpu')
+    model = build_model('standard', size='tiny', vocab_size=data.vocab_size, max_length=64)
+    scored = evaluate_lm(model, data)
+    assert abs(evaluate(lm_learner(model, data))['bits_per_byte'] - scored.bits_per_byte) < 1e-4
+
+def test_questions_with_unknown_words_have_no_bits_per_byte(tmp_path):
+    rows = [dict(prompt=f'item {i % 7} is', response=f'thing{i}') for i in range(200)]
+    (tmp_path/'train.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    data = load_data(data_path=tmp_path/'train.jsonl', mode='sft', tokenizer='words', max_length=32, device='cpu')
+    assert not hasattr(data, 'token_bytes') and 'unknown tokens; tokens are unknown' in data.notes[-1]
+    assert hasattr(load_data(data_path=tmp_path/'train.jsonl', mode='sft', max_length=64, device='cpu'), 'token_bytes')
+
+@needs_real
+def test_bytes_are_those_of_the_text():
+    docs = load_documents(find_dataset('wikitext'), real)[0]
+    for name in ('words', 'chars'):
+        tok = get_tokenizer(name, lambda: docs['train'])
+        ids = encode_documents(tok, docs['validation'])
+        assert document_bytes(tok, docs['validation'], ids).sum() == sum(len(d.encode()) for d in docs['validation'])

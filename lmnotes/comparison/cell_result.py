@@ -50,6 +50,7 @@ def write_cell(path, r:CellResult):
         r: what was found"""
     path = Path(path)
     arrays = {} if r.scores is None else {k: getattr(r.scores, k) for k in _arrays}
+    if r.scores is not None and r.scores.spelling is not None: arrays['spelling'] = r.scores.spelling
     for i,t in enumerate(r.tasks):
         arrays[f'task_{i}'] = np.asarray(t.values, float)
         if t.clusters is not None:
@@ -76,7 +77,8 @@ def read_cell(path)->CellResult:
             a = dict(z)
         values = [dict(values=a[f'task_{i}'], clusters=a.get(f'clusters_{i}')) for i in range(len(r['tasks']))]
         tasks = [TaskScores(**e, **v) for e,v in zip(r['tasks'], values)]
-        return CellResult(r['cell'], LMScores(*(a[k] for k in _arrays), r['tokenizer']), tasks)
+        scores = LMScores(*(a[k] for k in _arrays), r['tokenizer'], a.get('spelling'))
+        return CellResult(r['cell'], scores, tasks)
     except Exception as e:
         raise InputError(f"{path} is damaged ({type(e).__name__}: {' '.join(str(e).split())[:200]})") from e
 

@@ -20,6 +20,7 @@ from .result import *
 from .verdicts import *
 from ..core import *
 from ..data.load import load_data
+from ..data.token_encoding import spelling_nats
 from ..data.tokenizers import get_tokenizer
 from ..evaluation.eval_model import choice_nll
 from ..evaluation.metrics import *
@@ -83,6 +84,7 @@ def piece_scores(model, tokenizer, pieces:list)->LMScores:
         bytes=np.array([len(p.encode()) for p in pieces]),
         correct=np.zeros(len(pieces), int),
         tokenizer=tokenizer_id(tokenizer),
+        spelling=spelling_nats(tokenizer, pieces),
     )
 
 # %% ../../nbs/08_comparison/18_compare_checkpoints.ipynb #807f8304

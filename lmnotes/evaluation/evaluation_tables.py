@@ -28,7 +28,10 @@ def _task_table(r):
 def _lm_table(r):
     def row(l):
         figures = [_number(l[k]) for k in ('bits_per_byte', 'bits_per_character', 'loss', 'perplexity')]
-        return l['name'],l.get('split') or '–',*figures,l['tokenizer'],_number(l['token_accuracy']),l['windows']
+        share = l.get('unknown_share')
+        unknown = f', {share:.1%} unknown tokens, spelled at 8 bits a byte' if share else ''
+        tokens = l['tokenizer'] + unknown,_number(l['token_accuracy']),l['windows']
+        return l['name'],l.get('split') or '–',*figures,*tokens
     columns = 'corpus split bits/byte bits/character loss perplexity'.split()
     columns += ['of the tokenizer', 'token accuracy', 'windows']
     return _table('language modelling', columns, [row(l) for l in r.get('lm', [])])

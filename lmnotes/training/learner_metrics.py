@@ -7,11 +7,13 @@ __all__ = ['batch_labels', 'TokenMetric', 'TokenLoss', 'TokenAccuracy', 'BitsPer
 
 # %% ../../nbs/06_training/06_learner_metrics.ipynb #773a6fdf
 import math
+from itertools import count
 from types import SimpleNamespace
 
 from fastai.basics import *
 
 from ..core import InputError
+from ..data.token_encoding import count_bytes
 from ..models.task_head_metrics import label_counts, label_metrics
 
 # %% ../../nbs/06_training/06_learner_metrics.ipynb #470c5d09
@@ -76,10 +78,11 @@ class BitsPerByte(TokenMetric):
 
         Parameters:
             learn: as for `TokenLoss`"""
-        y = learn.yb[0]
-        y = y[y != -100].cpu()
-        self.numerator += float(learn.loss)*len(y)/math.log(2)
-        self.denominator += int(self.token_bytes[y].sum())
+        y,sized = learn.yb[0].cpu(),getattr(getattr(learn, 'dl', None), 'label_bytes', None)
+        n_bytes,spelling = count_bytes(y, self.token_bytes, sized and sized(learn.iter))
+        nats = float(learn.loss)*int((y != -100).sum()) + float(spelling.sum())
+        self.numerator += nats/math.log(2)
+        self.denominator += int(n_bytes.sum())
 
 # %% ../../nbs/06_training/06_learner_metrics.ipynb #559f33de
 def _metrics_for(data): # those that the data allows
@@ -101,11 +104,12 @@ def evaluate(learn, max_batches=None, dl=None)->dict:
     metrics,counts,was_training = _metrics_for(learn.dls),0,learn.model.training
     learn.model.eval()
     for m in metrics: m.reset()
-    for b,_ in zip(dl or learn.dls.valid, range(max_batches) if max_batches else iter(int, 1)):
+    dl = dl or learn.dls.valid
+    for k,b in zip(range(max_batches) if max_batches else count(), dl):
         batch = learn._set_device(b)[0]
         with learn.forward_context():
             pred = learn.model(**batch)
-        scored = SimpleNamespace(pred=pred, loss=pred.loss, yb=(batch_labels(batch),))
+        scored = SimpleNamespace(pred=pred, loss=pred.loss, yb=(batch_labels(batch),), dl=dl, iter=k)
         for m in metrics: m.accumulate(scored)
         if head: counts = counts + label_counts(head, pred, batch['labels'], names)
     learn.model.train(was_training)

@@ -40,7 +40,8 @@ def lm_data(tokenizer, docs:list, name:str, max_length:int=128, tokenizer_name:s
     size = min(max_length, len(ids) - 1)
     label = tokenizer_label(tokenizer, tokenizer_name)
     spec = dict(tokenizer=label, max_length=size, bs=8, seed=0, device='cpu')
-    return LMData(name, spec, tokenizer, ids[:size+1], ids)
+    documents = dict(train=docs[:1], validation=docs)
+    return LMData(name, spec, tokenizer, ids[:size+1], ids, documents=documents)
 
 def characters_per_byte(docs:list)->float:
     """Characters of documents for each byte of their UTF-8
@@ -63,7 +64,9 @@ def score_documents(s:EvalModel, docs:list, name:str, limit:int|None=None, token
     s.require('text')
     data = lm_data(s.tokenizer, docs, name, min(s.context_length or 128, 512), tokenizer_name)
     scores = lm_metrics(evaluate_lm(s.model, data, limit=limit))
-    return dict(name=name, **scores, bits_per_character=scores['bits_per_byte']/characters_per_byte(docs))
+    per_character = scores['bits_per_byte']/characters_per_byte(docs)
+    about = dict(unknown_share=data.unknown_share, note='; '.join(data.notes))
+    return dict(name=name, **scores, bits_per_character=per_character, **about)
 
 # %% ../../../nbs/05_evaluation/tasks/08_language_modelling.ipynb #b31ea73a
 def _overlap(docs, fp)->dict|None: # None where the training text of the model is not known
