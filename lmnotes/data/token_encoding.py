@@ -127,7 +127,7 @@ def count_bytes(labels:torch.Tensor, token_bytes:torch.Tensor, label_bytes:torch
     if label_bytes is None:
         raise InputError('these labels hold unknown tokens, and their bytes are not known; no bits per byte are made')
     n = torch.where(unknown, label_bytes, n)
-    return n, torch.where(unknown, (n + 1)*SPELLING_NATS, 0.).double()
+    return n, torch.where(unknown, (n.double() + 1)*SPELLING_NATS, 0.)
 
 def bits_per_byte(nats, n_bytes, spelling_nats=0.)->float:
     """Bits that each byte of text costs (Gao et al. 2020, section 3.1), unknown words spelled
