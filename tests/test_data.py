@@ -12,9 +12,9 @@ import torch
 from lmnotes.core import InputError
 from lmnotes.data.catalog import catalog, find_dataset
 from lmnotes.data.dataloader import BlockLoader
-from lmnotes.data.dataset_splits import load_documents, load_rows
+from lmnotes.data.dataset_splits import evaluation_documents, evaluation_rows, load_documents, load_rows
 from lmnotes.data.load import load_data
-from lmnotes.data.token_encoding import encode_documents, token_bytes
+from lmnotes.data.token_encoding import document_bytes, encode_documents, token_bytes
 from lmnotes.data.tokenizers import get_tokenizer
 
 real = Path(os.environ.get('LMNOTES_DATA_DIR') or Path(__file__).parents[2]/'shared/data')
@@ -260,12 +260,12 @@ def test_no_mode_trains_on_an_evaluation_set_unasked(exams, way, name):
 
 def test_streams_shards_and_mixtures_keep_them_too(exams, tmp_path):
     from lmnotes.data.mixtures.data import mixture_data
-    from lmnotes.data.shards import tokenize
+    from lmnotes.data.shards.tokenize import tokenize_dataset
     from lmnotes.data.shards.data import shard_data
     from lmnotes.data.streaming.data import stream_data
     calls = dict(
         stream=lambda **kw: stream_data('mmlu', data_dir=exams, **kw),
-        shards=lambda **kw: tokenize('mmlu', tmp_path / 't', 'bytes', 64, data_dir=exams, **kw),
+        shards=lambda **kw: tokenize_dataset('mmlu', tmp_path / 't', 'bytes', 64, data_dir=exams, **kw),
         mixture=lambda **kw: mixture_data(
             ['recall', 'mmlu'], rates=[0.5, 0.5], data_dir=exams, limit=50, max_length=64, device='cpu', **kw
         ),
@@ -344,3 +344,127 @@ def test_a_run_tells_what_it_shares(tmp_path):
     (tmp_path/'qa/validation.jsonl').write_text(rows([70, 4]))
     found, = data_overlap(load_data(data_path=tmp_path/'qa', mode='sft', max_length=256, device='cpu')).values()
     assert found.dirty == [1] == found.exact and '1 of 2 examples (50.0%)' in str(found)
+
+def test_text_copied_whole_is_said_to_be_copied_whole(tmp_path):
+    "Short paragraphs are not counted as clean: a validation text inside the training text shares all of it"
+    from lmnotes.data.contamination import data_overlap
+    part = lambda i: f'Heading {i}\n\n' + ' '.join(f'w{i}x{j}' for j in range(20)) + f'\n\nA short line {i}.'
+    held = '\n\n'.join(part(i) for i in range(40))
+    (tmp_path/'train.txt').write_text('\n\n'.join(part(i) for i in range(100, 130)) + '\n\n' + held)
+    (tmp_path/'validation.txt').write_text(held)
+    found, = data_overlap(load_data(data_path=tmp_path, max_length=32, device='cpu')).values()
+    assert found.share == 1. and len(found.exact) == found.n_examples >= 40 and found.n_short == 0
+
+# ---- which split an evaluation is about
+
+def layout(root, folder, **splits):
+    "Write splits as jsonl in hub layout"
+    (root/folder).mkdir(parents=True)
+    for name,rows in splits.items(): (root/folder/f'{name}.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    return root
+
+def questions(n):
+    return [
+        dict(id=str(i), title='t', context=f'Town {i} lies by river {i}.', question=f'Where does town {i} lie?',
+             answers=dict(text=[f'by river {i}'], answer_start=[10]))
+        for i in range(n)
+    ]
+
+def test_an_evaluation_split_is_scored_whole(tmp_path):
+    "Training has to hold out a part of the only split there is, and says so; an evaluation takes all of it"
+    root,squad = layout(tmp_path, 'squad/default', validation=questions(200)),find_dataset('squad')
+    rows = evaluation_rows(squad, root)
+    assert (len(rows), rows.split) == (200, 'validation')
+    data = load_data('squad', data_dir=root, mode='sft', max_length=256, device='cpu')
+    assert (len(data.rows['train']), len(data.rows['validation'])) == (190, 10)
+    assert data.notes[:2] == [
+        'no training split: validation takes its place',
+        'no validation split: 10 of 200 rows are held out by content hash',
+    ]
+    with pytest.raises(InputError, match="'squad' has no test rows here; there is: validation"):
+        evaluation_rows(squad, root, 'test')
+
+def test_the_test_split_of_a_corpus_by_name(tmp_path):
+    lines = lambda word: [dict(text=''), dict(text=f' = {word} = \n'), dict(text=''), dict(text=f'{word} text. '*9)]
+    root = layout(tmp_path, 'wikitext/wikitext-2-raw-v1', validation=lines('Held'), test=lines('Last'))
+    wikitext = find_dataset('wikitext')
+    assert evaluation_documents(wikitext, root)[1] == 'validation'
+    docs,split = evaluation_documents(wikitext, root, 'test')
+    assert split == 'test' and len(docs) == 1 and 'Last text.' in docs[0]
+    (root/'wikitext/wikitext-2-raw-v1/validation.jsonl').unlink()
+    assert evaluation_documents(wikitext, root)[1] == 'test' # all there is, and nothing is cut from it
+
+@needs_real
+def test_real_splits_are_scored_whole():
+    for name,split,n in ('squad2', 'validation', 5690), ('gsm8k', 'test', 319), ('imdb', 'test', 2500):
+        rows = evaluation_rows(find_dataset(name), real)
+        assert (len(rows), rows.split) == (n, split)
+    assert len(evaluation_documents(find_dataset('wikitext'), real)[0]) == 60 # articles of the validation split
+
+# ---- unknown words
+
+def paragraphs(root):
+    "Write a training text and a validation text with words that training never saw"
+    root.mkdir()
+    read = 'the cat sat on the mat and the dog lay by the door of the house\n'
+    held = 'the wombat sat on a café table and the dog ate the übermensch of the house\n'
+    (root/'train.txt').write_text(read*60, encoding='utf-8')
+    (root/'validation.txt').write_text(held*20, encoding='utf-8')
+    return held*20
+
+def test_bits_per_byte_of_unknown_words_by_hand(tmp_path):
+    "Each unknown word costs its token, and log2 257 bits for each of its bytes and for its end"
+    from lmnotes.evaluation.metrics import unigram_scores
+    held = paragraphs(tmp_path/'text')
+    data = load_data(data_path=tmp_path/'text', tokenizer='words', vocab_size=12, max_length=10, device='cpu')
+    known = set(data.tokenizer.get_vocab()) - {'<unk>'}
+    pieces = [w for line in held.splitlines() for w in [*line.replace(' ', '| ').split('|'), '\n']]
+    assert ''.join(pieces) == held and len(data.valid_ids) == len(pieces) + 1
+    n = len(data.valid_blocks)*10 # of the first token on, nothing is predicted before it
+    scored = [*pieces, ''][1:n + 1]
+    unknown = [len(w.encode()) for w in scored if w and w not in known]
+    s = unigram_scores(data)
+    assert s.bytes.sum() == sum(len(w.encode()) for w in scored)
+    bits = s.nll.sum()/np.log(2) + sum(k + 1 for k in unknown)*np.log2(257)
+    assert len(unknown) > n/3 and abs(s.bits_per_byte - bits/s.bytes.sum()) < 1e-9
+    assert list(data.texts('validation')) == [held] # the text itself, not what is left of it in tokens
+    assert 'are unknown, spelled at 8 bits a byte' in data.notes[-1]
+
+def test_a_coarse_vocabulary_never_beats_bytes(tmp_path):
+    from lmnotes.evaluation.metrics import unigram_scores, window_bits_per_byte
+    paragraphs(tmp_path/'text')
+    bits = {
+        n: unigram_scores(load_data(data_path=tmp_path/'text', tokenizer=t, vocab_size=n, max_length=16, device='cpu'))
+        for n,t in {None: 'bytes', 4: 'words', 8: 'words', 12: 'words'}.items()
+    }
+    for n in (4, 8, 12):
+        assert bits[n].bits_per_byte > bits[None].bits_per_byte
+        per_window,weights = window_bits_per_byte(bits[n])
+        assert abs(np.average(per_window, weights=weights) - bits[n].bits_per_byte) < 1e-9
+    assert bits[4].bits_per_byte > 8 # three words in four are spelled, and the end of each costs, too
+
+def test_one_formula_in_training_and_evaluation(tmp_path):
+    from lmnotes.evaluation.metrics import evaluate_lm
+    from lmnotes.models import build_model
+    from lmnotes.training.learner import lm_learner
+    from lmnotes.training.learner_metrics import evaluate
+    paragraphs(tmp_path/'text')
+    data = load_data(data_path=tmp_path/'text', tokenizer='words', vocab_size=12, max_length=10, bs=3, device='cpu')
+    model = build_model('standard', size='tiny', vocab_size=data.vocab_size, max_length=64)
+    scored = evaluate_lm(model, data)
+    assert abs(evaluate(lm_learner(model, data))['bits_per_byte'] - scored.bits_per_byte) < 1e-4
+
+def test_questions_with_unknown_words_have_no_bits_per_byte(tmp_path):
+    rows = [dict(prompt=f'item {i % 7} is', response=f'thing{i}') for i in range(200)]
+    (tmp_path/'train.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    data = load_data(data_path=tmp_path/'train.jsonl', mode='sft', tokenizer='words', max_length=32, device='cpu')
+    assert not hasattr(data, 'token_bytes') and 'unknown tokens; tokens are unknown' in data.notes[-1]
+    assert hasattr(load_data(data_path=tmp_path/'train.jsonl', mode='sft', max_length=64, device='cpu'), 'token_bytes')
+
+@needs_real
+def test_bytes_are_those_of_the_text():
+    docs = load_documents(find_dataset('wikitext'), real)[0]
+    for name in ('words', 'chars'):
+        tok = get_tokenizer(name, lambda: docs['train'])
+        ids = encode_documents(tok, docs['validation'])
+        assert document_bytes(tok, docs['validation'], ids).sum() == sum(len(d.encode()) for d in docs['validation'])

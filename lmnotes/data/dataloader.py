@@ -26,10 +26,11 @@ class Blocks:
 
     Parameters:
         ids: tokens, 1-D, any integer type
-        T: inputs in a window"""
-    def __init__(self, ids, T:int):
+        T: inputs in a window
+        sizes: bytes that each token stands for, where the tokenizer's table does not have them all"""
+    def __init__(self, ids, T:int, sizes=None):
         if T < 1: raise InputError(f'max_length is the number of tokens in a window, at least 1; {T} came')
-        self.ids,self.T = torch.as_tensor(ids),T
+        self.ids,self.T,self.sizes = torch.as_tensor(ids),T,sizes if sizes is None else torch.as_tensor(sizes)
         if len(self.ids) <= T:
             raise InputError(
                 f'{len(self.ids)} tokens are too few for one window of {T} inputs and the token '
@@ -40,6 +41,11 @@ class Blocks:
     def __getitem__(self, i): # {'input_ids', 'shift_labels'}, each (..., T), int64
         w = self.windows[i].long()
         return dict(input_ids=w[..., :-1].contiguous(), shift_labels=w[..., 1:].contiguous())
+    def label_bytes(self, i)->torch.Tensor|None:
+        """Bytes that the targets of windows stand for
+
+        Returns: (..., T), int64; None: `token_bytes` has them all"""
+        return None if self.sizes is None else self.sizes.unfold(0, self.T + 1, self.T)[i].long()[..., 1:]
     @property
     def n_left(self)->int:
         "Number of tokens at the end that fill no window, fewer than `T`"
@@ -128,6 +134,16 @@ def idxs(self:BlockLoader, k:int)->np.ndarray:
     return np.concatenate([epoch_permutation(self.seed, e, n)[at[at//n == e] % n] for e in epochs])
 
 @patch
+def label_bytes(self:BlockLoader, k:int)->torch.Tensor|None:
+    """Bytes that the labels of batch `k` stand for
+
+    Parameters:
+        k: number of the batch
+    Returns: (B, T), int64, on the CPU; None: `token_bytes` has them all"""
+    sized = getattr(self.dataset, 'label_bytes', None)
+    return sized and sized(torch.from_numpy(self.idxs(k)))
+
+@patch
 def batch(self:BlockLoader, k:int)->tuple:
     """Make batch number `k`, whatever came before
 
@@ -197,9 +213,9 @@ def decode_documents(tokenizer, ids):
     for a,b in zip([0, *ends], [*ends, len(ids)]):
         if b > a: yield tokenizer.decode(ids[a:b], skip_special_tokens=True)
 
-def _named_blocks(ids, T, name): # an error of `Blocks` says which text is too short
+def _named_blocks(ids, T, name, sizes=None): # an error of `Blocks` says which text is too short
     try:
-        return Blocks(ids, T)
+        return Blocks(ids, T, sizes)
     except InputError as e:
         raise InputError(f'{name}: {e}') from None
 
@@ -214,17 +230,23 @@ class LMData(DataLoaders):
         train_ids: tensor of tokens, 1-D
         valid_ids: tensor of tokens, 1-D
         notes: sentences for plan and report
-        tainted: names of datasets kept for evaluation that are trained on"""
+        tainted: names of datasets kept for evaluation that are trained on
+        documents: split -> documents of these tokens; without them unknown tokens leave no bits per byte"""
     # masked: whether labels are hidden tokens instead of next ones; task: a corpus asks no questions
     masked, mode, task = False, 'pretrain', None
-    def __init__(self, name:str, spec:dict, tokenizer, train_ids, valid_ids, notes=(), tainted=()):
+    def __init__(self, name:str, spec:dict, tokenizer, train_ids, valid_ids, notes=(), tainted=(),
+            documents=None):
         self.name,self.spec,self.tokenizer,self.tainted,self.notes = name,spec,tokenizer,list(tainted),list(notes)
         self.train_ids,self.valid_ids,self.max_length,self.bs = train_ids,valid_ids,spec['max_length'],spec['bs']
-        self.token_bytes = token_bytes(tokenizer)
-        self.vocab_size = len(self.token_bytes)
+        counted = count_text(tokenizer, documents and documents['validation'], valid_ids)
+        if counted.token_bytes is not None: self.token_bytes = counted.token_bytes
+        self.vocab_size,self.unknown_share = counted.vocab_size,counted.unknown_share
+        self.notes += filter(None, [counted.note])
+        lost = counted.note or has_unknown(tokenizer, train_ids)
+        self.documents = documents if lost else None # tokens give the text back, or it is kept
         self.fingerprint = fingerprint(tokenizer, train_ids, valid_ids)
         self.train_blocks = _named_blocks(train_ids, self.max_length, f'{name} (training)')
-        self.valid_blocks = _named_blocks(valid_ids, self.max_length, f'{name} (validation)')
+        self.valid_blocks = _named_blocks(valid_ids, self.max_length, f'{name} (validation)', counted.sizes)
         super().__init__(
             BlockLoader(self.train_blocks, self.bs, spec['seed']),
             BlockLoader(self.valid_blocks, self.bs, shuffle=False),
@@ -241,12 +263,13 @@ class LMData(DataLoaders):
             n: tokens"""
         return self.tokenizer.decode(self.valid_blocks[0]['input_ids'][:n], skip_special_tokens=True)
     def texts(self, split:str='train'):
-        """Decode the documents again, one by one
+        """Yield the documents again, one by one: decoded, where their tokens give them back
 
         Parameters:
             split: or `validation`
         Returns: generator of texts"""
-        yield from decode_documents(self.tokenizer, self.train_ids if split == 'train' else self.valid_ids)
+        if self.documents: yield from self.documents[split]
+        else: yield from decode_documents(self.tokenizer, self.train_ids if split == 'train' else self.valid_ids)
     def __repr__(self):
         n_train,n_valid = map(format_count, self.n_tokens)
         return (

@@ -42,7 +42,7 @@ def _tokens(source, tokenizer, vocab_size, tokenizer_stamp): # tokenizer, traini
     splits,notes = _documents(source)
     tok = get_tokenizer(tokenizer, lambda: splits['train'], vocab_size)
     train,valid = (torch.from_numpy(encode_documents(tok, splits[s])) for s in ('train', 'validation'))
-    return tok, train, valid, notes
+    return tok, train, valid, splits, notes
 
 # %% ../../nbs/01_data/11_load.ipynb #a3b8b047
 @data_kinds('pretrain')
@@ -59,8 +59,8 @@ def corpus_data(dataset:str='prose', **options)->LMData:
     if spec.text_column and ds:
         raise InputError(f"text_column belongs to data_path; '{name}' knows its own columns")
     source = spec.resolve_root().row_source(spec.text_column, limit=spec.limit)
-    tok,train,valid,notes = _tokens(source, spec.tokenizer, spec.vocab_size, file_stamp(spec.tokenizer))
-    return LMData(name, spec.as_dict(), tok, train, valid, [*taint_note(tainted), *notes], tainted)
+    tok,train,valid,splits,notes = _tokens(source, spec.tokenizer, spec.vocab_size, file_stamp(spec.tokenizer))
+    return LMData(name, spec.as_dict(), tok, train, valid, [*taint_note(tainted), *notes], tainted, splits)
 
 # %% ../../nbs/01_data/11_load.ipynb #9bf4eb51
 def load_data(dataset:str='prose', config:str=None, tokenizer:str='bytes', max_length:int=128, bs:int=8,

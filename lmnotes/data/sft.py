@@ -9,6 +9,7 @@ __all__ = ['SFTSpec', 'TaskData', 'task_data']
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
+import numpy as np
 from fastai.data.core import DataLoaders
 
 from ..core import *
@@ -60,15 +61,17 @@ class TaskData(DataLoaders):
         self.task,self.rows,self.name,self.spec,self.tokenizer = task,rows,task.name,spec,tokenizer
         self.tainted = [task.name] if task.role == 'eval' else []
         self.max_length,self.bs,self.examples = spec['max_length'],spec['bs'],examples
-        self.token_bytes = token_bytes(tokenizer)
-        self.vocab_size = len(self.token_bytes)
+        learnt = [e['ids'][e['start']:] for e in examples['validation']]
+        counted = count_text(tokenizer, None, np.concatenate([*learnt, np.zeros(0, np.int32)]))
+        if counted.token_bytes is not None: self.token_bytes = counted.token_bytes
+        self.vocab_size = counted.vocab_size
         both = [*examples['train'], *examples['validation']]
         self.fingerprint = fingerprint(tokenizer, *(part for e in both for part in _hashed(e)))
         pack = pack_sequences if spec['packing'] else one_per_row
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self.train_blocks,self.valid_blocks = (
             PackedDataset(examples[s], self.max_length, pack, pad) for s in ('train', 'validation'))
-        self.notes = [*taint_note(self.tainted), *notes, *self._length_note()]
+        self.notes = [*taint_note(self.tainted), *notes, *self._length_note(), *filter(None, [counted.note])]
         loader = _loader_class(spec)
         super().__init__(
             loader(self.train_blocks, self.bs, spec['seed']),

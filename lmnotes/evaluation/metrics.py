@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..core import *
+from ..data.token_encoding import bits_per_byte, count_bytes
 from ..models.causality import check_causal
 from ..models.chunked_loss import token_scores
 
@@ -25,12 +26,14 @@ class LMScores:
     bytes:np.ndarray   # UTF-8 bytes these tokens stand for, (windows,)
     correct:np.ndarray # tokens whose most likely prediction is right, (windows,)
     tokenizer:str = '' # perplexity means nothing without it
+    spelling:np.ndarray|None = None # nats that spell unknown tokens, for bits per byte, (windows,); None: none are
     def _total(self, k): return float(getattr(self, k).sum())
     @property
     def loss(self): return self._total('nll')/self._total('tokens')
     @property
     def bits_per_byte(self):
-        return self._total('nll')/math.log(2)/self._total('bytes') if self.bytes.sum() else float('nan')
+        spelling = 0. if self.spelling is None else self._total('spelling')
+        return bits_per_byte(self._total('nll'), self._total('bytes'), spelling)
     @property
     def perplexity(self): return math.exp(min(self.loss, 700.))
     @property
@@ -43,8 +46,8 @@ def window_bits_per_byte(s:LMScores)->tuple[np.ndarray,np.ndarray]:
     Parameters:
         s: of one model
     Returns: bits per byte, (windows,); weights, (windows,)"""
-    b = np.asarray(s.bytes, float)
-    return np.divide(s.nll/math.log(2), b, out=np.zeros_like(b), where=b > 0), b
+    b,nats = np.asarray(s.bytes, float),s.nll if s.spelling is None else s.nll + s.spelling
+    return np.divide(nats/math.log(2), b, out=np.zeros_like(b), where=b > 0), b
 
 # %% ../../nbs/05_evaluation/01_metrics.ipynb #52fa76dc
 def lm_metrics(s:LMScores)->dict:
@@ -56,6 +59,10 @@ def lm_metrics(s:LMScores)->dict:
                 tokens=int(s.tokens.sum()), bytes=int(s.bytes.sum()), windows=len(s.tokens), tokenizer=s.tokenizer)
 
 # %% ../../nbs/05_evaluation/01_metrics.ipynb #8d474580
+def _picked(blocks, limit)->np.ndarray: # numbers of windows, spread evenly
+    n = min(len(blocks), limit or len(blocks))
+    return np.arange(n)*len(blocks)//max(n, 1)
+
 def validation_windows(data, bs=None, limit=None):
     """Input ids and labels of the validation windows, in order, in batches on the CPU
 
@@ -64,29 +71,35 @@ def validation_windows(data, bs=None, limit=None):
         bs: windows at a time; None: some 4096 tokens
         limit: only so many windows, spread evenly over the text"""
     blocks = data.valid_blocks
-    n = min(len(blocks), limit or len(blocks))
+    pick = _picked(blocks, limit)
+    n = len(pick)
     bs = bs or max(data.bs, 4096//data.max_length)
     if n == 0:
         raise InputError(
             f'{data.name} has no validation window of {data.max_length} tokens; give more text or '
             'a smaller max_length'
         )
-    pick = np.arange(n)*len(blocks)//n
     for i in range(0, n, bs):
         b = blocks[pick[i:i+bs].tolist()]
         yield b['input_ids'], b['shift_labels']
 
 # %% ../../nbs/05_evaluation/01_metrics.ipynb #d9a1e6c2
-def _scores(batches, data, score):
+def _text_of(data, windows, y)->tuple: # bytes of the labels of windows, and nats that spell unknown ones
+    if not hasattr(data, 'token_bytes'): return torch.zeros(y.shape),torch.zeros(y.shape) # no bits per byte
+    sized = getattr(data.valid_blocks, 'label_bytes', lambda i: None)
+    return count_bytes(y, data.token_bytes.cpu(), sized(torch.from_numpy(windows)))
+
+def _scores(batches, data, score, limit):
     "Sum `score(x, y) -> (nll, correct)` over each window"
-    rows = []
+    rows,pick = [],_picked(data.valid_blocks, limit)
     for x,y in batches:
+        windows,pick = pick[:len(y)],pick[len(y):]
         nll,correct = score(x, y)
-        on = y != -100
-        bytes_ = data.token_bytes.cpu()[y.clamp(min=0)]*on
-        rows.append([t.double().sum(1).cpu() for t in (nll, on, bytes_, correct)])
-    nll,n,b,c = (torch.cat(t).numpy() for t in zip(*rows))
-    return LMScores(nll, n.astype(int), b.astype(int), c.astype(int), data.spec['tokenizer'])
+        n_bytes,spelling = _text_of(data, windows, y)
+        rows.append([t.double().sum(1).cpu() for t in (nll, y != -100, n_bytes, correct, spelling)])
+    nll,n,b,c,spelling = (torch.cat(t).numpy() for t in zip(*rows))
+    spelling = spelling if spelling.any() else None
+    return LMScores(nll, n.astype(int), b.astype(int), c.astype(int), data.spec['tokenizer'], spelling)
 
 def unigram_scores(data, limit=None)->LMScores:
     """Scores of training-set token frequencies, one added to each count
@@ -97,7 +110,10 @@ def unigram_scores(data, limit=None)->LMScores:
     counts = torch.bincount(torch.as_tensor(data.train_ids).long().flatten(), minlength=data.vocab_size).double() + 1
     logp,top = (counts/counts.sum()).log(), int(counts.argmax())
     return _scores(
-        validation_windows(data, limit=limit), data, lambda x, y: (-logp[y.clamp(min=0)] * (y != -100), y == top)
+        validation_windows(data, limit=limit),
+        data,
+        lambda x, y: (-logp[y.clamp(min=0)] * (y != -100), y == top),
+        limit,
     )
 
 # %% ../../nbs/05_evaluation/01_metrics.ipynb #5192d316
@@ -119,6 +135,7 @@ def evaluate_lm(model, data, bs=None, limit=None)->LMScores:
             validation_windows(data, bs, limit),
             data,
             lambda x, y: tuple(t.cpu() for t in token_scores(model, x.to(device), y.to(device))),
+            limit,
         )
     finally:
         model.train(was_training)

@@ -132,6 +132,15 @@ class SequentialLoader(BlockLoader):
         for dl in self.loaders:
             if k < len(dl): return dl.batch(k)
             k -= len(dl)
+    def label_bytes(self, k:int):
+        """Bytes that the labels of batch `k` stand for
+
+        Parameters:
+            k: number of the batch, counted over all loaders
+        Returns: (B, T); None: `token_bytes` has them all"""
+        for dl in self.loaders:
+            if k < len(dl): return dl.label_bytes(k) if hasattr(dl, 'label_bytes') else None
+            k -= len(dl)
     def to(self, device)->'SequentialLoader':
         """Send batches to `device` from now on
 
@@ -155,7 +164,8 @@ class MixtureData(DataLoaders):
     def __init__(self, parts:dict, rates, by:str, spec:dict, notes=()):
         self.parts,self.spec,self.notes = parts,spec,list(notes)
         first,datas = next(iter(parts.values())),list(parts.values())
-        self.tokenizer,self.token_bytes,self.vocab_size = first.tokenizer,first.token_bytes,first.vocab_size
+        self.tokenizer,self.vocab_size = first.tokenizer,first.vocab_size
+        if all(hasattr(d, 'token_bytes') for d in datas): self.token_bytes = first.token_bytes
         self.mixture = Mixture({n: d.train for n,d in parts.items()}, rates, by)
         self.name = mixture_name([d.task or d.name.split('/')[-1] for d in datas], self.mixture.asked)
         self.max_length,self.bs = spec['max_length'],spec['bs']

@@ -44,8 +44,10 @@ class StreamData(DataLoaders):
     def __init__(self, name:str, spec:dict, tokenizer, train, valid_ids, notes=(), tainted=()):
         self.name,self.spec,self.tokenizer,self.notes,self.tainted = name,spec,tokenizer,list(notes),list(tainted)
         self.max_length,self.bs = spec['max_length'],spec['bs']
-        self.token_bytes = token_bytes(tokenizer)
-        self.vocab_size = len(self.token_bytes)
+        counted = count_text(tokenizer, None, valid_ids)
+        if counted.token_bytes is not None: self.token_bytes = counted.token_bytes
+        self.vocab_size = counted.vocab_size
+        self.notes += filter(None, [counted.note])
         self.valid_ids = torch.from_numpy(valid_ids)
         self.valid_blocks = Blocks(self.valid_ids, self.max_length)
         self.fingerprint = self._hash(train)

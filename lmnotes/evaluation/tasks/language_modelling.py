@@ -9,6 +9,8 @@ __all__ = ['tokenizer_label', 'lm_data', 'characters_per_byte', 'score_documents
 import torch
 
 from ...core import *
+from ...data.contamination import corpus_items
+from ...data.contamination_fingerprint import overlap
 from ...data.dataloader import LMData
 from ...data.token_encoding import encode_documents, tokenizer_kind
 from ..eval_model import EvalModel
@@ -38,7 +40,8 @@ def lm_data(tokenizer, docs:list, name:str, max_length:int=128, tokenizer_name:s
     size = min(max_length, len(ids) - 1)
     label = tokenizer_label(tokenizer, tokenizer_name)
     spec = dict(tokenizer=label, max_length=size, bs=8, seed=0, device='cpu')
-    return LMData(name, spec, tokenizer, ids[:size+1], ids)
+    documents = dict(train=docs[:1], validation=docs)
+    return LMData(name, spec, tokenizer, ids[:size+1], ids, documents=documents)
 
 def characters_per_byte(docs:list)->float:
     """Characters of documents for each byte of their UTF-8
@@ -61,21 +64,28 @@ def score_documents(s:EvalModel, docs:list, name:str, limit:int|None=None, token
     s.require('text')
     data = lm_data(s.tokenizer, docs, name, min(s.context_length or 128, 512), tokenizer_name)
     scores = lm_metrics(evaluate_lm(s.model, data, limit=limit))
-    return dict(name=name, **scores, bits_per_character=scores['bits_per_byte']/characters_per_byte(docs))
+    per_character = scores['bits_per_byte']/characters_per_byte(docs)
+    about = dict(unknown_share=data.unknown_share, note='; '.join(data.notes))
+    return dict(name=name, **scores, bits_per_character=per_character, **about)
 
 # %% ../../../nbs/05_evaluation/tasks/08_language_modelling.ipynb #b31ea73a
+def _overlap(docs, fp)->dict|None: # None where the training text of the model is not known
+    return overlap(corpus_items(docs, fp.n), fp).as_dict() if fp else None
+
 @measurements('lm')
 def measure_language_modelling(s:EvalModel, data)->tuple:
     """Score held-out documents of each corpus
 
     Parameters:
         s: an `EvalModel`
-        data: `EvaluationData`: its `corpora()`, `limit` and `tokenizer_name` are used
+        data: `EvaluationData`: its `corpora()`, `limit`, `tokenizer_name` and `trained_on` are used
     Returns: a dict for each corpus; dicts task, name, reason: what could not be measured"""
     rows,missing = [],[]
     for name,load in data.corpora():
         try:
-            rows.append(score_documents(s, load(), name, data.limit, data.tokenizer_name))
+            docs,split = load()
+            row = score_documents(s, docs, name, data.limit, data.tokenizer_name)
+            rows.append(row | dict(split=split, overlap=_overlap(docs, data.trained_on)))
         except InputError as e:
             missing.append(dict(task='lm', name=name, reason=str(e)))
     if not rows and not missing:

@@ -226,6 +226,7 @@ def unsharded(learn):
 class _EveryNth: # every `world_size`-th batch of a loader, from this rank's on
     def __init__(self, dl, n): self.dl,self.at = dl,range(rank(), n, world_size())
     def __iter__(self): return (self.dl.batch(k) for k in self.at)
+    def label_bytes(self, k): return self.dl.label_bytes(self.at[k]) if hasattr(self.dl, 'label_bytes') else None
 
 def _sums(scores): # from means to sums: nats, right predictions, tokens, bytes
     n = scores['tokens']
