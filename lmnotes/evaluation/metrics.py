@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..core import *
+from ..data.dataloader import spread_rows
 from ..models.causality import check_causal
 from ..models.chunked_loss import token_scores
 
@@ -71,7 +72,7 @@ def validation_windows(data, bs=None, limit=None):
             f'{data.name} has no validation window of {data.max_length} tokens; give more text or '
             'a smaller max_length'
         )
-    pick = np.arange(n)*len(blocks)//n
+    pick = spread_rows(len(blocks), n)
     for i in range(0, n, bs):
         b = blocks[pick[i:i+bs].tolist()]
         yield b['input_ids'], b['shift_labels']

@@ -74,7 +74,8 @@ def save_checkpoint(learn, path, **note):
         learn: an `LMLearner` between two steps; every rank must call this
         path: folder to make; must not exist
         note: further entries of state.json"""
-    state = dict(step=learn.step, tokens=learn.tokens, fingerprint=learn.dls.fingerprint, **note)
+    counts = dict(tokens=int(learn.tokens), supervised_tokens=int(learn.supervised))
+    state = dict(step=learn.step, **counts, fingerprint=learn.dls.fingerprint, **note)
     if hasattr(learn.dls.train, 'state_dict'):
         state['walk'] = learn.dls.train.state_dict(learn.step*learn.accumulate.n) # where a stream has got to
     weights,optimizer = full_state_dict(learn)
@@ -131,7 +132,7 @@ def load_checkpoint(learn, path)->dict:
     if training['scaler']:
         learn.scaler = torch.amp.GradScaler(learn.dls.device.type)
         learn.scaler.load_state_dict(training['scaler'])
-    learn.step,learn.tokens = state['step'],state['tokens']
+    learn.step,learn.tokens,learn.supervised = state['step'],state['tokens'],state['supervised_tokens']
     if 'walk' in state: learn.dls.train.load_state_dict(state['walk'])
     else: learn.dls.train.start = learn.step*learn.accumulate.n
     return state
@@ -246,6 +247,7 @@ def load_run(path)->LMLearner:
         raise InputError(f"{path} has no trained model yet; resume it with `lmnotes train --resume {path}`")
     args = read_json(path/'args.json')
     data = data_from_spec(args['data'])
+    if rows := args.get('eval_rows'): data.loaders[1] = data.valid.sampled(rows) # those that the run was scored on
     learn = lm_learner(build_model(str(path/'final')), data, **args['learner'])
     if (path/'final/trainer.pt').is_file():
         load_checkpoint(learn, path/'final')

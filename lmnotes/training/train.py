@@ -52,6 +52,7 @@ class TrainingJob:
     plan:dict                   # as `plan_run` gives it
     metric:str                  # that decides which evaluation is best
     items:list                  # questions that are answered at each evaluation
+    eval_rows:int|None = None   # validation rows that are scored at each; None: all
     checkpoint:Path|None = None # to go on from
     given:dict = field(default_factory=dict) # options that were typed
     quiet:bool = False          # print nothing
@@ -145,7 +146,7 @@ def _finish(job, evals, seconds, start):
 def _check_interrupted(job):
     reason = job.learn.stop_on_request.why
     if (reason or '').startswith('SIG'):
-        job.folder.stop(reason, job.learn.step, job.steps, tokens=job.learn.tokens)
+        job.folder.stop(reason, job.learn.step, job.steps, tokens=int(job.learn.tokens))
 
 def _steps_in_time(job): # how many steps fit, by a probe
     seconds = measure_step_time(job.learn, min(max(1., 0.05*job.options.max_seconds), 5.))
@@ -154,7 +155,8 @@ def _steps_in_time(job): # how many steps fit, by a probe
 def _describe(job):
     learn,options = job.learn,asdict(job.options)
     job.folder.describe(
-        options, learn.dls, learn.dls.device, learner=learn.spec, given=job.given, plan=job.plan, step=learn.step
+        options, learn.dls, learn.dls.device, learner=learn.spec, given=job.given, plan=job.plan, step=learn.step,
+        eval_rows=job.eval_rows,
     )
 
 def run_job(job:TrainingJob)->Run:
@@ -167,8 +169,8 @@ def run_job(job:TrainingJob)->Run:
     if job.checkpoint:
         folder.rewind(read_json(job.checkpoint/'state.json')['step'])
         load_checkpoint(learn, job.checkpoint)
-    start,evals = learn.step,EvalLog(folder.path/'evals.jsonl', job.metric, o.greater_is_better)
-    tokens = job.steps*rows_per_step(o)*o.max_length
+    start,evals = (learn.step, learn.tokens),EvalLog(folder.path/'evals.jsonl', job.metric, o.greater_is_better)
+    tokens = round(job.steps*tokens_per_step(o, learn.dls)[0])
     facts = tracker_facts(learn, tokens, asdict(o), world_size()) if is_main() else None
     learn.remove_cbs([cb for cb in learn.cbs if cb.name in ('progress', 'recorder')])
     learn.add_cbs(_callbacks(job, evals, facts))
@@ -219,8 +221,10 @@ def _memory_line(o, learn): # what a step needs, found out before a folder is th
         f"{bytes_text(need['at_most'])} at most, and {bytes_text(need['free'])} are free"
     )
 
-def _prepare(o, checkpoint, recipe): # a job without its folder
+def _prepare(o, checkpoint, recipe, given): # a job without its folder
     data = data_from_options(o)
+    rows = evaluation_rows(o, read_json(checkpoint.parent.parent/'args.json') if checkpoint else None, given)
+    limit_validation(data, rows)
     model = model_from_options(o, data.vocab_size, data)
     if pick_device(o.device).type == 'cpu': keep_memory()
     if not (data.masked or has_task_head(o)): check_causal(model) # the label is not in the text
@@ -233,7 +237,7 @@ def _prepare(o, checkpoint, recipe): # a job without its folder
     metric = find_metric(o.metric_for_best_model, eval_metrics(data, items))
     higher_is_better(metric, o.greater_is_better) # a metric of unknown direction is refused
     plan = plan_run(o, data, facts, steps, recipe) | _memory_line(o, learn)
-    return TrainingJob(o, learn, steps, plan, metric, items, checkpoint)
+    return TrainingJob(o, learn, steps, plan, metric, items, rows, checkpoint)
 
 def train_supervised(o:TrainOptions, checkpoint:Path|None, recipe, given:dict, quiet:bool)->Run:
     """Train on running text, answers or labels: the modes pretrain and sft
@@ -244,7 +248,7 @@ def train_supervised(o:TrainOptions, checkpoint:Path|None, recipe, given:dict, q
         recipe: where the rates come from
         given: options that were typed
         quiet: print nothing"""
-    job = _prepare(o, checkpoint, recipe)
+    job = _prepare(o, checkpoint, recipe, given)
     job.given,job.quiet = given,quiet
     if not quiet: show_plan(job.plan)
     job.folder = RunFolder(o.output_dir) if checkpoint else RunFolder.create(run_name(o, job.learn.dls), o.output_dir)
