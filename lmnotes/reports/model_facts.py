@@ -73,7 +73,8 @@ def data_label(f:dict)->str:
 def _text_rows(f, held): # of the validation text
     s,run = f['run']['summary'],f['run']
     tokens = f"{s['eval_tokens']:,} tokens" if s.get('eval_tokens') else 'unknown'
-    if s.get('eval_rows', 0) < s.get('eval_all_rows', 0): tokens += f", {s['eval_rows']:,} of {s['eval_all_rows']:,} rows"
+    if s.get('eval_rows', 0) < s.get('eval_all_rows', 0):
+        tokens += f", {s['eval_rows']:,} of {s['eval_all_rows']:,} rows"
     figures = (
         ('bits per byte', s.get('bits_per_byte'), 'plain', 'bits_per_byte'),
         ('loss, nats per token', s.get('eval_loss'), 'plain', 'loss'),
