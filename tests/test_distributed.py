@@ -43,7 +43,9 @@ def test_two_ranks_are_one_with_twice_the_rows(letters, name):
         and relative_difference(b, a) < 1e-5
         and relative_difference(c, b) == 0
     )
-    assert {(r['tokens'], r['supervised']) for r in (a, b, c)} == {(a['tokens'], a['supervised'])} and a['supervised'] > 0
+    counts = {(r['tokens'], r['supervised']) for r in (a, b, c)}
+    (_,supervised), = counts # the same for all
+    assert supervised > 0
     for x,y in zip(a['rows'], c['rows']):
         assert abs(x['loss'] - y['loss']) < 1e-5*x['loss'] and abs(x['norm'] - y['norm']) < 1e-4*x['norm']
 
