@@ -43,6 +43,9 @@ def test_two_ranks_are_one_with_twice_the_rows(letters, name):
         and relative_difference(b, a) < 1e-5
         and relative_difference(c, b) == 0
     )
+    counts = {(r['tokens'], r['supervised']) for r in (a, b, c)}
+    (_,supervised), = counts # the same for all
+    assert supervised > 0
     for x,y in zip(a['rows'], c['rows']):
         assert abs(x['loss'] - y['loss']) < 1e-5*x['loss'] and abs(x['norm'] - y['norm']) < 1e-4*x['norm']
 
@@ -93,7 +96,8 @@ def test_scores_are_those_of_one_process(letters):
         for r in run_distributed(train_distributed, 2, data=data, steps=1, lr=1e-12, how=how):
             assert (
                 r['scores'].keys() == a.keys()
-                and r['scores']['tokens'] == a['tokens']
+                and all(r['scores'][k] == a[k] for k in ('tokens', 'rows', 'all_rows'))
+                and abs(r['scores']['standard_error']['loss'] - a['standard_error']['loss']) < 1e-5
                 and abs(r['scores']['loss'] - a['loss']) < 1e-5
                 and abs(r['scores']['accuracy'] - a['accuracy']) < 1e-6
             )

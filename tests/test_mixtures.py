@@ -8,12 +8,13 @@ from lmnotes.data.dataloader import BlockLoader, Blocks
 from lmnotes.data.mixtures.data import (
     Mixture,
     MixtureLoader,
+    SequentialLoader,
     cap_rates,
     check_rates,
     counts_before,
     draw_sources,
     find_mixture,
-    measure_per_source,
+    mean_and_spread,
     mixture_name,
     round_percent,
     size_rates,
@@ -163,18 +164,21 @@ def test_names():
             and np.abs(np.array(round_percent(r)) - 100 * np.array(r)).max() < 1
         )
 
-def test_validation_per_source():
-    v = measure_per_source(
-        dict(a=source(0, shuffle=False), b=source(100, shuffle=False)),
-        lambda dl: dict(loss=float(dl.one_batch()[0]['input_ids'].float().mean())),
-    )
-    assert (
-        v['b']['loss'] - v['a']['loss'] == 100
-        and v['mean']['loss'] == v['a']['loss'] + 50
-        and v['spread']['loss'] == 50
-    )
-    with pytest.raises(InputError):
-        measure_per_source({}, len)
+def test_a_sample_holds_every_source_by_its_weight():
+    parts = dict(a=source(0, 50, shuffle=False), b=source(100, 200, shuffle=False, bs=3))
+    whole = SequentialLoader(parts, [.7, .3])
+    part = whole.sampled(20)
+    first = [[b['input_ids'][:,0].tolist() for b, in dl] for dl in part.loaders]
+    assert [dl.n_rows for dl in part.loaders] == [14, 6] and part.n_rows == 20 and len(whole.dataset) == 250
+    assert [part.source_of(k) for k in range(len(part))] == [0]*2 + [1]*2
+    assert [b['input_ids'][:,0].tolist() for b, in part] == sum(first, [])
+    assert [part.batch(k)[0]['input_ids'].tolist() for k in range(4)] == [b['input_ids'].tolist() for b, in part]
+    again = SequentialLoader({n: dl.new(bs=7) for n,dl in parts.items()}, [.7, .3]).sampled(20)
+    rows = lambda dl: torch.cat([b['input_ids'] for b, in dl])
+    assert torch.equal(rows(again), rows(part)) # for any batch size
+    assert mean_and_spread(dict(a=dict(loss=1.), b=dict(loss=2.))) == dict(mean=dict(loss=1.5), spread=dict(loss=.5))
+    with pytest.raises(InputError, match='no source was measured'):
+        mean_and_spread({})
 
 def test_sources_of_one_kind_stay_as_they_were():
     assert set(mixed(bs=2).batch(0)[0]) == {'input_ids', 'shift_labels'}

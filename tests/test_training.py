@@ -137,6 +137,93 @@ def test_samples_are_what_the_model_wrote(tmp_path, monkeypatch):
     )
     assert {s['output'] for s in samples()} == {'xyz'} # nothing else is written there
 
+small = dict(quiet=True, dim=32, n_layer=1, n_head=2, dataset='opinions', limit=200, device='cpu', eval_generate=0)
+
+def pick(row, *names): return [row[n] for n in names]
+
+def test_a_limited_evaluation_is_one_number(tmp_path):
+    "The last line of evals.jsonl, the summary and the loaded run agree, and another seed scores the same rows"
+    from lmnotes.training.checkpoints import load_run
+    from lmnotes.training.learner_metrics import evaluate
+    from lmnotes.training.train import train
+    same = dict(small, mode='sft', max_length=256, max_steps=4, eval_steps=2, eval_max_batches=3)
+    runs = [train(**same, seed=seed, output_dir=str(tmp_path/f'{seed}')) for seed in (0, 1)]
+    rows = [r.learn.dls.valid.sample.tolist() for r in runs]
+    s,evals = runs[0].summary,read_jsonl(tmp_path/'0/evals.jsonl')
+    assert rows[0] == rows[1] and len(rows[0]) == 24 == s['eval_rows'] < s['eval_all_rows']
+    assert max(rows[0]) > 0.9*s['eval_all_rows'] # not the first ones
+    names = 'loss', 'accuracy', 'bits_per_byte', 'rows', 'standard_error'
+    assert pick(evals[-1], *names) == pick(s, 'eval_loss', 'accuracy', 'bits_per_byte', 'eval_rows', 'standard_error')
+    assert s['standard_error']['loss'] > 0 and {e['rows'] for e in evals} == {24}
+    assert abs(evaluate(load_run(tmp_path/'0'))['loss'] - s['eval_loss']) < 1e-6
+    whole = evaluate(load_run(tmp_path/'0'), runs[0].learn.dls.valid.sampled(10**6))
+    assert whole['rows'] == whole['all_rows'] and abs(whole['loss'] - s['eval_loss']) < 5*s['standard_error']['loss']
+
+def test_a_sorted_file_is_not_scored_by_its_first_rows(tmp_path):
+    "A model that knows one answer of two is right in half of a limited evaluation, although the file is sorted"
+    import json
+
+    from lmnotes.training.build_data import data_from_options
+    from lmnotes.training.options import TrainOptions
+    for name,n in (('train', 40), ('validation', 400)):
+        rows = [dict(prompt=f'{i} is', response='low' if i < n//2 else 'top') for i in range(n)]
+        (tmp_path/f'{name}.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
+    o = TrainOptions(data_path=str(tmp_path), mode='sft', max_length=32, batch_size=8, device='cpu')
+    data = data_from_options(o)
+    def answers(dl): return [b['shift_labels'][b['shift_labels'] == ord('l')].numel() for b, in dl]
+    assert len(data.valid_blocks) == 400 and sum(answers(data.valid.sampled(64))) == 32
+
+@pytest.mark.parametrize('packing', [False, True])
+def test_tokens_are_those_of_the_rows(tmp_path, packing):
+    "One pass over rows of answers is one pass, and its tokens are those of the data, packed or padded"
+    from lmnotes.training.train import train
+    same = dict(small, mode='sft', max_length=256, eval_strategy='no')
+    r = train(**same, use_packing=packing, output_dir=str(tmp_path/'a'))
+    lengths,log = r.data.train_blocks.lengths,read_jsonl(tmp_path/'a/metrics.jsonl')
+    rows = len(r.data.train_blocks)//8*8
+    assert r.summary['passes'] == rows/len(r.data.train_blocks) and r.summary['tokens'] == log[-1]['tokens']
+    if rows == len(r.data.train_blocks):
+        assert pick(r.summary, 'tokens', 'supervised_tokens') == [lengths.sum(), r.data.train_blocks.n_supervised]
+    assert 0 < r.summary['supervised_tokens'] < r.summary['tokens'] <= lengths.sum() < 200*256
+
+def test_an_encoder_and_a_decoder_both_count():
+    from lmnotes.data.load import load_data
+    from lmnotes.training.accumulation import batch_tokens
+    d = load_data('opinions', mode='sft', packing=False, decoder_start=1, max_length=256, bs=8, limit=80, device='cpu')
+    n = sum(batch_tokens(b, b['shift_labels']) for b, in d.train.new(shuffle=False))
+    assert n == d.train_blocks.lengths.sum() + len(d.train_blocks) == round(d.train.row_tokens*len(d.train_blocks))
+
+def test_the_rate_after_a_resume_is_of_what_came_after(tmp_path):
+    from lmnotes.training.train import train
+    same = dict(small, mode='sft', max_length=256, max_steps=6, save_steps=4, eval_strategy='no')
+    whole = train(**same, output_dir=str(tmp_path/'a')).summary
+    before = read_json(tmp_path/'a/checkpoints/step_000004/state.json')
+    again = train(quiet=True, resume_from_checkpoint=str(tmp_path/'a/checkpoints/step_000004')).summary
+    names = 'tokens', 'supervised_tokens', 'eval_loss'
+    assert pick(again, *names) == pick(whole, *names)
+    assert before['tokens'] + round(again['tokens_per_s']*again['train_seconds']) == whole['tokens']
+
+@pytest.mark.parametrize('precision,off', [('fp32', 1e-5), ('bf16', 2e-2)])
+def test_validation_does_not_depend_on_the_batch_size(precision, off):
+    from lmnotes.core import set_seed
+    from lmnotes.data.load import load_data
+    from lmnotes.models.build import build_model
+    from lmnotes.training.learner import lm_learner
+    from lmnotes.training.learner_metrics import evaluate
+    found = []
+    for bs in (1, 4, 7):
+        d = load_data('reading', mode='sft', packing=False, max_length=128, bs=bs, limit=30, device='cpu')
+        set_seed(0)
+        model = build_model('standard', dim=32, n_layer=1, n_head=2, vocab_size=d.vocab_size, max_length=128)
+        model.head.weight.data *= 20 # so that losses of rows differ
+        learn,scores = lm_learner(model, d, precision=precision),None
+        with learn.no_bar(), learn.no_logging():
+            loss = learn.validate()[0]
+        scores = evaluate(learn)
+        found += [loss, scores['loss']]
+        assert scores['rows'] == len(d.valid_blocks)
+    assert max(found) - min(found) < off*max(found)
+
 def test_resume_refuses_other_data(tmp_path, monkeypatch, capsys):
     from lmnotes.app.cli import main
     monkeypatch.chdir(tmp_path)

@@ -99,7 +99,7 @@ def trained_loss(size, data, precision, seed, steps=20, windows=64)->float:
     learn.add_cbs([Schedule('cosine', learn.lr, steps, max(steps//10, 1)), SkipValidation()])
     with learn.no_logging():
         learn.fit(1)
-    return evaluate(learn, -(-windows//data.bs))['loss']
+    return evaluate(learn, data.valid.sampled(windows))['loss']
 
 def loss_figures(losses:dict, precision)->dict:
     """How far the losses of a precision lie from those in fp32, beside how far seeds lie apart

@@ -58,10 +58,10 @@ class MaskedLoader(BlockLoader):
         Parameters:
             k: number of the batch
         Returns: ({'input_ids': (B,T), 'shift_labels': (B,T)},), int64"""
-        first = (k*self.world + self.rank)*self.bs # number of the first row, among all rows ever drawn
-        rows = self.dataset.windows[torch.from_numpy(self.idxs(k))][:,:-1].numpy().astype(np.int64)
-        which = ('train', self.seed) if self.shuffle else ('valid',)
-        pairs = [mask_tokens(r, self.tokenizer, *which, first + j, p=self.p) for j,r in enumerate(rows)]
+        first,windows = (k*self.world + self.rank)*self.bs,self.idxs(k) # first: among all rows ever drawn
+        rows = self.dataset.windows[torch.from_numpy(windows)][:,:-1].numpy().astype(np.int64)
+        seeds = [('train', self.seed, first + j) if self.shuffle else ('valid', int(i)) for j,i in enumerate(windows)]
+        pairs = [mask_tokens(r, self.tokenizer, *s, p=self.p) for r,s in zip(rows, seeds)]
         x,y = (torch.from_numpy(np.stack(a)).to(self.device) for a in zip(*pairs))
         return dict(input_ids=x, shift_labels=y),
     def new(self, dataset=None, **changed)->'MaskedLoader':

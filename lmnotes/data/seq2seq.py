@@ -50,6 +50,10 @@ def pair_batch(questions, answers, begin:int, pad:int=0)->dict:
 class PairLoader(PaddedLoader):
     "Make batches of questions and answers apart"
     begin = None # token the decoder starts with
+    @property
+    def row_tokens(self)->float:
+        "Tokens of the encoder and of the decoder that a row holds on average, padding aside"
+        return super().row_tokens + 1 # the last token of an answer is read by nobody, the first of a decoder by it
     def collate(self, rows:list)->dict:
         """Gather rows into a batch
 

@@ -26,6 +26,10 @@ from .tokenizers import *
 class VisionLoader(BlockLoader):
     "Make batches of images with questions; `register_dataset` is a list of rows"
     task = processor = longest = None # the dataset, its processor, tokens that a row may have
+    @property
+    def row_tokens(self)->float:
+        "Tokens that a row of the first batch holds on average, those of its image included and padding aside"
+        return float(self.one_batch()[0]['attention_mask'].sum(1).float().mean())
     def batch(self, k:int)->tuple:
         """Make a batch, whatever was made before; an `InputError` for a row that is too long
 

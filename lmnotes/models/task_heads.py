@@ -19,6 +19,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from ..core import *
 from .attention import *
+from .chunked_loss import note_losses
 from .decoder import *
 from .hf.hf_patch import PatchedModel, patched_subclass
 
@@ -52,13 +53,14 @@ def classification_loss(z:Tensor, y:Tensor, num_items=None)->tuple[Tensor,Tensor
         y: (...) labels, -100 for none
         num_items: divide the summed loss by this; default: the number of labels
     Returns: mean loss; number of labels predicted right"""
-    y,z = y.flatten().to(z.device),z.flatten(0, -2).float()
+    shape,y,z = y.shape,y.flatten().to(z.device),z.flatten(0, -2).float()
     n,largest = _count_labels(y),int(y.max())
     if largest >= z.shape[-1]:
         raise InputError(f'a label of {largest} came, and the head knows 0 to {z.shape[-1] - 1}; '
                          'give `labels` when the head is made')
-    total = F.cross_entropy(z, y, ignore_index=-100, reduction='sum')
-    return total/(n if num_items is None else num_items),(z.argmax(-1) == y).sum()
+    total,right = F.cross_entropy(z, y, ignore_index=-100, reduction='sum'),z.argmax(-1) == y
+    note_losses(lambda: (F.cross_entropy(z, y, ignore_index=-100, reduction='none').view(shape), right.view(shape)))
+    return total/(n if num_items is None else num_items),right.sum()
 
 def regression_loss(z:Tensor, y:Tensor, num_items=None)->tuple[Tensor,Tensor]:
     """Compute the squared error of numbers
@@ -71,7 +73,9 @@ def regression_loss(z:Tensor, y:Tensor, num_items=None)->tuple[Tensor,Tensor]:
     y,z = y.to(z.device).float(),z.float()
     n = _count_labels(y)
     error = torch.where(y == -100, 0., z - y)
-    return error.square().sum()/(n if num_items is None else num_items),((error.abs() < 0.5) & (y != -100)).sum()
+    right = (error.abs() < 0.5) & (y != -100)
+    note_losses(lambda: (error.square(), right))
+    return error.square().sum()/(n if num_items is None else num_items),right.sum()
 
 # %% ../../nbs/02_models/11_task_heads.ipynb #01c3c038
 @dataclass

@@ -73,13 +73,18 @@ def data_label(f:dict)->str:
 def _text_rows(f, held): # of the validation text
     s,run = f['run']['summary'],f['run']
     tokens = f"{s['eval_tokens']:,} tokens" if s.get('eval_tokens') else 'unknown'
+    if s.get('eval_rows', 0) < s.get('eval_all_rows', 0):
+        tokens += f", {s['eval_rows']:,} of {s['eval_all_rows']:,} rows"
     figures = (
-        ('bits per byte', s.get('bits_per_byte'), 'plain'),
-        ('loss, nats per token', s.get('eval_loss'), 'plain'),
-        (f"perplexity ({run['tokenizer']} tokenizer)", run['perplexity'], 'plain'),
-        ('token accuracy', s.get('accuracy'), 'percent'),
+        ('bits per byte', s.get('bits_per_byte'), 'plain', 'bits_per_byte'),
+        ('loss, nats per token', s.get('eval_loss'), 'plain', 'loss'),
+        (f"perplexity ({run['tokenizer']} tokenizer)", run['perplexity'], 'plain', None),
+        ('token accuracy', s.get('accuracy'), 'percent', 'accuracy'),
     )
-    return [[name, Num(v, kind), tokens, '', held] for name,v,kind in figures if v is not None]
+    def interval(name): # of 95 %
+        error = (s.get('standard_error') or {}).get(name)
+        return f'± {1.96*error:.2g}' if error else ''
+    return [[name, Num(v, kind), tokens, interval(k), held] for name,v,kind,k in figures if v is not None]
 
 def _answer_rows(s, held): # of generated answers
     p,n = s.get('task_score'),s.get('task_score_n')

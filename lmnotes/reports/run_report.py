@@ -103,11 +103,15 @@ def _tainted_callouts(runs):
 
 def _result_callout(x): # the outcome of a run in a sentence
     s = x['summary']
-    if s.get('bits_per_byte') is not None: score = f"{format_number(s['bits_per_byte'])} bits per byte"
-    elif s.get('eval_loss') is not None: score = f"a validation loss of {format_number(s['eval_loss'])}"
+    errors = s.get('standard_error') or {}
+    def with_error(value, name): return format_number(value) + (f' ± {errors[name]:.2g}' if errors.get(name) else '')
+    if s.get('bits_per_byte') is not None: score = f"{with_error(s['bits_per_byte'], 'bits_per_byte')} bits per byte"
+    elif s.get('eval_loss') is not None: score = f"a validation loss of {with_error(s['eval_loss'], 'loss')}"
     else: return Callout(f"{x['name']}: {x['status']}, without a score.")
     after = f" after {format_count(s['tokens'])} tokens" if s.get('tokens') else ''
     scored = f", scored on {format_count(s['eval_tokens'])} tokens" if s.get('eval_tokens') else ''
+    if scored and s.get('eval_rows', 0) < s.get('eval_all_rows', 0):
+        scored += f", {s['eval_rows']:,} of {s['eval_all_rows']:,} validation rows"
     return Callout(f"{x['name']}: {score}{after}{scored}; one seed.")
 
 def _bullet_section(title, lines, **options): # a list of one section, or none

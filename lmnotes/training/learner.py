@@ -40,6 +40,7 @@ class LMLearner(Learner):
         self._handlers = {} # event -> callbacks that answer it
         super().__init__(dls, model, loss_func=noop, **kwargs)
         self.remove_cb(CastToTensor) # a dictionary of tensors needs no cast
+        self.recorder.loss = TokenLoss() # in place of fastai's mean over rows
     def _split(self, b): self.xb,self.yb = b,(batch_labels(b[0]),)
     def _do_one_batch(self):
         with self.forward_context():
@@ -216,7 +217,7 @@ def lm_learner(model, data, *, cbs=None, device=None, **kwargs)->LMLearner:
     return learn
 
 # %% ../../nbs/06_training/07_learner.ipynb #88c49ea1
-_counters = ('step', 'tokens', 'opt', 'scaler', 'path', 'stop_request', 'stopping', 'skipped')
+_counters = ('step', 'tokens', 'supervised', 'opt', 'scaler', 'path', 'stop_request', 'stopping', 'skipped')
 
 @contextmanager
 def restore_learner(learn):

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['bytes_text', 'memory_bytes', 'Monitor', 'truncate_log', 'metrics_history', 'text_samples', 'evaluations', 'as_array',
-           'moving_average', 'progress_text', 'StepProgress']
+           'moving_average', 'progress_text', 'StepProgress', 'StepTimer', 'measure_step_time']
 
 # %% ../../nbs/06_training/08_monitor.ipynb #18a0b5ec
 import json
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -54,13 +55,19 @@ class Monitor(Callback):
         self.started = started
     def before_fit(self):
         self.started = self.started or time.perf_counter()
-        self.last,self.last_tokens = time.perf_counter(),self.learn.tokens
+        self.began,self.first_tokens = self._clock(),self.learn.tokens
+        self.last,self.last_tokens = self.began,self.first_tokens
+    def _clock(self): # seconds, without those of evaluations
+        return time.perf_counter() - getattr(getattr(self.learn, 'periodic_evaluation', None), 'seconds', 0.)
     def after_step(self):
         l = self.learn
-        now = time.perf_counter()
+        times,counts = (time.perf_counter(), self._clock()),(l.tokens, l.supervised)
         numbers = [t.detach().float().reshape(()) for t in (l.step_loss, l.step_accuracy, l.grad_norm)]
-        self.rows.append((l.step, now, torch.stack(numbers), l.opt.opt.param_groups[0]['lr'], l.tokens))
+        self.rows.append((l.step, times, torch.stack(numbers), l.opt.opt.param_groups[0]['lr'], counts))
         if len(self.rows) >= self.every: self.flush()
+    def rate(self)->float:
+        "Return tokens per second since this process began to train, evaluations aside"
+        return (int(self.learn.tokens) - self.first_tokens)/max(self._clock() - self.began, 1e-9)
     def after_fit(self): self.flush()
 
 # %% ../../nbs/06_training/08_monitor.ipynb #c0e899bc
@@ -71,9 +78,10 @@ def flush(self:Monitor):
     numbers = torch.stack([r[2] for r in self.rows]).tolist()
     memory = memory_bytes(next(self.learn.model.parameters()).device)
     lines = []
-    for (step, now, _, lr, tokens),(loss, accuracy, norm) in zip(self.rows, numbers):
-        rate = (tokens - self.last_tokens)/max(now - self.last, 1e-9)
-        self.last,self.last_tokens = now,tokens
+    for (step, (now, clock), _, lr, counts),(loss, accuracy, norm) in zip(self.rows, numbers):
+        tokens,supervised = map(int, counts)
+        rate = (tokens - self.last_tokens)/max(clock - self.last, 1e-9)
+        self.last,self.last_tokens = clock,tokens
         lines.append(
             dict(
                 step=step,
@@ -84,6 +92,7 @@ def flush(self:Monitor):
                 grad_norm=norm,
                 tokens_per_s=round(rate, 1),
                 tokens=tokens,
+                supervised_tokens=supervised,
                 memory_bytes=memory,
             )
         )
@@ -165,7 +174,7 @@ def progress_text(l)->str:
     Returns: such as 'loss 2.314 (avg 2.402) · acc 0.31 · 256k tok'"""
     return (
         f"loss {float(l.step_loss):.3f} (avg {l.average_loss:.3f}) · acc "
-        f"{float(l.step_accuracy):.3f} · {format_count(l.tokens)} tok"
+        f"{float(l.step_accuracy):.3f} · {format_count(int(l.tokens))} tok"
     )
 
 class StepProgress(Callback):
@@ -200,7 +209,7 @@ class StepProgress(Callback):
             self.bar.set_postfix_str(progress_text(l), refresh=False)
             self.bar.update(l.step - self.bar.n)
         elif tenth and not self.quiet:
-            rate = getattr(l, 'monitor', None) and l.tokens/max(time.perf_counter() - l.monitor.started, 1e-9)
+            rate = getattr(l, 'monitor', None) and l.monitor.rate()
             print(
                 f"{self.label}: step {l.step}/{self.total} · {progress_text(l)}"
                 + (f" · {format_count(rate)} tok/s" if rate else ''),
@@ -208,3 +217,35 @@ class StepProgress(Callback):
                 flush=True,
             )
     def after_fit(self): self.bar.close()
+
+# %% ../../nbs/06_training/08_monitor.ipynb #a043533a
+class StepTimer(Callback):
+    """Record when each optimizer step ended, and stop after `seconds`
+
+    Parameters:
+        seconds: to train, at least five steps"""
+    order,run_valid = 90,False
+    def __init__(self, seconds): self.seconds,self.ends = seconds,[]
+    def before_fit(self): self.began = time.perf_counter()
+    def after_step(self):
+        if self.learn.dls.device.type == 'cuda': torch.cuda.synchronize()
+        self.ends.append(time.perf_counter())
+        if self.learn.stopping: raise CancelFitException()
+        if len(self.ends) > 5 and self.ends[-1] - self.began > self.seconds: self.learn.stop_request = 'probe'
+
+def measure_step_time(learn, seconds=1.)->float:
+    """Time real training steps, then restore weights and counters
+
+    Parameters:
+        learn: a learner that has not trained yet
+        seconds: how long to try (at least five steps)
+    Returns: median seconds of a step"""
+    weights = {k: v.detach().clone() for k,v in learn.model.state_dict().items()}
+    timer,n = StepTimer(seconds),learn.dls.train.n_batches
+    learn.dls.train.n_batches = 10**9
+    with learn.no_bar(), learn.no_logging(), learn.added_cbs(timer):
+        learn.fit(1)
+    learn.model.load_state_dict(weights)
+    learn.dls.train.n_batches = n
+    learn.opt,learn.step,learn.tokens,learn.supervised,learn.stop_request,learn.stopping = None,0,0,0,None,None
+    return statistics.median(b - a for a,b in zip(timer.ends[2:], timer.ends[3:]))

@@ -79,7 +79,7 @@ def tracker_facts(learn, tokens:int, options=None, ranks:int=1)->dict:
 
     Parameters:
         learn: an `LMLearner`
-        tokens: all that the run may see, on all ranks together
+        tokens: that the run is expected to see, padding aside, on all ranks together
         options: dict: what was asked; default: how the learner was made
         ranks: processes that train together
     Returns: numbers: tag to number; texts: tag to text"""

@@ -103,7 +103,7 @@ class ShardLoader(BlockLoader):
         Returns: numbers of windows"""
         n,first = len(self.dataset),(k*self.world + self.rank)*self.bs
         at = np.arange(first, first + self.bs)
-        if not self.shuffle: return at[at < n]
+        if not self.shuffle: return self.in_order(at)
         epochs = range(at[0]//n, at[-1]//n + 1)
         return np.concatenate([block_shuffle(at[at//n == e] % n, n, self.seed, e) for e in epochs])
     def new(self, dataset=None, **changed)->'ShardLoader':

@@ -47,6 +47,12 @@ class StreamLoader:
         self.n_cut,self.n_left = 0,0
         self.to(device)
     @property
+    def row_tokens(self)->float|None:
+        """Tokens that a row holds, padding aside
+
+        Returns: None where a document is a row: its length is known when it is read"""
+        return float(self.T) if self.walk == 'chunk' else None
+    @property
     def n_batches(self)->int: # number of the batch at which to stop
         if self._n_batches is not None: return self._n_batches
         n,B = self.rows_in_pass(),self.bs*self.world
@@ -111,7 +117,8 @@ def batch(self:StreamLoader, k:int)->tuple:
 
     Parameters:
         k: number of the batch
-    Returns: ({'input_ids': (B,T), 'shift_labels': (B,T)},), int64; None past the end"""
+    Returns: ({'input_ids': (B,T), 'shift_labels': (B,T)},), int64, of samples also `attention_mask`; None
+        past the end"""
     n = self.bs*self.world
     self._seek(k*n)
     if self._at < k*n: return
@@ -120,18 +127,18 @@ def batch(self:StreamLoader, k:int)->tuple:
     if not len(items): return
     self._at += len(items)
     self._mark()
-    x,y = self._tensors(items[self.rank*self.bs:(self.rank + 1)*self.bs])
-    return dict(input_ids=x.to(self.device), shift_labels=y.to(self.device)),
+    tensors = self._tensors(items[self.rank*self.bs:(self.rank + 1)*self.bs])
+    return {name: t.to(self.device) for name,t in tensors.items()},
 
 @patch
-def _tensors(self:StreamLoader, items)->tuple: # input_ids and shift_labels, int64, (rows, T)
+def _tensors(self:StreamLoader, items)->dict: # name -> int64, (rows, T)
     if self.walk == 'chunk':
         w = torch.from_numpy(np.array(items, np.int64))
-        return w[:, :-1].contiguous(), w[:, 1:].contiguous()
+        return dict(input_ids=w[:, :-1].contiguous(), shift_labels=w[:, 1:].contiguous())
     tok = self.tokenizer
-    x,y,n_cut = pad_samples(items, self.T, tok.eos_token_id if tok.pad_token_id is None else tok.pad_token_id)
+    x,y,real,n_cut = pad_samples(items, self.T, tok.eos_token_id if tok.pad_token_id is None else tok.pad_token_id)
     self.n_cut += n_cut
-    return x, y
+    return dict(input_ids=x, shift_labels=y, attention_mask=real)
 
 # %% ../../../nbs/01_data/streaming/05_loader.ipynb #f70a80f1
 @patch

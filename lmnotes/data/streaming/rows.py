@@ -70,13 +70,14 @@ def pad_samples(items:list, T:int, pad:int)->tuple:
         items: pairs of tokens and the index of the first to be learned
         T: inputs in a row
         pad: token on places that hold none
-    Returns: inputs and labels, int64, (len(items), T); number of tokens cut away"""
+    Returns: inputs, labels, and 1 where there is a token, int64, (len(items), T); number of tokens cut away"""
     x,y = np.full((len(items), T), pad, np.int64),np.full((len(items), T), -100, np.int64)
-    n_cut = 0
+    real,n_cut = np.zeros_like(x),0
     for i,(ids,first) in enumerate(items):
         n_cut += max(0, len(ids) - T - 1)
         ids = ids[:T+1]
         n = len(ids) - 1
         x[i, :n] = ids[:-1]
         y[i, :n] = np.where(np.arange(1, n+1) >= first, ids[1:], -100)
-    return torch.from_numpy(x), torch.from_numpy(y), n_cut
+        real[i, :n] = 1
+    return torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(real), n_cut

@@ -91,12 +91,12 @@ def _numpy(t): return (t.full_tensor() if hasattr(t, 'full_tensor') else t).deta
 def _keep_state(learn, folder): # one file, replaced at once
     state = full_state_dict(learn)
     def save():
-        torch.save((learn.step, learn.tokens, *state), f'{folder}/new')
+        torch.save((learn.step, learn.tokens, learn.supervised, *state), f'{folder}/new')
         os.replace(f'{folder}/new', f'{folder}/state')
     run_on_main(save)
 
 def _load_state(learn, folder):
-    learn.step,learn.tokens,*state = torch.load(f'{folder}/state', weights_only=True)
+    learn.step,learn.tokens,learn.supervised,*state = torch.load(f'{folder}/state', weights_only=True)
     load_full_state_dict(learn, *state)
     learn.dls.train.start = learn.step*learn.accumulate.n
 
@@ -124,9 +124,10 @@ def train_distributed(steps=3, stop=None, die=None, folder=None, **kwargs)->dict
         grads=recorder.grads,
         rows=recorder.rows,
         tokens=learn.tokens,
+        supervised=learn.supervised,
         steps=learn.step,
         stopping=learn.stopping,
-        scores=evaluate_distributed(learn, 5),
+        scores=evaluate_distributed(learn, learn.dls.valid.sampled(20)),
     )
 
 def relative_difference(a, b, what='weights')->float:
