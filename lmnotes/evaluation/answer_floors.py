@@ -13,6 +13,7 @@ import numpy as np
 from scipy import stats
 
 from ..core import *
+from ..data.catalog import *
 
 # %% ../../nbs/05_evaluation/15_answer_floors.ipynb #6e4778a4
 def _one_tag(ds, tag, row): return ' '.join([tag]*len(ds.tags(row)))
@@ -40,9 +41,9 @@ def answer_floor(ds, rows)->float|None:
     Parameters:
         ds: a `Dataset`, or a task with a `floor(rows)` of its own
         rows: the rows that are scored
-    Returns: None where programs are scored"""
+    Returns: None where programs are scored, or items that a group of tasks makes itself"""
     if hasattr(ds, 'floor'): return ds.floor(rows)
-    if ds.kind == 'code': return None
+    if not isinstance(ds, Dataset) or ds.kind == 'code': return None
     return max(float(np.mean([ds.score(row, answer(row)) for row in rows])) for answer in constant_answers(ds, rows))
 
 # %% ../../nbs/05_evaluation/15_answer_floors.ipynb #b564f438

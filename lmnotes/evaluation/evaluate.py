@@ -52,7 +52,7 @@ def task_record(t:TaskScores)->dict:
     Parameters:
         t: `TaskScores`
     Returns: with the mean, its error and chance; without the values of items"""
-    names = 'task name metric mean error n chance higher metrics samples'.split()
+    names = 'task name metric mean error n chance floor higher metrics samples'.split()
     return {k: item_standard_error(t) if k == 'error' else getattr(t, k) for k in names}
 
 # %% ../../nbs/05_evaluation/12_evaluate.ipynb #5d5eaa3d

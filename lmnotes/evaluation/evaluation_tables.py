@@ -20,9 +20,9 @@ def _table(title, columns, rows): # None without rows
 def _task_table(r):
     def row(t):
         further = ', '.join(f'{k} {_number(v)}' for k,v in t['metrics'].items() if k != t['metric'])
-        figures = [_number(t[k]) for k in ('mean', 'error', 'chance')]
+        figures = [_number(t[k]) for k in ('mean', 'error', 'chance', 'floor')]
         return t['task'],t['name'],t['metric'],*figures,t['n'],further
-    columns = 'task', 'data', 'metric', 'score', '± error', 'chance', 'n', 'further'
+    columns = 'task', 'data', 'metric', 'score', '± error', 'chance', 'floor', 'n', 'further'
     return _table('tasks', columns, [row(t) for t in r['tasks']])
 
 def _lm_table(r):

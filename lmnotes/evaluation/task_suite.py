@@ -11,13 +11,14 @@ __all__ = ['eval_tasks', 'measurements', 'TaskScores', 'task_name', 'subsample',
 import os
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
 from ..core import *
 from ..data.catalog import *
 from ..data.dataset_splits import *
+from .answer_floors import answer_floor
 from .eval_model import EvalModel
 from .metric_names import score_name, task_metric
 from ..models.causality import check_causal
@@ -34,6 +35,7 @@ class TaskScores:
     clusters:np.ndarray|None = None # (items,) number of the cluster an item belongs to
     metrics:dict = field(default_factory=dict) # further figures of the whole
     chance:float|None = None # main metric of guessing, where it is known
+    floor:float|None = None # main metric of the best constant answer to these items
     samples:list = field(default_factory=list) # a few dicts prompt, output, target, score
     @property
     def n(self)->int:
@@ -217,6 +219,10 @@ def _task_sources(spec, group, datasets, data_dir)->tuple: # names or pairs to a
     reason = f'no embedded dataset is for {group}; give --data_dir with {", ".join(spec.hub)}'
     return list(names),None if names else reason
 
+def _with_floor(found, ds, rows): # scores, and what the best constant answer would have
+    floor = answer_floor(ds, rows) if found else None
+    return [replace(t, floor=floor) for t in found]
+
 def evaluate_tasks(model, tokenizer, tasks='all', *, datasets=None, progress=None, **options)->tuple:
     """Score a model on groups of tasks; a model that sees the future is a `RunError`
 
@@ -241,7 +247,7 @@ def evaluate_tasks(model, tokenizer, tasks='all', *, datasets=None, progress=Non
             try:
                 named = isinstance(source, str)
                 ds,rows = score.spec.load(source, o.data_dir, o.limit, o.seed) if named else source
-                scores += score(s, ds, rows)
+                scores += _with_floor(score(s, ds, rows), ds, rows)
             except InputError as e:
                 missing.append(dict(task=group, name=name, reason=str(e)))
     return scores,missing
