@@ -23,6 +23,7 @@ from ..data.load import load_data
 from ..data.tokenizers import get_tokenizer
 from ..evaluation.eval_model import choice_nll
 from ..evaluation.metrics import *
+from ..evaluation.reference_compressors import reference_scores, reference_texts
 from ..evaluation.task_suite import evaluate_tasks
 from ..files import *
 from ..models.build import build_model
@@ -109,9 +110,9 @@ def _open_model(name, model, tokenizer): # (model, tokenizer) of an object or a 
     model = build_model(folder)
     return model,_tokenizer_of(model, name, tokenizer if given else folder)
 
-def _load_texts(dataset, data_dir, limit): # full id and validation texts
+def _load_texts(dataset, data_dir, limit): # full id, validation texts, and what compressors reach on them
     d = load_data(dataset, data_dir=data_dir, max_length=8, bs=1, limit=limit, device='cpu')
-    return d.name,list(d.texts('validation'))
+    return d.name,list(d.texts('validation')),reference_scores(*reference_texts(d))
 
 def _piece_size(models): # bytes for which every model has positions
     positions = [getattr(m.config.get_text_config(), 'max_position_embeddings', None) for m,_ in models.values()]
@@ -125,9 +126,10 @@ class _Measured:
     text:dict = field(default_factory=dict)  # name -> `LMScores`
     tasks:dict = field(default_factory=dict) # name -> list of `TaskScores`
     missing:list = field(default_factory=list) # sentences
+    references:dict = field(default_factory=dict) # name -> bits_per_byte, training_bytes
 
 def _score_texts(m, dataset, data_dir, limit):
-    m.dataset,texts = _load_texts(dataset, data_dir, 4*limit)
+    m.dataset,texts,m.references = _load_texts(dataset, data_dir, 4*limit)
     pieces,_ = text_pieces(texts, _piece_size(m.models), limit)
     m.text = {a: piece_scores(model, tok, pieces) for a,(model,tok) in m.models.items()}
 
@@ -162,6 +164,10 @@ def _cell(m, a): # the line of one model
     scores = lm_metrics(m.text[a]) if a in m.text else {}
     return cell | {k: v for k,v in scores.items() if k in ('loss', 'bits_per_byte', 'perplexity')}
 
+def _alarms(m): # questions: nobody knows what the models have read
+    bits = {a: [s.bits_per_byte] for a,s in m.text.items()}
+    return [dict(dataset=m.dataset, **x, blocks=False) for x in implausible_scores(bits, m.references)]
+
 def _windows(m): return dict(windows=len(next(iter(m.text.values())).nll)) if m.text else {}
 
 def _as_result(m, differences, metric): # the dictionary of `comparison.json`
@@ -178,6 +184,8 @@ def _as_result(m, differences, metric): # the dictionary of `comparison.json`
         status='done',
         metric=metric,
         note=weights_note,
+        alarms=_alarms(m),
+        controls={m.dataset: m.references} if m.references else {},
         data={m.dataset: _windows(m)},
         cells=[_cell(m, a) for a in arms],
         differences=differences,

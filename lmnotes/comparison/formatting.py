@@ -126,7 +126,7 @@ def shared_share(r:dict, d:dict)->float:
     return max((c['share'] for c in found.values()), default=0.)
 
 _unjudged = dict(
-    uninformative='On {where}, {arm} cannot be compared with {base}, since {reason}; the difference is {diff} ({under}).',
+    uninformative='On {where}, {arm} and {base} cannot be compared: {reason}; the difference is {diff} ({under}).',
     implausible='On {where}, there is no verdict on {arm}: {reason}. The difference from {base} is {diff} ({under}).',
 )
 
