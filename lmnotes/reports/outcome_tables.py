@@ -8,6 +8,7 @@ __all__ = ['comparison_tables', 'tasks_sentence', 'tainted_lines', 'not_measured
 
 # %% ../../nbs/09_reports/06_outcome_tables.ipynb #47511620
 from ..comparison.formatting import *
+from ..comparison.verdicts import can_be_seen, verdict_word
 from ..core import *
 from .parts import *
 
@@ -22,10 +23,12 @@ def tasks_sentence(r:dict, arm:str)->str:
     ds = [d for d in r['differences'] if not is_lm(d) and d['arm'] == arm]
     if not ds: return ''
     better,worse,undecided = (sum(d['verdict'] == w for d in ds) for w in ('better', 'worse', 'cannot tell'))
+    empty = sum(bool(d.get('uninformative')) for d in ds)
     family = ds[0].get('family')
+    told = f', of which {empty} {"is" if empty == 1 else "are"} uninformative' if empty else ''
     return (
         f"Of {len(ds)} task {'result' if len(ds) == 1 else 'results'}, {arm} is better than "
-        f"{r['baseline']} on {better}, worse on {worse}, and cannot be told from it on {undecided}"
+        f"{r['baseline']} on {better}, worse on {worse}, and cannot be told from it on {undecided}{told}"
         f"{f' (Holm over {family} outcomes)' if family else ''}."
     )
 
@@ -97,9 +100,10 @@ def differences_table(r:dict)->tuple:
     head += ['decided by', 'seeds', 'items', 'clusters']
     rows = []
     for d in r['differences']:
-        row = [short_outcome_label(d), d['arm'], VerdictMark(d['verdict'])]
+        row = [short_outcome_label(d), d['arm'], VerdictMark(verdict_word(d))]
         row += [Num(d[k], 'diff') for k in ('mean', 'low', 'high')]
-        row += [Num(d.get(k), 'size') for k in ('detectable', 'p', 'holm')]
+        row.append(Num(d.get('detectable'), 'size') if can_be_seen(d) else 'nothing')
+        row += [Num(d.get(k), 'size') for k in ('p', 'holm')]
         row += [metric_label(d['metric']), d['rule'].split()[0].strip(':,')]
         rows.append([*row, d['n_seeds'], d['n_items'], d['n_clusters']])
     return head, rows
@@ -124,7 +128,7 @@ def results_table(r:dict)->tuple:
             rows.append([ds, s['arm'], Num(s['bits_per_byte']), spread, *_score_cells(s), s['n']])
         for k,c in r['controls'].get(ds, {}).items():
             if c.get('bits_per_byte') is None: continue
-            rows.append([ds, f'{k} (control)', Num(c['bits_per_byte']), Num(None), *_score_cells(c), '–'])
+            rows.append([ds, f'{control_label(k)} (control)', Num(c['bits_per_byte']), Num(None), *_score_cells(c), '–'])
     return head, rows
 
 # %% ../../nbs/09_reports/06_outcome_tables.ipynb #bbfedf4c
@@ -135,10 +139,10 @@ def tasks_table(r:dict)->tuple:
     Parameters:
         r: a comparison
     Returns: head and rows"""
-    head = ['outcome', 'arm', 'mean', '± sd', 'chance', 'metric', 'kind', 'seeds', 'items']
+    head = ['outcome', 'arm', 'mean', '± sd', 'chance', 'floor', 'metric', 'kind', 'seeds', 'items']
     rows = []
     for t in r.get('tasks') or []:
-        numbers = Num(t['mean']),Num(t['sd'], 'size'),Num(t['chance'])
+        numbers = Num(t['mean']),Num(t['sd'], 'size'),Num(t['chance']),Num(t.get('floor'))
         kind = t['task'].replace('_', ' ')
         row = [short_outcome_label(t), t['arm'], *numbers, metric_label(t['metric']), kind]
         rows.append([*row, t['n_seeds'], t['n_items']])
