@@ -227,7 +227,8 @@ def naive_kneser_ney(train, text, order=3): # Chen and Goodman 1998, equation 4.
         n1,n2,n3,n4 = (sum(c == k for c in counts.values()) for k in (1, 2, 3, 4))
         if not min(n1, n2, n3): return [0, .5, 1., 1.5]
         y = n1/(n1 + 2*n2)
-        return [0, *(max(0, min(k, k - (k + 1)*y*b/a)) for k,a,b in ((1, n1, n2), (2, n2, n3), (3, n3, n4)))]
+        d = [0, *(k - (k + 1)*y*b/a for k,a,b in ((1, n1, n2), (2, n2, n3), (3, n3, n4)))]
+        return d if min(d[1:]) > 0 else [0, .5, 1., 1.5]
     ds = {n: discounts(c) for n,c in grams.items()}
     def p(g): # of the last byte of g
         if not g: return 1/256

@@ -36,16 +36,17 @@ def _ngrams(text, n): # (len(text)-n+1,) as numbers
     return keys
 
 def kneser_ney_discounts(counts)->np.ndarray:
-    """Estimate the three discounts of modified Kneser–Ney; 0.5, 1 and 1.5 where a count does not occur
+    """Estimate the three discounts of modified Kneser–Ney; 0.5, 1 and 1.5 where the counts give none above zero
 
     Parameters:
         counts: (n-grams,) positive whole numbers
     Returns: (4,) subtracted from counts 0, 1, 2 and 3 or more"""
     n1,n2,n3,n4 = (int((counts == k).sum()) for k in (1, 2, 3, 4))
-    if not min(n1, n2, n3): return np.array([0, .5, 1., 1.5])
+    default = np.array([0, .5, 1., 1.5])
+    if not min(n1, n2, n3): return default
     y = n1/(n1 + 2*n2)
-    d = [0, 1 - 2*y*n2/n1, 2 - 3*y*n3/n2, 3 - 4*y*n4/n3]
-    return np.clip(d, 0, [0, 1, 2, 3])
+    d = np.array([0, 1 - 2*y*n2/n1, 2 - 3*y*n3/n2, 3 - 4*y*n4/n3])
+    return d if (d[1:] > 0).all() else default
 
 # %% ../../nbs/05_evaluation/14_reference_compressors.ipynb #08e49b36
 def _order_table(keys, counts): # sorted n-grams and their shares; sorted contexts and the mass left
