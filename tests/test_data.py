@@ -12,7 +12,7 @@ import torch
 from lmnotes.core import InputError
 from lmnotes.data.catalog import catalog, find_dataset
 from lmnotes.data.dataloader import BlockLoader
-from lmnotes.data.dataset_splits import load_documents, load_rows
+from lmnotes.data.dataset_splits import evaluation_documents, evaluation_rows, load_documents, load_rows
 from lmnotes.data.load import load_data
 from lmnotes.data.token_encoding import encode_documents, token_bytes
 from lmnotes.data.tokenizers import get_tokenizer
@@ -344,3 +344,59 @@ def test_a_run_tells_what_it_shares(tmp_path):
     (tmp_path/'qa/validation.jsonl').write_text(rows([70, 4]))
     found, = data_overlap(load_data(data_path=tmp_path/'qa', mode='sft', max_length=256, device='cpu')).values()
     assert found.dirty == [1] == found.exact and '1 of 2 examples (50.0%)' in str(found)
+
+def test_text_copied_whole_is_said_to_be_copied_whole(tmp_path):
+    "Short paragraphs are not counted as clean: a validation text inside the training text shares all of it"
+    from lmnotes.data.contamination import data_overlap
+    part = lambda i: f'Heading {i}\n\n' + ' '.join(f'w{i}x{j}' for j in range(20)) + f'\n\nA short line {i}.'
+    held = '\n\n'.join(part(i) for i in range(40))
+    (tmp_path/'train.txt').write_text('\n\n'.join(part(i) for i in range(100, 130)) + '\n\n' + held)
+    (tmp_path/'validation.txt').write_text(held)
+    found, = data_overlap(load_data(data_path=tmp_path, max_length=32, device='cpu')).values()
+    assert found.share == 1. and len(found.exact) == found.n_examples >= 40 and found.n_short == 0
+
+# ---- which split an evaluation is about
+
+def layout(root, folder, **splits):
+    "Write splits as jsonl in hub layout"
+    (root/folder).mkdir(parents=True)
+    for name,rows in splits.items(): (root/folder/f'{name}.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    return root
+
+def questions(n):
+    return [
+        dict(id=str(i), title='t', context=f'Town {i} lies by river {i}.', question=f'Where does town {i} lie?',
+             answers=dict(text=[f'by river {i}'], answer_start=[10]))
+        for i in range(n)
+    ]
+
+def test_an_evaluation_split_is_scored_whole(tmp_path):
+    "Training has to hold out a part of the only split there is, and says so; an evaluation takes all of it"
+    root,squad = layout(tmp_path, 'squad/default', validation=questions(200)),find_dataset('squad')
+    rows = evaluation_rows(squad, root)
+    assert (len(rows), rows.split) == (200, 'validation')
+    data = load_data('squad', data_dir=root, mode='sft', max_length=256, device='cpu')
+    assert (len(data.rows['train']), len(data.rows['validation'])) == (190, 10)
+    assert data.notes[:2] == [
+        'no training split: validation takes its place',
+        'no validation split: 10 of 200 rows are held out by content hash',
+    ]
+    with pytest.raises(InputError, match="'squad' has no test rows here; there is: validation"):
+        evaluation_rows(squad, root, 'test')
+
+def test_the_test_split_of_a_corpus_by_name(tmp_path):
+    lines = lambda word: [dict(text=''), dict(text=f' = {word} = \n'), dict(text=''), dict(text=f'{word} text. '*9)]
+    root = layout(tmp_path, 'wikitext/wikitext-2-raw-v1', validation=lines('Held'), test=lines('Last'))
+    wikitext = find_dataset('wikitext')
+    assert evaluation_documents(wikitext, root)[1] == 'validation'
+    docs,split = evaluation_documents(wikitext, root, 'test')
+    assert split == 'test' and len(docs) == 1 and 'Last text.' in docs[0]
+    (root/'wikitext/wikitext-2-raw-v1/validation.jsonl').unlink()
+    assert evaluation_documents(wikitext, root)[1] == 'test' # all there is, and nothing is cut from it
+
+@needs_real
+def test_real_splits_are_scored_whole():
+    for name,split,n in ('squad2', 'validation', 5690), ('gsm8k', 'test', 319), ('imdb', 'test', 2500):
+        rows = evaluation_rows(find_dataset(name), real)
+        assert (len(rows), rows.split) == (n, split)
+    assert len(evaluation_documents(find_dataset('wikitext'), real)[0]) == 60 # articles of the validation split

@@ -27,6 +27,7 @@ from lmnotes.files import *
 from lmnotes.models import build_model
 from lmnotes.models.task_heads import add_task_head
 from lmnotes.training.checkpoints import save_pretrained_model
+from lmnotes.training.train import train
 
 TOK = byte_tokenizer()
 
@@ -247,3 +248,50 @@ def test_real_rows():
     assert {'sst2', 'squad', 'gsm8k', 'stsb', 'mmlu'} <= names
     assert not {'opinions', 'entities', 'reading', 'arithmetic'} & names
     assert all(np.isfinite(t.values).all() and t.n for t in found) and all(m['reason'] for m in missing)
+
+# ---- what the model was trained on
+
+def problems(root, n=40):
+    "Write word problems of `gsm8k` as a test split in hub layout, and as a file that somebody may train on"
+    rows = [
+        dict(question=f'Anna number {i} has {i} apples and buys {i + 3} more apples on the market of her town, '
+                      f'how many apples does Anna number {i} have at the end of the day?',
+             answer=f'She has {i} + {i + 3} = {2*i + 3} apples at the end.\n#### {2*i + 3}')
+        for i in range(n)
+    ]
+    home = root/'hub/openai__gsm8k/main'
+    home.mkdir(parents=True)
+    text = '\n'.join(map(json.dumps, rows))
+    (home/'test.jsonl').write_text(text)
+    (root/'leaked.jsonl').write_text(text)
+    return root/'hub',root/'leaked.jsonl'
+
+def test_training_on_the_test_rows_is_told(tmp_path, capsys):
+    "Of a saved run alone: the rows it was trained on are found, in another form, and those of another set are not"
+    hub,leaked = problems(tmp_path)
+    run = train(data_path=str(leaked), mode='sft', size='tiny', max_length=512, batch_size=2, max_steps=1,
+                device='cpu', output_dir=str(tmp_path/'run'), quiet=True, eval_generate=0)
+    asked = ['evaluate', '--model', str(run.path), '--tasks', 'math,qa', '--datasets', 'gsm8k,squad', '--device', 'cpu']
+    assert main([*asked, '--data_dir', str(hub), '--limit', '6', '--draws', '0']) == 0
+    r = read_json(run.path/'evaluation.json')
+    found = {t['name']: t['overlap'] for t in r['tasks']}['gsm8k']
+    assert found['n_judged'] == 6 and found['share'] > .8 and found['n_whole'] > 3 and found['contaminated']
+    assert r['tasks'][0]['split'] == 'test' and 'contamination' in capsys.readouterr().out
+    honest = evaluate_model(run.path/'final', 'qa', datasets=['reading'], limit=6, device='cpu')
+    assert honest['tasks'][0]['overlap']['n_shared'] == 0 and honest['training_text']['start_known']
+
+def test_evaluating_on_the_training_file_says_so(tmp_path):
+    (tmp_path/'text').mkdir()
+    text = '\n\n'.join(' '.join(f'w{i}x{j}' for j in range(20)) for i in range(60))
+    (tmp_path/'text/train.txt').write_text(text)
+    (tmp_path/'text/validation.txt').write_text(' '.join(f'other{j}' for j in range(200)))
+    run = train(data_path=str(tmp_path/'text'), size='tiny', max_length=64, batch_size=2, max_steps=1, device='cpu',
+                output_dir=str(tmp_path/'run'), quiet=True)
+    own,other = (
+        evaluate_model(run.path, 'lm', data_path=tmp_path/'text', split=s, limit=4, device='cpu')['lm'][0]
+        for s in ('train', 'validation')
+    )
+    assert own['split'] == 'train' and own['overlap']['whole_share'] == 1. and own['overlap']['n_items'] == 60
+    assert other['overlap']['n_shared'] == 0
+    known = evaluate_model(fresh().eval(), 'lm', TOK, datasets=['prose'], limit=2)
+    assert known['training_text'] is None and known['lm'][0]['overlap'] is None # nobody knows, and nothing is said

@@ -44,7 +44,7 @@ def check_evaluation(model:str, tasks, output=None)->list:
 
 # %% ../../nbs/11_app/05_model_commands.ipynb #ff95f514
 _LOADING = 'attn_implementation', 'load_in_4bit', 'load_in_8bit', 'trust_remote_code' # fields of `LoadingOptions`
-_SAME = 'data_dir', 'data_path', 'limit', 'seed', 'max_length', 'draws', 'allow_execution', 'output', 'device'
+_SAME = 'data_dir', 'data_path', 'split', 'limit', 'seed', 'max_length', 'draws', 'allow_execution', 'output', 'device'
 
 def wide_console()->Console:
     "Return a console as wide as the terminal, or 150 columns where the output goes to a file"

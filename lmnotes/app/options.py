@@ -12,6 +12,7 @@ import inspect
 import io
 import tokenize
 from dataclasses import dataclass
+from typing import Literal
 
 from tyro.conf import Positional
 
@@ -86,7 +87,8 @@ class EvaluateOptions(LoadingOptions, CommonOptions):
     datasets: tuple[str, ...] | None = None # names of the catalog; default: those that stand for each task
     data_dir: str | None = None  # local root in hub layout; default: LMNOTES_DATA_DIR, else built-in sets
     data_path: str | None = None # a file or folder of your own, instead of datasets
-    limit: int = 64              # items of each dataset, and windows of each corpus
+    split: Literal['train', 'validation', 'test'] | None = None # default: test, else validation; of text validation
+    limit: int = 64              # items of each dataset, and windows of each corpus; 0: all
     seed: int = 0                # which items, and of draws
     max_length: int | None = None # tokens that question and answer may take; default: as many as the model takes
     batch_size: int = 16         # items at a time

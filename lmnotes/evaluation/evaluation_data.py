@@ -11,17 +11,24 @@ from pathlib import Path
 
 from ..core import *
 from ..data.catalog import find_dataset
+from ..data.dataset_splits import check_split_name, evaluation_documents
 from ..data.sft_examples import load_user_pairs
 from ..data.shards.files import is_shards
+from ..data.sources.files import Rows
 from ..data.sources.user_files import read_user_texts
 from ..data.tokenizers import get_tokenizer
-from .task_suite import held_out_documents
+from .task_suite import subsample
 from ..files import *
 from ..models import build_model, models
 from ..models.hf.hf_load import find_model
 
 # %% ../../nbs/05_evaluation/11_evaluation_data.ipynb #99752dfe
-def _own_data(path, limit)->tuple: # (task, rows) of a file with two columns, or None; texts of another, or None
+def _own_split(path, splits, wanted)->str: # the split of one's own file or folder to take
+    there = [k for k in ('test', 'validation', 'train') if splits.get(k)]
+    if wanted in (None, *there): return wanted or there[0]
+    raise InputError(f"'{path}' has no {wanted} split; there is: {', '.join(there)}")
+
+def _own_data(path, limit, seed, split)->tuple: # (task, rows), or None, and (texts, split), or None
     if is_shards(path):
         raise InputError(
             f'{path} holds shards, which have tokens and no text; evaluate on a file or folder of '
@@ -30,9 +37,12 @@ def _own_data(path, limit)->tuple: # (task, rows) of a file with two columns, or
     task,splits = load_user_pairs(path)
     if task is None:
         texts = read_user_texts(path)
-        return None,next(texts[k] for k in ('test', 'validation', 'train') if texts.get(k))
-    rows = next((splits[k] for k in ('test', 'validation') if splits.get(k)), None) or splits['train']
-    return (task, rows.take(range(min(limit or 10**9, len(rows))))),None
+        split = _own_split(path, texts, split)
+        return None,(texts[split], split)
+    split = _own_split(path, splits, split)
+    rows = splits[split]
+    picked = rows.take(subsample(len(rows), limit, task.name, seed))
+    return (task, Rows(picked, picked.labels, split)),None
 
 class EvaluationData:
     """Which corpora and rows an evaluation is about; an unknown dataset is an `InputError`
@@ -42,21 +52,26 @@ class EvaluationData:
         data_dir: root in hub layout
         data_path: one's own file or folder, in place of datasets
         limit: rows of one's own file, and windows of each corpus
-        tokenizer_name: goes with perplexity"""
-    def __init__(self, datasets=None, data_dir=None, data_path=None, limit:int|None=64, tokenizer_name=''):
+        tokenizer_name: goes with perplexity
+        seed: which rows of one's own file
+        split: train, validation or test; None: the one that is meant for an evaluation
+        trained_on: `TextFingerprint` of what the model was trained on; None: not known"""
+    def __init__(self, datasets=None, data_dir=None, data_path=None, limit:int|None=64, tokenizer_name='',
+            seed:int=0, split:str|None=None, trained_on=None):
         self.datasets,self.data_dir,self.data_path = datasets,data_dir,data_path
-        self.limit,self.tokenizer_name = limit,tokenizer_name
-        self.pairs,self.texts = _own_data(data_path, limit) if data_path else (None, None)
+        self.limit,self.tokenizer_name,self.split,self.trained_on = limit,tokenizer_name,split,trained_on
+        if split is not None: check_split_name(split)
+        self.pairs,self.texts = _own_data(data_path, limit, seed, split) if data_path else (None, None)
         for name in datasets or (): find_dataset(name)
     def _corpus_names(self)->list:
         if self.datasets is not None: return self.datasets
         return ['wikitext', 'enwik8'] if self.data_dir or os.environ.get('LMNOTES_DATA_DIR') else ['prose', 'python']
     def corpora(self)->list:
-        "Pairs of a corpus' name and a function that loads its held-out documents"
+        "Pairs of a corpus' name and a function that loads its documents and names their split"
         if self.data_path: return [(Path(self.data_path).name, lambda: self.texts)] if self.texts else []
         found = ((name, find_dataset(name)) for name in self._corpus_names())
         return [
-            (name, lambda ds=ds: held_out_documents(ds, self.data_dir))
+            (name, lambda ds=ds: evaluation_documents(ds, self.data_dir, self.split))
             for name,ds in found
             if ds.kind in ('corpus', 'code') and not hasattr(ds, 'instruction')
         ]

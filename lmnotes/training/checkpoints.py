@@ -17,6 +17,7 @@ from pathlib import Path
 from fastai.basics import *
 
 from ..core import *
+from ..data.contamination_fingerprint import keep_fingerprint
 from ..data.load import data_from_spec
 from ..files import *
 from ..models.build import build_model
@@ -227,6 +228,7 @@ def save_run(learn, path)->Path:
         save_checkpoint(learn, d/'final')
         write_json(d/'args.json', dict(data=learn.dls.spec, learner=learn.spec))
         write_json(d/'env.json', env_info() | dict(fingerprint=learn.dls.fingerprint))
+        keep_fingerprint(d, learn.dls)
     if path.exists(): os.rename(path, aside)
     os.rename(path.with_name(path.name + '.new'), path)
     if aside.exists(): shutil.rmtree(aside)

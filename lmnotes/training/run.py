@@ -15,7 +15,9 @@ from pathlib import Path
 from fastai.basics import *
 
 from ..core import *
+from ..data.contamination_fingerprint import keep_fingerprint
 from ..files import *
+from ..models import models
 from ..models.lora import merge_lora
 from ..plugins import loaded_plugins
 from .checkpoints import *
@@ -84,6 +86,11 @@ def open(cls:RunFolder, path)->RunFolder:
     return cls(path)
 
 # %% ../../nbs/06_training/18_run.ipynb #90f2c230
+def _start_of(options)->str|None: # folder or hub id of trained weights that a run starts from
+    name = str(options.get('init') or options.get('model', 'a model that was given'))
+    base = name.partition('+')[0]
+    return None if base in models or base.startswith('tiny:') else name
+
 @patch
 def describe(self:RunFolder, options:dict, data, device='cpu', learner:dict|None=None, given:dict|None=None,
         plan:dict|None=None, step:int=0, **more):
@@ -106,6 +113,7 @@ def describe(self:RunFolder, options:dict, data, device='cpu', learner:dict|None
     environment = env_info() | dict(fingerprint=data.fingerprint, device=str(device))
     write_json(self.path/'env.json', environment | (dict(plugins=plugins) if plugins else {}))
     self.checkpoints.mkdir(exist_ok=True)
+    keep_fingerprint(self.path, data, _start_of(options)) # of the training text, for evaluations to come
     self.log(f'start at step {step}', plan)
 
 @patch

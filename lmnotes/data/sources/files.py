@@ -17,21 +17,22 @@ from ...core import *
 
 # %% ../../../nbs/01_data/sources/01_files.ipynb #b44b5a13
 class Rows(list):
-    """Hold rows as dicts, and in `.labels` the label names of each column that has them
+    """Hold rows as dicts, in `.labels` the label names of each column that has them, in `.split` where they are from
 
     Parameters:
         rows: dicts, one a row
-        labels: column -> names of its labels, in the order of their ids"""
-    def __init__(self, rows=(), labels=None):
+        labels: column -> names of its labels, in the order of their ids
+        split: name of the split they are from, where it is known"""
+    def __init__(self, rows=(), labels=None, split=None):
         super().__init__(rows)
-        self.labels = labels or {}
+        self.labels,self.split = labels or {},split
     def take(self, idxs)->'Rows':
-        """Select rows by index and keep the label names
+        """Select rows by index and keep label names and split
 
         Parameters:
             idxs: indices of rows
         Returns: in the order of `idxs`"""
-        return Rows((self[i] for i in idxs), self.labels)
+        return Rows((self[i] for i in idxs), self.labels, self.split)
 
 # %% ../../../nbs/01_data/sources/01_files.ipynb #7f90229d
 file_readers = Registry('file format')

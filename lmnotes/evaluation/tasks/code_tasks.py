@@ -14,6 +14,7 @@ import numpy as np
 
 from ...core import *
 from ...data.catalog import *
+from ...data.dataset_splits import evaluation_documents
 from ...data.datasets.code import extract_code, find_function, function_signature
 from ...data.sources.files import Rows
 from ..eval_model import EvalModel
@@ -125,15 +126,16 @@ def pass_rate_by_tests(s:EvalModel, ds, rows, runner='sandbox')->dict:
         [float(run_tests(extract_code(text), row['test']).ok) for text in texts] for row,texts in zip(rows, sampled)
     ])
 
-def load_code_rows(name, data_dir, limit, seed)->tuple:
+def load_code_rows(name, data_dir, limit, seed, split=None)->tuple:
     """Load programming tasks; a corpus of programs gives its functions
 
     Parameters:
-        name, data_dir, limit, seed: as for `load_task_rows`
+        name, data_dir, limit, seed, split: as for `load_task_rows`
     Returns: dataset, rows"""
     ds = find_dataset(name)
-    if ds.kind == 'code' and ds.role == 'eval': return load_task_rows(ds, data_dir, limit, seed)
-    rows = documented_functions(held_out_documents(ds, data_dir), limit, seed)
+    if ds.kind == 'code' and ds.role == 'eval': return load_task_rows(ds, data_dir, limit, seed, split)
+    docs,split = evaluation_documents(ds, data_dir, split)
+    rows = Rows(documented_functions(docs, limit, seed), split=split)
     if not rows: raise InputError(f"'{ds.name}' has no documented function among its held-out documents")
     return FunctionCompletion(ds),rows
 

@@ -9,6 +9,8 @@ __all__ = ['tokenizer_label', 'lm_data', 'characters_per_byte', 'score_documents
 import torch
 
 from ...core import *
+from ...data.contamination import corpus_items
+from ...data.contamination_fingerprint import overlap
 from ...data.dataloader import LMData
 from ...data.token_encoding import encode_documents, tokenizer_kind
 from ..eval_model import EvalModel
@@ -64,18 +66,23 @@ def score_documents(s:EvalModel, docs:list, name:str, limit:int|None=None, token
     return dict(name=name, **scores, bits_per_character=scores['bits_per_byte']/characters_per_byte(docs))
 
 # %% ../../../nbs/05_evaluation/tasks/08_language_modelling.ipynb #b31ea73a
+def _overlap(docs, fp)->dict|None: # None where the training text of the model is not known
+    return overlap(corpus_items(docs, fp.n), fp).as_dict() if fp else None
+
 @measurements('lm')
 def measure_language_modelling(s:EvalModel, data)->tuple:
     """Score held-out documents of each corpus
 
     Parameters:
         s: an `EvalModel`
-        data: `EvaluationData`: its `corpora()`, `limit` and `tokenizer_name` are used
+        data: `EvaluationData`: its `corpora()`, `limit`, `tokenizer_name` and `trained_on` are used
     Returns: a dict for each corpus; dicts task, name, reason: what could not be measured"""
     rows,missing = [],[]
     for name,load in data.corpora():
         try:
-            rows.append(score_documents(s, load(), name, data.limit, data.tokenizer_name))
+            docs,split = load()
+            row = score_documents(s, docs, name, data.limit, data.tokenizer_name)
+            rows.append(row | dict(split=split, overlap=_overlap(docs, data.trained_on)))
         except InputError as e:
             missing.append(dict(task='lm', name=name, reason=str(e)))
     if not rows and not missing:

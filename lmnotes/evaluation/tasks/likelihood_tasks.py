@@ -47,14 +47,14 @@ class ReadingChoice(MultipleChoiceDataset):
 def _question_word(row)->str:
     return row['question'].split()[0] # In which city .., What is the trade .., Which animal ..
 
-def load_choice_rows(name, data_dir, limit, seed)->tuple:
+def load_choice_rows(name, data_dir, limit, seed, split=None)->tuple:
     """Load multiple-choice rows; `reading` gets its options from the passages
 
     Parameters:
-        name, data_dir, limit, seed: as for `load_task_rows`
+        name, data_dir, limit, seed, split: as for `load_task_rows`
     Returns: dataset, rows"""
     ds = find_dataset(name)
-    return load_task_rows(ReadingChoice() if ds.id == ReadingChoice.id else ds, data_dir, limit, seed)
+    return load_task_rows(ReadingChoice() if ds.id == ReadingChoice.id else ds, data_dir, limit, seed, split)
 
 def _has_options(ds): return ds.kind == 'choice' or ds.id == ReadingChoice.id
 

@@ -181,12 +181,12 @@ def piece_accuracy(model, tokenizer, pieces:list)->float:
 # %% ../../../nbs/05_evaluation/tasks/07_long_range.ipynb #3c06ec3b
 _lengths = 64, 256, 1024
 
-def load_long_range_items(name:str, data_dir, limit, seed)->tuple:
+def load_long_range_items(name:str, data_dir, limit, seed, split=None)->tuple:
     """Draw the items of a long-range task; a length below 32 is an `InputError`
 
     Parameters:
         name: such as 'copy_256': task and characters
-        data_dir, limit, seed: as for `load_task_rows`
+        data_dir, limit, seed, split: as for `load_task_rows`; items are drawn, and no split has them
     Returns: `LongRangeTask`, items"""
     task,_,n = name.rpartition('_')
     long_range_tasks[task]

@@ -11,6 +11,7 @@ import numpy as np
 from ...core import *
 from ...data.answer_metrics import chrf
 from ...data.catalog import *
+from ...data.dataset_splits import evaluation_documents
 from ...data.sources.files import Rows
 from ..eval_model import EvalModel
 from ..task_suite import *
@@ -87,15 +88,16 @@ def held_out_passages(docs:list, limit:int|None=64, seed:int=0, size=(192, 96))-
     return Rows(rows)[:limit]
 
 # %% ../../../nbs/05_evaluation/tasks/04_text_generation.ipynb #cd7afb31
-def load_generation_rows(name, data_dir, limit, seed)->tuple:
+def load_generation_rows(name, data_dir, limit, seed, split=None)->tuple:
     """Load rows with references; a corpus gives passages
 
     Parameters:
-        name, data_dir, limit, seed: as for `load_task_rows`
+        name, data_dir, limit, seed, split: as for `load_task_rows`
     Returns: dataset, rows"""
     ds = find_dataset(name)
-    if ds.kind != 'corpus': return load_task_rows(ds, data_dir, limit, seed)
-    rows = held_out_passages(held_out_documents(ds, data_dir), limit, seed)
+    if ds.kind != 'corpus': return load_task_rows(ds, data_dir, limit, seed, split)
+    docs,split = evaluation_documents(ds, data_dir, split)
+    rows = Rows(held_out_passages(docs, limit, seed), split=split)
     if not rows: raise InputError(f"'{ds.name}' has no held-out passage of 288 characters")
     return TextContinuation(ds),rows
 
