@@ -421,6 +421,39 @@ def test_full_evaluation_pairs_items_and_controls_itself(tmp_path):
         'reversible',
     }
 
+def test_long_range_arms_are_trained_on_the_items_and_reported_by_length(tmp_path):
+    c = compare(
+        'standard,standard@ternary',
+        'arithmetic',
+        seeds=2,
+        budget='steps:3',
+        full_eval=True,
+        tasks='long_range',
+        eval_limit=4,
+        output_dir=tmp_path / 'c',
+        costs=False,
+        **tiny,
+        **quiet,
+    )
+    r = c.result
+    assert not c.failed and not r['not_measured']
+    asked = {t['metrics']['length'] for t in r['tasks']}
+    assert asked == {32, 64, 128, 256} and max(asked) > tiny['max_length']
+    assert {t['metrics']['trained_to'] for t in r['tasks']} == {128} and all(t['floor'] is not None for t in r['tasks'])
+    run = read_json(c.path/c.cells[0]['path']/'long_range/run/args.json')['options']
+    assert run['mode'] == 'sft' and run['max_length'] > 256
+    long_range = [d for d in r['differences'] if d['task'] == 'long_range']
+    assert len(long_range) == 5*4 and all(d['uninformative'] for d in long_range if d['base_mean'] == d['arm_mean'] == 0)
+    assert {d['family'] for d in r['differences']} == {sum(d['p'] is not None for d in r['differences'])}
+    page = (c.path/'report.html').read_text(encoding='utf-8')
+    assert 'Long range by length' in page and '256* characters' in page and 'uninformative' in page
+
+def test_what_the_training_text_holds_stands_in_the_verdict(tmp_path, done):
+    r = dict(done.result, data={k: dict(d, overlap={'x': dict(share=.12)}) for k,d in done.result['data'].items()})
+    assert '12.0 % of the scored items stand in the training text.' in repr(Comparison(r))
+    r['data'] = {k: dict(d, overlap={'x': dict(share=.01)}) for k,d in r['data'].items()}
+    assert 'of the scored items' not in repr(Comparison(r))
+
 # ---- engines, and going on
 
 def test_processes_find_what_this_process_finds(tmp_path, done):

@@ -39,7 +39,7 @@ def mark_failed(cell:dict, e)->dict:
     return cell
 
 def _task_entry(t): # what goes into `cell.json`
-    fields = ('task', 'name', 'metric', 'higher', 'chance', 'floor', 'metrics', 'samples')
+    fields = ('task', 'name', 'metric', 'higher', 'chance', 'floor', 'split', 'overlap', 'metrics', 'samples')
     return {k: getattr(t, k) for k in fields} | dict(higher=bool(t.higher))
 
 def write_cell(path, r:CellResult):

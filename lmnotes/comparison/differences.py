@@ -135,7 +135,7 @@ def task_difference(base:dict, arm:dict, about='method')->dict|None:
             'they cannot be paired'
         )
     x,y = (np.stack([np.asarray(z[s].values, float) for s in seeds]) for z in (base, arm))
-    judged = _judge(x, y, None, t.clusters, t.higher, about) | dict(floor=_task_floor(t))
+    judged = _judge(x, y, None, t.clusters, t.higher, about) | dict(floor=_task_floor(t), overlap=t.overlap)
     if why := uninformative_reason(x, y, judged['floor'], t.clusters, t.higher):
         judged |= dict(uninformative=True, verdict='cannot tell', reason=why, p=None)
     return dict(task=t.task, name=t.name, metric=t.metric, **judged)

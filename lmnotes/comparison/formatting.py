@@ -90,6 +90,7 @@ def outcome_label(d:dict)->str:
     ds = d['dataset']
     if is_lm(d): return ds
     task = d['task'].replace('_', ' ')
+    if d['task'] == 'long_range': return f"{d['name']} ({task}, its own training)"
     return f'{ds} ({task})' if d['name'] == ds else f"{d['name']} ({task}, trained on {ds})"
 
 # %% ../../nbs/08_comparison/15_formatting.ipynb #6e39a4d6
