@@ -138,6 +138,9 @@ _table_notes = {
         'The unigram model and the untrained baseline are floors. lzma and the Kneser–Ney 5-gram have read as much '
         'training text as the arms, at most 1 MiB; less than 0.4 of the better one is implausible.'
     ),
+    'Long range by length': (
+        'Accuracy of arms that were trained on the items of the tasks; * marks lengths beyond those trained on.'
+    ),
     'Tasks': 'floor: what the best constant answer to these items scores.',
     'A/A control': 'The baseline against itself with other seeds: a verdict here would be a false one.',
     'Random-label control': (

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['comparison_tables', 'tasks_sentence', 'tainted_lines', 'not_measured_notes', 'short_outcome_label', 'matrix_table',
-           'differences_table', 'results_table', 'tasks_table', 'metrics_table']
+           'differences_table', 'results_table', 'tasks_table', 'long_range_table', 'metrics_table']
 
 # %% ../../nbs/09_reports/06_outcome_tables.ipynb #47511620
 from ..comparison.formatting import *
@@ -128,7 +128,8 @@ def results_table(r:dict)->tuple:
             rows.append([ds, s['arm'], Num(s['bits_per_byte']), spread, *_score_cells(s), s['n']])
         for k,c in r['controls'].get(ds, {}).items():
             if c.get('bits_per_byte') is None: continue
-            rows.append([ds, f'{control_label(k)} (control)', Num(c['bits_per_byte']), Num(None), *_score_cells(c), '–'])
+            scores = Num(c['bits_per_byte']),Num(None),*_score_cells(c)
+            rows.append([ds, f'{control_label(k)} (control)', *scores, '–'])
     return head, rows
 
 # %% ../../nbs/09_reports/06_outcome_tables.ipynb #bbfedf4c
@@ -147,6 +148,21 @@ def tasks_table(r:dict)->tuple:
         row = [short_outcome_label(t), t['arm'], *numbers, metric_label(t['metric']), kind]
         rows.append([*row, t['n_seeds'], t['n_items']])
     return head, rows
+
+@comparison_tables('Long range by length')
+def long_range_table(r:dict)->tuple:
+    """List the accuracy of each arm on each long-range task by length; * marks lengths beyond those trained on
+
+    Parameters:
+        r: a comparison
+    Returns: head and rows"""
+    rows = [t for t in r.get('tasks') or [] if t['task'] == 'long_range' and 'length' in (t.get('metrics') or {})]
+    lengths = sorted({int(t['metrics']['length']) for t in rows})
+    beyond = {int(t['metrics']['length']) for t in rows if t['metrics']['length'] > (t['metrics'].get('trained_to') or 0)}
+    means = {(t['name'].rpartition('_')[0], t['arm'], int(t['metrics']['length'])): t['mean'] for t in rows}
+    head = ['task', 'arm', *(f"{n}{'*' if n in beyond else ''} characters" for n in lengths)]
+    pairs = dict.fromkeys((name, arm) for name,arm,_ in means)
+    return head, [[name, arm, *(Num(means.get((name, arm, n))) for n in lengths)] for name,arm in pairs]
 
 @comparison_tables('Further figures of the tasks')
 def metrics_table(r:dict)->tuple:
