@@ -7,12 +7,16 @@ import shutil
 import signal
 import threading
 import time
+from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import torch
 
+from lmnotes.app.run_explorer import find_runs
+from lmnotes.comparison.cell_result import read_cell, write_cell
 from lmnotes.comparison.compare_checkpoints import compare_models
 from lmnotes.comparison.comparison import compare, finish_comparison, rerun
 from lmnotes.comparison.executors import pending_cells
@@ -23,8 +27,12 @@ from lmnotes.comparison.verdicts import paired_difference, verdict
 from lmnotes.core import InputError, RunError
 from lmnotes.data.load import load_data
 from lmnotes.evaluation.metrics import evaluate_lm, unigram_scores
+from lmnotes.evaluation.reference_compressors import KneserNey
 from lmnotes.files import read_json, read_jsonl
 from lmnotes.models.build import build_model
+from lmnotes.reports.document import as_html
+from lmnotes.reports.run_report import read_runs, runs_document
+from lmnotes.reports.run_summary import read_run
 
 tiny = dict(dim=32, n_layer=2, n_head=2, max_length=32, batch_size=4, limit=60, device='cpu')
 quiet = dict(say=lambda line: None)
@@ -176,10 +184,65 @@ def test_a_real_comparison(done):
     for c in done.cells:
         assert c['flops'] > 0 and c['seconds'] > 0 and (done.path/c['path']/'summary.json').is_file()
     controls = r['controls']['embedded/arithmetic']
-    assert set(controls) == {'unigram', 'untrained'}
+    assert set(controls) == {'unigram', 'untrained', 'lzma', 'kneser_ney_5'} and r['alarms'] == []
+    assert controls['lzma']['training_bytes'] <= 12*4*32 # no more than the arms have read
     assert all(c['bits_per_byte'] < controls['untrained']['bits_per_byte'] for c in done.cells)
     assert set(r['measures']['standard']) >= {'training_tokens_per_s', 'peak_bytes'} and not r['not_measured']
     assert list(done.verdicts) == [('embedded/arithmetic', 'reversible')]
+
+def test_a_run_has_one_number(done):
+    explored = {r['path']: r for r in find_runs(done.path/'cells')}
+    assert len(explored) == len(done.cells)
+    for c in done.cells:
+        path = done.path/c['path']
+        run,scores = read_run(path),done.scores[c['arm'], c['dataset'], c['seed']]
+        numbers = [read_json(path/'summary.json'), run['summary'], run['evals'][-1], explored[str(path)], c]
+        assert {x['bits_per_byte'] for x in numbers} == {scores.bits_per_byte}
+        assert run['perplexity'] == pytest.approx(c['perplexity']) and run['summary']['eval_loss'] == c['loss']
+        assert run['summary']['rows'] == len(scores.nll) and run['summary']['standard_error']['bits_per_byte'] > 0
+        page = as_html(runs_document(read_runs([path])))
+        assert f"{c['bits_per_byte']:.3f}" in page
+
+def test_an_implausible_score_raises_an_alarm_and_gets_no_verdict(tmp_path, done):
+    shutil.copytree(done.path, tmp_path/'c')
+    for c in [c for c in done.cells if c['arm'] == 'reversible']:
+        r = read_cell(tmp_path/'c'/c['path'])
+        leaking = replace(r.scores, nll=.046*math.log(2)*r.scores.bytes)
+        write_cell(tmp_path/'c'/c['path'], replace(r, scores=leaking))
+    c = Comparison.load(tmp_path/'c')
+    c = finish_comparison(c, ComparisonSpec.load(tmp_path/'c/plan.json'))
+    alarm, = c.result['alarms']
+    assert alarm['arm'] == 'reversible' and alarm['blocks'] and .046 < alarm['least'] < alarm['reference_bits']
+    d, = c.result['differences']
+    assert d['verdict'] == 'cannot tell' and d['implausible'] and d['family'] == 0 and d['holm'] is None
+    assert repr(c).startswith('Alarm: reversible scores 0.046 bits per byte')
+    for form in ('html', 'md', 'tex'):
+        assert 'Alarm: reversible' in (c.path/f'report.{form}').read_text(encoding='utf-8')
+    assert c.result['matrix']['rows'][0]['verdicts']['reversible'] == 'implausible'
+
+def naive_kneser_ney(train, text, order=3): # Chen and Goodman 1998, equation 4.2, with dictionaries
+    grams = {order: Counter(train[i:i+order] for i in range(len(train) - order + 1))}
+    for n in range(order - 1, 0, -1): grams[n] = Counter(g[1:] for g in grams[n + 1])
+    def discounts(counts):
+        n1,n2,n3,n4 = (sum(c == k for c in counts.values()) for k in (1, 2, 3, 4))
+        if not min(n1, n2, n3): return [0, .5, 1., 1.5]
+        y = n1/(n1 + 2*n2)
+        d = [0, *(k - (k + 1)*y*b/a for k,a,b in ((1, n1, n2), (2, n2, n3), (3, n3, n4)))]
+        return d if min(d[1:]) > 0 else [0, .5, 1., 1.5]
+    ds = {n: discounts(c) for n,c in grams.items()}
+    def p(g): # of the last byte of g
+        if not g: return 1/256
+        counts = {k: c for k,c in grams[len(g)].items() if k[:-1] == g[:-1]}
+        if not counts: return p(g[1:])
+        d,total = ds[len(g)],sum(counts.values())
+        own = counts.get(g, 0)
+        left = sum(d[min(c, 3)] for c in counts.values())
+        return (own - d[min(own, 3)])/total + left/total*p(g[1:])
+    return [p(text[max(i - order + 1, 0):i + 1]) for i in range(len(text))]
+
+def test_kneser_ney_is_its_definition():
+    train,text = b'the cat sat on the mat and the rat ran at the hat '*4 + b'a cab, a cap',b'that fat cat ran on; xyz'
+    assert np.allclose(KneserNey(train, 3).probabilities(text), naive_kneser_ney(train, text))
 
 def test_arms_see_the_same_tokens(done):
     def first_loss(c): return read_jsonl(done.path/c['path']/'metrics.jsonl')[0]['loss']
@@ -357,6 +420,39 @@ def test_full_evaluation_pairs_items_and_controls_itself(tmp_path):
         'standard',
         'reversible',
     }
+
+def test_long_range_arms_are_trained_on_the_items_and_reported_by_length(tmp_path):
+    c = compare(
+        'standard,standard@ternary',
+        'arithmetic',
+        seeds=2,
+        budget='steps:3',
+        full_eval=True,
+        tasks='long_range',
+        eval_limit=4,
+        output_dir=tmp_path / 'c',
+        costs=False,
+        **tiny,
+        **quiet,
+    )
+    r = c.result
+    assert not c.failed and not r['not_measured']
+    asked = {t['metrics']['length'] for t in r['tasks']}
+    assert asked == {32, 64, 128, 256} and max(asked) > tiny['max_length']
+    assert {t['metrics']['trained_to'] for t in r['tasks']} == {128} and all(t['floor'] is not None for t in r['tasks'])
+    run = read_json(c.path/c.cells[0]['path']/'long_range/run/args.json')['options']
+    assert run['mode'] == 'sft' and run['max_length'] > 256
+    long_range = [d for d in r['differences'] if d['task'] == 'long_range']
+    assert len(long_range) == 5*4 and all(d['uninformative'] for d in long_range if d['base_mean'] == d['arm_mean'] == 0)
+    assert {d['family'] for d in r['differences']} == {sum(d['p'] is not None for d in r['differences'])}
+    page = (c.path/'report.html').read_text(encoding='utf-8')
+    assert 'Long range by length' in page and '256* characters' in page and 'uninformative' in page
+
+def test_what_the_training_text_holds_stands_in_the_verdict(tmp_path, done):
+    r = dict(done.result, data={k: dict(d, overlap={'x': dict(share=.12)}) for k,d in done.result['data'].items()})
+    assert '12.0 % of the scored items stand in the training text.' in repr(Comparison(r))
+    r['data'] = {k: dict(d, overlap={'x': dict(share=.01)}) for k,d in r['data'].items()}
+    assert 'of the scored items' not in repr(Comparison(r))
 
 # ---- engines, and going on
 

@@ -88,10 +88,14 @@ def _cell_line(cell, i, n):
     time = f", {format_count(cell['tokens'])} tokens in {cell['seconds']:.1f} s" if cell.get('seconds') else ''
     return head + f"{cell['bits_per_byte']:.3f} bits per byte" + time
 
+def _tokens_read(spec, root, ds): # by the arm that read most of the training text; None: none was trained
+    cells = [r.cell for r in read_cells(spec, root) if r.cell['dataset'] == ds]
+    return max((c['tokens'] for c in cells if c.get('tokens')), default=None)
+
 def _measure_controls(c, spec):
     for ds in spec.datasets:
         try:
-            c.result['controls'][ds] = control_scores(spec, ds)
+            c.result['controls'][ds] = control_scores(spec, ds, _tokens_read(spec, c.path, ds))
         except Exception as e:
             c.result['controls'][ds] = {}
             c.result['not_measured'].append(f"controls on {ds}: {' '.join(str(e).split())[:300]}")
@@ -121,7 +125,7 @@ def finish_comparison(c:Comparison, spec:ComparisonSpec)->Comparison:
         c: whose cells were run
         spec: of the same
     Returns: the same"""
-    r,found = c.result,analyse_cells(spec, c.path)
+    r,found = c.result,analyse_cells(spec, c.path, c.result['controls'])
     for ds,n in found.pop('scored').items(): r['data'][ds] |= n
     r |= found | dict(not_measured=r['not_measured']+found['not_measured'])
     r |= dict(summary=summarize_cells(r), status='partial' if c.failed else 'done')

@@ -36,6 +36,7 @@ class ComparisonResult:
     baseline:str = ''      # the first arm
     metric:str = 'bits_per_byte' # of text
     note:str|None = None   # sentence that belongs to every verdict
+    alarms:list = field(default_factory=list) # scores that are implausible
     test:bool = False      # a test run, too short to judge by
     data:dict = field(default_factory=dict)   # dataset -> fingerprint, sizes, overlap
     cells:list = field(default_factory=list)  # a dictionary for each run
@@ -47,7 +48,7 @@ class ComparisonResult:
     tuning:dict = field(default_factory=dict) # dataset -> arm -> learning-rate trials
     dynamics:dict = field(default_factory=dict) # dataset -> arm -> figures of the training
     random_labels:dict = field(default_factory=dict) # dataset -> arm -> share of false alarms
-    controls:dict = field(default_factory=dict) # dataset -> unigram and untrained scores
+    controls:dict = field(default_factory=dict) # dataset -> scores of unigram, untrained and references
     measures:dict = field(default_factory=dict) # arm -> memory and speed
     not_measured:list = field(default_factory=list) # sentences
     samples:list = field(default_factory=list) # texts that were generated
@@ -128,8 +129,8 @@ class Comparison:
             return None
     def __repr__(self):
         lines = [verdict_sentence(self.result, d) for d in self.result['differences']]
-        note = self.result.get('note')
-        return '\n'.join((lines or ['no verdict: no seed finished in both arms']) + ([note] if note else []))
+        alarms,note = [alarm_sentence(a) for a in self.result.get('alarms', [])],self.result.get('note')
+        return '\n'.join(alarms + (lines or ['no verdict: no seed finished in both arms']) + ([note] if note else []))
 
 # %% ../../nbs/08_comparison/16_result.ipynb #05383bff
 def new_comparison_folder(output_dir)->Path:

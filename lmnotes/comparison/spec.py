@@ -16,6 +16,7 @@ from .budgets import *
 from ..core import *
 from ..files import *
 from ..plugins import import_plugins
+from ..training.build import weights_source
 from ..training.options import TrainOptions
 
 # %% ../../nbs/08_comparison/05_spec.ipynb #92f2bfd5
@@ -68,6 +69,16 @@ def parsed_arm(self:ComparisonSpec, arm:str)->Arm:
     Parameters:
         arm: of the grid; the A/A control is the baseline"""
     return parse_arm(self.arms[0] if arm == self.aa_arm else arm)
+
+@patch
+def is_pretrained(self:ComparisonSpec, arm:str)->bool:
+    """Tell whether the weights of an arm have read text before the comparison
+
+    Parameters:
+        arm: of the grid
+    Returns: of a folder, or of a model of the hub"""
+    a = self.parsed_arm(arm)
+    return a.folder or weights_source(replace(self.options, model=a.base)) != 'random'
 
 @patch(as_prop=True)
 def cells(self:ComparisonSpec)->list:

@@ -12,6 +12,7 @@ from rich.table import Table as RichTable
 
 from .formatting import *
 from .result import *
+from .verdicts import can_be_seen, verdict_word
 from ..core import *
 
 # %% ../../nbs/08_comparison/17_terminal_tables.ipynb #5774b940
@@ -31,7 +32,8 @@ def _new_table(title, columns, left=('arm', 'verdict')): # an empty `rich` table
 def _difference_cells(d, baseline): # diff, low, high, detects and verdict
     if d is None: return *['']*4, 'baseline' if baseline else 'no run'
     diff,low,high = (format_number(d[k], 'diff') for k in ('mean', 'low', 'high'))
-    return diff, low, high, format_number(d['detectable'], 'size'), d['verdict']
+    detects = format_number(d['detectable'], 'size') if can_be_seen(d) else 'nothing'
+    return diff, low, high, detects, verdict_word(d)
 
 def lm_verdict_table(r:dict, ds:str):
     """Make a `rich` table of bits per byte and verdicts on one dataset
@@ -46,7 +48,7 @@ def lm_verdict_table(r:dict, ds:str):
         scores = format_number(s['bits_per_byte']),format_number(s['bits_per_byte_sd'])
         t.add_row(s['arm'], *scores, *_difference_cells(by_arm.get(s['arm']), s['arm'] == r['baseline']))
     for k,c in r['controls'].get(ds, {}).items():
-        t.add_row(k, format_number(c['bits_per_byte']), *['']*5, 'control', style='dim')
+        t.add_row(control_label(k), format_number(c['bits_per_byte']), *['']*5, 'control', style='dim')
     return t
 
 # %% ../../nbs/08_comparison/17_terminal_tables.ipynb #94b6c929
@@ -62,17 +64,19 @@ def task_verdict_table(r:dict, ds:str):
     arms = list(dict.fromkeys(d['arm'] for d in rows))
     own = ['arm'] if len(arms) > 1 else []
     title = f'{ds}, tasks' if own else f'{ds}, tasks, {arms[0]}'
-    columns = ('task', 'metric', *own, 'mean', 'diff', 'detects', 'verdict')
+    columns = ('task', 'metric', *own, 'mean', 'floor', 'diff', 'detects', 'verdict')
     t = _new_table(title, columns, left=('task', 'metric', 'arm', 'verdict'))
     for d in rows:
         diff,_,_,detects,word = _difference_cells(d, False)
         arm = [d['arm']] if own else []
-        t.add_row(d['name'], d['metric'], *arm, format_number(d['arm_mean']), diff, detects, word)
+        scores = format_number(d['arm_mean']),format_number(d.get('floor'))
+        t.add_row(d['name'], d['metric'], *arm, *scores, diff, detects, word)
     return t
 
 @patch
 def table(self:Comparison):
-    "Print the scores and verdicts of all datasets"
+    "Print alarms, and the scores and verdicts of all datasets"
+    for a in self.result.get('alarms', []): rich_print(alarm_sentence(a))
     for ds in self.result['datasets']:
         for t in (lm_verdict_table(self.result, ds), task_verdict_table(self.result, ds), self.result.get('note')):
             if t: rich_print(t)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Difference', 'paired_difference', 'weights_difference', 'Verdict', 'verdict', 'holm', 'detectable_among',
-           'holm_correct']
+           'holm_correct', 'largest_difference', 'can_be_seen', 'seeds_to_detect', 'verdict_word']
 
 # %% ../../nbs/08_comparison/02_verdicts.ipynb #1cb64e12
 from dataclasses import asdict, dataclass, field
@@ -194,3 +194,52 @@ def holm_correct(entries:list)->list:
         reason = f"alone it would be {e['verdict']} (p {e['p']:.2g}), among {m} questions it is not (Holm: {h:.2g})"
         e |= dict(reason=reason, verdict='cannot tell')
     return entries
+
+# %% ../../nbs/08_comparison/02_verdicts.ipynb #1051ce77
+def largest_difference(d:dict)->float:
+    """Compute the largest difference that the metric allows, from the baseline's mean
+
+    Parameters:
+        d: a difference as a dictionary, with the means of both arms
+    Returns: inf where the metric has no bound"""
+    base,arm = d['base_mean'],d['arm_mean']
+    if d.get('task') == 'lm': return abs(base)
+    return max(base, 1 - base) if 0 <= base <= 1 and 0 <= arm <= 1 else float('inf')
+
+def can_be_seen(d:dict)->bool:
+    """Tell whether the smallest detectable effect is one that the metric allows
+
+    Parameters:
+        d: a difference as a dictionary, after `holm_correct`
+    Returns: True where no detectable effect is known"""
+    least = d.get('detectable')
+    return least is None or not np.isfinite(least) or least <= largest_difference(d)
+
+def _detectable_with(d, n, vs, vi, level): # by n seeds; vs: variance between seeds, vi: of the items' part
+    total = vs/n + vi
+    both = total**2/((vs/n)**2/(n - 1) + vi**2/max(d['n_clusters'] - 1, 1)) if total else 1.
+    half = max(half_widths(np.sqrt([vs/n, total]), np.array([n - 1., both]), level))
+    return detectable_effect(half, total**.5, both, d['power'])
+
+def seeds_to_detect(d:dict, effect=.05, at_most=1000)->int|None:
+    """Estimate how many seeds would find a difference of `effect` among the questions asked
+
+    Parameters:
+        d: a difference as a dictionary, after `holm_correct`
+        effect: in units of the metric
+        at_most: seeds tried
+    Returns: None where the noise of the items alone is too large, or is not known"""
+    n_seen,level = d['n_seeds'],d['alpha']/max(d.get('family') or 1, 1)
+    if d['about'] != 'method' or n_seen < 2 or not np.isfinite(d['per_seed']).all(): return None
+    vs = float(np.var(d['per_seed'], ddof=1))
+    vi = max(float(np.nan_to_num(d['se'][1]))**2 - vs/n_seen, 0.)
+    return next((n for n in range(2, at_most + 1) if _detectable_with(d, n, vs, vi, level) <= effect), None)
+
+# %% ../../nbs/08_comparison/02_verdicts.ipynb #d4515b3c
+def verdict_word(d:dict)->str:
+    """Name the verdict, or why there is none
+
+    Parameters:
+        d: a difference as a dictionary
+    Returns: better, worse, cannot tell, uninformative or implausible"""
+    return next((k for k in ('implausible', 'uninformative') if d.get(k)), d['verdict'])

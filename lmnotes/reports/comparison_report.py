@@ -33,7 +33,8 @@ def summary_parts(r:dict, most=8)->list:
     tasks = [d for d in r['differences'] if not is_lm(d)]
     decided = [d for d in tasks if d['verdict'] in ('better', 'worse')]
     decided.sort(key=lambda d: (d.get('holm') or 0, -abs(d['mean'])))
-    parts = [Callout(t, 'worse') for t in tainted_lines(r)]
+    parts = [Callout(alarm_sentence(a), 'worse', 'alarm' if a['blocks'] else 'question') for a in r.get('alarms', [])]
+    parts += [Callout(t, 'worse') for t in tainted_lines(r)]
     parts += [_verdict_callout(r, d) for d in r['differences'] if is_lm(d)]
     counted = ' '.join(s for a in r['arms'] if (s := tasks_sentence(r, a)))
     if counted: parts.append(Callout(counted, head='tasks'))
@@ -133,6 +134,14 @@ _method = (
 
 _folded = ('Further figures of the tasks', 'Every run', 'Settings and machine')
 _table_notes = {
+    'Results and controls': (
+        'The unigram model and the untrained baseline are floors. lzma and the Kneser–Ney 5-gram have read as much '
+        'training text as the arms, at most 1 MiB; less than 0.4 of the better one is implausible.'
+    ),
+    'Long range by length': (
+        'Accuracy of arms that were trained on the items of the tasks; * marks lengths beyond those trained on.'
+    ),
+    'Tasks': 'floor: what the best constant answer to these items scores.',
     'A/A control': 'The baseline against itself with other seeds: a verdict here would be a false one.',
     'Random-label control': (
         'How often the verdict spoke when the names of the two arms were tossed; 5 % is what it allows itself.'
@@ -142,8 +151,8 @@ _table_notes = {
         'the best.'
     ),
     'Differences': (
-        'low to high: 95 % interval of the difference; detectable: the smallest effect that would have been found; '
-        'p, Holm: after the correction for all outcomes together.'
+        'low to high: 95 % interval of the difference; detectable: the smallest effect that would have been found, '
+        'or nothing; p, Holm: after the correction for all outcomes together.'
     ),
 }
 

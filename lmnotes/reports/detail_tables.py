@@ -10,6 +10,7 @@ __all__ = ['tuning_table', 'dynamics_table', 'budgets_table', 'efficiency_table'
 import numpy as np
 
 from ..comparison.formatting import *
+from ..comparison.verdicts import can_be_seen, verdict_word
 from ..core import *
 from .charts import efficiency_labels
 from .outcome_tables import *
@@ -100,8 +101,9 @@ def aa_table(r:dict)->tuple:
     for d in aa.values() if isinstance(aa, dict) else aa:
         numbers = [Num(d[k], 'diff') for k in ('mean', 'low', 'high')]
         about = metric_label(d.get('metric', '')),d.get('n_seeds', '')
-        mark = VerdictMark(d.get('verdict'))
-        rows.append([short_outcome_label(d), mark, *numbers, Num(d['detectable'], 'size'), *about])
+        mark = VerdictMark(verdict_word(d))
+        least = Num(d['detectable'], 'size') if can_be_seen(d) else 'nothing'
+        rows.append([short_outcome_label(d), mark, *numbers, least, *about])
     return ['outcome', 'verdict', 'difference', 'low', 'high', 'detectable', 'metric', 'seeds'], rows
 
 @comparison_tables('Random-label control')

@@ -34,7 +34,8 @@ def _example_difference(dataset, arm, base, x, about):
 def _example_task(dataset, arm, x):
     m = x.mean(1)
     row = dict(dataset=dataset, arm=arm, task='long_range', name='recall_64', metric='accuracy', mean=m.mean())
-    row |= dict(sd=m.std(ddof=1) if len(m) > 1 else None, n_seeds=len(m), n_items=x.shape[1], chance=0.1, metrics={})
+    row |= dict(sd=m.std(ddof=1) if len(m) > 1 else None, n_seeds=len(m), n_items=x.shape[1])
+    row |= dict(chance=0.1, floor=0.125, metrics={})
     right = arm != 'standard'
     sample = dict(prompt='k3 v7 k1 v2 k3', output=' v7' if right else ' v2', target='v7', score=float(right))
     return row | dict(samples=[sample])
@@ -84,7 +85,9 @@ def _dynamics(i):
 def _add_controls(r): # and what else stands beside the scores
     arms,sets = r['arms'],r['datasets']
     def of_arms(make): return {a: make(i) for i,a in enumerate(arms)}
-    r['controls'] = {d: dict(unigram=_floor_scores(4.6), untrained=_floor_scores(8.1)) for d in sets}
+    floors = dict(unigram=_floor_scores(4.6), untrained=_floor_scores(8.1))
+    references = {k: dict(bits_per_byte=b, training_bytes=200_704) for k,b in dict(lzma=2.4, kneser_ney_5=2.6).items()}
+    r['controls'] = {d: floors | references for d in sets}
     r['measures'] = of_arms(_measures)
     r['tuning'] = {d: of_arms(_tuning) for d in sets}
     r['dynamics'] = {d: of_arms(_dynamics) for d in sets}

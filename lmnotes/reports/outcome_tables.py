@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['comparison_tables', 'tasks_sentence', 'tainted_lines', 'not_measured_notes', 'short_outcome_label', 'matrix_table',
-           'differences_table', 'results_table', 'tasks_table', 'metrics_table']
+           'differences_table', 'results_table', 'tasks_table', 'long_range_table', 'metrics_table']
 
 # %% ../../nbs/09_reports/06_outcome_tables.ipynb #47511620
 from ..comparison.formatting import *
+from ..comparison.verdicts import can_be_seen, verdict_word
 from ..core import *
 from .parts import *
 
@@ -22,10 +23,12 @@ def tasks_sentence(r:dict, arm:str)->str:
     ds = [d for d in r['differences'] if not is_lm(d) and d['arm'] == arm]
     if not ds: return ''
     better,worse,undecided = (sum(d['verdict'] == w for d in ds) for w in ('better', 'worse', 'cannot tell'))
+    empty = sum(bool(d.get('uninformative')) for d in ds)
     family = ds[0].get('family')
+    told = f', of which {empty} {"is" if empty == 1 else "are"} uninformative' if empty else ''
     return (
         f"Of {len(ds)} task {'result' if len(ds) == 1 else 'results'}, {arm} is better than "
-        f"{r['baseline']} on {better}, worse on {worse}, and cannot be told from it on {undecided}"
+        f"{r['baseline']} on {better}, worse on {worse}, and cannot be told from it on {undecided}{told}"
         f"{f' (Holm over {family} outcomes)' if family else ''}."
     )
 
@@ -97,9 +100,10 @@ def differences_table(r:dict)->tuple:
     head += ['decided by', 'seeds', 'items', 'clusters']
     rows = []
     for d in r['differences']:
-        row = [short_outcome_label(d), d['arm'], VerdictMark(d['verdict'])]
+        row = [short_outcome_label(d), d['arm'], VerdictMark(verdict_word(d))]
         row += [Num(d[k], 'diff') for k in ('mean', 'low', 'high')]
-        row += [Num(d.get(k), 'size') for k in ('detectable', 'p', 'holm')]
+        row.append(Num(d.get('detectable'), 'size') if can_be_seen(d) else 'nothing')
+        row += [Num(d.get(k), 'size') for k in ('p', 'holm')]
         row += [metric_label(d['metric']), d['rule'].split()[0].strip(':,')]
         rows.append([*row, d['n_seeds'], d['n_items'], d['n_clusters']])
     return head, rows
@@ -124,7 +128,8 @@ def results_table(r:dict)->tuple:
             rows.append([ds, s['arm'], Num(s['bits_per_byte']), spread, *_score_cells(s), s['n']])
         for k,c in r['controls'].get(ds, {}).items():
             if c.get('bits_per_byte') is None: continue
-            rows.append([ds, f'{k} (control)', Num(c['bits_per_byte']), Num(None), *_score_cells(c), '–'])
+            scores = Num(c['bits_per_byte']),Num(None),*_score_cells(c)
+            rows.append([ds, f'{control_label(k)} (control)', *scores, '–'])
     return head, rows
 
 # %% ../../nbs/09_reports/06_outcome_tables.ipynb #bbfedf4c
@@ -135,14 +140,29 @@ def tasks_table(r:dict)->tuple:
     Parameters:
         r: a comparison
     Returns: head and rows"""
-    head = ['outcome', 'arm', 'mean', '± sd', 'chance', 'metric', 'kind', 'seeds', 'items']
+    head = ['outcome', 'arm', 'mean', '± sd', 'chance', 'floor', 'metric', 'kind', 'seeds', 'items']
     rows = []
     for t in r.get('tasks') or []:
-        numbers = Num(t['mean']),Num(t['sd'], 'size'),Num(t['chance'])
+        numbers = Num(t['mean']),Num(t['sd'], 'size'),Num(t['chance']),Num(t.get('floor'))
         kind = t['task'].replace('_', ' ')
         row = [short_outcome_label(t), t['arm'], *numbers, metric_label(t['metric']), kind]
         rows.append([*row, t['n_seeds'], t['n_items']])
     return head, rows
+
+@comparison_tables('Long range by length')
+def long_range_table(r:dict)->tuple:
+    """List the accuracy of each arm on each long-range task by length; * marks lengths beyond those trained on
+
+    Parameters:
+        r: a comparison
+    Returns: head and rows"""
+    rows = [t for t in r.get('tasks') or [] if t['task'] == 'long_range' and 'length' in (t.get('metrics') or {})]
+    lengths = sorted({int(t['metrics']['length']) for t in rows})
+    beyond = {int(t['metrics']['length']) for t in rows if t['metrics']['length'] > (t['metrics'].get('trained_to') or 0)}
+    means = {(t['name'].rpartition('_')[0], t['arm'], int(t['metrics']['length'])): t['mean'] for t in rows}
+    head = ['task', 'arm', *(f"{n}{'*' if n in beyond else ''} characters" for n in lengths)]
+    pairs = dict.fromkeys((name, arm) for name,arm,_ in means)
+    return head, [[name, arm, *(Num(means.get((name, arm, n))) for n in lengths)] for name,arm in pairs]
 
 @comparison_tables('Further figures of the tasks')
 def metrics_table(r:dict)->tuple:

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['long_range_tasks', 'copy_item', 'mqar_item', 'needle_item', 'binding_item', 'listops_tree', 'listops_item',
            'LongRangeTask', 'encode_pieces', 'piece_accuracy', 'load_long_range_items', 'score_long_range',
-           'accuracy_by_length']
+           'long_range_rows', 'evaluate_long_range', 'accuracy_by_length']
 
 # %% ../../../nbs/05_evaluation/tasks/07_long_range.ipynb #b0995ea4
 import random
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -149,6 +150,14 @@ class LongRangeTask:
         Returns: each a list of pieces"""
         def rng(i): return random.Random(seed_for('long', self.name, self.length, seed, i))
         return [long_range_tasks[self.name](rng(i), self.length) for i in range(n)]
+    def floor(self, rows:list)->float:
+        """Score the best constant answer to the asked pieces of `rows`
+
+        Parameters:
+            rows: items
+        Returns: in [0,1]"""
+        asked = [Counter(text for text,a in pieces if a) for pieces in rows]
+        return max(float(np.mean([c[t]/c.total() for c in asked])) for t in set().union(*asked))
 
 def encode_pieces(tokenizer, pieces:list)->tuple:
     """Tokenize an item piece by piece
@@ -217,7 +226,7 @@ def score_long_range(s:EvalModel, task:LongRangeTask, rows:list)->list:
     s.require('text')
     longest = max(len(encode_pieces(s.tokenizer, pieces)[0]) for pieces in rows)
     if s.context_length and longest > s.context_length:
-        raise InputError(f'an item takes {longest} tokens, and the model takes {s.context_length}')
+        raise InputError(f'does not apply: an item takes {longest} tokens, and the model takes {s.context_length}')
     was_training = s.model.training
     s.model.eval()
     try:
@@ -233,6 +242,46 @@ def score_long_range(s:EvalModel, task:LongRangeTask, rows:list)->list:
         metrics=dict(length=task.length, tokens=longest),
         samples=_piece_samples(rows, values),
     )]
+
+# %% ../../../nbs/05_evaluation/tasks/07_long_range.ipynb #ae21541d
+def _two_sides(pieces): # prompt; target, which begins with a space
+    first = next(i for i,(_,asked) in enumerate(pieces) if asked)
+    prompt,target = (''.join(text for text,_ in part) for part in (pieces[:first], pieces[first:]))
+    if target.startswith(' '): return prompt,target
+    prompt,_,last = prompt.rpartition(' ')
+    return prompt,f' {last}{target}'
+
+def long_range_rows(lengths, n:int, seed:int=0)->list:
+    """Draw training rows of all long-range tasks, in turns
+
+    Parameters:
+        lengths: characters, in turns
+        n: rows
+        seed: which
+    Returns: of dictionaries prompt, response"""
+    kinds = [LongRangeTask(name, length) for length in lengths for name in sorted(long_range_tasks)]
+    items = [t.items(-(-n//len(kinds)), seed_for('training', seed)) for t in kinds]
+    pairs = [_two_sides(pieces) for turn in zip(*items) for pieces in turn]
+    return [dict(prompt=p, response=t) for p,t in pairs[:n]]
+
+def evaluate_long_range(s:EvalModel, lengths, n:int=64, seed:int=0, trained_to:int|None=None)->tuple:
+    """Score all long-range tasks at several lengths
+
+    Parameters:
+        s: a model that writes text
+        lengths: characters
+        n: items of each task and length
+        seed: which
+        trained_to: characters of the longest item it was trained on; None: on none
+    Returns: list of `TaskScores`; the lengths that the context does not hold"""
+    found,left = [],set()
+    for task in [LongRangeTask(name, length) for length in lengths for name in sorted(long_range_tasks)]:
+        rows = task.items(n, seed)
+        longest = max(len(encode_pieces(s.tokenizer, pieces)[0]) for pieces in rows)
+        if s.context_length and longest > s.context_length: left.add(task.length)
+        else: found += [replace(t, floor=task.floor(rows)) for t in score_long_range(s, task, rows)]
+    for t in found: t.metrics['trained_to'] = trained_to
+    return found,sorted(left)
 
 # %% ../../../nbs/05_evaluation/tasks/07_long_range.ipynb #3acd0142
 def accuracy_by_length(scores:list)->dict:
