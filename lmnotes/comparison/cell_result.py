@@ -17,7 +17,7 @@ from ..evaluation.metrics import LMScores
 from ..evaluation.task_suite import TaskScores, write_scores
 from ..files import *
 
-# %% ../../nbs/08_comparison/08_cell_result.ipynb #3b508acc
+# %% ../../nbs/08_comparison/08_cell_result.ipynb #3a43f162
 _arrays = ('nll', 'tokens', 'bytes', 'correct')
 
 @dataclass
@@ -39,7 +39,7 @@ def mark_failed(cell:dict, e)->dict:
     return cell
 
 def _task_entry(t): # what goes into `cell.json`
-    fields = ('task', 'name', 'metric', 'higher', 'chance', 'metrics', 'samples', 'rule', 'n_cut')
+    fields = 'task name metric higher chance floor split overlap metrics samples rule n_cut'.split()
     return {k: getattr(t, k) for k in fields} | dict(higher=bool(t.higher))
 
 def write_cell(path, r:CellResult):
@@ -50,6 +50,7 @@ def write_cell(path, r:CellResult):
         r: what was found"""
     path = Path(path)
     arrays = {} if r.scores is None else {k: getattr(r.scores, k) for k in _arrays}
+    if r.scores is not None and r.scores.spelling is not None: arrays['spelling'] = r.scores.spelling
     for i,t in enumerate(r.tasks):
         arrays[f'task_{i}'] = np.asarray(t.values, float)
         if t.clusters is not None:
@@ -77,7 +78,8 @@ def read_cell(path)->CellResult:
             a = dict(z)
         values = [dict(values=a[f'task_{i}'], clusters=a.get(f'clusters_{i}')) for i in range(len(r['tasks']))]
         tasks = [TaskScores(**e, **v) for e,v in zip(r['tasks'], values)]
-        return CellResult(r['cell'], LMScores(*(a[k] for k in _arrays), r['tokenizer']), tasks)
+        scores = LMScores(*(a[k] for k in _arrays), r['tokenizer'], a.get('spelling'))
+        return CellResult(r['cell'], scores, tasks)
     except Exception as e:
         raise InputError(f"{path} is damaged ({type(e).__name__}: {' '.join(str(e).split())[:200]})") from e
 

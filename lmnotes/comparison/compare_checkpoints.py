@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['weights_note', 'text_pieces', 'tokenizer_id', 'piece_scores', 'compare_models']
 
-# %% ../../nbs/08_comparison/18_compare_checkpoints.ipynb #2ab2e46a
+# %% ../../nbs/08_comparison/18_compare_checkpoints.ipynb #4fd11a53
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from .analysis import verdict_matrix
 from .arms import plain_config, unique_folder_names
@@ -20,9 +22,11 @@ from .result import *
 from .verdicts import *
 from ..core import *
 from ..data.load import load_data
+from ..data.token_encoding import spelling_nats
 from ..data.tokenizers import get_tokenizer
 from ..evaluation.eval_model import choice_nll
 from ..evaluation.metrics import *
+from ..evaluation.reference_compressors import reference_scores, reference_texts
 from ..evaluation.task_suite import evaluate_tasks, write_scores
 from ..files import *
 from ..models.build import build_model
@@ -52,7 +56,7 @@ def text_pieces(texts, size:int=256, limit=64)->tuple:
     picked = np.arange(n)*len(pieces)//max(n, 1)
     return [pieces[i] for i in picked], np.array([of[i] for i in picked], int)
 
-# %% ../../nbs/08_comparison/18_compare_checkpoints.ipynb #a9600ba4
+# %% ../../nbs/08_comparison/18_compare_checkpoints.ipynb #ec311429
 def tokenizer_id(tokenizer)->str:
     """Return a name that two tokenizers share only if they are equal
 
@@ -72,17 +76,19 @@ def piece_scores(model, tokenizer, pieces:list)->LMScores:
     Returns: of each piece"""
     was = model.training
     model.eval()
+    ids = [torch.tensor(tokenizer(p, add_special_tokens=False)['input_ids']) for p in pieces]
     try:
-        check_causal(model)
+        check_causal(model, windows=pad_sequence(ids, batch_first=True), noise=0)
     finally:
         model.train(was)
     nll = choice_nll(model, tokenizer, ['']*len(pieces), [[p] for p in pieces])
     return LMScores(
         nll=np.array([n[0] for n in nll]),
-        tokens=np.array([len(tokenizer(p, add_special_tokens=False)['input_ids']) for p in pieces]),
+        tokens=np.array([len(i) for i in ids]),
         bytes=np.array([len(p.encode()) for p in pieces]),
         correct=np.zeros(len(pieces), int),
         tokenizer=tokenizer_id(tokenizer),
+        spelling=spelling_nats(tokenizer, pieces),
     )
 
 # %% ../../nbs/08_comparison/18_compare_checkpoints.ipynb #807f8304
@@ -109,9 +115,9 @@ def _open_model(name, model, tokenizer): # (model, tokenizer) of an object or a 
     model = build_model(folder)
     return model,_tokenizer_of(model, name, tokenizer if given else folder)
 
-def _load_texts(dataset, data_dir, limit): # full id and validation texts
+def _load_texts(dataset, data_dir, limit): # full id, validation texts, and what compressors reach on them
     d = load_data(dataset, data_dir=data_dir, max_length=8, bs=1, limit=limit, device='cpu')
-    return d.name,list(d.texts('validation'))
+    return d.name,list(d.texts('validation')),reference_scores(*reference_texts(d))
 
 def _piece_size(models): # bytes for which every model has positions
     positions = [getattr(m.config.get_text_config(), 'max_position_embeddings', None) for m,_ in models.values()]
@@ -125,9 +131,10 @@ class _Measured:
     text:dict = field(default_factory=dict)  # name -> `LMScores`
     tasks:dict = field(default_factory=dict) # name -> list of `TaskScores`
     missing:list = field(default_factory=list) # sentences
+    references:dict = field(default_factory=dict) # name -> bits_per_byte, training_bytes
 
 def _score_texts(m, dataset, data_dir, limit):
-    m.dataset,texts = _load_texts(dataset, data_dir, 4*limit)
+    m.dataset,texts,m.references = _load_texts(dataset, data_dir, 4*limit)
     pieces,_ = text_pieces(texts, _piece_size(m.models), limit)
     m.text = {a: piece_scores(model, tok, pieces) for a,(model,tok) in m.models.items()}
 
@@ -162,6 +169,10 @@ def _cell(m, a): # the line of one model
     scores = lm_metrics(m.text[a]) if a in m.text else {}
     return cell | {k: v for k,v in scores.items() if k in ('loss', 'bits_per_byte', 'perplexity')}
 
+def _alarms(m): # questions: nobody knows what the models have read
+    bits = {a: [s.bits_per_byte] for a,s in m.text.items()}
+    return [dict(dataset=m.dataset, **x, blocks=False) for x in implausible_scores(bits, m.references)]
+
 def _windows(m): return dict(windows=len(next(iter(m.text.values())).nll)) if m.text else {}
 
 def _as_result(m, differences, metric): # the dictionary of `comparison.json`
@@ -178,6 +189,8 @@ def _as_result(m, differences, metric): # the dictionary of `comparison.json`
         status='done',
         metric=metric,
         note=weights_note,
+        alarms=_alarms(m),
+        controls={m.dataset: m.references} if m.references else {},
         data={m.dataset: _windows(m)},
         cells=[_cell(m, a) for a in arms],
         differences=differences,

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core import *
+from ..data.contamination_fingerprint import load_fingerprint
 from .evaluation_data import EvaluationData, load_eval_model
 from .task_suite import *
 from ..files import *
@@ -33,7 +34,7 @@ def item_standard_error(t:TaskScores)->float:
     sums = np.bincount(cluster, values - values.mean())
     return float(math.sqrt(k/(k - 1)*np.square(sums).sum())/n)
 
-# %% ../../nbs/05_evaluation/12_evaluate.ipynb #7cc77170
+# %% ../../nbs/05_evaluation/12_evaluate.ipynb #d8d9ad36
 def evaluation_names()->list:
     "List all measurements and groups of tasks"
     return [*sorted(measurements), *select_tasks('all')]
@@ -52,10 +53,10 @@ def task_record(t:TaskScores)->dict:
     Parameters:
         t: `TaskScores`
     Returns: with the mean, its error and chance; without the values of items"""
-    names = 'task name metric mean error n n_cut chance higher metrics samples'.split()
+    names = 'task name split metric mean error n n_cut chance floor higher metrics samples overlap'.split()
     return {k: item_standard_error(t) if k == 'error' else getattr(t, k) for k in names}
 
-# %% ../../nbs/05_evaluation/12_evaluate.ipynb #5d5eaa3d
+# %% ../../nbs/05_evaluation/12_evaluate.ipynb #41e77d13
 def _measure(s, data, names, progress)->tuple: # name -> rows; what could not be measured
     found,missing = {},[]
     for name in names:
@@ -73,6 +74,7 @@ def _asked(o, names, datasets, data_path)->dict: # how the model was asked, for 
         datasets=datasets,
         data_dir=o.data_dir and str(o.data_dir),
         data_path=data_path and str(data_path),
+        split=o.split,
         limit=o.limit,
         seed=o.seed,
         max_length=o.max_length,
@@ -88,12 +90,20 @@ def _write(result, scores, folder, output): # beside the model, or where it was 
     write_json(path, result)
     return result | dict(path=str(path))
 
+def _check_output(output): # refused before anything is measured
+    if output and Path(output).is_dir():
+        raise InputError(f"'{output}' is a folder; name a file, such as {Path(output)/'evaluation.json'}")
+
+def _about(name, model, fp)->dict: # the model, and what is known of its training text
+    known = None if fp is None else {k: getattr(fp, k) for k in 'n_words n_documents sampled whole start_known'.split()}
+    return dict(model=name, n_parameters=sum(p.numel() for p in model.parameters()), training_text=known)
+
 def _split_options(options)->tuple: # for the evaluation; for loading the model
     known = {f.name for f in fields(EvalOptions)}
     evaluation = eval_options(**{k: v for k,v in options.items() if k in known})
     return evaluation,{k: v for k,v in options.items() if k not in known}
 
-# %% ../../nbs/05_evaluation/12_evaluate.ipynb #1dede66b
+# %% ../../nbs/05_evaluation/12_evaluate.ipynb #ab30f154
 def evaluate_model(model, tasks='all', tokenizer=None, *, datasets=None, data_path=None, output=None,
         device='auto', progress=None, **options)->dict:
     """Evaluate a model on everything that is asked for, and write the result
@@ -113,19 +123,18 @@ def evaluate_model(model, tasks='all', tokenizer=None, *, datasets=None, data_pa
     whole,groups = _select(tasks)
     folder = Path(str(model)).expanduser() if isinstance(model, (str, Path)) else None
     name = str(model) if folder else type(model).__name__
-    data = EvaluationData(datasets, o.data_dir, data_path, o.limit, name if folder else '')
-    if output and Path(output).is_dir():
-        raise InputError(f"'{output}' is a folder; name a file, such as {Path(output)/'evaluation.json'}")
+    fp = load_fingerprint(name.partition('+')[0]) if folder else None
+    data = EvaluationData(datasets, o.data_dir, data_path, o.limit, name if folder else '', o.seed, o.split, fp)
+    _check_output(output)
     if folder: model,tokenizer = load_eval_model(str(model), device, **hub_options)
-    result = dict(model=name, n_parameters=sum(p.numel() for p in model.parameters()))
+    result = _about(name, model, fp)
     scores,missing = [],[]
     if groups:
         scores,missing = evaluate_tasks(
-            model, tokenizer, groups, datasets=data.sources(), progress=progress, **vars(o)
+            model, tokenizer, groups, datasets=data.sources(), progress=progress, trained_on=fp, **vars(o)
         )
     measured,unmeasured = _measure(o.eval_model(model, tokenizer), data, whole, progress)
-    result |= measured
-    result |= dict(
+    result |= measured | dict(
         tasks=[task_record(t) for t in scores],
         not_measured=missing + unmeasured,
         asked=_asked(o, [*whole, *groups], datasets, data_path),

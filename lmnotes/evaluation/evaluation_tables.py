@@ -8,7 +8,7 @@ __all__ = ['evaluation_tables']
 # %% ../../nbs/05_evaluation/13_evaluation_tables.ipynb #3ce3c97a
 from rich.table import Table
 
-# %% ../../nbs/05_evaluation/13_evaluation_tables.ipynb #99752dfe
+# %% ../../nbs/05_evaluation/13_evaluation_tables.ipynb #3c3d5d17
 def _number(v)->str: return '–' if v is None or v != v else f'{v:.3f}' if abs(v) < 100 else f'{v:.0f}'
 
 def _table(title, columns, rows): # None without rows
@@ -20,19 +20,33 @@ def _table(title, columns, rows): # None without rows
 def _task_table(r):
     def row(t):
         further = ', '.join(f'{k} {_number(v)}' for k,v in t['metrics'].items() if k != t['metric'])
-        figures = [_number(t[k]) for k in ('mean', 'error', 'chance')]
+        figures = [_number(t[k]) for k in ('mean', 'error', 'chance', 'floor')]
         n = f"{t['n']} ({t['n_cut']} cut)" if t.get('n_cut') else t['n']
-        return t['task'],t['name'],t['metric'],*figures,n,further
-    columns = 'task', 'data', 'metric', 'score', '± error', 'chance', 'n', 'further'
+        return t['task'],t['name'],t.get('split') or '–',t['metric'],*figures,n,further
+    columns = 'task', 'data', 'split', 'metric', 'score', '± error', 'chance', 'floor', 'n', 'further'
     return _table('tasks', columns, [row(t) for t in r['tasks']])
 
 def _lm_table(r):
     def row(l):
         figures = [_number(l[k]) for k in ('bits_per_byte', 'bits_per_character', 'loss', 'perplexity')]
-        return l['name'],*figures,l['tokenizer'],_number(l['token_accuracy']),l['windows']
-    columns = 'corpus bits/byte bits/character loss perplexity'.split()
+        share = l.get('unknown_share')
+        unknown = f', {share:.1%} unknown tokens, spelled at 8 bits a byte' if share else ''
+        tokens = l['tokenizer'] + unknown,_number(l['token_accuracy']),l['windows']
+        return l['name'],l.get('split') or '–',*figures,*tokens
+    columns = 'corpus split bits/byte bits/character loss perplexity'.split()
     columns += ['of the tokenizer', 'token accuracy', 'windows']
     return _table('language modelling', columns, [row(l) for l in r.get('lm', [])])
+
+def _contamination_table(r): # what each scored set shares with the training text
+    scored = [*r['tasks'], *r.get('lm', [])]
+    if 'training_text' not in r or not scored: return None
+    if r['training_text'] is None:
+        return _table('contamination', ('data', 'result'), [('all', 'not known: no training_text.npz by the model')])
+    def row(name, split, o):
+        return name,split,f"{o['n_shared']} of {o['n_judged']}",f"{o['share']:.1%}",o['n_whole']
+    sets = {(t['name'], t.get('split') or '–'): t['overlap'] for t in scored if t.get('overlap')}
+    columns = 'data', 'split', 'items that share 13 words with the training text', 'share', 'of them whole'
+    return _table('contamination', columns, [row(*k, o) for k,o in sets.items()])
 
 def _memory_table(r):
     columns = 'against', 'value', 'saved MB', 'peak MB'
@@ -55,6 +69,6 @@ def evaluation_tables(r:dict)->list:
         r: from `evaluate_model`
     Returns: rich tables"""
     missing = [(m['task'], m['name'], m['reason']) for m in r['not_measured']]
-    tables = [_task_table(r), _lm_table(r), _memory_table(r), _speed_table(r)]
+    tables = [_task_table(r), _lm_table(r), _contamination_table(r), _memory_table(r), _speed_table(r)]
     tables.append(_table('not measured', ('task', 'data', 'reason'), missing))
     return [t for t in tables if t is not None]

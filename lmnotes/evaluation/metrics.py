@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LMScores', 'window_bits_per_byte', 'lm_metrics', 'validation_windows', 'unigram_scores', 'evaluate_lm']
 
-# %% ../../nbs/05_evaluation/01_metrics.ipynb #cb3f5fe8
+# %% ../../nbs/05_evaluation/01_metrics.ipynb #ff42deeb
 import math
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..core import *
+from ..data.dataloader import spread_rows
 from ..data.token_encoding import bits_per_byte, count_bytes
 from ..models.causality import check_causal
 from ..models.chunked_loss import token_scores
@@ -58,10 +59,9 @@ def lm_metrics(s:LMScores)->dict:
     return dict(loss=s.loss, bits_per_byte=s.bits_per_byte, perplexity=s.perplexity, token_accuracy=s.token_accuracy,
                 tokens=int(s.tokens.sum()), bytes=int(s.bytes.sum()), windows=len(s.tokens), tokenizer=s.tokenizer)
 
-# %% ../../nbs/05_evaluation/01_metrics.ipynb #8d474580
+# %% ../../nbs/05_evaluation/01_metrics.ipynb #c7e495f0
 def _picked(blocks, limit)->np.ndarray: # numbers of windows, spread evenly
-    n = min(len(blocks), limit or len(blocks))
-    return np.arange(n)*len(blocks)//max(n, 1)
+    return spread_rows(len(blocks), min(len(blocks), limit or len(blocks)))
 
 def validation_windows(data, bs=None, limit=None):
     """Input ids and labels of the validation windows, in order, in batches on the CPU
@@ -116,7 +116,7 @@ def unigram_scores(data, limit=None)->LMScores:
         limit,
     )
 
-# %% ../../nbs/05_evaluation/01_metrics.ipynb #5192d316
+# %% ../../nbs/05_evaluation/01_metrics.ipynb #dfaf90d4
 @torch.no_grad()
 def evaluate_lm(model, data, bs=None, limit=None)->LMScores:
     """Score `model` on the pinned validation windows, once it has shown that it cannot see ahead
@@ -129,7 +129,7 @@ def evaluate_lm(model, data, bs=None, limit=None)->LMScores:
     was_training = model.training
     model.eval()
     try:
-        check_causal(model)
+        check_causal(model, windows=next(validation_windows(data, limit=8))[0], noise=0)
         device = next(model.parameters()).device
         return _scores(
             validation_windows(data, bs, limit),

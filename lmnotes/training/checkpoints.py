@@ -6,7 +6,7 @@
 __all__ = ['save_pretrained_model', 'save_checkpoint', 'load_weights', 'check_same_data', 'load_checkpoint', 'Checkpoints',
            'stop_on_signals', 'StopOnRequest', 'remove_partial_files', 'save_run', 'load_run']
 
-# %% ../../nbs/06_training/09_checkpoints.ipynb #cd95aa4d
+# %% ../../nbs/06_training/09_checkpoints.ipynb #a4eafe6f
 import os
 import shutil
 import signal
@@ -17,6 +17,7 @@ from pathlib import Path
 from fastai.basics import *
 
 from ..core import *
+from ..data.contamination_fingerprint import keep_fingerprint
 from ..data.load import data_from_spec
 from ..files import *
 from ..models.build import build_model
@@ -76,13 +77,14 @@ def save_checkpoint(learn, path, **note):
         learn: an `LMLearner` between two steps; every rank must call this
         path: folder to make; must not exist
         note: further entries of state.json"""
-    state = dict(step=learn.step, tokens=learn.tokens, fingerprint=learn.dls.fingerprint, **note)
+    counts = dict(tokens=int(learn.tokens), supervised_tokens=int(learn.supervised))
+    state = dict(step=learn.step, **counts, fingerprint=learn.dls.fingerprint, **note)
     if hasattr(learn.dls.train, 'state_dict'):
         state['walk'] = learn.dls.train.state_dict(learn.step*learn.accumulate.n) # where a stream has got to
     weights,optimizer = full_state_dict(learn)
     run_on_main(lambda: _write_checkpoint(learn, path, weights, optimizer, state))
 
-# %% ../../nbs/06_training/09_checkpoints.ipynb #d4dd306c
+# %% ../../nbs/06_training/09_checkpoints.ipynb #64a42cdd
 def load_weights(model, path):
     """Load saved weights into a model; those of another architecture are an `InputError`
 
@@ -136,7 +138,7 @@ def load_checkpoint(learn, path)->dict:
     if training['scaler']:
         learn.scaler = torch.amp.GradScaler(learn.dls.device.type)
         learn.scaler.load_state_dict(training['scaler'])
-    learn.step,learn.tokens = state['step'],state['tokens']
+    learn.step,learn.tokens,learn.supervised = state['step'],state['tokens'],state['supervised_tokens']
     if 'walk' in state: learn.dls.train.load_state_dict(state['walk'])
     else: learn.dls.train.start = learn.step*learn.accumulate.n
     return state
@@ -216,7 +218,7 @@ def remove_partial_files(folder):
         if p.is_dir(): shutil.rmtree(p)
         else: p.unlink()
 
-# %% ../../nbs/06_training/09_checkpoints.ipynb #87439c12
+# %% ../../nbs/06_training/09_checkpoints.ipynb #1c5c79fa
 def save_run(learn, path)->Path:
     """Save a learner: model, tokenizer, optimizer, counters and how its data was made
 
@@ -232,6 +234,7 @@ def save_run(learn, path)->Path:
         save_checkpoint(learn, d/'final')
         write_json(d/'args.json', dict(data=learn.dls.spec, learner=learn.spec))
         write_json(d/'env.json', env_info() | dict(fingerprint=learn.dls.fingerprint))
+        keep_fingerprint(d, learn.dls)
     if path.exists(): os.rename(path, aside)
     os.rename(path.with_name(path.name + '.new'), path)
     if aside.exists(): shutil.rmtree(aside)
@@ -251,6 +254,7 @@ def load_run(path)->LMLearner:
         raise InputError(f"{path} has no trained model yet; resume it with `lmnotes train --resume {path}`")
     args = read_json(path/'args.json')
     data = data_from_spec(args['data'])
+    if rows := args.get('eval_rows'): data.loaders[1] = data.valid.sampled(rows) # those that the run was scored on
     learn = lm_learner(build_model(str(path/'final')), data, **args['learner'])
     if (path/'final/trainer.pt').is_file():
         load_checkpoint(learn, path/'final')

@@ -59,7 +59,7 @@ def run_trial(o:TrainOptions, data, windows:int=128)->float|None:
             learn.fit(1)
     except RunError:
         return None
-    loss = evaluate(learn, -(-windows//o.batch_size))['loss']
+    loss = evaluate(learn, data.valid.sampled(windows))['loss']
     return round(loss, 5) if math.isfinite(loss) else None
 
 # %% ../../nbs/06_training/16_recipe_search.ipynb #07bcdfb2

@@ -52,6 +52,7 @@ class TrainingJob:
     plan:dict                   # as `plan_run` gives it
     metric:str                  # that decides which evaluation is best
     items:list                  # questions that are answered at each evaluation
+    eval_rows:int|None = None   # validation rows that are scored at each; None: all
     checkpoint:Path|None = None # to go on from
     given:dict = field(default_factory=dict) # options that were typed
     quiet:bool = False          # print nothing
@@ -122,18 +123,24 @@ def _end_with_best(job, evals): # the step whose weights the run ends with
     if best != step: _load_step(job, best)
     return best
 
+def _example_rows(data): # (B, T) tokens of a validation batch; of an encoder-decoder, the decoder's
+    batch = next(iter(data.valid))
+    batch = batch[0] if isinstance(batch, (tuple, list)) else batch
+    return batch.get('decoder_input_ids', batch['input_ids'])
+
 def _finish(job, evals, seconds, start):
     o,learn,folder = job.options,job.learn,job.folder
     learn.periodic_evaluation.run_now()
     best = _end_with_best(job, evals)
     causal = not (learn.dls.masked or has_task_head(o)) # gaps and labels are not next words
     with unsharded(learn):
-        if causal and not is_sharded(learn.model): check_causal(learn.model)
+        if causal and not is_sharded(learn.model):
+            check_causal(learn.model, windows=_example_rows(learn.dls), length=o.max_length, noise=0)
         if is_main(): learn.text_samples.write()
     scores = next(r for r in reversed(learn.periodic_evaluation.rows) if r['step'] == best)
     _save_final(job)
     if causal and is_sharded(learn.model): # shards cannot be probed; what was saved can
-        run_on_main(lambda: check_causal(build_model(str(folder.final))))
+        run_on_main(lambda: check_causal(build_model(str(folder.final)), length=o.max_length, noise=0))
     summary = summarize_run(learn, o, scores, seconds, start, best)
     if is_main():
         for cb in learn.cbs:
@@ -145,7 +152,7 @@ def _finish(job, evals, seconds, start):
 def _check_interrupted(job):
     reason = job.learn.stop_on_request.why
     if (reason or '').startswith('SIG'):
-        job.folder.stop(reason, job.learn.step, job.steps, tokens=job.learn.tokens)
+        job.folder.stop(reason, job.learn.step, job.steps, tokens=int(job.learn.tokens))
 
 def _steps_in_time(job): # how many steps fit, by a probe
     seconds = measure_step_time(job.learn, min(max(1., 0.05*job.options.max_seconds), 5.))
@@ -154,7 +161,8 @@ def _steps_in_time(job): # how many steps fit, by a probe
 def _describe(job):
     learn,options = job.learn,asdict(job.options)
     job.folder.describe(
-        options, learn.dls, learn.dls.device, learner=learn.spec, given=job.given, plan=job.plan, step=learn.step
+        options, learn.dls, learn.dls.device, learner=learn.spec, given=job.given, plan=job.plan, step=learn.step,
+        eval_rows=job.eval_rows,
     )
 
 def run_job(job:TrainingJob)->Run:
@@ -167,8 +175,8 @@ def run_job(job:TrainingJob)->Run:
     if job.checkpoint:
         folder.rewind(read_json(job.checkpoint/'state.json')['step'])
         load_checkpoint(learn, job.checkpoint)
-    start,evals = learn.step,EvalLog(folder.path/'evals.jsonl', job.metric, o.greater_is_better)
-    tokens = job.steps*rows_per_step(o)*o.max_length
+    start,evals = (learn.step, learn.tokens),EvalLog(folder.path/'evals.jsonl', job.metric, o.greater_is_better)
+    tokens = round(job.steps*tokens_per_step(o, learn.dls)[0])
     facts = tracker_facts(learn, tokens, asdict(o), world_size()) if is_main() else None
     learn.remove_cbs([cb for cb in learn.cbs if cb.name in ('progress', 'recorder')])
     learn.add_cbs(_callbacks(job, evals, facts))
@@ -182,7 +190,7 @@ def run_job(job:TrainingJob)->Run:
             print(f'{"overlap":>10}  {c}')
     return Run(folder.path, learn, learn.dls, summary)
 
-# %% ../../nbs/06_training/20_train.ipynb #e60ae72f
+# %% ../../nbs/06_training/20_train.ipynb #7420d0de
 def learner_from_options(o:TrainOptions, data, model)->LMLearner:
     """Make the learner of a run, on all its ranks
 
@@ -226,11 +234,13 @@ def _deciding_metric(o, data, model, items)->str: # one of known direction that 
     higher_is_better(metric, o.greater_is_better)
     return metric
 
-def _prepare(o, checkpoint, recipe): # a job without its folder
+def _prepare(o, checkpoint, recipe, given): # a job without its folder
     data = data_from_options(o)
+    rows = evaluation_rows(o, read_json(checkpoint.parent.parent/'args.json') if checkpoint else None, given)
+    limit_validation(data, rows)
     model = model_from_options(o, data.vocab_size, data)
     if pick_device(o.device).type == 'cpu': keep_memory()
-    if not (data.masked or has_task_head(o)): check_causal(model) # the label is not in the text
+    if not (data.masked or has_task_head(o)): check_causal(model, length=o.max_length) # the label is not in the text
     mark_trained_on_eval(model, data)
     facts = model_facts(model)
     learn = learner_from_options(o, data, model)
@@ -239,7 +249,7 @@ def _prepare(o, checkpoint, recipe): # a job without its folder
     items = validation_requests(data, o.eval_generate, o.seed) if o.eval_generate and not data.masked else []
     metric = _deciding_metric(o, data, model, items)
     plan = plan_run(o, data, facts, steps, recipe) | _memory_line(o, learn)
-    return TrainingJob(o, learn, steps, plan, metric, items, checkpoint)
+    return TrainingJob(o, learn, steps, plan, metric, items, rows, checkpoint)
 
 def train_supervised(o:TrainOptions, checkpoint:Path|None, recipe, given:dict, quiet:bool)->Run:
     """Train on running text, answers or labels: the modes pretrain and sft
@@ -250,7 +260,7 @@ def train_supervised(o:TrainOptions, checkpoint:Path|None, recipe, given:dict, q
         recipe: where the rates come from
         given: options that were typed
         quiet: print nothing"""
-    job = _prepare(o, checkpoint, recipe)
+    job = _prepare(o, checkpoint, recipe, given)
     job.given,job.quiet = given,quiet
     if not quiet: show_plan(job.plan)
     job.folder = RunFolder(o.output_dir) if checkpoint else RunFolder.create(run_name(o, job.learn.dls), o.output_dir)

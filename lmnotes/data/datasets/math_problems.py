@@ -40,6 +40,7 @@ def format_decimal(x:float)->str:
 class FinanceMath(PromptDataset):
     "Problems of finance that need knowledge of the field and sometimes a table (Zhao et al. 2023, arXiv:2311.09797)"
     id, role, kind = 'yale-nlp/FinanceMath', 'both', 'math'
+    answer_bytes, one_line = 64, True # a number
     splits = dict(train='validation', test='test')
     instruction, cue, tolerance = 'Solve the problem and give one number.', 'Answer', 0.0015
     def fields(self, row):
@@ -91,6 +92,7 @@ class MathDataset(PromptDataset):
     id, revision, config = 'deepmind/math_dataset', 'refs/convert/parquet', 'algebra__linear_1d'
     configs = tuple(f'{k}__{n}' for k,names in _problem_kinds.items() for n in names.split())
     role, kind, instruction, cue = 'both', 'math', 'Solve the problem and give the answer.', 'Answer'
+    answer_bytes, one_line = 128, True # a number or an expression
     def fields(self, row): return dict(Problem=decode_bytes_literal(row['question']))
     def references(self, row): return require_references([decode_bytes_literal(row['answer'])], self, row)
     def answer(self, row): return self.references(row)[0]

@@ -109,38 +109,54 @@ def _training_texts(ds, answers, data_dir, limit)->list: # cut as batches are: r
     rows = make_row_splits(ds, splits, limit)[0]['train']
     return [ds.prompt(r) + ds.target(r) for r in rows]
 
-# %% ../../../nbs/01_data/mixtures/03_data.ipynb #4a1561e9
+# %% ../../../nbs/01_data/mixtures/03_data.ipynb #47d30c56
 class SequentialLoader(BlockLoader):
     """Give the validation batches of several loaders, one loader after the other
 
     Parameters:
-        loaders: of validation rows"""
-    def __init__(self, loaders):
-        self.loaders = loaders
-        n,first = sum(len(dl.dataset) for dl in loaders),loaders[0]
+        sources: name -> loader of validation rows
+        weights: share of each in the score of the mixture, summing to 1"""
+    def __init__(self, sources:dict, weights):
+        self.sources,self.loaders,self.weights = sources,list(sources.values()),np.asarray(weights, float)
+        n,first = sum(len(dl.dataset) for dl in self.loaders),self.loaders[0]
         super().__init__(range(n), first.bs, shuffle=False, device=first.device)
     def __iter__(self): return (b for dl in self.loaders for b in dl)
     def __len__(self): return sum(map(len, self.loaders))
     @property
     def n_batches(self): return len(self)
+    @property
+    def n_rows(self): return sum(dl.n_rows for dl in self.loaders)
+    def source_of(self, k:int)->int:
+        """Return the number of the source of a batch
+
+        Parameters:
+            k: number of a batch, counted over all loaders"""
+        return int(np.searchsorted(np.cumsum([len(dl) for dl in self.loaders]), k, 'right'))
     def batch(self, k:int)->tuple:
         """Make a batch, whatever was made before
 
         Parameters:
             k: number of the batch, counted over all loaders
         Returns: (dict of tensors,)"""
-        for dl in self.loaders:
-            if k < len(dl): return dl.batch(k)
-            k -= len(dl)
+        source = self.source_of(k)
+        return self.loaders[source].batch(k - sum(len(dl) for dl in self.loaders[:source]))
     def label_bytes(self, k:int):
         """Bytes that the labels of batch `k` stand for
 
         Parameters:
             k: number of the batch, counted over all loaders
         Returns: (B, T); None: `token_bytes` has them all"""
-        for dl in self.loaders:
-            if k < len(dl): return dl.label_bytes(k) if hasattr(dl, 'label_bytes') else None
-            k -= len(dl)
+        source = self.source_of(k)
+        sized = getattr(self.loaders[source], 'label_bytes', None)
+        return sized and sized(k - sum(len(dl) for dl in self.loaders[:source]))
+    def sampled(self, size:int)->'SequentialLoader':
+        """Make a loader of a fixed sample, of each source as many rows as its weight says and at least one
+
+        Parameters:
+            size: rows wanted, of all sources together"""
+        n = np.maximum(np.round(self.weights*size), 1).astype(int)
+        parts = {name: dl.sampled(int(m)) for (name,dl),m in zip(self.sources.items(), n)}
+        return SequentialLoader(parts, self.weights)
     def to(self, device)->'SequentialLoader':
         """Send batches to `device` from now on
 
@@ -150,7 +166,7 @@ class SequentialLoader(BlockLoader):
         for dl in self.loaders: dl.to(device)
         return super().to(device)
 
-# %% ../../../nbs/01_data/mixtures/03_data.ipynb #25823793
+# %% ../../../nbs/01_data/mixtures/03_data.ipynb #13db19bc
 class MixtureData(DataLoaders):
     """Hold training batches of several datasets, and validation batches of each
 
@@ -175,11 +191,9 @@ class MixtureData(DataLoaders):
         self.fingerprint = hashlib.blake2b(repr(content).encode(), digest_size=8).hexdigest()
         super().__init__(
             MixtureLoader(self.mixture, self.bs, spec['seed']),
-            SequentialLoader([d.valid for d in datas]),
+            SequentialLoader({n: d.valid for n,d in parts.items()}, self.mixture.asked),
             device=pick_device(spec['device'] or 'auto'),
         )
-    @property
-    def sources(self): return {n: d.valid for n,d in self.parts.items()}
     @property
     def train_blocks(self): return range(len(self.mixture)) # rows of all sources
     @property

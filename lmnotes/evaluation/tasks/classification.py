@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['classification_metrics', 'score_classification']
 
-# %% ../../../nbs/05_evaluation/tasks/01_classification.ipynb #dd5a3e23
+# %% ../../../nbs/05_evaluation/tasks/01_classification.ipynb #d048bf3e
 from collections import Counter
 
 import numpy as np
@@ -13,8 +13,9 @@ import numpy as np
 from ...data.answer_metrics import parse_label
 from ...data.answers.set_metrics import metric_contributions
 from ...data.classification.labels import class_names, head_input_text
-from ..eval_model import EvalModel, choice_nll, head_labels, head_outputs
-from ..task_suite import TaskScores, distinct_share, item_samples, register_task, task_name
+from ..eval_model import EvalModel, choice_cuts, choice_nll, head_cuts, head_labels, head_outputs
+from ..item_files import score_items
+from ..task_suite import TaskScores, distinct_share, register_task, task_name
 
 # %% ../../../nbs/05_evaluation/tasks/01_classification.ipynb #6a2ba4a1
 def classification_metrics(predicted:list, gold:list, labels:list, positive:str=None)->dict:
@@ -42,7 +43,7 @@ def classification_metrics(predicted:list, gold:list, labels:list, positive:str=
 
 def _metric_mean(*args): return float(metric_contributions(*args).mean())
 
-# %% ../../../nbs/05_evaluation/tasks/01_classification.ipynb #a5c8255a
+# %% ../../../nbs/05_evaluation/tasks/01_classification.ipynb #79f10d14
 def _label_names(ds, rows)->list:
     if not any(ds.choices(row) for row in rows[:1]): return class_names(ds, rows)
     return list(dict.fromkeys(c.strip() for row in rows for c in ds.choices(row) or []))
@@ -51,18 +52,21 @@ def _guessing(ds, gold, chance): # headline of an arm that guesses
     if ds.metric == 'f1': return 2*gold.count(ds.positive)/(gold.count(ds.positive) + len(gold))
     return 0. if ds.metric == 'mcc' else chance
 
-def _classification_scores(ds, rows, predicted, values, name='', chance=None, **more)->TaskScores:
+def _classification_scores(
+    ds, rows, predicted, values, name='', cuts=None, columns=None, chance=None, **more
+)->TaskScores:
     gold = [ds.target(row).strip() for row in rows]
+    items = score_items(ds, rows, predicted, values, cuts, **(columns or {})) # each right or wrong by itself
     if ds.metric: values = ds.score_set(rows, predicted)
-    samples = item_samples(ds, rows, predicted, [ds.score(row, text) for row,text in zip(rows, predicted[:3])])
-    more |= dict(samples=samples, chance=_guessing(ds, gold, chance))
+    more |= dict(items=items, chance=_guessing(ds, gold, chance))
     return TaskScores('classification', task_name(ds) + name, ds.metric or 'accuracy', values, **more)
 
 def _by_likelihood(s, ds, rows, labels)->TaskScores:
     choices = [[c.strip() for c in ds.choices(row) or [f' {l}' for l in labels]] for row in rows]
     gold = [ds.target(row).strip() for row in rows]
     prompts = [ds.prompt(row) for row in rows]
-    nll = choice_nll(s.model, s.tokenizer, prompts, [[f' {c}' for c in cs] for cs in choices], s.context_length, s.bs)
+    texts = [[f' {c}' for c in cs] for cs in choices]
+    nll = choice_nll(s.model, s.tokenizer, prompts, texts, s.context_length, s.bs)
     per_byte = [v/[len(c.encode()) for c in cs] for v,cs in zip(nll, choices)]
     predicted,predicted_per_byte = (
         [cs[int(np.argmin(v))] for cs,v in zip(choices, figures)] for figures in (nll, per_byte)
@@ -71,9 +75,11 @@ def _by_likelihood(s, ds, rows, labels)->TaskScores:
     metrics = classification_metrics(predicted, gold, labels, ds.positive)
     metrics['accuracy_per_byte'] = classification_metrics(predicted_per_byte, gold, labels)['accuracy']
     chance = float(np.mean([1/len(cs) for cs in choices]))
-    return _classification_scores(ds, rows, predicted, values, metrics=metrics, chance=chance)
+    cuts = choice_cuts(s.tokenizer, prompts, texts, s.context_length)
+    more = dict(cuts=cuts, columns=dict(choices=choices, log_probs=[-v for v in nll]), rule='choice')
+    return _classification_scores(ds, rows, predicted, values, metrics=metrics, chance=chance, **more)
 
-# %% ../../../nbs/05_evaluation/tasks/01_classification.ipynb #3bc32f61
+# %% ../../../nbs/05_evaluation/tasks/01_classification.ipynb #33ceadf1
 def _by_generation(s, ds, rows, labels)->TaskScores:
     texts = s.answer(ds, rows)
     predicted = [parse_label(text, labels) for text in texts]
@@ -81,16 +87,19 @@ def _by_generation(s, ds, rows, labels)->TaskScores:
     metrics = classification_metrics(predicted, [ds.target(row).strip() for row in rows], labels, ds.positive)
     metrics['answered'] = float(np.mean([label is not None for label in predicted]))
     metrics['distinct'] = distinct_share(texts)
-    return _classification_scores(ds, rows, texts, values, '_generated', metrics=metrics, chance=1/len(labels))
+    more = dict(cuts=s.answer_cuts(ds, rows), metrics=metrics, chance=1/len(labels))
+    return _classification_scores(ds, rows, texts, values, '_generated', **more)
 
 def _by_head(s, ds, rows, labels)->TaskScores:
     known = head_labels(s, labels)
-    outputs = head_outputs(s, [head_input_text(ds, row) for row in rows])
+    texts = [head_input_text(ds, row) for row in rows]
+    outputs = head_outputs(s, texts)
     predicted = [known[int(o.logits[0].argmax())] for _,o in outputs]
     gold = [ds.target(row).strip() for row in rows]
     values = np.array([float(a == b) for a,b in zip(predicted, gold)])
     metrics = classification_metrics(predicted, gold, labels, ds.positive)
-    return _classification_scores(ds, rows, predicted, values, metrics=metrics, chance=1/len(labels))
+    more = dict(cuts=head_cuts(s, texts), rule='label')
+    return _classification_scores(ds, rows, predicted, values, metrics=metrics, chance=1/len(labels), **more)
 
 @register_task('classification', ('classification',), ['opinions'], ['sst2', 'imdb', 'mrpc', 'cola'], order=10)
 def score_classification(s:EvalModel, ds, rows)->list:

@@ -6,7 +6,7 @@
 __all__ = ['program_runners', 'edit_similarity', 'program_checks', 'function_body', 'FunctionCompletion', 'documented_functions',
            'pass_rate_by_tests', 'load_code_rows', 'score_by_body', 'score_by_program', 'score_code']
 
-# %% ../../../nbs/05_evaluation/tasks/06_code_tasks.ipynb #82522725
+# %% ../../../nbs/05_evaluation/tasks/06_code_tasks.ipynb #04f651ec
 import ast
 import difflib
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from ...core import *
 from ...data.catalog import *
+from ...data.dataset_splits import evaluation_documents
 from ...data.datasets.code import extract_code, find_function, function_signature
 from ...data.sources.files import Rows
 from ..eval_model import EvalModel
@@ -107,7 +108,7 @@ def documented_functions(docs:list, limit:int|None=64, seed:int=0, size=(400, 30
                 found.append(dict(prompt=prompt, target=body, name=f.name, document=i))
     return Rows(found[j] for j in subsample(len(found), limit, 'functions', seed))
 
-# %% ../../../nbs/05_evaluation/tasks/06_code_tasks.ipynb #8772596e
+# %% ../../../nbs/05_evaluation/tasks/06_code_tasks.ipynb #5930800c
 program_runners = Registry('program runner') # name -> function (code, tests) -> object with `ok`
 program_runners.lazy('sandbox', 'lmnotes.rl.sandbox:run_tests')
 
@@ -126,15 +127,16 @@ def pass_rate_by_tests(s:EvalModel, ds, rows, runner='sandbox')->tuple:
     columns = dict(draws=draws, right=[right(row, texts) for row,texts in zip(rows, draws)])
     return pass_at_k_curve(columns['right']),columns
 
-def load_code_rows(name, data_dir, limit, seed)->tuple:
+def load_code_rows(name, data_dir, limit, seed, split=None)->tuple:
     """Load programming tasks; a corpus of programs gives its functions
 
     Parameters:
-        name, data_dir, limit, seed: as for `load_task_rows`
+        name, data_dir, limit, seed, split: as for `load_task_rows`
     Returns: dataset, rows"""
     ds = find_dataset(name)
-    if ds.kind == 'code' and ds.role == 'eval': return load_task_rows(ds, data_dir, limit, seed)
-    rows = documented_functions(held_out_documents(ds, data_dir), limit, seed)
+    if ds.kind == 'code' and ds.role == 'eval': return load_task_rows(ds, data_dir, limit, seed, split)
+    docs,split = evaluation_documents(ds, data_dir, split)
+    rows = Rows(documented_functions(docs, limit, seed), split=split)
     if not rows: raise InputError(f"'{ds.name}' has no documented function among its held-out documents")
     return FunctionCompletion(ds),rows
 

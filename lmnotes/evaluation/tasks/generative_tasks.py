@@ -13,7 +13,8 @@ import numpy as np
 from ...data.answer_metrics import *
 from ...data.classification.alignment import token_spans, word_spans
 from ...data.classification.labels import head_input_text
-from ..eval_model import EvalModel, head_labels, head_outputs
+from ..eval_model import EvalModel, head_cuts, head_labels, head_outputs
+from ..item_files import score_items
 from ..metric_names import task_metric
 from ..task_suite import *
 from ...models.task_heads import best_answer_span
@@ -37,7 +38,7 @@ def tagging_metrics(predicted:list, gold:list)->dict:
     if any(tag.startswith('B-') for tag in counts): metrics['entity_f1'] = entity_f1(predicted, gold)
     return metrics
 
-# %% ../../../nbs/05_evaluation/tasks/03_generative_tasks.ipynb #23874099
+# %% ../../../nbs/05_evaluation/tasks/03_generative_tasks.ipynb #8d74fa15
 def _head_tags(s, ds, rows)->list: # a list of tags for each row, from a head that labels tokens
     known,tags = head_labels(s, sorted({t for row in rows for t in ds.tags(row)})),[]
     words = [head_input_text(ds, row).split(' ') for row in rows]
@@ -49,6 +50,9 @@ def _head_tags(s, ds, rows)->list: # a list of tags for each row, from a head th
         tags.append([known[int(predicted[a])] if 0 <= a < len(predicted) else '' for a in first])
     return tags
 
+def _cuts(s, ds, rows, by_head)->list: # of each row what did not fit
+    return head_cuts(s, [head_input_text(ds, row) for row in rows]) if by_head else s.answer_cuts(ds, rows)
+
 @register_task('tagging', ('tagging',), ['entities'], ['conll', 'ud'], order=20)
 def score_tagging(s:EvalModel, ds, rows)->list:
     """Score a tag for each word, by generation or by a task head
@@ -59,16 +63,17 @@ def score_tagging(s:EvalModel, ds, rows)->list:
         rows: a tagging dataset and rows of it
     Returns: of `TaskScores`"""
     s.require('text', 'seq2seq', 'tag')
-    texts = [' '.join(t) for t in _head_tags(s, ds, rows)] if s.interface == 'tag' else s.answer(ds, rows)
-    values = ds.score_set(rows, texts)
+    by_head = s.interface == 'tag'
+    texts = [' '.join(t) for t in _head_tags(s, ds, rows)] if by_head else s.answer(ds, rows)
+    by_sentence = [float(ds.score(row, text)) for row,text in zip(rows, texts)]
     metrics = tagging_metrics([parse_tags(text) for text in texts], [ds.tags(row) for row in rows])
     return [TaskScores(
         task='tagging',
         name=task_name(ds),
         metric=task_metric(ds),
-        values=values,
+        values=ds.score_set(rows, texts),
         metrics=metrics | dict(distinct=distinct_share(texts)),
-        samples=item_samples(ds, rows, texts, [ds.score(row, text) for row,text in zip(rows, texts[:3])]),
+        items=score_items(ds, rows, texts, by_sentence, _cuts(s, ds, rows, by_head)),
     )]
 
 # %% ../../../nbs/05_evaluation/tasks/03_generative_tasks.ipynb #8772596e
@@ -94,7 +99,8 @@ def score_qa(s:EvalModel, ds, rows)->list:
         rows: a question-answering dataset and rows of it
     Returns: of `TaskScores`"""
     s.require('text', 'seq2seq', 'span')
-    texts = _head_spans(s, ds, rows) if s.interface == 'span' else s.answer(ds, rows)
+    by_head = s.interface == 'span'
+    texts = _head_spans(s, ds, rows) if by_head else s.answer(ds, rows)
     values = np.array([float(ds.score(row, text)) for row,text in zip(rows, texts)])
     f1 = values if task_metric(ds) == 'f1' else [token_f1(text, ds.references(row)) for row,text in zip(rows, texts)]
     exact = [_exact_match(ds, row, text) for row,text in zip(rows, texts)]
@@ -106,5 +112,5 @@ def score_qa(s:EvalModel, ds, rows)->list:
         clusters=cluster_ids(ds, rows),
         metrics=dict(exact_match=float(np.mean(exact)), f1=float(np.mean(f1)), distinct=distinct_share(texts)),
         chance=0.1 if ds.id == 'embedded/recall' else None,
-        samples=item_samples(ds, rows, texts, values),
+        items=score_items(ds, rows, texts, values, _cuts(s, ds, rows, by_head)),
     )]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['pass_at_k', 'pass_at_k_curve', 'sample_answers', 'score_math']
 
-# %% ../../../nbs/05_evaluation/tasks/05_math_tasks.ipynb #82522725
+# %% ../../../nbs/05_evaluation/tasks/05_math_tasks.ipynb #ea166969
 import math
 
 import numpy as np
@@ -13,9 +13,9 @@ import numpy as np
 from ...core import *
 from ...data.answers.numbers import last_number
 from ..eval_model import EvalModel
-from ..generation_eval import stop_text, truncate_middle
+from ..generation_eval import generate_answers
+from ..item_files import score_items
 from ..task_suite import *
-from ...models.generation import generate_batch
 
 # %% ../../../nbs/05_evaluation/tasks/05_math_tasks.ipynb #2c2cbd9d
 def pass_at_k(n:int, c:int, k:int)->float:
@@ -42,7 +42,7 @@ def pass_at_k_curve(right:list)->dict:
 
 # %% ../../../nbs/05_evaluation/tasks/05_math_tasks.ipynb #23874099
 def sample_answers(s:EvalModel, requests:list, n:int, temperature=0.8, top_p=0.95)->list:
-    """Sample several answers to each request
+    """Sample several answers to each request, by the same rule of room as the greedy one
 
     Parameters:
         s: an `EvalModel`
@@ -51,15 +51,10 @@ def sample_answers(s:EvalModel, requests:list, n:int, temperature=0.8, top_p=0.9
         temperature: of sampling
         top_p: nucleus
     Returns: of each request a list of texts"""
-    context = s.context_length
-    new = max(min(max(r.n_target for r in requests) + 8, (context or 10**9)//2), 1)
-    kept = None if not context or s.interface == 'seq2seq' else context - new
-    prompts,stop = [truncate_middle(r.ids, kept) for r in requests],stop_text(requests)
-    rounds = []
-    for j in range(n):
-        seed = seed_for('draw', s.seed, j) % 2**31
-        rounds.append(generate_batch(s.model, s.tokenizer, prompts, new, temperature, top_p, seed, stop, bs=s.bs))
-    return [list(texts) for texts in zip(*rounds)]
+    def draw(j):
+        sampling = dict(temperature=temperature, top_p=top_p, seed=seed_for('draw', s.seed, j) % 2**31)
+        return generate_answers(s.model, s.tokenizer, requests, bs=s.bs, **sampling)
+    return [list(texts) for texts in zip(*map(draw, range(n)))]
 
 @register_task('math', ('math',), ['arithmetic'], ['gsm8k'], order=50)
 def score_math(s:EvalModel, ds, rows)->list:
@@ -76,9 +71,11 @@ def score_math(s:EvalModel, ds, rows)->list:
     metrics = dict(
         answered=float(np.mean([last_number(text) is not None for text in texts])), distinct=distinct_share(texts)
     )
+    columns = {}
     if s.draws:
-        sampled = sample_answers(s, s.requests(ds, rows), s.draws)
-        metrics |= pass_at_k_curve([[float(ds.score(row, t) > 0) for t in some] for row,some in zip(rows, sampled)])
+        draws = sample_answers(s, s.requests(ds, rows), s.draws)
+        right = [[float(ds.score(row, t) > 0) for t in some] for row,some in zip(rows, draws)]
+        metrics,columns = metrics | pass_at_k_curve(right),dict(draws=draws, right=right)
     return [TaskScores(
         task='math',
         name=task_name(ds),
@@ -86,5 +83,5 @@ def score_math(s:EvalModel, ds, rows)->list:
         values=values,
         clusters=cluster_ids(ds, rows),
         metrics=metrics,
-        samples=item_samples(ds, rows, texts, values),
+        items=score_items(ds, rows, texts, values, s.answer_cuts(ds, rows), **columns),
     )]

@@ -7,7 +7,6 @@ __all__ = ['Distributed', 'fsdp_blocks', 'shard_weights', 'is_sharded', 'full_st
            'evaluate_distributed']
 
 # %% ../../../nbs/06_training/distributed/02_data_parallel.ipynb #69531443
-import math
 from contextlib import contextmanager
 
 import torch
@@ -18,8 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 from ...core import InputError, did_you_mean
 from ...models.decoder import LM, run_blocks
 from ...models.hf.hf_load import is_moe
+from ..accumulation import plain_count
 from .process_groups import *
-from ..learner_metrics import evaluate
+from ..learner_metrics import evaluate, score_batches, total_scores
 
 # %% ../../../nbs/06_training/distributed/02_data_parallel.ipynb #0ce3f89d
 _strategies = ('ddp', 'fsdp')
@@ -45,12 +45,13 @@ class Distributed(Callback):
         else: self.learn.model.set_requires_gradient_sync(last)
     def before_step(self):
         l,a = self.learn,self.learn.accumulate
-        sums = torch.stack([torch.as_tensor(t).detach().double() for t in (a.items, a.nll, a.right)])
-        host = torch.tensor([a.places, l.stop_request is not None], dtype=torch.float64)
+        tokens = a.n_tokens if torch.is_tensor(a.n_tokens) else a.items.new_full((), a.n_tokens)
+        sums = torch.stack([t.detach().double() for t in (a.items, a.nll, a.right, tokens)])
+        host = torch.tensor([l.stop_request is not None], dtype=torch.float64)
         parts = [torch.cat([sums, host])] if sums.device.type == 'cpu' else [sums, host]
         for p in parts: dist.all_reduce(p)
-        (items,nll,right),(places,stops) = parts[0][:3],parts[-1][-2:].tolist()
-        l.tokens += int(places) - a.places # its own it has counted
+        (items,nll,right,tokens),stops = parts[0][:4],parts[-1][-1].item()
+        a.items,a.n_tokens = items.long(),plain_count(tokens.long()) # of all ranks, as the step counts them
         l.grad_scale = (world_size()*a.expected/items).float()
         l.step_loss,l.step_accuracy = (nll/items).float(),(right/items).float()
         l.stopping = (l.stop_request or 'another rank was asked to stop') if stops else None
@@ -223,34 +224,20 @@ def unsharded(learn):
             m.reshard()
 
 # %% ../../../nbs/06_training/distributed/02_data_parallel.ipynb #ac1c7912
-class _EveryNth: # every `world_size`-th batch of a loader, from this rank's on
-    def __init__(self, dl, n): self.dl,self.at = dl,range(rank(), n, world_size())
-    def __iter__(self): return (self.dl.batch(k) for k in self.at)
-    def label_bytes(self, k): return self.dl.label_bytes(self.at[k]) if hasattr(self.dl, 'label_bytes') else None
-
-def _sums(scores): # from means to sums: nats, right predictions, tokens, bytes
-    n = scores['tokens']
-    if not n: return [0., 0., 0., 0.]
-    nats = scores['loss']*n
-    n_bytes = nats/math.log(2)/scores['bits_per_byte'] if scores.get('bits_per_byte') else 0.
-    return [nats, scores['accuracy']*n, n, n_bytes]
-
-def evaluate_distributed(learn, max_batches=None, dl=None)->dict:
+def evaluate_distributed(learn, dl=None)->dict:
     """Score the validation batches, each rank a share of them
 
     Parameters:
         learn: an `LMLearner`; every rank must call this
-        max_batches: stop after so many; default: all of them
-        dl: batches to score; default: all of validation
-    Returns: as `evaluate`, the same on every rank"""
+        dl: batches to score; default: the validation batches of the learner's data
+    Returns: as `evaluate`, the same on every rank; without the scores of a task head, which are not sums over
+        tokens"""
     dl = dl or learn.dls.valid
-    if world_size() == 1: return evaluate(learn, max_batches, dl)
-    n = min(len(dl), max_batches or len(dl))
-    mine = _EveryNth(dl, n)
-    scores = evaluate(learn, dl=mine)
-    if is_sharded(learn.model) and len(mine.at) < -(-n//world_size()): evaluate(learn, dl=[dl.batch(n-1)])
-    sums = torch.tensor(_sums(scores), dtype=torch.float64)
-    dist.all_reduce(sums)
-    nats,right,tokens,n_bytes = sums.tolist()
-    text = {'bits_per_byte': nats/math.log(2)/n_bytes} if n_bytes else {}
-    return dict(loss=nats/tokens, accuracy=right/tokens, **text, tokens=round(tokens))
+    if world_size() == 1: return evaluate(learn, dl)
+    n,size = len(dl),world_size()
+    sums,_ = score_batches(learn, dl, rank(), size)
+    if is_sharded(learn.model) and len(range(rank(), n, size)) < -(-n//size): score_batches(learn, dl, n - 1)
+    by_row = torch.tensor(float(sums.by_row), dtype=torch.float64)
+    for t in (sums.state, by_row): dist.all_reduce(t)
+    sums.by_row = bool(by_row == size)
+    return total_scores(learn, dl, sums)
