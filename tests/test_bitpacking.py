@@ -6,15 +6,19 @@ import sys
 import pytest
 import torch
 
-from lmnotes.core import InputError
+from lmnotes.core import InputError, RunError
 from lmnotes.models import build_model
 from lmnotes.models.hf.hf_load import find_model, hub_model
 from lmnotes.quantizers import kernels
+from lmnotes.quantizers.bit_allocation import QuantConfig, QuantizedModel
 from lmnotes.quantizers.bitpacking import layout_levels, layouts, pack_codes, pack_matrix, packed_bytes, unpack_codes
-from lmnotes.quantizers.packed_export import export_dense
-from lmnotes.quantizers.packed_file import read_packed, read_packed_header
+from lmnotes.quantizers.packed_export import export_dense, packed_file_sizes
+from lmnotes.quantizers.packed_file import read_packed, read_packed_header, tensor_offsets
+from lmnotes.quantizers.packed_layers import stored_bytes
 from lmnotes.quantizers.packed_model import is_packed, load_packed, pack
 from lmnotes.quantizers.quantization import quantize
+from lmnotes.quantizers.size_report import bytes_by_kind
+from lmnotes.sharing.sharing_report import safetensors_header_bytes
 
 IDS = torch.randint(256, (1, 12), generator=torch.Generator().manual_seed(0))
 
@@ -46,6 +50,36 @@ def test_codes_come_back_in_every_shape(layout):
 def test_base3_wastes_at_most_four_codes():
     for shape in [(1, 1), (7, 3), (64, 64), (101, 13)]:
         assert packed_bytes('base3', shape) == -(-shape[0]*shape[1]//5)
+
+@pytest.mark.parametrize('name', [
+    'standard+ternary', 'gpt+int3:all', 'standard+binary:all:row', 'reversible+share:alternate:lora-2+codebook:3',
+    'tiny:gpt2+int2', 'tiny:t5+bits:1.58:embeddings',
+])
+def test_reported_sizes_are_those_of_the_file(name, tmp_path):
+    model = build_model(name)
+    made = pack(model, tmp_path/'p', verbose=False)
+    in_file = sum(end - start for start,end in tensor_offsets(tmp_path/'p'/'model.safetensors').values())
+    assert stored_bytes(model) == bytes_by_kind(model)['all']['now'] == in_file < made.file_bytes
+    per_kind = packed_file_sizes(model, tmp_path/'p')
+    assert made.file_bytes - in_file == per_kind['header']
+    assert {k: v['now'] for k,v in bytes_by_kind(model).items() if k not in ('all', 'other')}.items() <= per_kind.items()
+
+def test_a_compression_ratio_is_that_of_the_file(tmp_path):
+    q = QuantizedModel(build_model('standard'), QuantConfig())
+    n = sum(p.numel() for p in q.model.parameters())
+    made = pack(q.model, tmp_path/'p', verbose=False)
+    header = safetensors_header_bytes(made.path/'model.safetensors')
+    assert q.compression_ratio() == 4*n/q.stored_bytes() and q.stored_bytes() + header == made.file_bytes
+
+def test_packing_that_changes_the_model_leaves_nothing(tmp_path, monkeypatch):
+    def other(m, layout): # another scale than the model computes with
+        parts = [pack_matrix(c, layout) for c in m.quantized_weight().row_parts]
+        for p in parts: p.scale = p.scale*2
+        return parts
+    monkeypatch.setattr('lmnotes.quantizers.packed_layers.pack_layer', other)
+    with pytest.raises(RunError, match='packing gives another model'):
+        pack(build_model('standard+ternary'), tmp_path/'p', verbose=False)
+    assert not list(tmp_path.iterdir())
 
 def test_two_threads_and_one_agree_to_the_bit():
     lin = quantize(torch.nn.Sequential(torch.nn.Linear(512, 2003)), 'ternary:act8', verbose=False)[0].eval()
@@ -87,7 +121,7 @@ def test_a_packed_folder_is_a_model_anywhere(saved):
 
 def test_header_says_what_lies_there(saved):
     head = read_packed_header(saved[0]/'packed'/'model.safetensors')
-    assert head['version'] == 1 and head['shared'] and all(m['kind'] == 'ternary' for m in head['matrices'].values())
+    assert head['version'] == 2 and head['shared'] and all(m['kind'] == 'ternary' for m in head['matrices'].values())
 
 @pytest.mark.parametrize('family', ['llama', 't5'])
 def test_a_hub_model_is_shared_quantized_packed_loaded_and_generates(family, tmp_path):
