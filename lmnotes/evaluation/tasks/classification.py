@@ -52,7 +52,7 @@ def _by_likelihood(s, ds, rows, labels)->TaskScores:
     gold = [ds.target(row).strip() for row in rows]
     prompts = [ds.prompt(row) for row in rows]
     texts = [[f' {c}' for c in cs] for cs in choices]
-    nll = choice_nll(s.model, s.tokenizer, prompts, texts, s.context_length, s.bs)
+    nll = choice_nll(s.model, s.tokenizer, prompts, texts, s.context_length)
     per_byte = [v/[len(c.encode()) for c in cs] for v,cs in zip(nll, choices)]
     predicted,predicted_per_byte = (
         [cs[int(np.argmin(v))] for cs,v in zip(choices, figures)] for figures in (nll, per_byte)

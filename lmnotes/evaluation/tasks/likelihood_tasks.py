@@ -72,7 +72,7 @@ def score_choice(s:EvalModel, ds, rows)->list:
     s.require('text')
     letters,gold = [ds.choices(row) for row in rows],[ds.target(row) for row in rows]
     prompts = [ds.prompt(row) for row in rows]
-    nll = choice_nll(s.model, s.tokenizer, prompts, letters, s.context_length, s.bs)
+    nll = choice_nll(s.model, s.tokenizer, prompts, letters, s.context_length)
     predicted = [options[int(np.argmin(v))] for options,v in zip(letters, nll)]
     values = np.array([float(a == b) for a,b in zip(predicted, gold)])
     cuts = choice_cuts(s.tokenizer, prompts, letters, s.context_length)
@@ -125,7 +125,7 @@ def _predicted_grades(s, ds, rows)->tuple: # grades; what was cut; log-probabili
         texts = [head_input_text(ds, row) for row in rows]
         return [float(o.logits[0,0]) for _,o in head_outputs(s, texts)],head_cuts(s, texts),{}
     prompts,choices = [ds.prompt(row) for row in rows],[_grades]*len(rows)
-    log_probs = [-v for v in choice_nll(s.model, s.tokenizer, prompts, choices, s.context_length, s.bs)]
+    log_probs = [-v for v in choice_nll(s.model, s.tokenizer, prompts, choices, s.context_length)]
     cuts = choice_cuts(s.tokenizer, prompts, choices, s.context_length)
     return [expected_grade(v) for v in log_probs],cuts,dict(choices=choices, log_probs=log_probs)
 
