@@ -159,6 +159,7 @@ def choice_cuts(tokenizer, prompts:list, choices:list, max_length:int|None=None)
     """Say which prompts leave no room for their longest choice, so that they lose their middle
 
     Parameters:
+        tokenizer: that made the tokens
         prompts: texts
         choices: of each prompt the texts that may follow
         max_length: tokens that both may take; None: any number
