@@ -28,7 +28,7 @@ from lmnotes.training.learner import lm_learner
 from lmnotes.training.monitor import truncate_log
 
 pytestmark = pytest.mark.filterwarnings('ignore')
-questions = dict(mode='sft', max_length=160, bs=4, limit=80, packing=False, device='cpu')
+questions = dict(mode='sft', max_length=224, bs=4, limit=80, packing=False, device='cpu')
 
 class Says(nn.Module):
     "A model that writes the same answer to everything, and remembers what it was asked"
@@ -42,10 +42,11 @@ class Says(nn.Module):
         )
         self.said = [*tokenizer(text)['input_ids'], tokenizer.eos_token_id]
     def can_generate(self): return True
-    def generate(self, ids, attention_mask, max_new_tokens, **kwargs):
+    def generate(self, ids, attention_mask, generation_config, **kwargs):
         self.asked += [r[m > 0].tolist() for r,m in zip(ids, attention_mask)]
         self.autocast.append(torch.is_autocast_enabled('cpu'))
-        return torch.cat([ids, torch.tensor(self.said[:max_new_tokens]).expand(len(ids), -1)], 1)
+        said = torch.tensor(self.said[:generation_config.max_new_tokens])
+        return torch.cat([ids, said.expand(len(ids), -1)], 1)
 
 # a batch is many texts, each as if alone
 
@@ -70,9 +71,9 @@ def test_outputs_come_from_the_model_and_from_nothing_else():
     data = load_data('opinions', **questions)
     tok,rows = data.tokenizer,[a.row for a in validation_requests(data, 12)]
     torch.manual_seed(0)
-    model = build_model('standard', vocab_size=data.vocab_size, max_length=160)
+    model = build_model('standard', vocab_size=data.vocab_size, max_length=224)
     turned = [dict(r, label=1 - r['label']) for r in rows]
-    honest,lied = task_score(model, tok, data.task, rows, 160), task_score(model, tok, data.task, turned, 160)
+    honest,lied = task_score(model, tok, data.task, rows, 224), task_score(model, tok, data.task, turned, 224)
     assert [i['output'] for i in honest['items']] == [i['output'] for i in lied['items']], (
         'the answers know the targets'
     )
@@ -161,7 +162,7 @@ def test_a_mixture_is_scored_by_source():
     data = mixture_data(
         ['opinions', 'recall', 'prose'],
         tokenizer='bytes',
-        max_length=160,
+        max_length=224,
         bs=4,
         limit=40,
         device='cpu',
@@ -173,8 +174,8 @@ def test_a_mixture_is_scored_by_source():
     got = generated_scores(learn, asked)
     assert (
         set(got)
-        == {'task_score', 'task_score_n', 'opinions_accuracy', 'recall_exact_match'}
-        == set(eval_metrics(data, asked)) - {'loss', 'accuracy', 'bits_per_byte'} | {'task_score_n'}
+        == {'task_score', 'task_score_n', 'task_score_cut', 'opinions_accuracy', 'recall_exact_match'}
+        == set(eval_metrics(data, asked)) - {'loss', 'accuracy', 'bits_per_byte'} | {'task_score_n', 'task_score_cut'}
     )
     assert (
         got['task_score_n'] == 10
@@ -195,7 +196,7 @@ def test_an_encoder_decoder_is_asked_what_it_was_taught():
         for r, m in zip(b['input_ids'], b['attention_mask'])
     ]
     assert all(a.ids in taught for a in asked) and 'decoder_input_ids' in batch
-    score = task_score(t5, data.tokenizer, data.task, [a.row for a in asked], 160)
+    score = task_score(t5, data.tokenizer, data.task, [a.row for a in asked], 224)
     assert score['n'] == 4 and not any(i['output'].startswith(i['prompt']) for i in score['items'])
 
 root = os.environ.get('LMNOTES_DATA_DIR')
@@ -298,7 +299,7 @@ def test_generation_runs_in_the_precision_of_the_run():
     m = Says(data.tokenizer, ' positive')
     for precision,on in (('bf16', True), ('fp32', False)):
         learn = lm_learner(
-            build_model('standard', vocab_size=data.vocab_size, max_length=160), data, precision=precision
+            build_model('standard', vocab_size=data.vocab_size, max_length=224), data, precision=precision
         )
         learn.model = m
         m.autocast.clear()

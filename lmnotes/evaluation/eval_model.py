@@ -135,7 +135,7 @@ def _batch_nll(model, rows)->list: # of the choice of each row, in nats
 
 # %% ../../nbs/05_evaluation/08_eval_model.ipynb #3c439a05
 @torch.no_grad()
-def choice_nll(model, tokenizer, prompts:list, choices:list, max_length:int|None=None, bs:int=16)->list:
+def choice_nll(model, tokenizer, prompts:list, choices:list, max_length:int|None=None)->list:
     """Negative log-likelihood of each choice after its prompt, to the last bit whatever other prompts are asked
 
     Parameters:
@@ -143,7 +143,6 @@ def choice_nll(model, tokenizer, prompts:list, choices:list, max_length:int|None
         prompts: texts
         choices: of each prompt the texts that may follow
         max_length: tokens that both may take; None: any number
-        bs: choices of a prompt at a time
     Returns: (choices,) of each prompt: nats, summed over the tokens of the choice"""
     nll,was_training = [],model.training
     model.eval()
@@ -151,7 +150,7 @@ def choice_nll(model, tokenizer, prompts:list, choices:list, max_length:int|None
         for prompt,texts in zip(prompts, choices):
             ids,answers,_ = _choice_item(tokenizer, prompt, texts, max_length)
             rows = [(ids, answer) for answer in answers]
-            nll.append(np.array([v for k in range(0, len(rows), bs) for v in _batch_nll(model, rows[k:k+bs])]))
+            nll.append(np.array([v for k in range(0, len(rows), 16) for v in _batch_nll(model, rows[k:k+16])]))
     finally:
         model.train(was_training)
     return nll
@@ -160,6 +159,7 @@ def choice_cuts(tokenizer, prompts:list, choices:list, max_length:int|None=None)
     """Say which prompts leave no room for their longest choice, so that they lose their middle
 
     Parameters:
+        tokenizer: that made the tokens
         prompts: texts
         choices: of each prompt the texts that may follow
         max_length: tokens that both may take; None: any number
