@@ -260,8 +260,8 @@ def test_no_mode_trains_on_an_evaluation_set_unasked(exams, way, name):
 
 def test_streams_shards_and_mixtures_keep_them_too(exams, tmp_path):
     from lmnotes.data.mixtures.data import mixture_data
-    from lmnotes.data.shards.tokenize import tokenize_dataset
     from lmnotes.data.shards.data import shard_data
+    from lmnotes.data.shards.tokenize import tokenize_dataset
     from lmnotes.data.streaming.data import stream_data
     calls = dict(
         stream=lambda **kw: stream_data('mmlu', data_dir=exams, **kw),

@@ -61,8 +61,7 @@ class TaskData(DataLoaders):
         self.task,self.rows,self.name,self.spec,self.tokenizer = task,rows,task.name,spec,tokenizer
         self.tainted = [task.name] if task.role == 'eval' else []
         self.max_length,self.bs,self.examples = spec['max_length'],spec['bs'],examples
-        learnt = [e['ids'][e['start']:] for e in examples['validation']]
-        counted = count_text(tokenizer, None, np.concatenate([*learnt, np.zeros(0, np.int32)]))
+        counted = count_text_bytes(tokenizer, None, _learnt(examples['validation']))
         if counted.token_bytes is not None: self.token_bytes = counted.token_bytes
         self.vocab_size = counted.vocab_size
         both = [*examples['train'], *examples['validation']]
@@ -102,6 +101,9 @@ class TaskData(DataLoaders):
             f"{supervised_share(self.examples['train']):.0%} are learnt, in {len(t)} rows of "
             f"{self.max_length}, {t.fill:.1%} full"
         )
+
+def _learnt(examples)->np.ndarray: # the tokens of all answers
+    return np.concatenate([np.zeros(0, np.int32), *(e['ids'][e['start']:] for e in examples)])
 
 def _hashed(example): return f"{len(example['ids'])} {example['start']} ", example['ids']
 

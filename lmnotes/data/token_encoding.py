@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPELLING_NATS', 'tokenizer_kind', 'encode_documents', 'encode_separately', 'token_bytes', 'count_bytes',
-           'bits_per_byte', 'has_unknown', 'spelling_nats', 'document_bytes', 'TextCount', 'count_text']
+           'bits_per_byte', 'has_unknown', 'spelling_nats', 'document_bytes', 'TextCount', 'count_text_bytes']
 
 # %% ../../nbs/01_data/03_token_encoding.ipynb #125d5a51
 import json
@@ -205,13 +205,13 @@ def document_bytes(tokenizer, texts:list, ids:np.ndarray)->np.ndarray|None:
 @dataclass
 class TextCount:
     "Hold what is needed to count the bytes of tokens"
-    vocab_size:int
+    vocab_size:int               # tokens of the tokenizer
     token_bytes:torch.Tensor|None = None # from `token_bytes`; None: no bits per byte can be made
     sizes:np.ndarray|None = None # bytes of each token, from `document_bytes`
     unknown_share:float = 0.     # of the tokens, in [0,1]
     note:str = ''                # for plan and report
 
-def count_text(tokenizer, texts:list|None, ids)->TextCount:
+def count_text_bytes(tokenizer, texts:list|None, ids)->TextCount:
     """Count the bytes of tokens, and say what is unknown
 
     Parameters:
