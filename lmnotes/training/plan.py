@@ -68,6 +68,7 @@ def tokens_per_step(o:TrainOptions, data)->tuple[float,str]:
     Returns: tokens; '' where every row has as many, 'about ' for a mean, 'at most ' where rows may be shorter"""
     rows,full = rows_per_step(o),row_length(o)
     mean = getattr(getattr(data, 'train', None), 'row_tokens', None)
+    if isinstance(data, DataSketch) and data.mode == 'pretrain': mean = full # windows of text are full
     if mean is None: return rows*full,'at most '
     return (rows*full,'') if math.isclose(mean, full) else (rows*mean,'about ')
 
