@@ -22,6 +22,7 @@ from ..models.build import saved_model_type
 from ..models.generation import generate
 from ..models.model_zoo import show_models
 from ..quantizers.packed_export import pack_and_report
+from ..rl.sandbox import require_walls
 
 # %% ../../nbs/11_app/05_model_commands.ipynb #c6d2dace
 def check_evaluation(model:str, tasks, output=None)->list:
@@ -57,6 +58,7 @@ def evaluate_command(o, given):
         o: `EvaluateOptions`
         given: names of the options that were typed"""
     tasks = check_evaluation(o.model, o.tasks, o.output)
+    if o.allow_execution: require_walls()
     options = {k: getattr(o, k) for k in (*_SAME, *_LOADING)}
     datasets = list(o.datasets) if o.datasets else None
     say = lambda what: print(what, file=sys.stderr, flush=True)
