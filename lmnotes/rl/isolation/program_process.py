@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ProgramPeer', 'Program', 'start', 'program_main']
 
-# %% ../../../nbs/07_rl/isolation/05_program_process.ipynb #c9517582
+# %% ../../../nbs/07_rl/isolation/05_program_process.ipynb #279bd917
 import ast
 import io
 import json
@@ -18,11 +18,15 @@ from .kernel_walls import raise_walls
 from .namespaces import enter_namespaces
 from .remote_objects import Peer
 
-# %% ../../../nbs/07_rl/isolation/05_program_process.ipynb #588a3643
+# %% ../../../nbs/07_rl/isolation/05_program_process.ipynb #751d9a98
 class ProgramPeer(Peer):
-    "The program's end: it trusts the tests, so it imports classes that they name"
+    """The program's end: it trusts the tests, so it imports classes that they name
+
+    Parameters:
+        fd: of the socket
+        output: `StringIO` that the program prints to"""
     imports = True
-    def __init__(self, fd, output):
+    def __init__(self, fd:int, output):
         super().__init__(fd)
         self.output = output
     def printed(self):
@@ -55,10 +59,13 @@ def _origin(value): # ('module', name), ('imported', module) or ('own',)
         return ('imported', module)
     return ('own',)
 
-# %% ../../../nbs/07_rl/isolation/05_program_process.ipynb #1b11b4e0
+# %% ../../../nbs/07_rl/isolation/05_program_process.ipynb #e48cb588
 class Program:
-    "What the tests ask of the program's process"
-    def __init__(self, code):
+    """What the tests ask of the program's process
+
+    Parameters:
+        code: a program"""
+    def __init__(self, code:str):
         self.code,self.module,self.replaced = code,types.ModuleType('__test__'),{}
         sys.modules['__test__'] = self.module
     def run(self): exec(compile(self.code, '<program>', 'exec'), self.module.__dict__)
@@ -89,7 +96,7 @@ class Program:
         if value is self: return delattr(target, name)
         setattr(target, name, value)
 
-# %% ../../../nbs/07_rl/isolation/05_program_process.ipynb #2fb77b69
+# %% ../../../nbs/07_rl/isolation/05_program_process.ipynb #1b6b225d
 def start(spec:dict):
     """Build the walls
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Ended', 'RemoteObject', 'names_of_class', 'find_class', 'error_class', 'make_error', 'Channel', 'ObjectTable', 'Peer']
 
-# %% ../../../nbs/07_rl/isolation/04_remote_objects.ipynb #24374973
+# %% ../../../nbs/07_rl/isolation/04_remote_objects.ipynb #b5259a0b
 import builtins
 import json
 import os
@@ -16,7 +16,7 @@ from importlib import import_module
 
 from .plain_values import Codec, update_in_place
 
-# %% ../../../nbs/07_rl/isolation/04_remote_objects.ipynb #aa7cd933
+# %% ../../../nbs/07_rl/isolation/04_remote_objects.ipynb #da4aa3a9
 _read, _write = os.read, os.write # before anyone replaces them
 _MOST = 2**26 # bytes of a message
 
@@ -32,31 +32,27 @@ def _next_item(it): # 'next' without an exception that crosses
 _OPERATIONS = dict(
     call=lambda o, *a, **k: o(*a, **k),
     method=lambda o, name, *a, **k: getattr(o, name)(*a, **k),
-    get=lambda o, name: getattr(o, name),
-    set=lambda o, name, v: setattr(o, name, v),
-    delete=lambda o, name: delattr(o, name),
-    item=lambda o, k: o[k],
+    get=lambda o, name: getattr(o, name), set=setattr, delete=delattr,
+    item=lambda o, k: o[k], length=len, iterate=iter,
     set_item=lambda o, k, v: o.__setitem__(k, v),
     delete_item=lambda o, k: o.__delitem__(k),
-    length=len,
-    iterate=iter,
-    next=_next_item,
-    true=bool,
-    enter=lambda o: o.__enter__(),
-    leave=lambda o, *a: o.__exit__(None, None, None),
-    text=str, shown=repr,
-    equal=lambda o, other: bool(o == other),
+    next=_next_item, true=bool,
+    enter=lambda o: o.__enter__(), leave=lambda o, *a: o.__exit__(None, None, None),
+    text=str, shown=repr, equal=lambda o, other: bool(o == other),
     instance=lambda o, other: isinstance(other, o),
-    number=float,
+    number=float, names=dir,
     whole=lambda o: o.__index__(),
-    names=dir,
 )
 
-# %% ../../../nbs/07_rl/isolation/04_remote_objects.ipynb #6515e0de
+# %% ../../../nbs/07_rl/isolation/04_remote_objects.ipynb #ca1c7fa6
 _SPECIAL = ('__name__', '__qualname__', '__doc__', '__module__', '__array__', '__wrapped__', '__dict__')
 
 class RemoteObject:
-    "A stand-in for an object of the other process"
+    """A stand-in for an object of the other process
+
+    Parameters:
+        peer, key: the `Peer` to ask, number of the object
+        kinds: its classes, as `names_of_class` writes them"""
     def __init__(self, peer, key, kinds=()):
         object.__setattr__(self, '_remote', (peer, key, kinds))
     @property
@@ -96,7 +92,7 @@ class RemoteObject:
         if type(other) is not RemoteObject: return NotImplemented
         return self._remote[:2] == other._remote[:2] or self._ask('equal', other) is True
 
-# %% ../../../nbs/07_rl/isolation/04_remote_objects.ipynb #c7f36712
+# %% ../../../nbs/07_rl/isolation/04_remote_objects.ipynb #f8fc8153
 _NEVER = ('unittest', 'doctest', '_pytest', 'pytest', 'mock')
 _DATA = {(t.__module__, t.__name__) for t in (int, float, str, bytes, list, tuple, dict, set, frozenset, bool, complex)}
 _DATA |= {('numpy', 'ndarray'), ('numpy', 'generic'), *(('pandas', n) for n in ('DataFrame', 'Series', 'Index'))}
@@ -163,7 +159,7 @@ def make_error(names:list, args=(), text='', imports=False)->BaseException:
     if isinstance(error, SystemExit): error.code = args[0] if args else None
     return error
 
-# %% ../../../nbs/07_rl/isolation/04_remote_objects.ipynb #4350172e
+# %% ../../../nbs/07_rl/isolation/04_remote_objects.ipynb #23094816
 class Channel:
     """Messages over a connected socket
 
@@ -201,11 +197,14 @@ def _read_exactly(fd, n):
         n -= len(part)
     return b''.join(parts)
 
-# %% ../../../nbs/07_rl/isolation/04_remote_objects.ipynb #8c127ebd
+# %% ../../../nbs/07_rl/isolation/04_remote_objects.ipynb #0157a5fc
 class ObjectTable(Channel):
-    "Objects that the other side may name, and its objects that we may"
+    """Objects that the other side may name, and its objects that we may
+
+    Parameters:
+        fd: of the socket"""
     imports = False # whether a class that the other side names may be imported
-    def __init__(self, fd):
+    def __init__(self, fd:int):
         super().__init__(fd)
         self.objects,self.keys,self.codec = {},{},Codec(self.refer, self.resolve)
     def keep(self, value)->int:
@@ -232,7 +231,7 @@ class ObjectTable(Channel):
         if tag == 'class' and self.imports and (found := find_class(names[:1], True)): return found
         return RemoteObject(self, key, names if tag == 'mine' else ())
 
-# %% ../../../nbs/07_rl/isolation/04_remote_objects.ipynb #36d7cc0f
+# %% ../../../nbs/07_rl/isolation/04_remote_objects.ipynb #05e4dfe2
 class Peer(ObjectTable):
     "One end of the conversation between two processes"
     def state(self): return None        # what goes along with a question

@@ -6,7 +6,7 @@
 __all__ = ['module_aliases', 'TestPeer', 'names_used', 'modules_used', 'tests_names', 'mirror_patches', 'mirror_figures',
            'imports_of', 'run_cases', 'judge_program', 'tests_main']
 
-# %% ../../../nbs/07_rl/isolation/06_test_process.ipynb #c4aafbfa
+# %% ../../../nbs/07_rl/isolation/06_test_process.ipynb #f7701d17
 import ast
 import builtins
 import json
@@ -20,7 +20,7 @@ from importlib import import_module
 from .program_process import start
 from .remote_objects import Peer, RemoteObject
 
-# %% ../../../nbs/07_rl/isolation/06_test_process.ipynb #e3cfa27a
+# %% ../../../nbs/07_rl/isolation/06_test_process.ipynb #2d779775
 _getcwd, _random_state, _environment, _write = os.getcwd, random.getstate, os.environ, os.write
 _CHANGING = 'configure_mock reset_mock attach_mock mock_add_spec mock_calls call_args call_args_list'.split()
 _NAMES = '__name__', '__qualname__', '__doc__', '__module__'
@@ -35,8 +35,11 @@ def _numpy_state(random): # of plain values, which can be compared
     return name, keys.tobytes(), *more
 
 class TestPeer(Peer):
-    "The tests' end: the program's questions are about objects that the tests handed out, and about little of those"
-    def __init__(self, fd):
+    """The tests' end: the program's questions are about objects that the tests handed out, and about little of those
+
+    Parameters:
+        fd: of the socket"""
+    def __init__(self, fd:int):
         super().__init__(fd)
         self.sent = dict(folder=_getcwd(), environment=dict(_environment))
     def watch_seeds(self, name, module):
@@ -67,7 +70,7 @@ class TestPeer(Peer):
             raise TypeError(f"the tests let no program do '{op} {name}'")
         if op == 'get' and isinstance(getattr(target, name, None), _INSIDES): raise AttributeError(name)
 
-# %% ../../../nbs/07_rl/isolation/06_test_process.ipynb #216fbb48
+# %% ../../../nbs/07_rl/isolation/06_test_process.ipynb #275e5344
 module_aliases = dict(
     np='numpy', pd='pandas', plt='matplotlib.pyplot', sns='seaborn', sp='scipy', nx='networkx', tf='tensorflow',
     dt='datetime', path='posixpath', mpl='matplotlib', sm='statsmodels.api', stats='scipy.stats',
@@ -123,7 +126,7 @@ def tests_names(program, tests:str)->dict:
         if found is not None: names[name] = found
     return names
 
-# %% ../../../nbs/07_rl/isolation/06_test_process.ipynb #fcf41088
+# %% ../../../nbs/07_rl/isolation/06_test_process.ipynb #a83e093a
 def mirror_patches(program):
     """Let `mock.patch` replace names in the program's process too
 
@@ -149,7 +152,7 @@ def _place(target): # module and path of what is patched; None for an object of 
     if type(target) is not RemoteObject and isinstance(target, type): return target.__module__, target.__qualname__
     return None
 
-# %% ../../../nbs/07_rl/isolation/06_test_process.ipynb #15e433fc
+# %% ../../../nbs/07_rl/isolation/06_test_process.ipynb #143b7fa4
 def mirror_figures(program):
     """Let the state of pyplot be the program's
 
@@ -160,7 +163,7 @@ def mirror_figures(program):
     names = ('close', 'clf', 'cla', 'gcf', 'gca', 'get_fignums') if pyplot else ()
     for name in names: setattr(pyplot, name, there(name))
 
-# %% ../../../nbs/07_rl/isolation/06_test_process.ipynb #d53d1e01
+# %% ../../../nbs/07_rl/isolation/06_test_process.ipynb #5b2a5259
 def imports_of(tests:str)->list:
     """Find what tests import at their top level
 
