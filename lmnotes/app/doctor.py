@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Finding', 'check_python', 'installed', 'requirements', 'check_packages', 'check_torchvision', 'Machine',
-           'check_device', 'check_bf16', 'check_speed', 'look', 'check_disk', 'reachable', 'check_hub', 'examine',
-           'exit_code', 'doctor', 'doctor_command']
+           'check_device', 'check_bf16', 'check_speed', 'look', 'check_disk', 'check_sandbox', 'reachable', 'check_hub',
+           'examine', 'exit_code', 'doctor', 'doctor_command']
 
 # %% ../../nbs/11_app/07_doctor.ipynb #cc544a01
 import os
@@ -20,6 +20,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from ..core import has_fast_bf16, pick_device, torchvision_state
+from ..rl.sandbox import Walls, sandbox_walls, walls_advice
 
 # %% ../../nbs/11_app/07_doctor.ipynb #1c9a0a2d
 @dataclass
@@ -137,11 +138,8 @@ def check_speed(m:Machine)->list[Finding]:
         m: what `look` found"""
     GB, out = 2**30, []
     if m.device == 'cpu':
-        out.append(
-            Finding(
-                'speed', 'training on the CPU', 'note', 'sizes tiny and small are for this; from medium on, use a GPU'
-            )
-        )
+        advice = 'sizes tiny and small are for this; from medium on, use a GPU'
+        out.append(Finding('speed', 'training on the CPU', 'note', advice))
     if m.cores < 2: out.append(Finding('cores', '1', 'note', 'data and training share it; close what you can'))
     if m.memory and m.memory < 4*GB:
         out.append(
@@ -194,6 +192,15 @@ def check_disk(free:float, where='.'):
         'bad' if free < 0.5 * GB else 'note',
         'checkpoints may not fit: make room, or write elsewhere with --output_dir',
     )
+
+# %% ../../nbs/11_app/07_doctor.ipynb #ec24e0d1
+def check_sandbox(walls:Walls):
+    """Whether programs that a model wrote can be run here
+
+    Parameters:
+        walls: from `lmnotes.rl.sandbox.sandbox_walls`"""
+    if walls.kind: return Finding('sandbox', str(walls))
+    return Finding('sandbox', str(walls), 'note', f'--allow_execution is refused; {walls_advice()}')
 
 # %% ../../nbs/11_app/07_doctor.ipynb #0b797e5d
 def reachable(url:str, seconds:float=3.)->bool:
@@ -252,18 +259,12 @@ def examine(where='.')->list[Finding]:
             *check_speed(m),
         ]
     except (ImportError, OSError) as e:
-        found.append(
-            Finding(
-                'torch',
-                f'cannot be imported: {e}'.split('\n')[0],
-                'bad',
-                'python -m pip install --force-reinstall torch',
-            )
-        )
+        value = f'cannot be imported: {e}'.split('\n')[0]
+        found.append(Finding('torch', value, 'bad', 'python -m pip install --force-reinstall torch'))
     path = Path(where).resolve()
     while not path.exists():
         path = path.parent
-    return [*found, check_disk(shutil.disk_usage(path).free, where), _hub()]
+    return [*found, check_disk(shutil.disk_usage(path).free, where), check_sandbox(sandbox_walls()), _hub()]
 
 def exit_code(found)->int:
     """Return 1 when a finding will stop the user

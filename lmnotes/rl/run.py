@@ -13,7 +13,7 @@ from ..data.catalog import find_dataset
 from ..models import models
 from .grpo import RLJob, RLRun, run_rl
 from .reward_models import load_reward_model
-from .sandbox import sandbox_isolation
+from .sandbox import sandbox_walls
 from .settings import RLSettings, check_rl_settings, fit_prompt_length, import_trl
 from ..training.build import base_name, decoder_start_token, is_masked_lm, model_facts, model_from_options
 from ..training.build_data import data_from_options
@@ -125,11 +125,6 @@ def _setting_notes(s)->list: # warnings about settings that a reader may not exp
         )
     return notes
 
-def _isolation_note()->str: # what stands around a program that is run, and what is missing
-    found = sandbox_isolation()
-    held,missing = (', '.join(k for k,v in found.items() if bool(v) == there) for there in (True, False))
-    return f'programs are run; isolation: {held}' + (f', missing here: {missing}' if missing else '')
-
 def _prepare(o, checkpoint, given)->tuple: # options, data, model, settings
     check_rl_settings(rl_settings_from_options(o, 10**9, 1, given)) # before anything is loaded
     o = _fit_length(o)
@@ -141,7 +136,7 @@ def _prepare(o, checkpoint, given)->tuple: # options, data, model, settings
     mark_trained_on_eval(model, data)
     s = fit_prompt_length(model, s)
     if s.reward_model: load_reward_model(s.reward_model, s.device) # a wrong one fails before a folder is there
-    if s.allow_execution: data.notes.append(_isolation_note())
+    if s.allow_execution: data.notes.append(f'programs are run; walls: {sandbox_walls()}')
     return o,data,model,s
 
 # %% ../../nbs/07_rl/12_run.ipynb #3020aaed

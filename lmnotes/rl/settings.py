@@ -15,6 +15,7 @@ from importlib.util import find_spec
 
 from ..core import *
 from ..evaluation.generation_eval import max_positions
+from .sandbox import require_walls
 from ..training.optimizers import optimizers
 from ..training.schedules import schedules
 
@@ -74,6 +75,7 @@ def check_rl_settings(s:RLSettings)->list:
         raise InputError('eval_items and pass_k must be at least 1: what is not measured cannot be judged')
     optimizers[s.optimizer]
     schedules[s.schedule]
+    if s.allow_execution: require_walls()
     if s.group_size >= 4: return []
     return [
         f'groups of {s.group_size} are small: below 4 the mean of a group says little, and many groups have no signal'
