@@ -4,7 +4,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from lmnotes.benchmarks.bench_recipes import bench_recipes, recipe_regret
+from lmnotes.benchmarks.bench_recipes import RECIPE_MODELS, bench_recipes, recipe_regret
 from lmnotes.core import InputError, RunError
 from lmnotes.training import recipe_search as R
 from lmnotes.training.options import TrainOptions
@@ -54,6 +54,11 @@ def test_an_entry_follows_from_its_trials(r):
     # so that filling them in changes nothing
     assert (r.batch_size, r.gradient_accumulation_steps, r.max_length) == (8, 1, 128)
     assert str(r).startswith(f'learning rate {r.learning_rate:.2g} for {r.dataset} x {r.model}')
+
+def test_datasets_of_the_benchmarks_are_there_for_both_models():
+    names = {(r.dataset, r.model) for r in table}
+    for d in 'wikitext/wikitext-2-raw-v1 openai/gsm8k/main embedded/python'.split():
+        assert {(d, m) for m in RECIPE_MODELS} <= names
 
 def test_embedded_datasets_are_there_for_five_kinds():
     names = {(r.dataset, r.model) for r in table}
