@@ -18,7 +18,7 @@ import numpy as np
 from ..core import *
 from ..data.catalog import *
 from ..data.contamination_fingerprint import item_texts, overlap
-from ..data.dataset_splits import evaluation_rows
+from ..data.dataset_splits import scored_rows
 from .eval_model import EvalModel
 from .metric_names import score_name, task_metric
 from ..models.causality import check_causal
@@ -77,7 +77,7 @@ def eval_rows(ds:Dataset, data_dir=None, limit:int|None=64, seed:int=0, split:st
         seed: which
         split: train, validation or test; None: the one that is meant for an evaluation
     Returns: `Rows`; the split they are from"""
-    rows = evaluation_rows(ds, data_dir, split)
+    rows = scored_rows(ds, data_dir, split)
     return rows.take(subsample(len(rows), limit, ds.name, seed)),rows.split
 
 # %% ../../nbs/05_evaluation/09_task_suite.ipynb #5ba570e5

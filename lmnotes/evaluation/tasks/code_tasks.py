@@ -14,7 +14,7 @@ import numpy as np
 
 from ...core import *
 from ...data.catalog import *
-from ...data.dataset_splits import evaluation_documents
+from ...data.dataset_splits import scored_documents
 from ...data.datasets.code import extract_code, find_function, function_signature
 from ...data.sources.files import Rows
 from ..eval_model import EvalModel
@@ -134,7 +134,7 @@ def load_code_rows(name, data_dir, limit, seed, split=None)->tuple:
     Returns: dataset, rows"""
     ds = find_dataset(name)
     if ds.kind == 'code' and ds.role == 'eval': return load_task_rows(ds, data_dir, limit, seed, split)
-    docs,split = evaluation_documents(ds, data_dir, split)
+    docs,split = scored_documents(ds, data_dir, split)
     rows = Rows(documented_functions(docs, limit, seed), split=split)
     if not rows: raise InputError(f"'{ds.name}' has no documented function among its held-out documents")
     return FunctionCompletion(ds),rows

@@ -11,7 +11,7 @@ import numpy as np
 from ...core import *
 from ...data.answer_metrics import chrf
 from ...data.catalog import *
-from ...data.dataset_splits import evaluation_documents
+from ...data.dataset_splits import scored_documents
 from ...data.sources.files import Rows
 from ..eval_model import EvalModel
 from ..task_suite import *
@@ -96,7 +96,7 @@ def load_generation_rows(name, data_dir, limit, seed, split=None)->tuple:
     Returns: dataset, rows"""
     ds = find_dataset(name)
     if ds.kind != 'corpus': return load_task_rows(ds, data_dir, limit, seed, split)
-    docs,split = evaluation_documents(ds, data_dir, split)
+    docs,split = scored_documents(ds, data_dir, split)
     rows = Rows(held_out_passages(docs, limit, seed), split=split)
     if not rows: raise InputError(f"'{ds.name}' has no held-out passage of 288 characters")
     return TextContinuation(ds),rows
