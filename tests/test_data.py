@@ -12,7 +12,7 @@ import torch
 from lmnotes.core import InputError
 from lmnotes.data.catalog import catalog, find_dataset
 from lmnotes.data.dataloader import BlockLoader
-from lmnotes.data.dataset_splits import evaluation_documents, evaluation_rows, load_documents, load_rows
+from lmnotes.data.dataset_splits import load_documents, load_rows, scored_documents, scored_rows
 from lmnotes.data.load import load_data
 from lmnotes.data.token_encoding import document_bytes, encode_documents, token_bytes
 from lmnotes.data.tokenizers import get_tokenizer
@@ -373,7 +373,7 @@ def questions(n):
 def test_an_evaluation_split_is_scored_whole(tmp_path):
     "Training has to hold out a part of the only split there is, and says so; an evaluation takes all of it"
     root,squad = layout(tmp_path, 'squad/default', validation=questions(200)),find_dataset('squad')
-    rows = evaluation_rows(squad, root)
+    rows = scored_rows(squad, root)
     assert (len(rows), rows.split) == (200, 'validation')
     data = load_data('squad', data_dir=root, mode='sft', max_length=256, device='cpu')
     assert (len(data.rows['train']), len(data.rows['validation'])) == (190, 10)
@@ -382,24 +382,24 @@ def test_an_evaluation_split_is_scored_whole(tmp_path):
         'no validation split: 10 of 200 rows are held out by content hash',
     ]
     with pytest.raises(InputError, match="'squad' has no test rows here; there is: validation"):
-        evaluation_rows(squad, root, 'test')
+        scored_rows(squad, root, 'test')
 
 def test_the_test_split_of_a_corpus_by_name(tmp_path):
     lines = lambda word: [dict(text=''), dict(text=f' = {word} = \n'), dict(text=''), dict(text=f'{word} text. '*9)]
     root = layout(tmp_path, 'wikitext/wikitext-2-raw-v1', validation=lines('Held'), test=lines('Last'))
     wikitext = find_dataset('wikitext')
-    assert evaluation_documents(wikitext, root)[1] == 'validation'
-    docs,split = evaluation_documents(wikitext, root, 'test')
+    assert scored_documents(wikitext, root)[1] == 'validation'
+    docs,split = scored_documents(wikitext, root, 'test')
     assert split == 'test' and len(docs) == 1 and 'Last text.' in docs[0]
     (root/'wikitext/wikitext-2-raw-v1/validation.jsonl').unlink()
-    assert evaluation_documents(wikitext, root)[1] == 'test' # all there is, and nothing is cut from it
+    assert scored_documents(wikitext, root)[1] == 'test' # all there is, and nothing is cut from it
 
 @needs_real
 def test_real_splits_are_scored_whole():
     for name,split,n in ('squad2', 'validation', 5690), ('gsm8k', 'test', 319), ('imdb', 'test', 2500):
-        rows = evaluation_rows(find_dataset(name), real)
+        rows = scored_rows(find_dataset(name), real)
         assert (len(rows), rows.split) == (n, split)
-    assert len(evaluation_documents(find_dataset('wikitext'), real)[0]) == 60 # articles of the validation split
+    assert len(scored_documents(find_dataset('wikitext'), real)[0]) == 60 # articles of the validation split
 
 # ---- unknown words
 

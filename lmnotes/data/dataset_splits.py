@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['load_rows', 'sample_documents', 'make_document_splits', 'load_documents', 'make_row_splits', 'check_split_name',
-           'evaluation_rows', 'evaluation_documents']
+           'scored_rows', 'scored_documents']
 
 # %% ../../nbs/01_data/07_dataset_splits.ipynb #8afb4587
 import os
@@ -175,7 +175,7 @@ def _require_split(ds, splits, name): # a split by name that is not there is an 
         here = ', '.join(s for s in _split_names if splits.get(s)) or 'none'
         raise InputError(f"'{ds.name}' has no {name} rows here; there is: {here}")
 
-def evaluation_rows(ds:Dataset, data_dir=None, split:str=None)->Rows:
+def scored_rows(ds:Dataset, data_dir=None, split:str=None)->Rows:
     """Load the rows that an evaluation is about, whole
 
     Parameters:
@@ -194,7 +194,7 @@ def evaluation_rows(ds:Dataset, data_dir=None, split:str=None)->Rows:
     held_out = make_row_splits(ds, splits)[0]['validation']
     return Rows(held_out, held_out.labels, 'train (held out)')
 
-def evaluation_documents(ds:Dataset, data_dir=None, split:str=None)->tuple:
+def scored_documents(ds:Dataset, data_dir=None, split:str=None)->tuple:
     """Load the documents that an evaluation is about, whole
 
     Parameters:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..core import *
 from ..data.catalog import find_dataset
-from ..data.dataset_splits import check_split_name, evaluation_documents
+from ..data.dataset_splits import check_split_name, scored_documents
 from ..data.sft_examples import load_user_pairs
 from ..data.shards.files import is_shards
 from ..data.sources.files import Rows
@@ -71,7 +71,7 @@ class EvaluationData:
         if self.data_path: return [(Path(self.data_path).name, lambda: self.texts)] if self.texts else []
         found = ((name, find_dataset(name)) for name in self._corpus_names())
         return [
-            (name, lambda ds=ds: evaluation_documents(ds, self.data_dir, self.split))
+            (name, lambda ds=ds: scored_documents(ds, self.data_dir, self.split))
             for name,ds in found
             if ds.kind in ('corpus', 'code') and not hasattr(ds, 'instruction')
         ]
