@@ -443,7 +443,8 @@ def test_long_range_arms_are_trained_on_the_items_and_reported_by_length(tmp_pat
     run = read_json(c.path/c.cells[0]['path']/'long_range/run/args.json')['options']
     assert run['mode'] == 'sft' and run['max_length'] > 256
     long_range = [d for d in r['differences'] if d['task'] == 'long_range']
-    assert len(long_range) == 5*4 and all(d['uninformative'] for d in long_range if d['base_mean'] == d['arm_mean'] == 0)
+    assert len(long_range) == 5*4
+    assert all(d['uninformative'] for d in long_range if d['base_mean'] == d['arm_mean'] == 0)
     assert {d['family'] for d in r['differences']} == {sum(d['p'] is not None for d in r['differences'])}
     page = (c.path/'report.html').read_text(encoding='utf-8')
     assert 'Long range by length' in page and '256* characters' in page and 'uninformative' in page

@@ -158,7 +158,8 @@ def long_range_table(r:dict)->tuple:
     Returns: head and rows"""
     rows = [t for t in r.get('tasks') or [] if t['task'] == 'long_range' and 'length' in (t.get('metrics') or {})]
     lengths = sorted({int(t['metrics']['length']) for t in rows})
-    beyond = {int(t['metrics']['length']) for t in rows if t['metrics']['length'] > (t['metrics'].get('trained_to') or 0)}
+    trained = max((t['metrics'].get('trained_to') or 0 for t in rows), default=0)
+    beyond = {n for n in lengths if n > trained}
     means = {(t['name'].rpartition('_')[0], t['arm'], int(t['metrics']['length'])): t['mean'] for t in rows}
     head = ['task', 'arm', *(f"{n}{'*' if n in beyond else ''} characters" for n in lengths)]
     pairs = dict.fromkeys((name, arm) for name,arm,_ in means)
