@@ -6,7 +6,9 @@
 __all__ = ['finding_kinds', 'CausalityFinding', 'causality_findings', 'causal_leakage', 'check_causal']
 
 # %% ../../nbs/02_models/09_causality.ipynb #5fc6e294
+import hashlib
 from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +80,7 @@ class _Probe:
 def _label_change(p, training): # labels that are drawn at random
     y = p.labels(p.base['logits'], p.draw(p.x.shape))
     (z,rest),(other,rest2) = (p.reader.supervised(p.x, labels, training) for labels in (p.y, y))
-    return max(p.change(z, other).max().item(), abs(rest - rest2)/p.spread.item())
+    return p.change(z, other).max().item(),abs(rest - rest2)/p.spread.item() # of the logits; of the rest of the loss
 
 def _row_change(p, reading): # the first row comes last, and all other rows are others
     x,y = p.draw(p.x.shape),p.y.flip(0)
@@ -119,32 +121,51 @@ def _difference(p, reference, reading): # of a reading from log-probabilities of
     found = reference.gather(-1, place[...,None])*(p.y != -100)[...,None]
     return p.change(p.base[reading], found).max()
 
+def _differs(p, reference, reading): # None: from the logits
+    reference = p.base['logits'] if reference is None else reference
+    return _difference(p, reference, reading) > p.tolerances[1]
+
 def _confirmed(p, measure): # rounding may tip a choice between experts: not again with other weights
     change = measure(p)
     if change <= p.tolerances[1] or p.retry is None: return change
     return min(change, measure(p.retry()))
 
-def _examine(p, passes, widths=None, thorough=True): # findings, the cheap ones first
-    r,measured = p.reader,list(p.reader.readings) if thorough else ['logits']
-    inexact = lambda kind, k, f: p.finding(kind, k, _confirmed(p, lambda q: f(q, k)), same_shape=False)
-    for training in (False, True)*thorough:
-        yield p.finding('labels', 'training' if training else 'logits', _label_change(p, training))
-    if thorough and _is_random(p): measured.remove('training') # other rows draw other numbers
-    for k in measured:
-        yield p.finding('batch', k, _row_change(p, k))
-        yield inexact('batch', k, _single_change)
-    steps = None if widths is None else r.with_cache(p.x, widths)
-    reference = p.base['logits'] if steps is None else steps
-    for k in sorted(r.readings):
-        complete = (steps is None and k == 'logits') or _difference(p, reference, k) > p.tolerances[1]
+def _inexact(p, kind, reading, measure): # of passes of different shapes
+    return p.finding(kind, reading, _confirmed(p, lambda q: measure(q, reading)), same_shape=False)
+
+def _row_findings(p, readings):
+    for k in readings:
+        change = _row_change(p, k)
+        if k == 'training' and change > p.tolerances[0] and _is_random(p): continue # other rows draw other numbers
+        yield p.finding('batch', k, change)
+        yield _inexact(p, 'batch', k, _single_change)
+
+def _future_findings(p, reference, passes): # all borders where a reading is not the reference
+    for k in sorted(p.reader.readings):
+        complete = (reference is None and k == 'logits') or _differs(p, reference, k)
         yield p.finding('future', k, _future_change(p, k, None if complete else passes))
-    for k in measured*thorough: yield inexact('prefix', k, _cut_change)
+
+def _label_findings(p):
+    for training in (False, True):
+        logits,loss = _label_change(p, training)
+        yield p.finding('labels', 'training' if training else 'logits', logits)
+        yield p.finding('labels', 'loss', loss, same_shape=False)
+
+def _examine(p, passes, widths=None, thorough=True):
+    "Findings of one batch; with `widths`, of the cache too"
+    readings,steps = list(p.reader.readings) if thorough else ['logits'],None
+    yield from _row_findings(p, readings)
+    if widths is not None: steps = p.reader.with_cache(p.x, widths)
+    yield from _future_findings(p, steps, passes)
+    if thorough:
+        yield from _label_findings(p)
+        yield _inexact(p, 'prefix', readings[0], _cut_change)
     if steps is None: return
-    read_again = lambda q, k: _difference(q, q.reader.with_cache(q.x, widths), k)
-    for k in measured:
+    for k in readings:
+        if k == 'training': continue
         change = _difference(p, steps, k)
-        if k == 'training' or change <= p.tolerances[1]: yield p.finding('cache', k, change, same_shape=False)
-        else: yield inexact('cache', k, read_again)
+        if change <= p.tolerances[1]: yield p.finding('cache', k, change, same_shape=False)
+        else: yield _inexact(p, 'cache', k, lambda q, k: _difference(q, q.reader.with_cache(q.x, widths), k))
 
 # %% ../../nbs/02_models/09_causality.ipynb #39f818c9
 @dataclass
@@ -160,6 +181,8 @@ def _plan(model, vocab_size, length, windows):
     text = getattr(config, 'get_text_config', lambda: config)()
     tokens,image = torch.arange(vocab_size or text.vocab_size),getattr(config, 'image_token_id', None)
     if image is not None: tokens = tokens[tokens != image]
+    if windows is not None and windows.dim() != 2:
+        raise InputError(f'windows are rows of tokens (N, T), not {tuple(windows.shape)}; give windows[None] for one')
     if not length: length = 128 if windows is None else windows.shape[1]
     T = max(2, min(length, getattr(text, 'max_position_embeddings', None) or length))
     n = sum(p.numel() for p in model.parameters())
@@ -192,7 +215,7 @@ def causality_findings(model:nn.Module, windows:Tensor=None, length:int=None, vo
         windows: (N, T) tokens such as the model will read; default random ones
         length: tokens of a row, at most as many as the model takes; default as `windows`, else 128
         vocab_size: tokens of the vocabulary; default as in the model's config
-        noise: standard deviation of the noise on the parameters of a second copy
+        noise: standard deviation of the noise on the parameters of a second copy; 0 for none
         seed: of the noise and the tokens
         dtype: of the copies: a `torch.dtype`; 'auto' for float64 where there is one and the model is small
     Returns: iterator of `CausalityFinding`"""
@@ -204,13 +227,12 @@ def causality_findings(model:nn.Module, windows:Tensor=None, length:int=None, vo
         twin = perturbed_copy(model, dtype, noise, scale, seed)
         retry = None if fixed or scale else lambda: probe(x, noise, 1e-3)
         return _Probe(ModelReader(twin, plan.tokens, columns, not fixed), x, g, allowed, retry)
-    for s in (0.,) if fixed else (0., noise):
-        p = probe(x, s)
-        yield from _examine(p, plan.passes, None if s and plan.length <= 192 else widths, thorough=s == 0)
-        for T in (33, 8):
-            if s == 0 and T < plan.length: yield from _examine(replace(p, x=x[:,:T]), plan.passes, thorough=False)
+    for s in (0.,) if fixed or not noise else (0., noise):
+        p = probe(x[:,:96] if s else x, s) # a gate is shut at any length
+        yield from _examine(p, plan.passes, None if s else widths, thorough=s == 0)
+        if s == 0 and plan.length > 33: yield from _examine(replace(p, x=x[:,:33]), plan.passes, thorough=False)
         responds |= p.responds
-    if not responds: raise RunError('causality cannot be tested: no change of the input changes the logits')
+    if noise and not responds: raise RunError('causality cannot be tested: no change of the input changes the logits')
 
 # %% ../../nbs/02_models/09_causality.ipynb #c31c0263
 def causal_leakage(model:nn.Module, **kwargs)->float:
@@ -222,6 +244,28 @@ def causal_leakage(model:nn.Module, **kwargs)->float:
     Returns: largest change at or before a token when all that follows is replaced, as a share of the spread"""
     return max(f.change for f in causality_findings(model, **kwargs) if f.kind == 'future')
 
+# %% ../../nbs/02_models/09_causality.ipynb #15852766
+_passed = WeakKeyDictionary() # model -> {arguments: state in which it was sound}
+
+def _plain_state(m): # attributes of a module that are no tensors, modules or flags of its mode
+    skip = ('training', '_parameters', '_buffers', '_modules')
+    values = {k: v for k,v in vars(m).items() if k not in skip and not isinstance(v, (Tensor, nn.Module))}
+    def text(v):
+        if hasattr(v, 'to_dict'): return repr(v.to_dict()) # a config
+        return repr(v) if isinstance(v, (int, float, str, dict, tuple)) else id(v)
+    return [(k, text(v)) for k,v in values.items()]
+
+def _state(model): # digest of weights, attributes and code
+    h = hashlib.blake2b(digest_size=16)
+    for m in model.modules(): h.update(repr((id(type(m)), id(type(m).forward), _plain_state(m))).encode())
+    for t in model.state_dict().values(): h.update(t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return h.digest()
+
+# %% ../../nbs/02_models/09_causality.ipynb #532bff45
+def _message(name, f):
+    return (f'{name} {finding_kinds[f.kind]} its predictions by {f.change:.1e} of their spread '
+            f'(allowed {f.allowed:.0e}; {f.reading}, {f.length} tokens)')
+
 def check_causal(model:nn.Module, name='model', windows:Tensor=None, **kwargs)->float:
     """Check that predictions depend on earlier tokens alone; a model for which they do not is a `RunError`
 
@@ -231,12 +275,11 @@ def check_causal(model:nn.Module, name='model', windows:Tensor=None, **kwargs)->
         windows: (N, T) tokens such as the model will read; default random ones
         kwargs: of `causality_findings`
     Returns: largest change at or before a token when all that follows is replaced"""
-    leak = 0.
+    asked = repr((None if windows is None else windows.tolist(), sorted(kwargs.items())))
+    passed,state,leak = _passed.setdefault(model, {}),_state(model),0.
+    if passed.get(asked, (None,))[0] == state: return passed[asked][1]
     for f in causality_findings(model, windows, **kwargs):
-        if f.is_fault:
-            raise RunError(
-                f'{name} {finding_kinds[f.kind]} its predictions by {f.change:.1e} of their spread '
-                f'(allowed {f.allowed:.0e}; {f.reading}, {f.length} tokens)'
-            )
+        if f.is_fault: raise RunError(_message(name, f))
         if f.kind == 'future': leak = max(leak, f.change)
+    passed[asked] = state,leak
     return leak
