@@ -22,6 +22,7 @@ from ..models.build import saved_model_type
 from ..models.generation import generate
 from ..models.model_zoo import show_models
 from ..quantizers.packed_export import pack_and_report
+from ..rl.sandbox import require_walls
 
 # %% ../../nbs/11_app/05_model_commands.ipynb #c6d2dace
 def check_evaluation(model:str, tasks, output=None)->list:
@@ -42,7 +43,7 @@ def check_evaluation(model:str, tasks, output=None)->list:
         raise InputError(f"'{output}' is a folder; name a file, such as {Path(output)/'evaluation.json'}")
     return known if 'all' in tasks else list(dict.fromkeys(tasks))
 
-# %% ../../nbs/11_app/05_model_commands.ipynb #ff95f514
+# %% ../../nbs/11_app/05_model_commands.ipynb #e625d110
 _LOADING = 'attn_implementation', 'load_in_4bit', 'load_in_8bit', 'trust_remote_code' # fields of `LoadingOptions`
 _SAME = 'data_dir', 'data_path', 'split', 'limit', 'seed', 'max_length', 'draws', 'allow_execution', 'output', 'device'
 
@@ -57,6 +58,7 @@ def evaluate_command(o, given):
         o: `EvaluateOptions`
         given: names of the options that were typed"""
     tasks = check_evaluation(o.model, o.tasks, o.output)
+    if o.allow_execution: require_walls()
     options = {k: getattr(o, k) for k in (*_SAME, *_LOADING)}
     datasets = list(o.datasets) if o.datasets else None
     say = lambda what: print(what, file=sys.stderr, flush=True)

@@ -280,7 +280,7 @@ class LMData(DataLoaders):
             documents=None):
         self.name,self.spec,self.tokenizer,self.tainted,self.notes = name,spec,tokenizer,list(tainted),list(notes)
         self.train_ids,self.valid_ids,self.max_length,self.bs = train_ids,valid_ids,spec['max_length'],spec['bs']
-        counted = count_text(tokenizer, documents and documents['validation'], valid_ids)
+        counted = count_text_bytes(tokenizer, documents and documents['validation'], valid_ids)
         if counted.token_bytes is not None: self.token_bytes = counted.token_bytes
         self.vocab_size,self.unknown_share = counted.vocab_size,counted.unknown_share
         self.notes += filter(None, [counted.note])

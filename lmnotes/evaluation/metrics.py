@@ -61,7 +61,7 @@ def lm_metrics(s:LMScores)->dict:
 
 # %% ../../nbs/05_evaluation/01_metrics.ipynb #c7e495f0
 def _picked(blocks, limit)->np.ndarray: # numbers of windows, spread evenly
-    return spread_rows(len(blocks), min(len(blocks), limit or len(blocks)))
+    return spread_rows(len(blocks), limit or max(len(blocks), 1))
 
 def validation_windows(data, bs=None, limit=None):
     """Input ids and labels of the validation windows, in order, in batches on the CPU

@@ -7,7 +7,7 @@ __all__ = ['eval_tasks', 'measurements', 'TaskScores', 'task_name', 'subsample',
            'register_task', 'cluster_ids', 'distinct_share', 'EvalOptions', 'eval_options', 'select_tasks',
            'write_scores', 'evaluate_tasks']
 
-# %% ../../nbs/05_evaluation/09_task_suite.ipynb #b7ab12ea
+# %% ../../nbs/05_evaluation/09_task_suite.ipynb #9d193dd7
 import os
 import random
 from collections.abc import Callable
@@ -18,7 +18,7 @@ import numpy as np
 from ..core import *
 from ..data.catalog import *
 from ..data.contamination_fingerprint import item_texts, overlap
-from ..data.dataset_splits import evaluation_rows
+from ..data.dataset_splits import scored_rows
 from .answer_floors import answer_floor
 from .eval_model import EvalModel
 from .generation_eval import cut_note, is_measured, max_cut_share
@@ -88,7 +88,7 @@ def eval_rows(ds:Dataset, data_dir=None, limit:int|None=64, seed:int=0, split:st
         seed: which
         split: train, validation or test; None: the one that is meant for an evaluation
     Returns: `Rows`; the split they are from"""
-    rows = evaluation_rows(ds, data_dir, split)
+    rows = scored_rows(ds, data_dir, split)
     return rows.take(subsample(len(rows), limit, ds.name, seed)),rows.split
 
 # %% ../../nbs/05_evaluation/09_task_suite.ipynb #5ba570e5

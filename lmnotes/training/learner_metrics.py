@@ -95,7 +95,7 @@ class BitsPerByte(TokenMetric):
         self.add(learn, nats/math.log(2), n_bytes.sum())
 
 # %% ../../nbs/06_training/06_learner_metrics.ipynb #6084edfd
-_quantities = 'nats', 'right', 'tokens', 'bytes', 'text_nats' # the last: nats, and those that spell unknown tokens
+_quantities = 'nats', 'right', 'tokens', 'bytes', 'text_nats' # last: nats, and those that spell unknown tokens
 
 class RowSums:
     """Sums and products over rows of nats, right predictions, tokens, bytes and nats of the text, for each source
@@ -173,7 +173,7 @@ def _numbered(dl, first, step): # batches with their numbers, every `step`-th
     if not hasattr(dl, 'batch'): return enumerate(dl)
     return ((k, dl.batch(k)) for k in range(first, len(dl), step))
 
-def _row_scores(losses, pred, labels, token_bytes, label_bytes=None): # (B, 5); one row where the model keeps its losses
+def _row_scores(losses, pred, labels, token_bytes, label_bytes=None): # (B, 5); one row where rows are not known
     on,n_bytes,spelling = labels != -100,torch.zeros(labels.shape),torch.zeros(labels.shape)
     if token_bytes is not None: n_bytes,spelling = count_bytes(labels.cpu(), token_bytes, label_bytes)
     if not losses:

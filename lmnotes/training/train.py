@@ -236,7 +236,7 @@ def _deciding_metric(o, data, model, items)->str: # one of known direction that 
 
 def _prepare(o, checkpoint, recipe, given): # a job without its folder
     data = data_from_options(o)
-    rows = evaluation_rows(o, read_json(checkpoint.parent.parent/'args.json') if checkpoint else None, given)
+    rows = eval_row_limit(o, read_json(checkpoint.parent.parent/'args.json') if checkpoint else None, given)
     limit_validation(data, rows)
     model = model_from_options(o, data.vocab_size, data)
     if pick_device(o.device).type == 'cpu': keep_memory()

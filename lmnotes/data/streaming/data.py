@@ -45,7 +45,7 @@ class StreamData(DataLoaders):
     def __init__(self, name:str, spec:dict, tokenizer, train, valid_ids, notes=(), tainted=()):
         self.name,self.spec,self.tokenizer,self.notes,self.tainted = name,spec,tokenizer,list(notes),list(tainted)
         self.max_length,self.bs = spec['max_length'],spec['bs']
-        counted = count_text(tokenizer, None, valid_ids)
+        counted = count_text_bytes(tokenizer, None, valid_ids)
         if counted.token_bytes is not None: self.token_bytes = counted.token_bytes
         self.vocab_size = counted.vocab_size
         self.notes += filter(None, [counted.note])

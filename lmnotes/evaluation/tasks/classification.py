@@ -43,7 +43,7 @@ def classification_metrics(predicted:list, gold:list, labels:list, positive:str=
 
 def _metric_mean(*args): return float(metric_contributions(*args).mean())
 
-# %% ../../../nbs/05_evaluation/tasks/01_classification.ipynb #79f10d14
+# %% ../../../nbs/05_evaluation/tasks/01_classification.ipynb #89413bd8
 def _label_names(ds, rows)->list:
     if not any(ds.choices(row) for row in rows[:1]): return class_names(ds, rows)
     return list(dict.fromkeys(c.strip() for row in rows for c in ds.choices(row) or []))
@@ -66,7 +66,7 @@ def _by_likelihood(s, ds, rows, labels)->TaskScores:
     gold = [ds.target(row).strip() for row in rows]
     prompts = [ds.prompt(row) for row in rows]
     texts = [[f' {c}' for c in cs] for cs in choices]
-    nll = choice_nll(s.model, s.tokenizer, prompts, texts, s.context_length, s.bs)
+    nll = choice_nll(s.model, s.tokenizer, prompts, texts, s.context_length)
     per_byte = [v/[len(c.encode()) for c in cs] for v,cs in zip(nll, choices)]
     predicted,predicted_per_byte = (
         [cs[int(np.argmin(v))] for cs,v in zip(choices, figures)] for figures in (nll, per_byte)

@@ -6,7 +6,7 @@
 __all__ = ['program_runners', 'edit_similarity', 'program_checks', 'function_body', 'FunctionCompletion', 'documented_functions',
            'pass_rate_by_tests', 'load_code_rows', 'score_by_body', 'score_by_program', 'score_code']
 
-# %% ../../../nbs/05_evaluation/tasks/06_code_tasks.ipynb #04f651ec
+# %% ../../../nbs/05_evaluation/tasks/06_code_tasks.ipynb #9aa88810
 import ast
 import difflib
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from ...core import *
 from ...data.catalog import *
-from ...data.dataset_splits import evaluation_documents
+from ...data.dataset_splits import scored_documents
 from ...data.datasets.code import extract_code, find_function, function_signature
 from ...data.sources.files import Rows
 from ..eval_model import EvalModel
@@ -108,7 +108,7 @@ def documented_functions(docs:list, limit:int|None=64, seed:int=0, size=(400, 30
                 found.append(dict(prompt=prompt, target=body, name=f.name, document=i))
     return Rows(found[j] for j in subsample(len(found), limit, 'functions', seed))
 
-# %% ../../../nbs/05_evaluation/tasks/06_code_tasks.ipynb #5930800c
+# %% ../../../nbs/05_evaluation/tasks/06_code_tasks.ipynb #5ff54560
 program_runners = Registry('program runner') # name -> function (code, tests) -> object with `ok`
 program_runners.lazy('sandbox', 'lmnotes.rl.sandbox:run_tests')
 
@@ -135,7 +135,7 @@ def load_code_rows(name, data_dir, limit, seed, split=None)->tuple:
     Returns: dataset, rows"""
     ds = find_dataset(name)
     if ds.kind == 'code' and ds.role == 'eval': return load_task_rows(ds, data_dir, limit, seed, split)
-    docs,split = evaluation_documents(ds, data_dir, split)
+    docs,split = scored_documents(ds, data_dir, split)
     rows = Rows(documented_functions(docs, limit, seed), split=split)
     if not rows: raise InputError(f"'{ds.name}' has no documented function among its held-out documents")
     return FunctionCompletion(ds),rows

@@ -20,7 +20,7 @@ from ..eval_model import EvalModel, choice_cuts, choice_nll, head_cuts, head_lab
 from ..item_files import item_rules, score_items
 from ..task_suite import *
 
-# %% ../../../nbs/05_evaluation/tasks/02_likelihood_tasks.ipynb #ee35528c
+# %% ../../../nbs/05_evaluation/tasks/02_likelihood_tasks.ipynb #7e434db9
 class ReadingChoice(MultipleChoiceDataset):
     "Multiple choice from `embedded/reading`: the options are the words of one kind in the passage"
     id = 'embedded/reading'
@@ -73,7 +73,7 @@ def score_choice(s:EvalModel, ds, rows)->list:
     s.require('text')
     letters,gold = [ds.choices(row) for row in rows],[ds.target(row) for row in rows]
     prompts = [ds.prompt(row) for row in rows]
-    nll = choice_nll(s.model, s.tokenizer, prompts, letters, s.context_length, s.bs)
+    nll = choice_nll(s.model, s.tokenizer, prompts, letters, s.context_length)
     predicted = [options[int(np.argmin(v))] for options,v in zip(letters, nll)]
     values = np.array([float(a == b) for a,b in zip(predicted, gold)])
     cuts = choice_cuts(s.tokenizer, prompts, letters, s.context_length)
@@ -89,7 +89,7 @@ def score_choice(s:EvalModel, ds, rows)->list:
         rule='choice',
     )]
 
-# %% ../../../nbs/05_evaluation/tasks/02_likelihood_tasks.ipynb #4ca9b3a9
+# %% ../../../nbs/05_evaluation/tasks/02_likelihood_tasks.ipynb #dbbd2d00
 def correlations(predicted, gold)->dict:
     """Correlate predicted numbers with the right ones
 
@@ -126,7 +126,7 @@ def _predicted_grades(s, ds, rows)->tuple: # grades; what was cut; log-probabili
         texts = [head_input_text(ds, row) for row in rows]
         return [float(o.logits[0,0]) for _,o in head_outputs(s, texts)],head_cuts(s, texts),{}
     prompts,choices = [ds.prompt(row) for row in rows],[_grades]*len(rows)
-    log_probs = [-v for v in choice_nll(s.model, s.tokenizer, prompts, choices, s.context_length, s.bs)]
+    log_probs = [-v for v in choice_nll(s.model, s.tokenizer, prompts, choices, s.context_length)]
     cuts = choice_cuts(s.tokenizer, prompts, choices, s.context_length)
     return [expected_grade(v) for v in log_probs],cuts,dict(choices=choices, log_probs=log_probs)
 

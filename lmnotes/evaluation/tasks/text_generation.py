@@ -6,14 +6,14 @@
 __all__ = ['text_metrics', 'HeldOutDataset', 'TextContinuation', 'held_out_passages', 'load_generation_rows', 'score_by_chrf',
            'score_generation']
 
-# %% ../../../nbs/05_evaluation/tasks/04_text_generation.ipynb #5abf7c12
+# %% ../../../nbs/05_evaluation/tasks/04_text_generation.ipynb #95665f43
 import numpy as np
 
 from ...core import *
 from ...data.answer_metrics import chrf
 from ...data.answers.text_overlap import corpus_bleu, rouge_scores
 from ...data.catalog import *
-from ...data.dataset_splits import evaluation_documents
+from ...data.dataset_splits import scored_documents
 from ...data.sources.files import Rows
 from ..eval_model import EvalModel
 from ..item_files import item_rules, score_items
@@ -93,7 +93,7 @@ def held_out_passages(docs:list, limit:int|None=64, seed:int=0, size=(192, 96))-
         if row['target'].strip() and row['prompt'].strip(): rows.append(row)
     return Rows(rows)[:limit]
 
-# %% ../../../nbs/05_evaluation/tasks/04_text_generation.ipynb #193bc8ba
+# %% ../../../nbs/05_evaluation/tasks/04_text_generation.ipynb #c4166e4d
 def load_generation_rows(name, data_dir, limit, seed, split=None)->tuple:
     """Load rows with references; a corpus gives passages
 
@@ -102,7 +102,7 @@ def load_generation_rows(name, data_dir, limit, seed, split=None)->tuple:
     Returns: dataset, rows"""
     ds = find_dataset(name)
     if ds.kind != 'corpus': return load_task_rows(ds, data_dir, limit, seed, split)
-    docs,split = evaluation_documents(ds, data_dir, split)
+    docs,split = scored_documents(ds, data_dir, split)
     rows = Rows(held_out_passages(docs, limit, seed), split=split)
     if not rows: raise InputError(f"'{ds.name}' has no held-out passage of 288 characters")
     return TextContinuation(ds),rows
