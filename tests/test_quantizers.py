@@ -50,7 +50,7 @@ def test_what_is_computed_with_is_what_is_stored(name):
         assert torch.equal(l.effective_weight().detach(), c.dequantize()) and c.dequantize().dtype == torch.float32
         for p in c.row_parts:
             assert (
-                p.kind in ('ternary', 'int', 'codebook')
+                p.kind in ('binary', 'ternary', 'int', 'codebook')
                 and p.codes.dtype in (torch.int8, torch.uint8)
                 and p.scale.dtype == torch.float16
             )
