@@ -185,15 +185,15 @@ def linear_token_scores(h:Tensor, weight:Tensor, labels:Tensor, bias=None)->tupl
         weight: (V, C)
         labels: (...) tokens to score, -100 for none
         bias: (V,) or None
-    Returns: loss in nats (float32) and correctness, shaped as `labels`; 0 and False without a label"""
-    nll = torch.zeros(labels.shape, device=h.device)
+    Returns: loss in nats (float32 or wider) and correctness, shaped as `labels`; 0, False where none"""
+    nll = torch.zeros(labels.shape, device=h.device, dtype=torch.promote_types(h.dtype, torch.float32))
     right = torch.zeros(labels.shape, dtype=torch.bool, device=h.device)
     keep = (labels != -100).to(h.device)
     if keep.any():
         dtype = _matmul_dtype(h)
         with torch.autocast(h.device.type, enabled=False):
             n,r,_ = _head_pass(h[keep], weight, bias, labels.to(h.device)[keep], dtype)
-        nll[keep],right[keep] = n.float(),r
+        nll[keep],right[keep] = n.to(nll.dtype),r
     return nll,right
 
 # %% ../../nbs/02_models/03_chunked_loss.ipynb #6e6c40e4
@@ -240,10 +240,10 @@ def _scores_from_logits(z, labels): # (T, V), (T,) of which -100 for none -> (T,
     keep = (labels != -100).to(z.device)
     z = z[keep]
     z = z.to(torch.promote_types(z.dtype, torch.float32), copy=True)
-    nll = torch.zeros(len(labels), device=labels.device)
+    nll = torch.zeros(len(labels), device=labels.device, dtype=z.dtype)
     right = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
     n,r = _softmax_rows_(z, labels.to(z.device)[keep], grad=False)
-    nll[keep],right[keep] = n.float().to(nll.device),r.to(nll.device)
+    nll[keep],right[keep] = n.to(nll),r.to(nll.device)
     return nll,right
 
 @torch.no_grad()
@@ -255,7 +255,7 @@ def token_scores(model, input_ids:Tensor, shift_labels:Tensor, **inputs)->tuple[
         input_ids: (B, T)
         shift_labels: (B, T) the token after each, -100 for none
         inputs: further inputs of the model, (B, ...) such as `attention_mask`
-    Returns: negative log likelihood in nats (B, T) float32, correctness (B, T) bool"""
+    Returns: negative log likelihood in nats (B, T), at least float32; correctness (B, T) bool"""
     head = getattr(model, 'head', None)
     m = linear_parameters(head) if hasattr(model, 'forward_features') and head is not None else None
     if m is not None: return linear_token_scores(model.forward_features(input_ids, **inputs), m[0], shift_labels, m[1])
