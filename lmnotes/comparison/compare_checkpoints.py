@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from .analysis import verdict_matrix
 from .arms import plain_config
@@ -72,14 +74,15 @@ def piece_scores(model, tokenizer, pieces:list)->LMScores:
     Returns: of each piece"""
     was = model.training
     model.eval()
+    ids = [torch.tensor(tokenizer(p, add_special_tokens=False)['input_ids']) for p in pieces]
     try:
-        check_causal(model)
+        check_causal(model, windows=pad_sequence(ids, batch_first=True), noise=0)
     finally:
         model.train(was)
     nll = choice_nll(model, tokenizer, ['']*len(pieces), [[p] for p in pieces])
     return LMScores(
         nll=np.array([n[0] for n in nll]),
-        tokens=np.array([len(tokenizer(p, add_special_tokens=False)['input_ids']) for p in pieces]),
+        tokens=np.array([len(i) for i in ids]),
         bytes=np.array([len(p.encode()) for p in pieces]),
         correct=np.zeros(len(pieces), int),
         tokenizer=tokenizer_id(tokenizer),

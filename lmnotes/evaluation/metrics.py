@@ -113,7 +113,7 @@ def evaluate_lm(model, data, bs=None, limit=None)->LMScores:
     was_training = model.training
     model.eval()
     try:
-        check_causal(model)
+        check_causal(model, windows=next(validation_windows(data, limit=8))[0], noise=0)
         device = next(model.parameters()).device
         return _scores(
             validation_windows(data, bs, limit),

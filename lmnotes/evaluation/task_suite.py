@@ -230,7 +230,7 @@ def evaluate_tasks(model, tokenizer, tasks='all', *, datasets=None, progress=Non
     o = eval_options(**options)
     s = o.eval_model(model, tokenizer)
     scores,missing = [],[]
-    if s.interface == 'text': check_causal(model)
+    if s.interface == 'text': check_causal(model, length=min(s.context_length or 256, 256), noise=0)
     for group in select_tasks(tasks):
         score = eval_tasks[group]
         sources,reason = _task_sources(score.spec, group, datasets, o.data_dir)

@@ -122,18 +122,24 @@ def _end_with_best(job, evals): # the step whose weights the run ends with
     if best != step: _load_step(job, best)
     return best
 
+def _example_rows(data): # (B, T) tokens of a validation batch; of an encoder-decoder, the decoder's
+    batch = next(iter(data.valid))
+    batch = batch[0] if isinstance(batch, (tuple, list)) else batch
+    return batch.get('decoder_input_ids', batch['input_ids'])
+
 def _finish(job, evals, seconds, start):
     o,learn,folder = job.options,job.learn,job.folder
     learn.periodic_evaluation.run_now()
     best = _end_with_best(job, evals)
     causal = not (learn.dls.masked or has_task_head(o)) # gaps and labels are not next words
     with unsharded(learn):
-        if causal and not is_sharded(learn.model): check_causal(learn.model)
+        if causal and not is_sharded(learn.model):
+            check_causal(learn.model, windows=_example_rows(learn.dls), length=o.max_length, noise=0)
         if is_main(): learn.text_samples.write()
     scores = next(r for r in reversed(learn.periodic_evaluation.rows) if r['step'] == best)
     _save_final(job)
     if causal and is_sharded(learn.model): # shards cannot be probed; what was saved can
-        run_on_main(lambda: check_causal(build_model(str(folder.final))))
+        run_on_main(lambda: check_causal(build_model(str(folder.final)), length=o.max_length, noise=0))
     summary = summarize_run(learn, o, scores, seconds, start, best)
     if is_main():
         for cb in learn.cbs:
@@ -223,7 +229,7 @@ def _prepare(o, checkpoint, recipe): # a job without its folder
     data = data_from_options(o)
     model = model_from_options(o, data.vocab_size, data)
     if pick_device(o.device).type == 'cpu': keep_memory()
-    if not (data.masked or has_task_head(o)): check_causal(model) # the label is not in the text
+    if not (data.masked or has_task_head(o)): check_causal(model, length=o.max_length) # the label is not in the text
     mark_trained_on_eval(model, data)
     facts = model_facts(model)
     learn = learner_from_options(o, data, model)
