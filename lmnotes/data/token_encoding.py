@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['SPELLING_NATS', 'tokenizer_kind', 'encode_documents', 'encode_separately', 'token_bytes', 'count_bytes',
-           'bits_per_byte', 'has_unknown', 'spelling_nats', 'document_bytes', 'TextCount', 'count_text_bytes']
+           'bits_per_byte', 'has_unknown', 'spelling_nats', 'document_bytes', 'TextCount', 'count_text_bytes',
+           'fingerprint', 'decode_documents']
 
 # %% ../../nbs/01_data/03_token_encoding.ipynb #125d5a51
+import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -228,3 +230,33 @@ def count_text_bytes(tokenizer, texts:list|None, ids)->TextCount:
         return TextCount(len(table), unknown_share=share, note=f'{share:.1%} unknown tokens; {e}' if share else str(e))
     if share: counted.note = f'{share:.1%} of the validation tokens are unknown, spelled at 8 bits a byte'
     return counted
+
+# %% ../../nbs/01_data/03_token_encoding.ipynb #e80fc8c0
+def fingerprint(tokenizer, *parts)->str:
+    """Hash a tokenizer and the data made with it
+
+    Parameters:
+        tokenizer: a `PreTrainedTokenizerFast`
+        parts: what the data is made of, in order: tensors of tokens, arrays of numbers, texts
+    Returns: 16 hexadecimal digits"""
+    h = hashlib.blake2b(tokenizer.backend_tokenizer.to_str().encode(), digest_size=8)
+    for part in parts:
+        if isinstance(part, str): h.update(part.encode('utf-8', 'replace'))
+        elif isinstance(part, np.ndarray): h.update(part.tobytes())
+        else:
+            h.update(str(len(part)).encode())
+            h.update(part.to(torch.int32).numpy().data)
+    return h.hexdigest()
+
+# %% ../../nbs/01_data/03_token_encoding.ipynb #ff9a0853
+def decode_documents(tokenizer, ids):
+    """Decode a stream of tokens, document by document
+
+    Parameters:
+        tokenizer: a `PreTrainedTokenizerFast`
+        ids: tokens, each document closed by `eos`
+    Returns: generator of texts"""
+    ids = np.asarray(ids)
+    ends = np.flatnonzero(ids == tokenizer.eos_token_id) + 1
+    for a,b in zip([0, *ends], [*ends, len(ids)]):
+        if b > a: yield tokenizer.decode(ids[a:b], skip_special_tokens=True)

@@ -44,7 +44,8 @@ def answer_floor(ds, rows)->float|None:
     Returns: None where programs are scored, or items that a group of tasks makes itself"""
     if hasattr(ds, 'floor'): return ds.floor(rows)
     if not isinstance(ds, Dataset) or ds.kind == 'code': return None
-    return max(float(np.mean([ds.score(row, answer(row)) for row in rows])) for answer in constant_answers(ds, rows))
+    answers = constant_answers(ds, rows)
+    return max(float(np.mean(ds.score_set(rows, [answer(row) for row in rows]))) for answer in answers)
 
 # %% ../../nbs/05_evaluation/15_answer_floors.ipynb #b564f438
 def stands_above(values, floor:float, clusters=None, alpha=.05, higher=True)->bool:

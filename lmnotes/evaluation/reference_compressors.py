@@ -12,7 +12,7 @@ import lzma
 import numpy as np
 
 from ..core import *
-from ..data.dataloader import decode_documents
+from ..data.token_encoding import decode_documents
 
 # %% ../../nbs/05_evaluation/14_reference_compressors.ipynb #4787b107
 def lzma_bits(train:bytes, held_out:bytes)->float:

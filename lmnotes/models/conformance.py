@@ -252,8 +252,7 @@ def run_conformance_check(name:str, make, seed=0):
     set_seed(seed)
     return f(make)
 
-# what the architecture of others does not keep: (model, check) -> the number allowed, and why
-known_exceptions = {
+known_exceptions = { # what others' architectures do not keep: (model, check) -> the number allowed, and why
     ('tiny:llava', 'idle'): (2, 'CLIP norms its last layer, and LLaVA reads the layer before that norm'),
 }
 

@@ -222,7 +222,8 @@ def total_scores(learn, dl, sums:RowSums, counts=None)->dict:
     out,head = sums.metrics(),getattr(learn.dls, 'head', None)
     dataset = getattr(dl, 'dataset', None)
     out['all_rows'] = out['rows'] if dataset is None else len(dataset)
-    if head and counts is not None and out['tokens']: out |= label_metrics(head, counts, learn.dls.names, getattr(learn.dls, 'positive', None))
+    positive = getattr(learn.dls, 'positive', None)
+    if head and counts is not None and out['tokens']: out |= label_metrics(head, counts, learn.dls.names, positive)
     names = getattr(dl, 'sources', {})
     return out | ({'sources': {n: sums.of(i).metrics() for i,n in enumerate(names)}} if names else {})
 

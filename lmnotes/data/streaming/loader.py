@@ -19,6 +19,7 @@ from .documents import *
 from .row_groups import *
 from .rows import *
 from .tokens import *
+from ..token_encoding import *
 
 # %% ../../../nbs/01_data/streaming/05_loader.ipynb #cbb09b11
 class StreamLoader:
