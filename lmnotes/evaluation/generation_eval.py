@@ -111,6 +111,8 @@ def answer_limit(task:Dataset, row)->int:
 def stop_text(task:Dataset)->str|None:
     """A line break ends an answer in the kinds of datasets whose answers have one line
 
+    Parameters:
+        task: whose answers are written
     Returns: None: only its end ends an answer"""
     return '\n' if getattr(task, 'one_line', task.kind in one_line_kinds) else None
 
@@ -145,6 +147,7 @@ def fit_request(model, r:Request, max_new_tokens:int|None=None)->FittedRequest:
 
     Parameters:
         model: a language model
+        r: prompt and row that are asked
         max_new_tokens: of an answer; None: by `answer_limit`"""
     context = min((n for n in (max_positions(model), r.max_length) if n), default=10**9)
     limit = None if max_new_tokens else answer_limit(r.task, r.row)

@@ -82,6 +82,7 @@ def pad_rows(rows:list, padding:int, left:bool=True, device='cpu')->tuple:
         rows: lists of token ids
         padding: token on padded places
         left: pad on the left, else on the right
+        device: of the tensors
     Returns: ids and mask, (B, longest)"""
     width = max(map(len, rows))
     def place(r, v): return [v]*(width - len(r)) + r if left else r + [v]*(width - len(r))
