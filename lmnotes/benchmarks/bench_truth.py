@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import GPT2LMHeadModel
+from transformers.utils import logging
 
 from .bench import benches
 from ..core import *
@@ -100,6 +101,7 @@ def language_model_figures(limit=60)->list:
     data = load_data('prose', max_length=64, bs=8, limit=limit, device='cpu')
     model = build_model('tiny:gpt2', vocab_size=data.vocab_size)
     s = evaluate_lm(model, data)
+    logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         loss,bits,accuracy = _plain_scores(folder, data)
