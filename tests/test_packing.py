@@ -178,9 +178,9 @@ def test_nothing_to_learn_is_an_error():
 
 @pytest.mark.parametrize('name', ['standard', 'reversible', 'resonance', 'hybrid', 'rnn', 'tiny:qwen3', 'tiny:gpt2'])
 def test_packed_equals_unpacked(name):
-    from lmnotes.comparison.compare_checkpoints import compare_models
+    from lmnotes.benchmarks.bench_packing import model_packing_errors
     b, = PackedLoader(PackedDataset(examples(12), 64), bs=2, shuffle=False).batch(0)
-    v, = compare_models([name], b, 97)
+    v, = model_packing_errors([name], b, 97)
     assert v['loss_error'] <= 1e-5 and v['grad_error'] <= 1e-5 and v['grad_error_fp64'] <= 1e-10, v
 
 def test_fill_counts_places():
