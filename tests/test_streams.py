@@ -378,7 +378,9 @@ def test_hub_rows_through_datasets(hub, endpoint, tmp_path):
     "The whole road of `datasets`, in a process whose hub is ours; then with two bad reads"
     pytest.importorskip('datasets')
     code = (
-        "from lmnotes.data.sources.hub_rows import *\nfrom lmnotes.data.sources.hub_requests import *\nr = hub_rows('own/main', retry_policy=RetryPolicy(5, "
+        "from lmnotes.data.sources.hub_rows import *\n"
+        "from lmnotes.data.sources.hub_requests import *\n"
+        "r = hub_rows('own/main', retry_policy=RetryPolicy(5, "
         "4, .1)); print(r['train'], r['train'].labels)\n"
         "try: hub_rows('own/main', 'sst3', retry_policy=RetryPolicy(5, 2, .1))\nexcept Exception as "
         "e: print(type(e).__name__, e)\n"
@@ -409,7 +411,9 @@ def test_a_script_is_read_from_its_parquet_branch(hub, endpoint, tmp_path):
     "And of the configuration that was asked for alone"
     pytest.importorskip('datasets')
     code = (
-        "from lmnotes.data.sources.hub_rows import *\nfrom lmnotes.data.sources.hub_requests import *\nprint(hub_rows('old/script', 'two', "
+        "from lmnotes.data.sources.hub_rows import *\n"
+        "from lmnotes.data.sources.hub_requests import *\n"
+        "print(hub_rows('old/script', 'two', "
         "retry_policy=RetryPolicy(5, 3, .1)))\n"
         "try: hub_rows('old/script', 'tow', retry_policy=RetryPolicy(5, 2, .1))\nexcept Exception "
         "as e: print(type(e).__name__, e)\n"
