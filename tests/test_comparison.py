@@ -25,6 +25,7 @@ from lmnotes.comparison.result import Comparison
 from lmnotes.comparison.spec import ComparisonSpec
 from lmnotes.comparison.verdicts import paired_difference, verdict
 from lmnotes.core import InputError, RunError
+from lmnotes.data.dataloader import spread_rows
 from lmnotes.data.load import load_data
 from lmnotes.evaluation.metrics import evaluate_lm, unigram_scores
 from lmnotes.evaluation.reference_compressors import KneserNey
@@ -68,7 +69,7 @@ def test_scores_do_not_depend_on_the_batch_size(data, model):
 
 def test_bits_per_byte_is_its_definition(data, model):
     s = evaluate_lm(model, data, limit=5)
-    b = data.valid_blocks[[i*len(data.valid_blocks)//5 for i in range(5)]]
+    b = data.valid_blocks[spread_rows(len(data.valid_blocks), 5).tolist()]
     with torch.no_grad():
         z = model(b['input_ids']).logits.double()
     nll = torch.nn.functional.cross_entropy(z.flatten(0, 1), b['shift_labels'].flatten(), reduction='sum').item()
@@ -398,7 +399,7 @@ def test_full_evaluation_pairs_items_and_controls_itself(tmp_path):
         eval_limit=6,
         output_dir=tmp_path / 'c',
         costs=False,
-        **tiny,
+        **(tiny | dict(max_length=640, limit=2000)), # room for choices
         **quiet,
     )
     r = read_json(c.path/'comparison.json')

@@ -182,7 +182,8 @@ def _takes(model, name): # whether `forward` has this argument, or takes any
 
 def _label_options(reader, y): # arguments, and the labels as they stand beside the logits
     model = reader.model
-    if isinstance(model, (LM, PatchedForward)): return dict(shift_labels=y, return_logits=True),y
+    inner = model.get_base_model() if hasattr(model, 'get_base_model') else model # under adapters
+    if isinstance(inner, (LM, PatchedForward)): return dict(shift_labels=y, return_logits=True),y
     if not _takes(model, 'labels'): return {},y
     if reader.is_seq2seq: return dict(labels=y),y
     return dict(labels=F.pad(y[:,:-1], (1, 0), value=-100)),F.pad(y[:,:-1], (0, 1), value=-100) # shifted inside

@@ -27,8 +27,9 @@ def binarize(w:Tensor, group:int=None)->tuple[Tensor,Tensor]:
         group: see `group_size`
     Returns: codes -1 or 1, shaped as `w`; scales (n_out, n_groups) in float16"""
     groups = w.unflatten(1, (-1, group_size(w.shape[1], group)))
-    scale = to_stored_scale(groups.abs().mean(-1).clamp(max=max_fp16/2)) # a file keeps twice the scale
-    return torch.where(w < 0, -1., 1.),scale
+    mean = groups.abs().mean(-1)
+    scale = to_stored_scale(mean.clamp(max=max_fp16/2)) # a file keeps twice the scale
+    return torch.where(w < 0, -1., 1.),scale*(mean > 0) # a group of zeros stays zero
 
 # %% ../../nbs/03_quantizers/05_binary.ipynb #bc71b61c
 class BinaryQuantizer:
