@@ -138,7 +138,7 @@ def register_task(name:str, accepts, builtin=(), hub=(), load=load_task_rows, or
 
 # %% ../../nbs/05_evaluation/09_task_suite.ipynb #b7750044
 def cluster_ids(ds, rows)->np.ndarray|None:
-    """Number the clusters of rows, by `Dataset.group`
+    """Number the clusters of rows, as their dataset groups them
 
     Parameters:
         ds: a `Dataset`
