@@ -60,7 +60,7 @@ def fits(name, what):
     return not (
         what == 'encoder-decoder'
         and name not in four
-        or what == 'embeddings'
+        or what in ('embeddings', 'conservative')
         and name not in ('standard', 'tiny:llama', 'tiny:mixtral')
     )
 

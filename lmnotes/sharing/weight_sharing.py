@@ -20,7 +20,7 @@ from .tying import *
 
 # %% ../../nbs/04_sharing/05_weight_sharing.ipynb #2ad177e7
 sharing_presets = dict(
-    conservative='embeddings:attention-neighbours-2',
+    conservative='embeddings',
     moderate='embeddings:encoder-decoder:attention-alternate:ffn-neighbours-2',
     aggressive='embeddings:encoder-decoder:alternate',
 )
