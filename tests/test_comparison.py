@@ -568,7 +568,7 @@ MY_IDEA = '''
 from lmnotes.models.build import models
 from lmnotes.models.decoder import LM, LMConfig
 
-@models('mine')
+@models('mine_reversible')
 def mine_lm(**kw):
     "Build a model with a residual of its own"
     return LM(LMConfig(**kw, residual='reversible'))
@@ -578,8 +578,8 @@ def test_an_imported_file_is_known_to_workers_and_to_rerun(tmp_path):
     mine = tmp_path/'my_idea.py'
     mine.write_text(MY_IDEA, encoding='utf-8')
     shared = dict(seeds=1, budget='steps:2', costs=False, output_dir=tmp_path/'c', imports=[str(mine)])
-    c = compare('standard,mine', 'arithmetic', launcher='processes', workers=1, **shared, **tiny, **quiet)
-    assert not c.failed and {x['arm'] for x in c.cells} == {'standard', 'mine'}
+    c = compare('standard,mine_reversible', 'arithmetic', launcher='processes', workers=1, **shared, **tiny, **quiet)
+    assert not c.failed and {x['arm'] for x in c.cells} == {'standard', 'mine_reversible'}
     shutil.rmtree(c.path/c.cells[1]['path'])
     assert not rerun(c.path, launcher='local', **quiet).failed
     mine.write_text(MY_IDEA + '\n', encoding='utf-8')

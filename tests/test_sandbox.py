@@ -15,6 +15,7 @@ import pytest
 from lmnotes.app.doctor import check_sandbox
 from lmnotes.core import InputError
 from lmnotes.rl import sandbox
+from lmnotes.rl.isolation import containers
 from lmnotes.rl.sandbox import Walls, measure, require_walls, run_code, run_tests, sandbox_walls
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -486,3 +487,18 @@ def test_a_wall_that_does_not_hold_is_not_claimed(monkeypatch, any_kind):
     assert check_sandbox(walls).state == 'ok' and 'not here: calls' in str(check_sandbox(walls))
     monkeypatch.setattr(sandbox, '_PROBE', probe.replace('calls=', 'network='))
     assert measure(walls.kind).why.endswith('leaves open: network')
+
+# %% Unusual places
+
+def test_a_package_below_the_temporary_folder_is_imported(kind, tmp_path, monkeypatch):
+    tmp_path.chmod(0o755)
+    (tmp_path/'here_only.py').write_text('x = 5', encoding='utf-8')
+    folders, links = containers.readable_places()
+    monkeypatch.setattr(containers, 'readable_places', lambda: ([*folders, str(tmp_path)], links))
+    libraries = containers.library_folders()
+    monkeypatch.setattr(containers, 'library_folders', lambda: [*libraries, str(tmp_path)])
+    before = os.umask(0o077)
+    try:
+        assert run_tests('import here_only, random\nx = here_only.x', 'assert x == 5', kind=kind).verdict == 'passed'
+    finally:
+        os.umask(before)

@@ -70,13 +70,14 @@ def bubblewrap_command(program:str, work:str, as_root:bool)->list:
         as_root: whether rights of root are there to be given up"""
     folders, links = readable_places()
     args = [program, '--unshare-ipc', '--unshare-pid', '--unshare-net', '--unshare-uts', '--die-with-parent']
+    args += ['--bind', work, '/tmp'] # first: this Python may itself lie below /tmp
     if not as_root:
         args += ['--unshare-user', '--uid', '65534', '--gid', '65534']
     else: # another user walks through the folders on the way
         args += ['--cap-drop', 'ALL', '--cap-add', 'CAP_SETUID', '--cap-add', 'CAP_SETGID']
         above = {str(p) for f in folders for p in Path(f).parents} - {'/'}
         for path in sorted(above): args += ['--perms', '0755', '--dir', path]
-    args += ['--bind', work, '/tmp', '--ro-bind', _inside_code(), '/sandbox/isolation']
+    args += ['--ro-bind', _inside_code(), '/sandbox/isolation']
     for path in folders: args += ['--ro-bind', path, path]
     for path in links: args += ['--symlink', os.readlink(path), path]
     for path in _DEVICES: args += ['--dev-bind', path, path]

@@ -55,6 +55,7 @@ def build_root(root:str, work:str, folders:list, links:list, devices:list):
         folders: folders and files that can be read
         links: symbolic links that are copied
         devices: such as /dev/null"""
+    os.umask(0o022) # another user walks through the folders on the way
     _mount('none', '/', flags=_RECURSIVE | _PRIVATE)
     _mount('tmpfs', root, 'tmpfs', _NOSUID | _NODEV, 'mode=755,size=1m')
     _bind(work, root + '/tmp', _NOSUID | _NODEV)
