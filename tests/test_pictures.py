@@ -140,7 +140,7 @@ from lmnotes.training.learner import lm_learner
 from lmnotes.training.checkpoints import Checkpoints, load_checkpoint
 from lmnotes.files import find_checkpoint, steps_in
 from lmnotes.training.monitor import Monitor, truncate_log
-from lmnotes.training.plots import TrainingPlots
+from lmnotes.training.interface.plot_schedule import TrainingPlots
 from lmnotes.training.trackers import TensorBoard, tracker_facts
 
 run,n,every,pause = Path(sys.argv[1]),int(sys.argv[2]),int(sys.argv[3]),float(sys.argv[4])

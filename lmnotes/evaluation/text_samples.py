@@ -112,13 +112,15 @@ class TextSamples(Callback):
         n: samples each time
         max_new_tokens: of running text
         seed: which prompts, and of sampling
-        writes: False: take part, and leave the writing to another rank"""
+        writes: False: take part, and leave the writing to another rank
+        first: step of samples before the first of these; None: there are none"""
     order,run_valid = 57,False
-    def __init__(self, path, every:int, n:int=3, max_new_tokens:int=64, seed:int=0, writes:bool=True):
+    def __init__(self, path, every:int, n:int=3, max_new_tokens:int=64, seed:int=0, writes:bool=True,
+            first:int|None=None):
         store_attr()
         self.path,self.samplers = Path(path),None
     def after_step(self):
-        if self.learn.step % self.every == 0: self.write()
+        if self.learn.step % self.every == 0 or self.learn.step == self.first: self.write()
     def _make_samplers(self):
         dls = self.learn.dls
         if not (dls.masked or self.learn.model.can_generate()): return []

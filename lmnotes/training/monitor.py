@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['bytes_text', 'memory_bytes', 'Monitor', 'truncate_log', 'metrics_history', 'text_samples', 'evaluations', 'as_array',
-           'moving_average', 'progress_text', 'StepProgress', 'StepTimer', 'measure_step_time']
+           'moving_average', 'progress_text', 'seconds_left', 'bar_options', 'StepProgress', 'StepTimer',
+           'measure_step_time']
 
 # %% ../../nbs/06_training/08_monitor.ipynb #18a0b5ec
 import json
+import shutil
 import statistics
 import sys
 import time
@@ -18,6 +20,7 @@ from tqdm.auto import tqdm
 
 from ..core import format_count
 from ..files import *
+from .interface.run_messages import *
 
 # %% ../../nbs/06_training/08_monitor.ipynb #57f6e320
 def bytes_text(n)->str:
@@ -113,16 +116,18 @@ def truncate_log(path, step:int):
 _columns = dict(
     steps='step', loss='loss', accuracy='accuracy', throughput='tokens_per_s', learning_rate='learning_rate'
 ) # ours, and the log's
+_rl_columns = dict(reward='reward', kl='kl') # of a run on rewards
 
 def metrics_history(run)->dict:
-    """Read `metrics.jsonl` as lists
+    """Read `metrics.jsonl` as lists of one length, with None where nothing was measured
 
     Parameters:
         run: a run folder
-    Returns: steps, loss, accuracy, throughput (tokens per second), learning_rate: lists of one length; None:
-        not measured"""
+    Returns: steps, loss, accuracy, throughput (tokens per second), learning_rate, of a run on rewards also
+        reward and kl"""
     rows = read_jsonl(Path(run)/'metrics.jsonl')
-    return {k: [r.get(c) for r in rows] for k,c in _columns.items()}
+    more = _rl_columns if any('reward' in r for r in rows) else {}
+    return {k: [r.get(c) for r in rows] for k,c in (_columns | more).items()}
 
 def text_samples(run)->list[dict]:
     """Read what the model wrote during training, from `samples.jsonl`
@@ -177,45 +182,74 @@ def progress_text(l)->str:
         f"{float(l.step_accuracy):.3f} · {format_count(int(l.tokens))} tok"
     )
 
+def seconds_left(done:int, left:int, seconds:float)->float|None:
+    """Estimate how long the rest of a run takes
+
+    Parameters:
+        done: steps that this process has made
+        left: steps to make
+        seconds: that the first took, evaluations and plots among them
+    Returns: None before the first step"""
+    return seconds/done*left if done else None
+
+def bar_options(columns:int)->dict:
+    """Fit a progress bar to a terminal: below 80 columns it is a line of text, with the time left before anything else
+
+    Parameters:
+        columns: of the terminal
+    Returns: arguments of a tqdm bar"""
+    text = '{desc} {n_fmt}/{total_fmt} · {remaining} left{postfix}'
+    return dict(ncols=columns, bar_format=text if columns < 80 else '{percentage:3.0f}%|{bar:12}| ' + text)
+
+# %% ../../nbs/06_training/08_monitor.ipynb #056293ed
 class StepProgress(Callback):
-    """Show a progress bar with loss, accuracy, tokens and time left; plain lines where there is no terminal
+    """Show a progress bar with loss, accuracy, tokens and time left; plain lines where there is no terminal, and in the log
 
     Parameters:
         total: steps of the whole run
         label: in front of the bar
-        quiet: show nothing"""
+        quiet: show nothing
+        messages: `RunMessages`, which also go into the log of the run; None: on the terminal alone
+        every: steps between lines; None: a tenth of the run, and a minute at most"""
     order,run_valid = 60,False
-    def __init__(self, total:int, label:str='train', quiet:bool=False): store_attr()
+    def __init__(self, total:int, label:str='train', quiet:bool=False, messages=None, every:int|None=None):
+        store_attr(but='messages')
+        self.messages = messages or RunMessages(quiet=quiet)
     def before_fit(self):
-        self.learn.average_loss,self.seen,self.shown = 0.,0,self.learn.step
+        l = self.learn
+        l.average_loss,self.seen,self.first = 0.,0,l.step
         self.live = not self.quiet and (sys.stderr.isatty() or 'ipykernel' in sys.modules)
+        options = bar_options(shutil.get_terminal_size().columns) if sys.stderr.isatty() else {}
         self.bar = tqdm(
             total=self.total,
-            initial=self.learn.step,
+            initial=l.step,
             desc=self.label,
             unit='step',
             mininterval=0.3,
             disable=not self.live,
             leave=False,
+            **options,
         )
-        self.every = max(self.total//10, 1)
+        self.tenth = self.every or max(self.total//10, 1)
+        self.began = self.shown_at = time.perf_counter()
     def after_step(self):
-        l = self.learn
-        tenth = l.step % self.every == 0 or l.step == self.total
-        if not (tenth or l.step % 10 == 0): return # a GPU waits only every tenth step
+        l,now = self.learn,time.perf_counter()
+        due = l.step % self.tenth == 0 or l.step == self.total
+        late = not self.every and now - self.shown_at > 60
+        if not (due or late or l.step % 10 == 0): return # a GPU waits only every tenth step
         self.seen += 1
         l.average_loss += (float(l.step_loss) - l.average_loss)/min(self.seen, 10)
         if self.live:
             self.bar.set_postfix_str(progress_text(l), refresh=False)
             self.bar.update(l.step - self.bar.n)
-        elif tenth and not self.quiet:
-            rate = getattr(l, 'monitor', None) and l.monitor.rate()
-            print(
-                f"{self.label}: step {l.step}/{self.total} · {progress_text(l)}"
-                + (f" · {format_count(rate)} tok/s" if rate else ''),
-                file=sys.stderr,
-                flush=True,
-            )
+        if due or late: self._say(now)
+    def _say(self, now):
+        l,self.shown_at = self.learn,now
+        rate = getattr(l, 'monitor', None) and l.monitor.rate()
+        left = seconds_left(l.step - self.first, self.total - l.step, now - self.began)
+        parts = [f'step {l.step}/{self.total}', f'{duration_text(left)} left', progress_text(l)]
+        if rate: parts.append(f'{format_count(rate)} tok/s')
+        self.messages.say(self.label, ' · '.join(parts), shown=not self.live, file=sys.stderr)
     def after_fit(self): self.bar.close()
 
 # %% ../../nbs/06_training/08_monitor.ipynb #a043533a

@@ -25,6 +25,7 @@ from ..models.build import models
 from .build import *
 from .build_data import *
 from .distributed.process_groups import world_size
+from .interface.run_messages import data_lines
 from .learner import lr_scales
 from .monitor import bytes_text
 from .options import *
@@ -140,7 +141,8 @@ def _model_line(o, facts):
     if base_name(o) in models and not o.init: weights += f', {o.size}'
     learning = ''
     if facts.trainable is not None and facts.trainable < facts.parameters:
-        learning = f', of which {format_count(facts.trainable)} learn'
+        share = facts.trainable/facts.parameters
+        learning = f', of which {format_count(facts.trainable)} learn, {share:.2%}'
     return f'{o.model} ({weights}, {count_text(facts.parameters)} parameters{learning})'
 
 def _data_line(data):
@@ -239,6 +241,7 @@ def plan_run(o:TrainOptions, data, facts:ModelFacts, steps:int|None, recipe='')-
         optimizer=_optimizer_line(o, facts),
     )
     if str(recipe) and o.mode != 'rl': p['recipe'] = str(recipe)
+    p |= data_lines(data, o.use_packing, row_length(o))
     if getattr(data, 'labels', None): p['labels'] = ', '.join(data.labels)
     if o.mode == 'rl':
         p |= _rl_lines(o, data, steps)

@@ -177,6 +177,7 @@ def fail(self:RunFolder, reason:str):
         reason: one line"""
     try:
         self.finish(dict(status='failed', reason=reason))
+        self.log(f'{"failed":>10}  {reason}')
     except RunError:
         pass # a full disk cannot take the summary; the error itself still says why
     raise RunError(reason) from None

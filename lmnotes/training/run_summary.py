@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PeriodicEvaluation', 'eval_interval', 'check_evaluation_schedule', 'limit_validation', 'eval_row_limit',
            'validation_scores', 'train_validation_overlap', 'mark_trained_on_eval', 'Run', 'summarize_run',
-           'print_result']
+           'result_lines']
 
 # %% ../../nbs/06_training/19_run_summary.ipynb #985217d7
 import time
@@ -230,17 +230,17 @@ def _rows_text(s): # how much was scored
 
 def _counted(data): return 'hidden token' if data.masked else 'label' if getattr(data, 'head', None) else 'token'
 
-def print_result(s:dict, data):
-    """Print the result of a run in a line or two
+def result_lines(s:dict, data)->dict:
+    """Describe the result of a run in a line or two
 
     Parameters:
         s: from `summarize_run`
-        data: `LMData`"""
+        data: `LMData`
+    Returns: lines by name"""
     head = getattr(data, 'head', None)
     parts = [f'{_score_text(s, data)} {_rows_text(s)}', f"{s['accuracy']:.1%} of {_counted(data)}s right"]
     if head: parts += [f'{k} {s[k]:.3f}' for k in label_metric_names(head, data.names)]
     if 'task_score' in s: parts.append(_task_score_text(s))
     parts += [f"{format_count(s['tokens_per_s'])} tokens/s", f"{s['train_seconds']:.1f} s"]
-    print(f"{'result':>10}  {', '.join(parts)}")
-    if 'tainted' in s:
-        print(f"{'tainted':>10}  has learnt from what is kept for evaluation: {', '.join(s['tainted'])}")
+    tainted = f"has learnt from what is kept for evaluation: {', '.join(s.get('tainted', ()))}"
+    return dict(result=', '.join(parts)) | (dict(tainted=tainted) if 'tainted' in s else {})

@@ -17,7 +17,6 @@ from ..core import *
 from ..evaluation.early_stopping import *
 from ..evaluation.generation_eval import *
 from ..evaluation.metric_names import *
-from ..evaluation.text_samples import *
 from ..files import *
 from ..models.build import build_model
 from ..models.causality import check_causal
@@ -29,12 +28,14 @@ from .checkpoints import *
 from .distributed.data_parallel import *
 from .distributed.process_groups import *
 from .distributed.resume import *
+from .interface.plot_schedule import *
+from .interface.run_callbacks import *
+from .interface.run_messages import *
 from .learner import *
 from .memory_check import *
 from .monitor import *
 from .options import *
 from .plan import *
-from .plots import *
 from .precision import *
 from .recipes import *
 from .run import *
@@ -57,28 +58,9 @@ class TrainingJob:
     given:dict = field(default_factory=dict) # options that were typed
     quiet:bool = False          # print nothing
     folder:RunFolder|None = None # made last, when nothing can be refused any more
+    messages:RunMessages|None = None # where events of the run are said
 
 # %% ../../nbs/06_training/20_train.ipynb #8011e185
-def _loggers(job, facts): # of rank 0 alone
-    o,path = job.options,job.folder.path
-    cbs = [
-        Monitor(path/'metrics.jsonl', o.logging_steps or o.eval_steps or 10),
-        StepProgress(job.steps, quiet=job.quiet),
-        TrainingPlots(path, every=o.viz_interval, at_end=False),
-        TensorBoard(path, facts, at_end=False),
-    ]
-    return cbs + ([WandB(path, facts, at_end=False)] if o.wandb else [])
-
-def _evaluation_callbacks(job, evals, per_epoch): # `evals`: the `EvalLog`
-    o,path = job.options,job.folder.path
-    score = lambda learn: validation_scores(learn, o, job.items, path)
-    cbs = [PeriodicEvaluation(path/'evals.jsonl', eval_interval(o, per_epoch), score, o.eval_on_start)]
-    if o.early_stopping_patience: cbs.append(EarlyStopping(evals, o.early_stopping_patience))
-    if is_main() or o.fsdp:
-        every = o.viz_interval*o.display_samples_every
-        cbs.append(TextSamples(path/'samples.jsonl', every, seed=o.seed, writes=is_main()))
-    return cbs
-
 def _callbacks(job, evals, facts):
     o,learn,steps = job.options,job.learn,job.steps
     per_epoch = optimizer_steps(replace(o, max_steps=None, num_train_epochs=1), learn.dls)
@@ -89,10 +71,10 @@ def _callbacks(job, evals, facts):
         Schedule(o.lr_scheduler_type, learn.lr, steps, warmup),
         SkipValidation(),
         StopOnRequest(),
-        *_evaluation_callbacks(job, evals, per_epoch),
+        *evaluation_callbacks(job, evals, per_epoch),
         Checkpoints(job.folder.checkpoints, save_every, o.save_total_limit, dict(total_steps=steps), best),
         *quantization_warmup(learn.model, steps),
-        *(_loggers(job, facts) if is_main() else []),
+        *(logging_callbacks(job, evals, facts) if is_main() else []),
     ]
 
 # %% ../../nbs/06_training/20_train.ipynb #25927320
@@ -101,7 +83,7 @@ def _fit(job):
     learn.dls.train.n_batches = job.steps*job.options.gradient_accumulation_steps
     began = time.perf_counter()
     if learn.step < job.steps:
-        with learn.no_logging(), stop_on_signals(learn):
+        with learn.no_logging(), stop_on_signals(learn), plot_failure(learn):
             learn.fit(1)
     if learn.dls.device.type == 'cuda': torch.cuda.synchronize()
     return time.perf_counter() - began - learn.periodic_evaluation.seconds # of training alone
@@ -180,14 +162,13 @@ def run_job(job:TrainingJob)->Run:
     facts = tracker_facts(learn, tokens, asdict(o), world_size()) if is_main() else None
     learn.remove_cbs([cb for cb in learn.cbs if cb.name in ('progress', 'recorder')])
     learn.add_cbs(_callbacks(job, evals, facts))
-    if is_main(): _describe(job)
+    if is_main():
+        _describe(job)
+        say_start(job)
     seconds = _fit(job)
     _check_interrupted(job)
     summary = _finish(job, evals, seconds, start)
-    if is_main() and not job.quiet:
-        print_result(summary, learn.dls)
-        for c in train_validation_overlap(learn.dls).values():
-            print(f'{"overlap":>10}  {c}')
+    if is_main(): say_end(job, evals, summary)
     return Run(folder.path, learn, learn.dls, summary)
 
 # %% ../../nbs/06_training/20_train.ipynb #7420d0de
@@ -264,7 +245,8 @@ def train_supervised(o:TrainOptions, checkpoint:Path|None, recipe, given:dict, q
     job.given,job.quiet = given,quiet
     if not quiet: show_plan(job.plan)
     job.folder = RunFolder(o.output_dir) if checkpoint else RunFolder.create(run_name(o, job.learn.dls), o.output_dir)
-    if not quiet: print(f'{"run":>10}  {job.folder.path}')
+    if not quiet: print_message('run', job.folder.path)
+    job.messages = RunMessages(job.folder.log if is_main() else None, quiet)
     with job.folder.guard(lambda: oom_advice(job.learn, o)):
         return run_job(job)
 
