@@ -192,14 +192,16 @@ def seconds_left(done:int, left:int, seconds:float)->float|None:
     Returns: None before the first step"""
     return seconds/done*left if done else None
 
-def bar_options(columns:int)->dict:
+def bar_options(columns:int, lines:int=24)->dict:
     """Fit a progress bar to a terminal: below 80 columns it is a line of text, with the time left before anything else
 
     Parameters:
         columns: of the terminal
+        lines: of the terminal
     Returns: arguments of a tqdm bar"""
     text = '{desc} {n_fmt}/{total_fmt} · {remaining} left{postfix}'
-    return dict(ncols=columns, bar_format=text if columns < 80 else '{percentage:3.0f}%|{bar:12}| ' + text)
+    shape = text if columns < 80 else '{percentage:3.0f}%|{bar:12}| ' + text
+    return dict(ncols=columns, nrows=lines, bar_format=shape)
 
 # %% ../../nbs/06_training/08_monitor.ipynb #056293ed
 class StepProgress(Callback):
@@ -219,7 +221,7 @@ class StepProgress(Callback):
         l = self.learn
         l.average_loss,self.seen,self.first = 0.,0,l.step
         self.live = not self.quiet and (sys.stderr.isatty() or 'ipykernel' in sys.modules)
-        options = bar_options(shutil.get_terminal_size().columns) if sys.stderr.isatty() else {}
+        options = bar_options(*shutil.get_terminal_size()) if sys.stderr.isatty() else {}
         self.bar = tqdm(
             total=self.total,
             initial=l.step,

@@ -9,7 +9,6 @@ __all__ = ['passes', 'rows_per_step', 'optimizer_steps', 'tokens_per_step', 'Dat
 # %% ../../nbs/06_training/17_plan.ipynb #da466316
 import math
 import os
-import sys
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -25,7 +24,7 @@ from ..models.build import models
 from .build import *
 from .build_data import *
 from .distributed.process_groups import world_size
-from .interface.run_messages import data_lines
+from .interface.run_messages import data_lines, print_message
 from .learner import lr_scales
 from .monitor import bytes_text
 from .options import *
@@ -255,7 +254,7 @@ def show_plan(plan:dict, file=None):
     Parameters:
         plan: lines by name
         file: default: standard output"""
-    for k,v in plan.items(): print(f'{k:>10}  {v}', file=file or sys.stdout)
+    for k,v in plan.items(): print_message(k, v, file)
 
 # %% ../../nbs/06_training/17_plan.ipynb #9eb7055b
 _small_rl = dict(grpo_group_size=4, max_prompt_length=256, max_completion_length=32, rl_warmup_steps=2)

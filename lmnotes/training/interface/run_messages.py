@@ -177,4 +177,6 @@ class RunEvents(Callback):
         self.messages.say('plots', f'that of step {self.learn.step} is left out: {plots.reason}')
     def after_fit(self):
         why = self.learn.stop_on_request.why or self.learn.stop_request
-        if why: self.messages.say('stop', f'{why}; step {self.learn.step} of {self.total} was the last')
+        if not why: return
+        signal = why.startswith('SIG') # whose error is a line on the terminal of its own
+        self.messages.say('stop', f'{why}; step {self.learn.step} of {self.total} was the last', shown=not signal)
