@@ -19,10 +19,11 @@ from .log_probs import remove_patches
 from .prompts import rl_prompts
 from .recorder import RLRecorder, recorder_callback, samples_table
 from .reward_functions import RewardScorer
-from .rl_evaluation import HeldOutEvaluation, reward_signal_warning
+from .rl_evaluation import HeldOutEvaluation, gain_error, reward_signal_warning, scores_text
 from .settings import RLSettings, check_rl_settings, fit_prompt_length, quiet_libraries
 from ..training.checkpoints import check_same_data, stop_on_signals
 from ..training.distributed.process_groups import barrier, is_main, run_on_main, world_size
+from ..training.interface.run_messages import RunMessages
 from ..training.monitor import memory_bytes
 from ..training.options import options_from
 from ..training.run import RunFolder
@@ -62,6 +63,9 @@ class RLJob:
     def first_step(self)->int:
         "Step of the checkpoint, 0 without one"
         return read_json(Path(self.checkpoint)/'state.json')['step'] if self.checkpoint else 0
+    def messages(self)->RunMessages:
+        "Make what says events of the run, on rank 0 alone"
+        return RunMessages(self.folder.log if is_main() else None, self.quiet or not is_main())
 
 @dataclass
 class RLRun:
@@ -117,6 +121,7 @@ def summarize_rl(job:RLJob, trainer, before:dict, after:dict, seconds:float, not
         accuracy=after['greedy'],
         task_score=after['greedy'],
         gain=after['greedy'] - before['greedy'],
+        gain_standard_error=gain_error(job.folder.path, 0, trainer.state.global_step),
         before=before,
         after=after,
         first={k: _mean(rows[:tenth], k) for k in keys},
@@ -131,28 +136,32 @@ def summarize_rl(job:RLJob, trainer, before:dict, after:dict, seconds:float, not
     tainted = getattr(job.data, 'tainted', None)
     return summary | (dict(tainted=tainted) if tainted else {})
 
-def _scores_line(scores, s):
-    return (
-        f"right {scores['greedy']:.1%} (likeliest answer), pass@1 {scores['pass@1']:.1%}, "
-        f"pass@{s.pass_k} {scores[f'pass@{s.pass_k}']:.1%}, over {scores['n']} held-out prompts"
-    )
+def _say_before(job, recorder, before, notes):
+    say = recorder.messages.say
+    if job.checkpoint: say('resume', f'from step {job.first_step} of {job.settings.steps}, {job.checkpoint}')
+    say('before', scores_text(before, job.settings.pass_k))
+    for note in notes: say('note', note)
 
-def _print_before(before, s, notes):
-    print(f'{"before":>10}  ' + _scores_line(before, s))
-    for note in notes: print(f'{"note":>10}  {note}')
-
-def _print_after(summary, s, samples):
-    from rich.console import Console
+def _result_text(summary): # means of the first and the last tenth of the steps
     first,last = summary['first'],summary['last']
-    Console(width=None if sys.stdout.isatty() else 150).print(samples_table(samples))
-    print(f'{"after":>10}  ' + _scores_line(summary['after'], s))
-    print(
-        f"{'result':>10}  reward {first['reward']:.3f} -> {last['reward']:.3f}, "
+    return (
+        f"reward {first['reward']:.3f} -> {last['reward']:.3f}, "
         f"right {first['correctness']:.1%} -> {last['correctness']:.1%}, "
         f"form {first['format']:.3f} -> {last['format']:.3f}, "
         f"no signal in {summary['no_signal']:.0%} of groups, "
         f"{format_count(summary['tokens_per_s'])} tokens/s, {summary['train_seconds']:.1f} s"
     )
+
+def _say_after(job, recorder, summary, samples):
+    from rich.console import Console
+    say,error = recorder.messages.say,summary['gain_standard_error']
+    if not job.quiet: Console(width=None if sys.stdout.isatty() else 150).print(samples_table(samples))
+    say('after', scores_text(summary['after'], job.settings.pass_k))
+    uncertain = '' if error is None else f' ± {error:.1%}'
+    say('gain', f"{summary['gain']:+.1%}{uncertain} of the held-out prompts, the same before and after")
+    left_out = f'; {recorder.left_out} that were due were left out' if recorder.left_out else ''
+    say('plots', f"viz/training_latest.png shows step {summary['steps']}{left_out}")
+    say('result', _result_text(summary))
 
 # %% ../../nbs/07_rl/11_grpo.ipynb #27df9dfe
 def _last_samples(recorder, step): # of this step, written now if they are not there
@@ -170,7 +179,7 @@ def _finish(job, trainer, evaluate, before, seconds, notes)->RLRun:
         recorder.draw_plots(step)
         for t in recorder.trackers: t.sync(close=True)
         folder.finish(summary)
-        if not job.quiet: _print_after(summary, s, samples)
+        _say_after(job, recorder, summary, samples)
     barrier()
     return RLRun(folder.path, job.model, job.data, summary, trainer)
 
@@ -191,12 +200,12 @@ def run_rl(job:RLJob)->RLRun:
     notes,data = check_rl_settings(s),job.data
     if not getattr(job.model, 'is_quantized', False): job.model.to(pick_device(s.device))
     scorer = RewardScorer(data.task, data.rows['train'], s)
-    recorder = RLRecorder(job.folder, s, data, scorer, job.quiet)
+    recorder = RLRecorder(job.folder, s, data, scorer, job.messages())
     evaluate = _evaluation(job, scorer)
     if job.checkpoint: job.folder.rewind(job.first_step)
     before = evaluate(0)
     if warning := reward_signal_warning(before, s.pass_k): notes.append(warning)
-    if not job.quiet: _print_before(before, s, notes)
+    _say_before(job, recorder, before, notes)
     if is_main(): recorder.trackers = _trackers(job)
     with quiet_libraries(), stop_on_signals(job):
         prompts = rl_prompts(data, 'train', s.max_prompt_length)

@@ -17,8 +17,10 @@ from fastcore.basics import patch
 from ..core import *
 from ..files import *
 from .settings import RLSettings
+from .rl_evaluation import scores_text
 from ..training.distributed.process_groups import is_main, world_size
-from ..training.monitor import memory_bytes
+from ..training.interface.run_messages import *
+from ..training.monitor import memory_bytes, seconds_left
 from ..training.plots import write_plots
 from ..training.run import RunFolder
 
@@ -45,15 +47,17 @@ class RLRecorder:
         s: `RLSettings`
         data: `TaskData`
         scorer: `RewardScorer`, whose newest scores are the samples
-        quiet: print nothing"""
-    def __init__(self, folder:RunFolder, s:RLSettings, data, scorer, quiet:bool=True):
-        self.folder,self.settings,self.data,self.scorer,self.quiet = folder,s,data,scorer,quiet
+        messages: where events of the run are said; None: nowhere"""
+    def __init__(self, folder:RunFolder, s:RLSettings, data, scorer, messages:RunMessages=None):
+        self.folder,self.settings,self.data,self.scorer = folder,s,data,scorer
+        self.messages = messages or RunMessages(quiet=True)
         self.path,self.checkpoints = folder.path,folder.checkpoints
         self.partial = self.checkpoints/'.trl.tmp' # where TRL writes a checkpoint before it has its name
         self.trackers = []
         self.start_time,self.last_time,self.paused = time.perf_counter(),0.,0. # seconds
+        self.first_step,self.said_at = None,0. # of this process; seconds
         self.tokens,self.plot_due = 0,False
-        self.plot_seconds,self.last_plot_seconds = 0.,0.5
+        self.plot_seconds,self.last_plot_seconds,self.left_out = 0.,0.5,0
     def history(self)->list:
         "Lines of `metrics.jsonl`, a dict a step"
         return read_jsonl(self.path/'metrics.jsonl')
@@ -63,6 +67,7 @@ class RLRecorder:
         Parameters:
             tokens: seen before"""
         self.last_time,self.tokens = time.perf_counter(),tokens
+        self.said_at = self.train_time = self.last_time
     def log(self, trainer, logs:dict):
         """Write a line of `metrics.jsonl`; the trainer calls this after each step
 
@@ -83,12 +88,16 @@ class RLRecorder:
         )
         append_jsonl(self.path/'metrics.jsonl', row)
         self.last_time,self.tokens,self.paused = now,tokens,0.
-        if not self.quiet: self._print(row)
-    def _print(self, row):
-        steps = self.settings.steps
-        if row['step'] % max(steps//10, 1) and row['step'] != steps: return
+        self._say(row, now)
+    def _say(self, row, now): # every tenth of the way, and once a minute
+        step,steps = row['step'],self.settings.steps
+        if self.first_step is None: self.first_step = step - 1
+        if step % max(steps//10, 1) and step != steps and now - self.said_at < 60: return
+        self.said_at = now
+        left = seconds_left(step - self.first_step, steps - step, now - self.train_time)
         parts = [
-            f"rl: step {row['step']}/{steps}",
+            f'step {step}/{steps}',
+            f'{duration_text(left)} left',
             f"reward {row['reward']:.3f}",
             f"right {row['correctness']:.1%}",
             f"form {row['format']:.3f}",
@@ -96,7 +105,7 @@ class RLRecorder:
             f"kl {row['kl'] or 0:.3f}",
             f"{format_count(row['tokens_per_s'])} tok/s",
         ]
-        print(' · '.join(parts), file=sys.stderr, flush=True)
+        self.messages.say('rl', ' · '.join(parts), file=sys.stderr)
 
 # %% ../../nbs/07_rl/09_recorder.ipynb #27df9dfe
 @patch
@@ -146,6 +155,19 @@ def can_afford_plot(self:RLRecorder)->bool:
     "Whether plots stay below 2 % of the time; the first is always made"
     if not (self.path/'viz').exists(): return True
     return self.plot_seconds + 2*self.last_plot_seconds <= 0.02*(time.perf_counter() - self.start_time)
+
+@patch
+def draw_if_due(self:RLRecorder, step:int):
+    """Draw a plot that is due and can be afforded; say when the first one is left out
+
+    Parameters:
+        step: in the names of the files"""
+    if not self.plot_due: return
+    self.plot_due = False
+    if self.can_afford_plot(): return self.draw_plots(step)
+    self.left_out += 1
+    cost = f'plots may take 2% of the time, and one takes {self.last_plot_seconds:.1f} s'
+    if self.left_out == 1: self.messages.say('plots', f'that of step {step} is left out: {cost}')
 
 # %% ../../nbs/07_rl/09_recorder.ipynb #3020aaed
 def _one_line(text, n, from_end=False): # at most `n` letters
@@ -198,11 +220,13 @@ def recorder_callback(recorder:RLRecorder, evaluate, run):
         def on_log(self, args, state, control, logs=None, **kw):
             if 'loss' not in (logs or {}): return
             step,s,start = state.global_step,recorder.settings,time.perf_counter()
-            if is_main() and step % s.sample_every == 0: recorder.write_samples(step)
-            if s.eval_every and step % s.eval_every == 0 and step < s.steps: evaluate(step)
+            if is_main() and (step == 1 or step % s.sample_every == 0): recorder.write_samples(step)
+            if s.eval_every and step % s.eval_every == 0 and step < s.steps:
+                recorder.messages.say('eval', f'step {step}: {scores_text(evaluate(step), s.pass_k)}')
             recorder.plot_due = is_main() and step % s.picture_every == 0
             recorder.paused += time.perf_counter() - start
         def on_step_begin(self, args, state, control, **kw):
-            if recorder.plot_due and recorder.can_afford_plot(): recorder.draw_plots(state.global_step)
-            recorder.plot_due = False
+            recorder.draw_if_due(state.global_step)
+        def on_train_end(self, args, state, control, **kw): # a run that goes on is drawn by its caller
+            if run.stop_reason and is_main(): recorder.draw_plots(state.global_step)
     return RecorderCallback()

@@ -19,6 +19,7 @@ from ..training.build import base_name, decoder_start_token, is_masked_lm, model
 from ..training.build_data import data_from_options
 from ..training.checkpoints import check_same_data
 from ..training.distributed.process_groups import run_on_main, world_size
+from ..training.interface.run_messages import print_message
 from ..training.options import TrainOptions
 from ..training.plan import plan_run, run_name, show_plan
 from ..training.precision import requested_precision
@@ -160,7 +161,7 @@ def train_rl(o:TrainOptions, checkpoint=None, recipe='', given=None, quiet=False
     plan = plan_run(o, data, model_facts(model), s.steps)
     if not quiet: show_plan(plan)
     folder = RunFolder(o.output_dir) if checkpoint else RunFolder.create(run_name(o, data), o.output_dir)
-    if not quiet: print(f'{"run":>10}  {folder.path}')
+    if not quiet: print_message('run', folder.path)
     options = asdict(o)
     job = RLJob(model, data, s, folder, checkpoint, quiet, options)
     device,step = pick_device(s.device),job.first_step

@@ -164,6 +164,7 @@ def stop(self:RunFolder, reason:str, step:int, total:int, **counts):
         total: steps of the whole run
         counts: further entries of the summary"""
     self.finish(dict(status='stopped', reason=reason, steps=step, **counts))
+    self.log(f'{"stop":>10}  {reason}; step {step} of {total} was the last')
     raise Interrupted(
         f'stopped by {reason} after step {step} of {total}; everything is saved. Go on '
         f'with `lmnotes train --resume {self.path}`'

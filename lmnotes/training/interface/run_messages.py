@@ -177,6 +177,5 @@ class RunEvents(Callback):
         self.messages.say('plots', f'that of step {self.learn.step} is left out: {plots.reason}')
     def after_fit(self):
         why = self.learn.stop_on_request.why or self.learn.stop_request
-        if not why: return
-        signal = why.startswith('SIG') # whose error is a line on the terminal of its own
-        self.messages.say('stop', f'{why}; step {self.learn.step} of {self.total} was the last', shown=not signal)
+        if not why or why.startswith('SIG'): return # the run says itself how a signal has ended it
+        self.messages.say('stop', f'{why}; step {self.learn.step} of {self.total} was the last')
