@@ -101,10 +101,22 @@ def _tainted_callouts(runs):
     text = "Tainted: {} has learnt from {}, which is kept for evaluation."
     return [Callout(text.format(x['name'], ', '.join(x['summary']['tainted'])), 'worse') for x in tainted]
 
+def _rl_text(s): # what a run on rewards has gained on held-out prompts
+    def share(scores):
+        error = (scores.get('standard_error') or {}).get('greedy')
+        return f"{scores['greedy']:.1%}" + ('' if error is None else f' ± {error:.1%}')
+    error = s.get('gain_standard_error')
+    gain = f"{s['gain']:+.1%}" + ('' if error is None else f' ± {error:.1%}')
+    return (
+        f"{share(s['before'])} of {s['after']['n']} held-out prompts right before and {share(s['after'])} after "
+        f"{s['steps']:,} steps on rewards, a gain of {gain} (± one standard error)"
+    )
+
 def _result_callout(x): # the outcome of a run in a sentence
     s = x['summary']
     errors = s.get('standard_error') or {}
     def with_error(value, name): return format_number(value) + (f' ± {errors[name]:.2g}' if errors.get(name) else '')
+    if s.get('mode') == 'rl' and 'after' in s: return Callout(f"{x['name']}: {_rl_text(s)}; one seed.")
     if s.get('bits_per_byte') is not None: score = f"{with_error(s['bits_per_byte'], 'bits_per_byte')} bits per byte"
     elif s.get('eval_loss') is not None: score = f"a validation loss of {with_error(s['eval_loss'], 'loss')}"
     else: return Callout(f"{x['name']}: {x['status']}, without a score.")
@@ -123,7 +135,13 @@ def _damage_lines(r):
 def _not_measured_lines(runs):
     return [f"{x['name']}: {m['task']} · {m['name']}: {m['reason']}" for x in runs for m in x['missing']]
 
+def _rewards_section(runs): # of those on rewards, whose loss says nothing
+    runs = [x for x in runs if 'reward' in x['curve']]
+    if not runs: return []
+    return [Section('Rewards', [Charts([Chart(rewards_chart(runs), 'rewards', 'Mean reward against tokens')], [])])]
+
 def _curves_section(runs):
+    runs = [x for x in runs if 'reward' not in x['curve']]
     if not any(x['curve']['loss'] for x in runs): return []
     caption = 'Training loss against tokens; dots are validation'
     if len({x['tokenizer'] for x in runs}) > 1:
@@ -138,6 +156,7 @@ def _table_sections(r):
     if not r['runs']: return []
     made = {
         'Results': runs_table(r),
+        'Before and after': rl_table(r),
         'Tasks': evaluation_table(r),
         'Spent': resources_table(r),
         'Further figures': other_figures_table(r),
@@ -184,7 +203,7 @@ def runs_document(r:dict)->Document:
     if len(runs) < 9: lead += map(_result_callout, runs)
     sections = _bullet_section('Missing or damaged', _damage_lines(r))
     sections += _bullet_section('What may not be concluded', r['refused'])
-    sections += _curves_section(runs)+_table_sections(r)
+    sections += _curves_section(runs)+_rewards_section(runs)+_table_sections(r)
     sections += _bullet_section('Not measured', _not_measured_lines(runs))
     sections += _bullet_section('Contamination', overlap_lines(r))
     sections[-1:-1] = _samples_section(runs)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['option_differences', 'options_table', 'curves_chart', 'runs_table', 'resources_table', 'other_figures_table',
-           'validation_table', 'evaluation_table', 'overlap_lines']
+           'rl_table', 'rewards_chart', 'validation_table', 'evaluation_table', 'overlap_lines']
 
 # %% ../../nbs/09_reports/10_run_tables.ipynb #3e80eb9a
 from ..core import *
@@ -119,7 +119,7 @@ def resources_table(r:dict)->tuple:
 _shown = { # in the tables above, or elsewhere in the report
     *('status', 'bits_per_byte', 'eval_loss', 'accuracy', 'task_score', 'eval_tokens', 'tokenizer', 'perplexity'),
     *('steps', 'tokens', 'parameters', 'flops', 'train_seconds', 'tokens_per_s', 'memory_bytes'),
-    *('reason', 'ranks', 'resumed_at_step', 'tainted'),
+    *('reason', 'ranks', 'resumed_at_step', 'tainted', 'gain', 'gain_standard_error'),
 }
 
 def _value_cell(v):
@@ -136,7 +136,44 @@ def other_figures_table(r:dict)->tuple:
     for x in r['runs']:
         summary = {k: v for k,v in x['summary'].items() if k != 'overlap'}
         rows += [[x['name'], k, _value_cell(v)] for k,v in flatten_dict(summary) if k not in _shown]
+    rows = [row for row in rows if row[1].partition('.')[0] not in ('before', 'after')] # a table of their own
     return ['run', 'figure', 'value'], rows
+
+# %% ../../nbs/09_reports/10_run_tables.ipynb #aa9351e9
+_rl_scores = dict(greedy='right, likeliest answer') # and pass@k
+
+def _rl_rows(x): # of one run: its scores before and after
+    s = x['summary']
+    before,after = s['before'],s['after']
+    for k in ['greedy', *(k for k in after if k.startswith('pass@'))]:
+        errors = [(scores.get('standard_error') or {}).get(k) for scores in (before, after)]
+        numbers = [Num(v, 'percent') for pair in zip((before[k], after[k]), errors) for v in pair]
+        gain = [Num(after[k] - before[k], 'percent'), Num(s.get('gain_standard_error') if k == 'greedy' else None, 'percent')]
+        yield [x['name'], _rl_scores.get(k, k), *numbers, *gain, after['n']]
+
+def rl_table(r:dict)->tuple:
+    """List the held-out scores of runs on rewards before the first step and after the last, with standard errors
+
+    Parameters:
+        r: from `read_runs`
+    Returns: head and rows"""
+    rows = [row for x in r['runs'] if {'before', 'after'} <= {*x['summary']} for row in _rl_rows(x)]
+    return ['run', 'share of prompts', 'before', '±', 'after', '±', 'gain', '±', 'prompts'], rows
+
+def rewards_chart(runs:list):
+    """Draw the mean reward of runs against tokens
+
+    Parameters:
+        runs: from `read_run`, on rewards
+    Returns: a matplotlib figure"""
+    fig,ax = new_chart(height=2.8)
+    for i,x in enumerate(runs):
+        ax.plot(x['curve']['tokens'], x['curve']['reward'], color=chart_colour(i), lw=1.4, label=_short_name(x['name']))
+    ax.set(xlabel='tokens', ylabel='reward, mean of the completions')
+    ax.grid(axis='y', color=chart_faint, lw=.5, alpha=.5)
+    ax.xaxis.set_major_formatter(lambda v,_: format_count(v))
+    if 1 < len(runs) <= 6: ax.legend(frameon=False, fontsize=8, labelcolor=chart_ink)
+    return fig
 
 # %% ../../nbs/09_reports/10_run_tables.ipynb #82cd5ddb
 def validation_table(r:dict)->tuple:

@@ -34,12 +34,14 @@ class AttemptOptions:
     bs:int = 64              # prompts at a time
 
 def standard_error(values)->float|None:
-    """Estimate how far the mean of some prompts is from that of all
+    """Estimate how far the mean of some prompts is from that of all; equal ones get two right and two wrong beside them
 
     Parameters:
-        values: of the prompts, one each
+        values: of the prompts, one each, in [0,1]
     Returns: None for a single value"""
-    return float(np.std(values, ddof=1)/math.sqrt(len(values))) if len(values) > 1 else None
+    if len(values) < 2: return None
+    if len(set(values)) == 1: values = [*values, 0, 0, 1, 1] # Agresti & Coull 1998: four right of four is no certainty
+    return float(np.std(values, ddof=1)/math.sqrt(len(values)))
 
 def held_out_scores(model, data, prompts:list, right=correctness, **options)->dict:
     """Score greedy answers and `k` sampled attempts at held-out prompts, with the standard errors over prompts
@@ -154,10 +156,11 @@ def gain_error(path, first:int, last:int)->float|None:
         path: a run folder
         first: step of an evaluation
         last: and of a later one
-    Returns: None where the items are not there, or only one is"""
+    Returns: None where the items are not there, or no score has changed"""
     try:
         a,b = (read_items(Path(path)/'items'/f'{step_name(step)}.jsonl.gz') for step in (first, last))
     except InputError:
         return None
     if [i['id'] for i in a] != [i['id'] for i in b]: return None
-    return standard_error([y['score'] - x['score'] for x,y in zip(a, b)])
+    gains = [y['score'] - x['score'] for x,y in zip(a, b)]
+    return standard_error(gains) if len(set(gains)) > 1 else None

@@ -127,7 +127,8 @@ def _draw_recent(fig, place, history, evals, n, name='loss', unit='loss, nats pe
 # %% ../../nbs/06_training/12_plots.ipynb #b2021dbe
 def _draw_against(fig, place, history, names, units, n=2000): # one curve against another: vertical, horizontal
     name = ' against '.join(names)
-    ax = _axes(fig, place, name, name[0].upper() + name[1:], *units)
+    title = name[0].upper() + name[1:].replace('kl', 'KL divergence')
+    ax = _axes(fig, place, name, title, *units)
     l,a,s = as_array(history[names[0]]),as_array(history[names[1]]),np.asarray(history['steps'])
     both = np.flatnonzero(~np.isnan(a + l))
     if not len(both): return _no_data(ax, f'pair of {names[0]} and {names[1]}')
