@@ -52,5 +52,5 @@ def check_adapter_config(config:dict, where)->dict:
     kind = config.get('peft_type')
     if kind != 'LORA': raise InputError(f"{where} is an adapter of type {kind!r}, and only LORA is read")
     if config.get('megatron_config'):
-        raise InputError(f"{where} sets 'megatron_config', which imports modules by name; an adapter is read without it")
+        raise InputError(f"{where} sets 'megatron_config', which imports modules by name; take it out")
     return config
