@@ -54,23 +54,37 @@ def plugin_source(name:str)->Path:
             )
         if path.suffix != '.py': raise InputError(f'--import {name}: is not a Python file (.py)')
         return path
+    return _module_sources(name)[-1]
+
+def _find_specs(name): # of a module and the packages it is in, outermost first; nothing is imported
+    parts = name.split('.')
+    specs = [importlib.util.find_spec(parts[0])]
+    for n in range(2, len(parts) + 1):
+        where = specs[-1] and specs[-1].submodule_search_locations
+        if not where: return [None]
+        finders = (f for f in sys.meta_path if hasattr(f, 'find_spec'))
+        found = (f.find_spec('.'.join(parts[:n]), where) for f in finders)
+        specs.append(next((s for s in found if s), None))
+    return specs
+
+def _module_sources(name): # files that run when a module is imported, its packages' first
     try:
-        spec = importlib.util.find_spec(name)
+        specs = _find_specs(name)
     except (ImportError, ValueError):
-        spec = None
-    if spec is None or not spec.origin:
+        specs = [None]
+    if specs[-1] is None or not specs[-1].has_location:
         raise InputError(
             f"--import {name}: no module of that name is installed; a file needs its ending, as in '{name}.py'"
         )
-    return Path(spec.origin)
+    return [Path(s.origin) for s in specs if s.has_location]
 
-def source_hash(path)->str:
-    """Compute the SHA-256 of a file
+def source_hash(*paths)->str:
+    """Compute the SHA-256 of the content of files
 
     Parameters:
-        path: file
+        paths: files, in the order in which they run
     Returns: 64 hexadecimal digits"""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return hashlib.sha256(b''.join(Path(p).read_bytes() for p in paths)).hexdigest()
 
 # %% ../nbs/00_plugins.ipynb #66632c24
 TRUSTED = 'LMNOTES_TRUSTED_PLUGINS' # environment variable: hashes with commas between
@@ -109,24 +123,26 @@ def _module_name(path)->str:
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
     return f'lmnotes_plugin_{Path(path).stem}_{digest}'
 
-def _import_file(path):
+def _import_file(path, code): # `code`: the bytes of the file
     name = _module_name(path)
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
+    module = importlib.util.module_from_spec(importlib.util.spec_from_file_location(name, path))
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        exec(compile(code, str(path), 'exec', dont_inherit=True), module.__dict__)
     except BaseException:
         del sys.modules[name]
         raise
 
-def _import_source(name, source):
+def _import_source(name, source, code):
     try:
-        _import_file(source) if is_file_plugin(name) else importlib.import_module(name)
+        _import_file(source, code) if is_file_plugin(name) else importlib.import_module(name)
     except (InputError, KeyboardInterrupt):
         raise
     except Exception as e:
         raise InputError(f'--import {name}: {type(e).__name__}: {e}') from e
+
+def _digest(name, code): # of the bytes of a file, or of all files that a module runs
+    return hashlib.sha256(code).hexdigest() if is_file_plugin(name) else source_hash(*_module_sources(name))
 
 def _check_recorded(name, source, digest, recorded):
     "Refuse content that is not what a run recorded, or that this user never imported"
@@ -149,12 +165,13 @@ def import_plugins(names, recorded=None)->dict:
     found = {}
     for name in map(plugin_name, names or ()):
         source = plugin_source(name)
-        digest = source_hash(source)
+        code = source.read_bytes()
+        digest = _digest(name, code)
         if recorded is None: trust(digest)
         else: _check_recorded(name, source, digest, recorded)
         if _hashes.get(name, digest) != digest:
             raise InputError(f'{source} has changed since this process imported it; restart')
-        if name not in _hashes: _import_source(name, source)
+        if name not in _hashes: _import_source(name, source, code)
         found[name] = _hashes[name] = digest
     return found
 

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from ..core import InputError, did_you_mean
 from ..training.options import aliases
+from ..trust import TRUST_OPTIONS
 
 # %% ../../nbs/11_app/02_config_file.ipynb #b95e15c7
-_TRUST_OPTIONS = 'trust_remote_code', 'allow_execution', 'imports' # they run code, so they are typed
+_TYPED_OPTIONS = *TRUST_OPTIONS, 'imports' # they run code, so they are typed
 _PLACE_OPTIONS = 'output_dir', 'resume_from_checkpoint'            # where the run lies that left the file
 
 def read_mapping(path)->dict:
@@ -74,7 +75,7 @@ def config_words(path, options:type, typed=())->list:
         if name not in known:
             raise InputError(f"--config {path}: unknown option '{key}': {did_you_mean(name, known)}")
         if isinstance(value, dict): raise InputError(f'--config {path}: {key} takes a value or a list, not a mapping')
-        if name in _TRUST_OPTIONS and value:
+        if name in _TYPED_OPTIONS and value and name not in typed:
             shown = 'import' if name == 'imports' else name
             raise InputError(
                 f'--config {path}: {key} lets code run and is not taken from a file; type --{shown} '

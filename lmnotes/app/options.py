@@ -70,6 +70,7 @@ class CompareOptions(CommonOptions):
     data_path: str | None = None     # a file or folder of your own, instead of datasets
     limit: int | None = None         # use only this many rows
     allow_eval_data: bool = False    # train on datasets that are meant for evaluation
+    trust_remote_code: bool = False  # run Python code that comes with hub models; typed again with --rerun
     device: str = 'auto'             # auto, cuda, mps or cpu
     launcher: str = 'local'          # where runs are made: local (this process), processes, or ray
     workers: int | None = None       # runs at once; default: cores over threads

@@ -31,7 +31,7 @@ def train_command(o, given):
     if hasattr(run, 'path') and os.environ.get('RANK', '0') == '0': write_card(run.path)
 
 # %% ../../nbs/11_app/04_run_commands.ipynb #788f48ca
-_RERUN_OPTIONS = 'rerun', 'launcher', 'workers', 'imports' # options that do not change a plan
+_RERUN_OPTIONS = 'rerun', 'launcher', 'workers', 'imports', 'trust_remote_code' # options that do not change a plan
 
 def _rerun(o, given):
     if changing := sorted(given - {*_RERUN_OPTIONS}):
@@ -39,7 +39,7 @@ def _rerun(o, given):
             f'--rerun completes a plan as it was made, and --{changing[0]} would change it; leave it out'
         )
     launcher,workers = (getattr(o, k) if k in given else None for k in ('launcher', 'workers'))
-    return rerun(o.rerun, launcher=launcher, workers=workers)
+    return rerun(o.rerun, launcher=launcher, workers=workers, trust_remote_code=o.trust_remote_code)
 
 def compare_command(o, given)->int:
     """Train models side by side, print the verdicts and write the report

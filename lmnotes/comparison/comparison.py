@@ -24,6 +24,7 @@ from .spec import *
 from ..core import *
 from ..files import *
 from ..training.train import train_validation_overlap
+from ..trust import granted
 
 # %% ../../nbs/08_comparison/19_comparison.ipynb #5c0cae1b
 flops_formula = (
@@ -183,7 +184,7 @@ def compare(models, datasets=('prose',), seeds=3, budget='tokens:200k', size='ti
     return _execute(c, spec, _Execution(train=train, say=say, **how))
 
 # %% ../../nbs/08_comparison/19_comparison.ipynb #001bbc53
-def rerun(path, launcher=None, workers=None, train=None, say=None)->Comparison:
+def rerun(path, launcher=None, workers=None, train=None, say=None, trust_remote_code=False)->Comparison:
     """Run the cells of a comparison that are missing, and analyse it again; an `InputError` where a plugin changed
 
     Parameters:
@@ -191,10 +192,11 @@ def rerun(path, launcher=None, workers=None, train=None, say=None)->Comparison:
         launcher: as in `compare`; None: as it began
         workers: as in `compare`; None: as it began
         train: function that trains a cell, for `local`
-        say: called with progress lines; None: print"""
+        say: called with progress lines; None: print
+        trust_remote_code: run Python code that comes with hub models; never taken from the folder"""
     say = say or _print_line
     path = Path(path)
-    spec = ComparisonSpec.load(path/'plan.json')
+    spec = ComparisonSpec.load(path/'plan.json', granted(dict(trust_remote_code=trust_remote_code)))
     try:
         c = Comparison.load(path)
     except InputError:

@@ -23,6 +23,7 @@ from .experiment_run import *
 from .spec import *
 from ..core import *
 from ..files import *
+from ..trust import granted
 
 # %% ../../nbs/08_comparison/12_executors.ipynb #e9db537c
 executors = Registry('launcher')
@@ -41,23 +42,25 @@ def run_local(spec:ComparisonSpec, root, jobs, workers=1, train=None):
     for job in jobs: yield run_cell(spec, *job, root, train).cell
 
 # %% ../../nbs/08_comparison/12_executors.ipynb #4f185ffa
-def load_worker_spec(root)->ComparisonSpec:
+def load_worker_spec(root, trust=())->ComparisonSpec:
     """Load the spec in a worker, with its plugins and its number of threads
 
     Parameters:
-        root: folder of the comparison"""
-    spec = ComparisonSpec.load(Path(root)/'plan.json')
+        root: folder of the comparison
+        trust: names of the trust options, from the command line of the process that started the worker"""
+    spec = ComparisonSpec.load(Path(root)/'plan.json', trust)
     if spec.threads: torch.set_num_threads(spec.threads)
     return spec
 
-def serve_cells(root):
+def serve_cells(root, *trust):
     """Run the cells named on standard input, a line of JSON each, and answer each with a line
 
     Parameters:
-        root: folder of the comparison"""
+        root: folder of the comparison
+        trust: as in `load_worker_spec`"""
     answers = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1) # whatever is printed belongs into the log
-    spec = load_worker_spec(root)
+    spec = load_worker_spec(root, trust)
     for line in sys.stdin:
         run_cell(spec, *json.loads(line), root)
         print('done', file=answers, flush=True)
@@ -67,14 +70,16 @@ class CellWorker:
 
     Parameters:
         root: folder of the comparison
-        number: of this worker, for its log"""
-    def __init__(self, root,
-            number:int): self.root,self.log,self.process = Path(root),Path(root)/f'logs/worker_{number}.log',None
+        number: of this worker, for its log
+        trust: as in `load_worker_spec`"""
+    def __init__(self, root, number:int, trust=()):
+        self.root,self.log,self.process = Path(root),Path(root)/f'logs/worker_{number}.log',None
+        self.trust = trust
     def start(self):
         "Start the process"
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        code = 'import sys; from lmnotes.comparison.executors import serve_cells; serve_cells(sys.argv[1])'
-        command = [sys.executable, '-c', code, str(self.root)]
+        code = 'import sys; from lmnotes.comparison.executors import serve_cells; serve_cells(*sys.argv[1:])'
+        command = [sys.executable, '-c', code, str(self.root), *self.trust]
         with open(self.log, 'ab') as err:
             pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=err)
             self.process = subprocess.Popen(command, text=True, **pipes)
@@ -145,7 +150,8 @@ def run_processes(spec:ComparisonSpec, root, jobs, workers=2, train=None):
     Returns: yields the line of each cell"""
     _refuse_own_train(train)
     todo,done = queue.SimpleQueue(),queue.SimpleQueue()
-    pool = [CellWorker(root, i) for i in range(min(workers, len(jobs)))]
+    trust = granted(vars(spec.options))
+    pool = [CellWorker(root, i, trust) for i in range(min(workers, len(jobs)))]
     for job in jobs: todo.put(job)
     for worker in pool: threading.Thread(target=_feed, args=(worker, todo, done), daemon=True).start()
     try:
@@ -168,13 +174,14 @@ def _import_ray():
         ) from None
     return ray
 
-def ray_cell(root, job):
+def ray_cell(root, job, trust=()):
     """Run one cell on a Ray worker
 
     Parameters:
         root: folder of the comparison
-        job: arm, dataset and seed"""
-    run_cell(load_worker_spec(root), *job, root)
+        job: arm, dataset and seed
+        trust: as in `load_worker_spec`"""
+    run_cell(load_worker_spec(root, trust), *job, root)
 
 def _start_ray(ray, workers): # a running cluster, or one on this machine
     address = os.environ.get('RAY_ADDRESS')
@@ -198,7 +205,8 @@ def run_ray(spec:ComparisonSpec, root, jobs, workers=2, train=None):
     if ours: _start_ray(ray, workers)
     try:
         task = ray.remote(num_cpus=1, max_retries=0)(ray_cell)
-        waiting = {task.remote(str(Path(root).absolute()), job): job for job in jobs}
+        trust = granted(vars(spec.options))
+        waiting = {task.remote(str(Path(root).absolute()), job, trust): job for job in jobs}
         while waiting:
             (ref,),_ = ray.wait(list(waiting))
             job = waiting.pop(ref)

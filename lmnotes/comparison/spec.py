@@ -18,6 +18,7 @@ from ..files import *
 from ..plugins import import_plugins
 from ..training.build import weights_source
 from ..training.options import TrainOptions
+from ..trust import typed_trust
 
 # %% ../../nbs/08_comparison/05_spec.ipynb #92f2bfd5
 @dataclass
@@ -123,18 +124,22 @@ def save(self:ComparisonSpec, path):
     write_json(path, {k: v for k,v in asdict(replace(self, data={})).items() if k != 'data'})
 
 @patch(cls_method=True)
-def load(cls:ComparisonSpec, path)->ComparisonSpec:
-    """Read a saved spec and import its plugins; an `InputError` where the file or a plugin is not as it was
+def load(cls:ComparisonSpec, path, trust=())->ComparisonSpec:
+    """Read a saved spec and import its plugins; an `InputError` where the file asks for trust, or it or a plugin changed
 
     Parameters:
-        path: of `plan.json`"""
+        path: of `plan.json`
+        trust: names of the trust options that were typed"""
     path = Path(path)
     if not path.is_file():
         raise InputError(f'{path.parent} holds no plan.json; give the folder that lmnotes compare made')
     try:
         d = read_json(path)
-        o = TrainOptions(**{k: tuple(v) if isinstance(v, list) else v for k,v in d.pop('options').items()})
+        options = {k: tuple(v) if isinstance(v, list) else v for k,v in d.pop('options').items()}
+        o = TrainOptions(**typed_trust(options, trust, path))
         b = Budget(**d.pop('budget'))
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError) as e:
         raise InputError(f'{path} is damaged ({e}); run the comparison again') from e
     spec = cls(**{**d, 'tasks': tuple(d['tasks'])}, options=o, budget=b, data={})

@@ -207,7 +207,8 @@ def hub_tokenizer(name:str)->PreTrainedTokenizerFast:
     from transformers import AutoTokenizer
     try:
         with nullcontext() if Path(name).is_dir() else offline_if_unreachable():
-            tok = AutoTokenizer.from_pretrained(name, use_fast=True, clean_up_tokenization_spaces=False)
+            options = dict(use_fast=True, clean_up_tokenization_spaces=False, trust_remote_code=False)
+            tok = AutoTokenizer.from_pretrained(name, **options)
     except Exception as e:
         cause = f'{type(e).__name__}: {e}'.split('\n')[0][:160]
         near = did_you_mean(name, tokenizer_builders)

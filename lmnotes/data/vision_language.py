@@ -154,7 +154,7 @@ def _load_processor(name):
     from transformers import AutoProcessor
     try:
         with offline_if_unreachable():
-            return AutoProcessor.from_pretrained(str(name))
+            return AutoProcessor.from_pretrained(str(name), trust_remote_code=False)
     except Exception as e:
         raise InputError(
             f"no processor '{name}' ({type(e).__name__}: {str(e).splitlines()[0][:120]}); "

@@ -124,7 +124,9 @@ def load_lm(path, **overrides)->LM:
 
 def _read_lm(path, config): # all weights of the model, and no others
     if not saved_dtypes(path): raise InputError(f'{path} holds a config and no weights (model.safetensors)')
-    cls,kwargs = find_lm_class((config.architectures or ['LM'])[0]),dict(use_safetensors=True)
+    name = (config.architectures or ['LM'])[0]
+    cls,kwargs = find_lm_class(name),dict(use_safetensors=True)
+    if cls is None: raise InputError(f"{path} holds a model of the class '{name}', which lmnotes does not have")
     with quiet_loading():
         model,info = cls.from_pretrained(
             path, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs

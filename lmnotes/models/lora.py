@@ -22,6 +22,7 @@ from ..files import *
 from .decoder import *
 from .hf.hf_quantization import *
 from .weight_checks import *
+from ..trust import check_adapter_config
 
 # %% ../../nbs/02_models/13_lora.ipynb #ae3aba4a
 _not_adapted = 'router', 'gate', 'classifier', 'score'
@@ -186,7 +187,8 @@ def load_lora(base, path, trainable:bool=False):
         raise InputError(
             f'{path} holds no adapter_model.safetensors; weights in another form, such as a pickle, are not read'
         )
-    find_lora_targets(base, read_json(path/'adapter_config.json').get('target_modules'))
+    config = check_adapter_config(read_json(path/'adapter_config.json'), path/'adapter_config.json')
+    find_lora_targets(base, config.get('target_modules'))
     saved_dtypes(path/'adapter_model.safetensors')
     try:
         with warnings.catch_warnings(action='ignore', category=UserWarning): # it warns of names that we refuse

@@ -112,7 +112,7 @@ def _refuse_save(*args, **kwargs):
 
 def _read_model(folder, raw): # `raw`: what config.json says
     matrices,tensors,head = read_packed(folder/'model.safetensors', raw['packed'].get('checksum'))
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     config.packed = None
     model,recorded = _skeleton(config, raw['architectures'][0])
     _place_matrices(model, matrices, head['layers'])

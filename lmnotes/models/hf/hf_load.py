@@ -110,8 +110,8 @@ class LoadPlan:
     @property
     def kwargs(self)->dict:
         "Arguments of the auto class"
-        trust = dict(trust_remote_code=True) if self.options.trust_remote_code else {}
-        return dict(dtype=self.options.torch_dtype, attn_implementation=self.attention, **trust)
+        trust = self.options.trust_remote_code
+        return dict(dtype=self.options.torch_dtype, attn_implementation=self.attention, trust_remote_code=trust)
 
 # fields that weights decide: sizes, under any name
 _sizes = {*LMConfig.attribute_map, *LMConfig.attribute_map.values(), 'head_dim', 'vocab_size'} - {'max_length'}

@@ -22,6 +22,7 @@ from ..recipes import apply_recipe
 from ..run import RunFolder
 from ..run_summary import check_evaluation_schedule
 from ..schedules import schedules
+from ...trust import granted, typed_trust
 
 # %% ../../../nbs/06_training/distributed/05_resume.ipynb #6497450e
 resumable_options = set(
@@ -104,6 +105,7 @@ def resume_options(given:dict)->tuple[TrainOptions,Path]:
     _check_unchanged(run, given)
     _import_again(run)
     saved = {k: tuple(v) if isinstance(v, list) else v for k,v in RunFolder(run).args['options'].items()}
+    saved = typed_trust(saved, granted(given), run/'args.json')
     changed = {k: v for k,v in given.items() if k in resumable_options | _row_options}
     multi_gpu = bool(given.get('multi_gpu')) # how many ranks there are is not the run's to remember
     ranks = dict(multi_gpu=multi_gpu, fsdp=multi_gpu and bool(given.get('fsdp', saved['fsdp'])))
