@@ -121,7 +121,7 @@ class OptimizerOptions:
     optimizer: str = 'adamw'           # adamw, muon, lion or sgd
     lr_scheduler_type: str | None = None # linear, cosine, constant ...; default: the recipe's, linear for hub weights
     warmup_steps: int = option(0, least=0, most=10**9) # steps of linear warm-up
-    warmup_ratio: float | None = fraction(None) # share of steps if warmup_steps is 0; default: recipe's, 0 for hub weights
+    warmup_ratio: float | None = fraction(None) # of all steps, if no warmup_steps; default: recipe's, 0 for hub weights
     weight_decay: float | None = option(None, least=0, most=100) # decoupled; default: the recipe's, 0 for hub weights
     adam_beta1: float | None = fraction(None) # decay of the mean gradient; default: the recipe's, 0.9 for hub weights
     adam_beta2: float | None = fraction(None) # decay of the mean square; default: the recipe's, 0.999 for hub weights
