@@ -8,12 +8,12 @@ __all__ = ['InputError', 'RunError', 'did_you_mean', 'Registry', 'set_seed', 'se
            'keep_memory']
 
 # %% ../nbs/00_core.ipynb #4f5e8f85
-import difflib
 import hashlib
 import os
 import pkgutil
 import platform
 import random
+import re
 import sys
 import warnings
 from importlib import import_module, metadata, util
@@ -29,28 +29,49 @@ class RunError(RuntimeError):
     "The run failed though the input was right: a full disk, a lost process, a leaking model (exit code 1)"
 
 # %% ../nbs/00_core.ipynb #2d33291d
-def did_you_mean(name:str, names)->str:
-    """The nearest of `names`, or all of them when none is near
+def _edit_distance(a, b): # letters to insert, delete, replace or swap with a neighbour
+    before,row = [],list(range(len(b) + 1))
+    for i,x in enumerate(a, 1):
+        older,before,row = before,row,[i]
+        for j,y in enumerate(b, 1):
+            best = min(before[j] + 1, row[j-1] + 1, before[j-1] + (x != y))
+            swapped = i > 1 and j > 1 and x == b[j-2] and a[i-2] == y
+            row.append(min(best, older[j-2] + 1) if swapped else best)
+    return row[-1]
+
+# %% ../nbs/00_core.ipynb #2fa8e360
+def _distance(name, other): # 0 to 1, above 0.4: not near
+    a,b = name.lower(),other.lower()
+    return 0.4 if a and a in re.split(r'[^a-z0-9]', b) else _edit_distance(a, b)/max(len(a), len(b), 1)
+
+def did_you_mean(name:str, names, listing:str='')->str:
+    """Offer the nearest of `names`; all of them, or the three nearest of many, when none is near
 
     Parameters:
         name: what came
         names: what there is
+        listing: command that lists all of them
     Returns: one sentence to put behind an error"""
     names = sorted(map(str, names))
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
-    return f"did you mean '{near[0]}'?" if near else f"there is: {', '.join(names) or 'nothing yet'}."
+    distances = sorted((_distance(str(name)[:200], n), n) for n in names)
+    near = [f"'{n}'" for d,n in distances if d == distances[0][0] <= 0.4]
+    if near: return f"did you mean {' or '.join(near[:3])}?"
+    every = ', '.join(names) or 'nothing yet'
+    if len(every) <= 240: return f'there is: {every}.'
+    shown = ', '.join(n for _,n in distances[:3])
+    return f'of {len(names):,} names the nearest are {shown}' + (f'; `{listing}` lists them all' if listing else '')
 
 # %% ../nbs/00_core.ipynb #c7be50e5
 class Registry(dict):
     """Table of implementations of one `kind` by name: `@models('gpt')` adds one, `models.build('gpt', dim=64)` calls it
 
     Parameters:
-        kind: what the names stand for, used in messages: 'model', 'dataset'"""
-    def __init__(self, kind:str):
+        kind: what the names stand for, used in messages: 'model', 'dataset'
+        listing: command that lists the names, where there are many"""
+    def __init__(self, kind:str, listing:str=''):
         super().__init__()
-        self.kind = kind
-        self.targets = {}
-        self.packages = []
+        self.kind,self.listing = kind,listing
+        self.targets,self.packages = {},[]
     def __call__(self, name:str):
         """Decorate a function or class to register it under `name`; another object under a taken name is a `ValueError`
 
@@ -70,7 +91,8 @@ class Registry(dict):
         self.import_packages()
         if not dict.__contains__(self, name):
             if name not in self.targets:
-                raise InputError(f"unknown {self.kind} '{name}': {did_you_mean(name, self.names())}")
+                near = did_you_mean(name, self.names(), self.listing)
+                raise InputError(f"unknown {self.kind} '{name}': {near}")
             module,_,attribute = self.targets[name].partition(':')
             self[name] = getattr(import_module(module), attribute)
         return dict.__getitem__(self, name)
@@ -101,6 +123,7 @@ class Registry(dict):
         name, # name
         default=None,
     ): return self[name] if name in self else default
+
 
 
 # %% ../nbs/00_core.ipynb #7c84aed4

@@ -16,9 +16,12 @@ from typing import Annotated
 
 from .. import __version__
 from .config_file import *
+from .exit_codes import explain, keep_traceback, one_line
 from .options import commands, option_classes, option_comments
-from ..core import InputError, RunError, did_you_mean
+from ..core import InputError, did_you_mean
+from ..option_values import check_values
 from ..plugins import import_entry_points, import_plugins
+from ..reading import short_reason
 from ..training.options import option_groups
 
 # %% ../../nbs/11_app/03_cli.ipynb #35ae37f4
@@ -138,9 +141,10 @@ def parse(name:str, words:list[str])->tuple:
     err = io.StringIO()
     try:
         with contextlib.redirect_stderr(err):
-            return _run_parser(name, options, words), given
+            parsed = _run_parser(name, options, words)
     except SystemExit:
         raise InputError(f'{_first_sentence(err.getvalue())} (lmnotes {name} --help lists all)') from None
+    return check_values(parsed), given
 
 # %% ../../nbs/11_app/03_cli.ipynb #d745145a
 _USAGE = '''usage: lmnotes COMMAND [options]
@@ -171,23 +175,39 @@ def run_command(name:str, words:list[str])->int:
     return commands[name](options, given) or 0
 
 # %% ../../nbs/11_app/03_cli.ipynb #755853a7
-_DISK_FULL = 28, 122 # ENOSPC, EDQUOT
-
-def _complain(e, code):
-    print(f"lmnotes: {' '.join(str(e).split())}", file=sys.stderr)
+def _complain(text, code):
+    print(f'lmnotes: {text}', file=sys.stderr)
     return code
 
+def _report(e, words): # exit code 3: distinct from what a run or its input can cause
+    path = keep_traceback(e, words)
+    where = f'the traceback is in {path}' if path else 'the traceback could not be kept'
+    return _complain(f'a fault of lmnotes itself: {type(e).__name__}: {short_reason(e)}; {where}, please report it', 3)
+
+
 def _prepare_process():
-    warnings.showwarning = lambda message, *_, **__: print(f'warning: {message}', file=sys.stderr)
+    warnings.showwarning = lambda message, *_, **__: print(f'warning: {one_line(message)}', file=sys.stderr)
     os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
     os.environ.setdefault('HF_HUB_DISABLE_PROGRESS_BARS', '1') # a bar for loading one file tells nobody anything
+
+def _run(words): # exit code
+    try:
+        return run_command(words[0], words[1:])
+    except SystemExit as e:
+        return e.code or 0
+    except BrokenPipeError: # whoever reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except (Exception, KeyboardInterrupt) as e:
+        known = explain(e)
+        return _complain(*known) if known else _report(e, words)
 
 def main(argv=None)->int:
     """Run one command
 
     Parameters:
         argv: words after `lmnotes`; None: those of this process
-    Returns: exit code: 0 done, 1 the run failed, 2 the input was wrong"""
+    Returns: exit code: 0 done, 1 the run failed, 2 the input was wrong, 3 a fault of lmnotes"""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ('-h', '--help', 'help'):
         print(usage())
@@ -196,19 +216,4 @@ def main(argv=None)->int:
         print(__version__)
         return 0
     _prepare_process()
-    try:
-        return run_command(words[0], words[1:])
-    except SystemExit as e:
-        return e.code or 0
-    except InputError as e:
-        return _complain(e, 2)
-    except RunError as e:
-        return _complain(e, 1)
-    except KeyboardInterrupt:
-        return _complain('stopped by hand', 1)
-    except BrokenPipeError: # whoever reads has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0
-    except OSError as e:
-        if e.errno not in _DISK_FULL: raise
-        return _complain(e, 1)
+    return _run(words)
