@@ -49,7 +49,7 @@ class RLRecorder:
     def __init__(self, folder:RunFolder, s:RLSettings, data, scorer, quiet:bool=True):
         self.folder,self.settings,self.data,self.scorer,self.quiet = folder,s,data,scorer,quiet
         self.path,self.checkpoints = folder.path,folder.checkpoints
-        self.partial = self.checkpoints/'.trl.tmp' # where TRL writes a checkpoint before it has its name
+        self.partial = self.checkpoints/f'.trl.{os.getpid()}.tmp' # where TRL writes a checkpoint before it has its name
         self.trackers = []
         self.start_time,self.last_time,self.paused = time.perf_counter(),0.,0. # seconds
         self.tokens,self.plot_due = 0,False
@@ -109,10 +109,11 @@ def keep_checkpoint(self:RLRecorder, step:int):
     (made/'training_args.bin').unlink(missing_ok=True) # a pickle
     state = dict(step=step, tokens=self.tokens, fingerprint=self.data.fingerprint)
     write_json(made/'state.json', state | dict(total_steps=self.settings.steps, mode='rl'))
+    default_modes(made)
     os.rename(made, self.checkpoints/step_name(step))
     shutil.rmtree(self.partial, ignore_errors=True)
     atomic_write(self.checkpoints/'latest', step_name(step) + '\n')
-    for old in steps_in(self.checkpoints)[:-self.settings.keep]: shutil.rmtree(old)
+    for old in steps_in(self.checkpoints)[:-self.settings.keep]: delete_folder(old)
 
 @patch
 def write_samples(self:RLRecorder, step:int, n:int=4)->list:
@@ -198,7 +199,7 @@ def recorder_callback(recorder:RLRecorder, evaluate, run):
         def on_log(self, args, state, control, logs=None, **kw):
             if 'loss' not in (logs or {}): return
             step,s,start = state.global_step,recorder.settings,time.perf_counter()
-            if is_main() and step % s.sample_every == 0: recorder.write_samples(step)
+            if is_main() and (step % s.sample_every == 0 or step == s.steps): recorder.write_samples(step)
             if s.eval_every and step % s.eval_every == 0 and step < s.steps: evaluate(step)
             recorder.plot_due = is_main() and step % s.picture_every == 0
             recorder.paused += time.perf_counter() - start
