@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RLDataFacts', 'RLJob', 'RLRun', 'summarize_rl', 'run_rl', 'grpo']
 
-# %% ../../nbs/07_rl/11_grpo.ipynb #615e47d0
+# %% ../../nbs/07_rl/11_grpo.ipynb #04d0046e
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -21,7 +21,7 @@ from .recorder import RLRecorder, recorder_callback, samples_table
 from .reward_functions import RewardScorer
 from .rl_evaluation import HeldOutEvaluation, gain_error, reward_signal_warning, scores_text
 from .settings import RLSettings, check_rl_settings, fit_prompt_length, quiet_libraries
-from ..training.checkpoints import check_same_data, stop_on_signals
+from ..training.checkpoints import StopRequested, check_same_data, stop_on_signals
 from ..training.distributed.process_groups import barrier, is_main, run_on_main, world_size
 from ..training.interface.run_messages import RunMessages
 from ..training.monitor import memory_bytes
@@ -29,7 +29,7 @@ from ..training.options import options_from
 from ..training.run import RunFolder
 from ..training.trackers import TensorBoard, WandB, tracker_facts
 
-# %% ../../nbs/07_rl/11_grpo.ipynb #9ed1835a
+# %% ../../nbs/07_rl/11_grpo.ipynb #4cae7742
 @dataclass
 class RLDataFacts:
     "What trackers say of the data"
@@ -50,6 +50,11 @@ class RLJob:
     options:dict|None = None    # as trackers show them; None: the settings
     stop_request:str|None = None # name of the signal that asked for a stop
     stop_reason:str|None = None  # why the run was stopped before its last step
+    first_step:int = 0           # step of the checkpoint, 0 without one
+    step:int = 0                 # steps made when training ended
+    def __post_init__(self): # read now: the checkpoint may be gone when the run ends
+        if self.checkpoint: self.first_step = read_json(Path(self.checkpoint)/'state.json')['step']
+        self.step = self.first_step
     @property
     def dls(self)->RLDataFacts:
         "The data, as trackers see it"
@@ -59,10 +64,6 @@ class RLJob:
     def spec(self)->dict:
         "Options, as trackers show them"
         return self.options or asdict(self.settings)
-    @property
-    def first_step(self)->int:
-        "Step of the checkpoint, 0 without one"
-        return read_json(Path(self.checkpoint)/'state.json')['step'] if self.checkpoint else 0
     def messages(self)->RunMessages:
         "Make what says events of the run, on rank 0 alone"
         return RunMessages(self.folder.log if is_main() else None, self.quiet or not is_main())
@@ -163,14 +164,13 @@ def _say_after(job, recorder, summary, samples):
     say('plots', f"viz/training_latest.png shows step {summary['steps']}{left_out}")
     say('result', _result_text(summary))
 
-# %% ../../nbs/07_rl/11_grpo.ipynb #27df9dfe
+# %% ../../nbs/07_rl/11_grpo.ipynb #ffabe9f8
 def _last_samples(recorder, step): # of this step, written now if they are not there
     rows = read_jsonl(recorder.path/'samples.jsonl')
     return rows[-4:] if rows and rows[-1]['step'] == step else recorder.write_samples(step)
 
 def _finish(job, trainer, evaluate, before, seconds, notes)->RLRun:
     s,folder,recorder,step = job.settings,job.folder,trainer.recorder,trainer.state.global_step
-    if job.stop_reason and step < s.steps: folder.stop(job.stop_reason, step, s.steps)
     after = evaluate(step)
     folder.save_final(job.model, job.data.tokenizer)
     summary = summarize_rl(job, trainer, before, after, seconds, notes)
@@ -191,22 +191,8 @@ def _evaluation(job, scorer):
     valid = rl_prompts(job.data, 'validation', job.settings.max_prompt_length)
     return HeldOutEvaluation(job.model, job.data, job.settings, job.folder.path, valid, scorer.correctness)
 
-def run_rl(job:RLJob)->RLRun:
-    """Train a model on rewards, from the first step or a checkpoint to the summary
-
-    Parameters:
-        job: whose folder describes the run already"""
-    job.settings = s = fit_prompt_length(job.model, job.settings)
-    notes,data = check_rl_settings(s),job.data
-    if not getattr(job.model, 'is_quantized', False): job.model.to(pick_device(s.device))
-    scorer = RewardScorer(data.task, data.rows['train'], s)
-    recorder = RLRecorder(job.folder, s, data, scorer, job.messages())
-    evaluate = _evaluation(job, scorer)
-    if job.checkpoint: job.folder.rewind(job.first_step)
-    before = evaluate(0)
-    if warning := reward_signal_warning(before, s.pass_k): notes.append(warning)
-    _say_before(job, recorder, before, notes)
-    if is_main(): recorder.trackers = _trackers(job)
+def _train(job, scorer, recorder, evaluate): # trainer, seconds
+    s,data = job.settings,job.data
     with quiet_libraries(), stop_on_signals(job):
         prompts = rl_prompts(data, 'train', s.max_prompt_length)
         trainer = make_grpo_trainer(job.model, data.tokenizer, s, scorer, recorder, prompts)
@@ -214,8 +200,36 @@ def run_rl(job:RLJob)->RLRun:
         start = time.perf_counter()
         trainer.train(resume_from_checkpoint=str(job.checkpoint) if job.checkpoint else None)
         seconds = time.perf_counter() - start
+    job.step = trainer.state.global_step
+    if reason := job.stop_reason or job.stop_request: raise StopRequested(reason)
+    return trainer,seconds
+
+def _train_and_finish(job):
+    s,notes = job.settings,check_rl_settings(job.settings)
+    if not getattr(job.model, 'is_quantized', False): job.model.to(pick_device(s.device))
+    scorer = RewardScorer(job.data.task, job.data.rows['train'], s)
+    recorder = RLRecorder(job.folder, s, job.data, scorer, job.messages())
+    evaluate = _evaluation(job, scorer)
+    job.folder.rewind(job.first_step)
+    before = evaluate(0)
+    if warning := reward_signal_warning(before, s.pass_k): notes.append(warning)
+    _say_before(job, recorder, before, notes)
+    if is_main(): recorder.trackers = _trackers(job)
+    trainer,seconds = _train(job, scorer, recorder, evaluate)
     job.model = remove_patches(trainer.model)
     return _finish(job, trainer, evaluate, before, seconds, notes)
+
+def run_rl(job:RLJob)->RLRun:
+    """Train a model on rewards, from the first step or a checkpoint to the summary
+
+    Parameters:
+        job: whose folder describes the run already"""
+    job.settings = fit_prompt_length(job.model, job.settings)
+    try:
+        with stop_on_signals(job, now=True): # outside of training, where a signal waits for the step to end
+            return _train_and_finish(job)
+    except StopRequested as e:
+        job.folder.stop(str(e), job.step, job.settings.steps)
 
 # %% ../../nbs/07_rl/11_grpo.ipynb #f20f0386
 def _new_folder(model, data, s, path):
@@ -245,5 +259,6 @@ def grpo(model, data='arithmetic', path=None, resume=False, quiet=True, **settin
     if checkpoint: check_same_data(checkpoint, data)
     folder = RunFolder(path) if checkpoint else _new_folder(model, data, s, path)
     options,device = asdict(s),pick_device(s.device)
-    run_on_main(lambda: folder.describe(options, data, device, settings=options))
-    return run_rl(RLJob(model, data, s, folder, checkpoint, quiet))
+    with folder.locked():
+        run_on_main(lambda: folder.describe(options, data, device, settings=options))
+        return run_rl(RLJob(model, data, s, folder, checkpoint, quiet))

@@ -24,7 +24,7 @@ from ..training.monitor import memory_bytes, seconds_left
 from ..training.plots import write_plots
 from ..training.run import RunFolder
 
-# %% ../../nbs/07_rl/09_recorder.ipynb #9ed1835a
+# %% ../../nbs/07_rl/09_recorder.ipynb #7c6ae2bd
 _logged = dict(
     loss='loss',
     accuracy='rewards/correctness/mean',
@@ -52,7 +52,7 @@ class RLRecorder:
         self.folder,self.settings,self.data,self.scorer = folder,s,data,scorer
         self.messages = messages or RunMessages(quiet=True)
         self.path,self.checkpoints = folder.path,folder.checkpoints
-        self.partial = self.checkpoints/'.trl.tmp' # where TRL writes a checkpoint before it has its name
+        self.partial = self.checkpoints/f'.trl.{os.getpid()}.tmp' # where TRL writes a checkpoint before it has its name
         self.trackers = []
         self.start_time,self.last_time,self.paused = time.perf_counter(),0.,0. # seconds
         self.first_step,self.said_at = None,0. # of this process; seconds
@@ -107,7 +107,7 @@ class RLRecorder:
         ]
         self.messages.say('rl', ' · '.join(parts), file=sys.stderr)
 
-# %% ../../nbs/07_rl/09_recorder.ipynb #27df9dfe
+# %% ../../nbs/07_rl/09_recorder.ipynb #24c7c5e3
 @patch
 def keep_checkpoint(self:RLRecorder, step:int):
     """Give a checkpoint its name, at once, and remove old ones
@@ -118,10 +118,11 @@ def keep_checkpoint(self:RLRecorder, step:int):
     (made/'training_args.bin').unlink(missing_ok=True) # a pickle
     state = dict(step=step, tokens=self.tokens, fingerprint=self.data.fingerprint)
     write_json(made/'state.json', state | dict(total_steps=self.settings.steps, mode='rl'))
+    default_modes(made)
     os.rename(made, self.checkpoints/step_name(step))
     shutil.rmtree(self.partial, ignore_errors=True)
     atomic_write(self.checkpoints/'latest', step_name(step) + '\n')
-    for old in steps_in(self.checkpoints)[:-self.settings.keep]: shutil.rmtree(old)
+    for old in steps_in(self.checkpoints)[:-self.settings.keep]: delete_folder(old)
 
 @patch
 def write_samples(self:RLRecorder, step:int, n:int=4)->list:
@@ -190,7 +191,7 @@ def samples_table(rows:list, width:int=48):
         table.add_row(str(row['step']), *texts, *rewards)
     return table
 
-# %% ../../nbs/07_rl/09_recorder.ipynb #1d08be3d
+# %% ../../nbs/07_rl/09_recorder.ipynb #34a9e8d9
 def stop_requested_anywhere(requested)->bool:
     """Whether any rank was asked to stop; every rank must call this
 
@@ -220,7 +221,7 @@ def recorder_callback(recorder:RLRecorder, evaluate, run):
         def on_log(self, args, state, control, logs=None, **kw):
             if 'loss' not in (logs or {}): return
             step,s,start = state.global_step,recorder.settings,time.perf_counter()
-            if is_main() and (step == 1 or step % s.sample_every == 0): recorder.write_samples(step)
+            if is_main() and (step == 1 or step % s.sample_every == 0 or step == s.steps): recorder.write_samples(step)
             if s.eval_every and step % s.eval_every == 0 and step < s.steps:
                 recorder.messages.say('eval', f'step {step}: {scores_text(evaluate(step), s.pass_k)}')
             recorder.plot_due = is_main() and step % s.picture_every == 0

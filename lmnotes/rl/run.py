@@ -140,7 +140,7 @@ def _prepare(o, checkpoint, given)->tuple: # options, data, model, settings
     if s.allow_execution: data.notes.append(f'programs are run; walls: {sandbox_walls()}')
     return o,data,model,s
 
-# %% ../../nbs/07_rl/12_run.ipynb #3020aaed
+# %% ../../nbs/07_rl/12_run.ipynb #a1c987f8
 _memory_advice = (
     'the run needs more memory than there is; try a smaller --batch_size with more '
     '--gradient_accumulation_steps, a smaller --grpo_group_size, or a smaller --max_completion_length'
@@ -160,11 +160,12 @@ def train_rl(o:TrainOptions, checkpoint=None, recipe='', given=None, quiet=False
     o,data,model,s = _prepare(o, checkpoint, given)
     plan = plan_run(o, data, model_facts(model), s.steps)
     if not quiet: show_plan(plan)
-    folder = RunFolder(o.output_dir) if checkpoint else RunFolder.create(run_name(o, data), o.output_dir)
+    new = not o.resume_from_checkpoint
+    folder = RunFolder.create(run_name(o, data), o.output_dir) if new else RunFolder.open(o.output_dir)
     if not quiet: print_message('run', folder.path)
     options = asdict(o)
     job = RLJob(model, data, s, folder, checkpoint, quiet, options)
     device,step = pick_device(s.device),job.first_step
-    run_on_main(lambda: folder.describe(options, data, device, given=given, plan=plan, step=step))
-    with folder.guard(lambda: _memory_advice):
+    with folder.locked(new), folder.guard(lambda: _memory_advice):
+        run_on_main(lambda: folder.describe(options, data, device, given=given, plan=plan, step=step))
         return run_rl(job)

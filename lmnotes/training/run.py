@@ -6,8 +6,7 @@
 __all__ = ['RunFolder', 'Interrupted']
 
 # %% ../../nbs/06_training/18_run.ipynb #3f731744
-import shutil
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from datetime import datetime
 from pathlib import Path
@@ -56,15 +55,16 @@ class RunFolder:
 def _make_folder(name, output_dir):
     if not output_dir: return new_run_folder(name)
     path = Path(output_dir)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise InputError(
-            f'{path} already holds something; choose another --output_dir, or go on with --resume {path}'
-        )
+    if path.exists(): _check_unused(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise InputError(f'cannot write into {path}: {e.strerror}; choose another --output_dir') from e
     return path
+
+def _check_unused(path): # env.json is written before the file that makes it a run
+    if path.is_dir() and is_unused(path, 'env.json'): return
+    raise InputError(f'{path} already holds something; choose another --output_dir, or go on with --resume {path}')
 
 @patch(cls_method=True)
 def create(cls:RunFolder, name:str, output_dir=None)->RunFolder:
@@ -84,6 +84,22 @@ def open(cls:RunFolder, path)->RunFolder:
     if not (Path(path)/'args.json').is_file():
         raise InputError(f'{path} is not a run folder: it has no args.json; give a folder that lmnotes train made')
     return cls(path)
+
+# %% ../../nbs/06_training/18_run.ipynb #ca277933
+@patch
+@contextmanager
+def locked(self:RunFolder, new:bool=False):
+    """Keep other processes out of the folder for the length of a block, and remove what killed ones left half written
+
+    Parameters:
+        new: refuse a folder that holds something"""
+    with ExitStack() as stack:
+        def lock():
+            stack.enter_context(lock_folder(self.path))
+            if new: _check_unused(self.path)
+            remove_partial_files(self.path)
+        run_on_main(lock)
+        yield self
 
 # %% ../../nbs/06_training/18_run.ipynb #90f2c230
 def _start_of(options)->str|None: # folder or hub id of trained weights that a run starts from
@@ -105,13 +121,13 @@ def describe(self:RunFolder, options:dict, data, device='cpu', learner:dict|None
         plan: as `plan_run` gives it, for the log
         step: step at which this process starts
         more: further entries of args.json"""
-    args = dict(options=options, asked=given or {}, data=data.spec, learner=learner or {}, ranks=world_size())
-    write_json(self.path/'args.json', args | more)
-    lines = [f'--{k} {v}\n' for k,v in options.items() if v not in (None, False, ())]
-    atomic_write(self.path/'args.txt', ''.join(lines))
     plugins = loaded_plugins()
     environment = env_info() | dict(fingerprint=data.fingerprint, device=str(device))
     write_json(self.path/'env.json', environment | (dict(plugins=plugins) if plugins else {}))
+    args = dict(options=options, asked=given or {}, data=data.spec, learner=learner or {}, ranks=world_size())
+    write_json(self.path/'args.json', args | more) # from here on it can be resumed
+    lines = [f'--{k} {v}\n' for k,v in options.items() if v not in (None, False, ())]
+    atomic_write(self.path/'args.txt', ''.join(lines))
     self.checkpoints.mkdir(exist_ok=True)
     keep_fingerprint(self.path, data, _start_of(options)) # of the training text, for evaluations to come
     self.log(f'start at step {step}', plan)
@@ -132,12 +148,14 @@ def log(self:RunFolder, line:str, plan:dict|None=None):
 # %% ../../nbs/06_training/18_run.ipynb #c76e992b
 @patch
 def rewind(self:RunFolder, step:int):
-    """Drop what was logged after `step`, and half-written checkpoints; every rank must call this
+    """Drop checkpoints after `step`, and what was logged after it; every rank must call this
 
     Parameters:
-        step: of the checkpoint"""
+        step: of the checkpoint; 0: none"""
     if is_main():
-        remove_partial_files(self.checkpoints)
+        if (self.checkpoints/step_name(step)).is_dir(): atomic_write(self.checkpoints/'latest', step_name(step) + '\n')
+        for checkpoint in steps_in(self.checkpoints):
+            if checkpoint_step(checkpoint) > step: delete_folder(checkpoint)
         for log in self.logs: truncate_log(self.path/log, step)
     barrier()
 
@@ -213,8 +231,7 @@ def save_final(self:RunFolder, model, tokenizer, state=None, processor=None):
         state: whole weights by name, where this rank holds a share
         processor: of images"""
     def write():
-        if self.final.exists(): shutil.rmtree(self.final)
-        with atomic_dir(self.final) as d:
+        with atomic_dir(self.final, replace=True) as d:
             if hasattr(model, 'peft_config') and not model.get_base_model().__dict__.get('is_quantized'):
                 save_pretrained_model(merge_lora(deepcopy(model)), tokenizer, d)
                 save_pretrained_model(model, None, d/'adapter')

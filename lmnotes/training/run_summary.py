@@ -40,15 +40,17 @@ class PeriodicEvaluation(Callback):
         path: evals.jsonl
         every: steps; None: only when asked
         score: function from a learner to a dict of scores
-        start: score before the first step too"""
+        start: score before the first step too
+        last: last step of the run: scored when its checkpoint is written, which a stop may not wait for"""
     order,run_valid = 55,False # before a checkpoint is written (80)
-    def __init__(self, path, every:int|None, score, start:bool=False):
-        self.path,self.every,self.score,self.start = Path(path),every,score,start
+    def __init__(self, path, every:int|None, score, start:bool=False, last:int|None=None):
+        self.path,self.every,self.score,self.start,self.last = Path(path),every,score,start,last
         self.rows,self.seconds = read_jsonl(path),0. # seconds: spent on it so far
     def before_train(self):
         if self.start and self.learn.step == 0: self.run_now()
     def after_step(self):
-        if self.every and self.learn.step % self.every == 0: self.run_now()
+        step = self.learn.step
+        if self.every and step % self.every == 0 and step != self.last: self.run_now()
     def run_now(self)->dict:
         "Return the scores at this step, measured once"
         step,began = self.learn.step,time.perf_counter()
@@ -153,7 +155,7 @@ def mark_trained_on_eval(model, data):
     if names := {*getattr(data, 'tainted', []), *(getattr(model.config, 'trained_on_eval', None) or [])}:
         model.config.trained_on_eval = sorted(names)
 
-# %% ../../nbs/06_training/19_run_summary.ipynb #21610320
+# %% ../../nbs/06_training/19_run_summary.ipynb #09124434
 @dataclass
 class Run:
     "A finished run: its folder, learner, data and summary"
@@ -188,6 +190,7 @@ def summarize_run(learn, o:TrainOptions, scores:dict, seconds:float, start=(0, 0
         best: step the weights are of; None: the last
     Returns: for summary.json"""
     model,data,(first_step,first_tokens) = learn.model,learn.dls,start
+    trained = learn.tokens - first_tokens # in this process: none where a run was killed after its last step
     out = dict(
         status='done',
         steps=learn.step,
@@ -199,7 +202,7 @@ def summarize_run(learn, o:TrainOptions, scores:dict, seconds:float, start=(0, 0
         attention=attention_implementation(model),
         train_seconds=seconds,
         resumed_at_step=first_step or None,
-        tokens_per_s=(learn.tokens - first_tokens)/max(seconds, 1e-9),
+        tokens_per_s=trained/max(seconds, 1e-9) if trained else None,
         bits_per_byte=scores.get('bits_per_byte'),
         accuracy=scores['accuracy'],
         **{ours: scores[theirs] for theirs,ours in _summary_names.items()},
@@ -241,6 +244,6 @@ def result_lines(s:dict, data)->dict:
     parts = [f'{_score_text(s, data)} {_rows_text(s)}', f"{s['accuracy']:.1%} of {_counted(data)}s right"]
     if head: parts += [f'{k} {s[k]:.3f}' for k in label_metric_names(head, data.names)]
     if 'task_score' in s: parts.append(_task_score_text(s))
-    parts += [f"{format_count(s['tokens_per_s'])} tokens/s", f"{s['train_seconds']:.1f} s"]
+    if s['tokens_per_s']: parts += [f"{format_count(s['tokens_per_s'])} tokens/s", f"{s['train_seconds']:.1f} s"]
     tainted = f"has learnt from what is kept for evaluation: {', '.join(s.get('tainted', ()))}"
     return dict(result=', '.join(parts)) | (dict(tainted=tainted) if 'tainted' in s else {})

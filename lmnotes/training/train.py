@@ -60,39 +60,34 @@ class TrainingJob:
     folder:RunFolder|None = None # made last, when nothing can be refused any more
     messages:RunMessages|None = None # where events of the run are said
 
-# %% ../../nbs/06_training/20_train.ipynb #8011e185
+# %% ../../nbs/06_training/20_train.ipynb #670145cb
 def _callbacks(job, evals, facts):
     o,learn,steps = job.options,job.learn,job.steps
     per_epoch = optimizer_steps(replace(o, max_steps=None, num_train_epochs=1), learn.dls)
     save_every = dict(no=None, steps=o.save_steps, epoch=per_epoch)[o.save_strategy]
-    best = evals.best_step if o.load_best_model_at_end else lambda: None
+    best,last = evals.best_step if o.load_best_model_at_end else lambda: None,steps if save_every else None
     warmup = o.warmup_steps or round((o.warmup_ratio or 0)*steps)
     return [
         Schedule(o.lr_scheduler_type, learn.lr, steps, warmup),
         SkipValidation(),
         StopOnRequest(),
         *evaluation_callbacks(job, evals, per_epoch),
-        Checkpoints(job.folder.checkpoints, save_every, o.save_total_limit, dict(total_steps=steps), best),
+        Checkpoints(job.folder.checkpoints, save_every, o.save_total_limit, dict(total_steps=steps), best, last),
         *quantization_warmup(learn.model, steps),
         *(logging_callbacks(job, evals, facts) if is_main() else []),
     ]
 
-# %% ../../nbs/06_training/20_train.ipynb #25927320
+# %% ../../nbs/06_training/20_train.ipynb #1220f2fe
 def _fit(job):
     learn = job.learn
     learn.dls.train.n_batches = job.steps*job.options.gradient_accumulation_steps
     began = time.perf_counter()
-    if learn.step < job.steps:
-        with learn.no_logging(), stop_on_signals(learn), plot_failure(learn):
-            learn.fit(1)
+    with learn.no_logging(), stop_on_signals(learn), plot_failure(learn):
+        learn.fit(1) # of no steps where a run was killed after its last: callbacks still set up what they change
     if learn.dls.device.type == 'cuda': torch.cuda.synchronize()
+    reason = learn.stop_on_request.why or learn.stop_request or ''
+    if reason.startswith('SIG'): raise StopRequested(reason)
     return time.perf_counter() - began - learn.periodic_evaluation.seconds # of training alone
-
-def _load_step(job, step): # the weights of a checkpoint
-    learn,path = job.learn,job.folder.checkpoints/step_name(step)
-    if not is_sharded(learn.model): return load_weights(learn.model, path)
-    from safetensors.torch import load_file
-    load_full_state_dict(learn, load_file(path/'model.safetensors'))
 
 def _save_final(job):
     learn = job.learn
@@ -102,7 +97,8 @@ def _save_final(job):
 def _end_with_best(job, evals): # the step whose weights the run ends with
     step = job.learn.step
     best = (evals.best_step() if job.options.load_best_model_at_end else None) or step
-    if best != step: _load_step(job, best)
+    if best != step: load_step_weights(job.learn, job.folder.checkpoints/step_name(best))
+    job.learn.checkpoints.mark_best()
     return best
 
 def _example_rows(data): # (B, T) tokens of a validation batch; of an encoder-decoder, the decoder's
@@ -130,11 +126,13 @@ def _finish(job, evals, seconds, start):
         learn.training_plots.draw()
     return folder.finish(summary)
 
-# %% ../../nbs/06_training/20_train.ipynb #37c92345
-def _check_interrupted(job):
-    reason = job.learn.stop_on_request.why
-    if (reason or '').startswith('SIG'):
-        job.folder.stop(reason, job.learn.step, job.steps, tokens=int(job.learn.tokens))
+# %% ../../nbs/06_training/20_train.ipynb #14417d54
+def _fit_and_finish(job, evals, start): # summary
+    try:
+        with stop_on_signals(job.learn, now=True):
+            return _finish(job, evals, _fit(job), start)
+    except StopRequested as e:
+        job.folder.stop(str(e), job.learn.step, job.steps, tokens=int(job.learn.tokens))
 
 def _steps_in_time(job): # how many steps fit, by a probe
     seconds = measure_step_time(job.learn, min(max(1., 0.05*job.options.max_seconds), 5.))
@@ -154,9 +152,8 @@ def run_job(job:TrainingJob)->Run:
         job: with its folder"""
     o,learn,folder = job.options,job.learn,job.folder
     if job.steps is None: job.steps = _steps_in_time(job)
-    if job.checkpoint:
-        folder.rewind(read_json(job.checkpoint/'state.json')['step'])
-        load_checkpoint(learn, job.checkpoint)
+    folder.rewind(checkpoint_step(job.checkpoint) if job.checkpoint else 0)
+    if job.checkpoint: load_checkpoint(learn, job.checkpoint)
     start,evals = (learn.step, learn.tokens),EvalLog(folder.path/'evals.jsonl', job.metric, o.greater_is_better)
     tokens = round(job.steps*tokens_per_step(o, learn.dls)[0])
     facts = tracker_facts(learn, tokens, asdict(o), world_size()) if is_main() else None
@@ -165,13 +162,11 @@ def run_job(job:TrainingJob)->Run:
     if is_main():
         _describe(job)
         say_start(job)
-    seconds = _fit(job)
-    _check_interrupted(job)
-    summary = _finish(job, evals, seconds, start)
+    summary = _fit_and_finish(job, evals, start)
     if is_main(): say_end(job, evals, summary)
     return Run(folder.path, learn, learn.dls, summary)
 
-# %% ../../nbs/06_training/20_train.ipynb #7420d0de
+# %% ../../nbs/06_training/20_train.ipynb #a4cf1fba
 def learner_from_options(o:TrainOptions, data, model)->LMLearner:
     """Make the learner of a run, on all its ranks
 
@@ -217,7 +212,7 @@ def _deciding_metric(o, data, model, items)->str: # one of known direction that 
 
 def _prepare(o, checkpoint, recipe, given): # a job without its folder
     data = data_from_options(o)
-    rows = eval_row_limit(o, read_json(checkpoint.parent.parent/'args.json') if checkpoint else None, given)
+    rows = eval_row_limit(o, RunFolder(o.output_dir).args if o.resume_from_checkpoint else None, given)
     limit_validation(data, rows)
     model = model_from_options(o, data.vocab_size, data)
     if pick_device(o.device).type == 'cpu': keep_memory()
@@ -244,10 +239,11 @@ def train_supervised(o:TrainOptions, checkpoint:Path|None, recipe, given:dict, q
     job = _prepare(o, checkpoint, recipe, given)
     job.given,job.quiet = given,quiet
     if not quiet: show_plan(job.plan)
-    job.folder = RunFolder(o.output_dir) if checkpoint else RunFolder.create(run_name(o, job.learn.dls), o.output_dir)
+    new = not o.resume_from_checkpoint
+    job.folder = RunFolder.create(run_name(o, job.learn.dls), o.output_dir) if new else RunFolder.open(o.output_dir)
     if not quiet: print_message('run', job.folder.path)
     job.messages = RunMessages(job.folder.log if is_main() else None, quiet)
-    with job.folder.guard(lambda: oom_advice(job.learn, o)):
+    with job.folder.locked(new), job.folder.guard(lambda: oom_advice(job.learn, o)):
         return run_job(job)
 
 # %% ../../nbs/06_training/20_train.ipynb #be5a0681
@@ -274,7 +270,9 @@ def train(quiet:bool=False, **options)->Run|dict:
     check_launch(o.multi_gpu, o.fsdp, o.dry_run)
     given = {aliases.get(k, k): v for k,v in options.items()}
     with process_group(o.device, o.ddp_backend) if o.multi_gpu and under_torchrun() else nullcontext():
-        o,checkpoint,recipe,given = resolve_options(o, given)
-        quiet = quiet or not is_main()
-        if o.dry_run: return _dry_run(o, recipe, quiet)
-        return training_modes[training_mode(o)](o, checkpoint, recipe, given, quiet)
+        given = run_on_main(lambda: find_resumed(given))
+        with locked_while_resumed(given):
+            o,checkpoint,recipe,given = resolve_options(o, given)
+            quiet = quiet or not is_main()
+            if o.dry_run: return _dry_run(o, recipe, quiet)
+            return training_modes[training_mode(o)](o, checkpoint, recipe, given, quiet)

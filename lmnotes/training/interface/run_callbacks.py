@@ -34,7 +34,7 @@ def evaluation_callbacks(job, evals, per_epoch:int)->list:
         per_epoch: steps of an epoch"""
     o,path = job.options,job.folder.path
     score = lambda learn: validation_scores(learn, o, job.items, path)
-    cbs = [PeriodicEvaluation(path/'evals.jsonl', eval_interval(o, per_epoch), score, o.eval_on_start)]
+    cbs = [PeriodicEvaluation(path/'evals.jsonl', eval_interval(o, per_epoch), score, o.eval_on_start, job.steps)]
     if o.early_stopping_patience: cbs.append(EarlyStopping(evals, o.early_stopping_patience))
     if is_main() or o.fsdp:
         every,first = o.viz_interval*o.display_samples_every,first_sample_step(o, job.steps)
