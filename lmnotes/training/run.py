@@ -132,13 +132,15 @@ def log(self:RunFolder, line:str, plan:dict|None=None):
 # %% ../../nbs/06_training/18_run.ipynb #c76e992b
 @patch
 def rewind(self:RunFolder, step:int):
-    """Drop what was logged after `step`, and half-written checkpoints; every rank must call this
+    """Drop what was logged and kept after `step`, and half-written checkpoints; every rank must call this
 
     Parameters:
         step: of the checkpoint"""
     if is_main():
         remove_partial_files(self.checkpoints)
         for log in self.logs: truncate_log(self.path/log, step)
+        for items in (self.path/'items').glob('step_*.jsonl.gz'): # of evaluations
+            if int(items.name.partition('.')[0].removeprefix('step_')) > step: items.unlink()
     barrier()
 
 # %% ../../nbs/06_training/18_run.ipynb #29f81cf7
