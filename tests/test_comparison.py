@@ -20,6 +20,7 @@ from lmnotes.comparison.cell_result import read_cell, write_cell
 from lmnotes.comparison.compare_checkpoints import compare_models
 from lmnotes.comparison.comparison import compare, finish_comparison, rerun
 from lmnotes.comparison.executors import pending_cells
+from lmnotes.comparison.experiment_run import run_cell
 from lmnotes.comparison.planning import plan_comparison
 from lmnotes.comparison.result import Comparison
 from lmnotes.comparison.spec import ComparisonSpec
@@ -27,9 +28,10 @@ from lmnotes.comparison.verdicts import paired_difference, verdict
 from lmnotes.core import InputError, RunError
 from lmnotes.data.dataloader import spread_rows
 from lmnotes.data.load import load_data
+from lmnotes.evaluation.item_files import read_items, rescore_items
 from lmnotes.evaluation.metrics import evaluate_lm, unigram_scores
 from lmnotes.evaluation.reference_compressors import KneserNey
-from lmnotes.files import read_json, read_jsonl
+from lmnotes.files import read_json, read_jsonl, step_name
 from lmnotes.models.build import build_model
 from lmnotes.reports.document import as_html
 from lmnotes.reports.run_report import read_runs, runs_document
@@ -200,9 +202,26 @@ def test_a_run_has_one_number(done):
         numbers = [read_json(path/'summary.json'), run['summary'], run['evals'][-1], explored[str(path)], c]
         assert {x['bits_per_byte'] for x in numbers} == {scores.bits_per_byte}
         assert run['perplexity'] == pytest.approx(c['perplexity']) and run['summary']['eval_loss'] == c['loss']
-        assert run['summary']['rows'] == len(scores.nll) and run['summary']['standard_error']['bits_per_byte'] > 0
+        assert run['summary']['eval_rows'] == len(scores.nll) and run['summary']['standard_error']['bits_per_byte'] > 0
+        kept = [path/'items.jsonl.gz', path/'items'/f"{step_name(run['summary']['steps'])}.jsonl.gz"]
+        again = [x for file in kept for x in rescore_items(file)]
+        assert [x['after'] for x in again] == pytest.approx([scores.bits_per_byte]*2) and not any(
+            x['changed'] for x in again
+        )
         page = as_html(runs_document(read_runs([path])))
         assert f"{c['bits_per_byte']:.3f}" in page
+
+def test_the_windows_of_a_trained_cell_are_scored_once(tmp_path, monkeypatch):
+    spec = plan_comparison('standard,reversible', 'arithmetic', seeds=2, budget='steps:4', **tiny)
+    spec,scored = replace(spec, arms=['standard', 'standard@ternary']),[]
+    real = evaluate_lm
+    monkeypatch.setitem(run_cell.__globals__, 'evaluate_lm', lambda *a, **k: scored.append(1) or real(*a, **k))
+    plain,rewritten = (run_cell(spec, a, spec.datasets[0], 0, tmp_path) for a in spec.arms)
+    assert len(scored) == 1 and plain.cell['status'] == rewritten.cell['status'] == 'done'
+    windows = min(spec.max_windows, len(spec.data[spec.datasets[0]].valid_blocks))
+    assert len(plain.scores.nll) == len(rewritten.scores.nll) == windows
+    again = real(build_model(str(tmp_path/plain.cell['path']/'final')), spec.data[spec.datasets[0]], limit=windows)
+    assert again.bits_per_byte == pytest.approx(plain.scores.bits_per_byte, rel=1e-6)
 
 def test_an_implausible_score_raises_an_alarm_and_gets_no_verdict(tmp_path, done):
     shutil.copytree(done.path, tmp_path/'c')
@@ -441,6 +460,10 @@ def test_long_range_arms_are_trained_on_the_items_and_reported_by_length(tmp_pat
     asked = {t['metrics']['length'] for t in r['tasks']}
     assert asked == {32, 64, 128, 256} and max(asked) > tiny['max_length']
     assert {t['metrics']['trained_to'] for t in r['tasks']} == {128} and all(t['floor'] is not None for t in r['tasks'])
+    items = read_items(c.path/c.cells[0]['path']/'items.jsonl.gz')
+    again = [x for x in rescore_items(items) if x['task'] == 'long_range']
+    assert len(again) == 20 and not any(x['changed'] for x in again)
+    assert {i['rule'] for i in items} == {'tokens', 'pieces'} and all(i['target'] for i in items)
     run = read_json(c.path/c.cells[0]['path']/'long_range/run/args.json')['options']
     assert run['mode'] == 'sft' and run['max_length'] > 256
     long_range = [d for d in r['differences'] if d['task'] == 'long_range']

@@ -17,6 +17,7 @@ from lmnotes.sharing import (
     unique_storage_bytes,
     weight_file_bytes,
 )
+from lmnotes.sharing.strategies import layer_part, layer_stacks
 from lmnotes.training.distributed.equivalence import relative_difference, train_distributed, write_letters_dataset
 from lmnotes.training.distributed.launchers import run_distributed
 
@@ -250,3 +251,64 @@ def test_layers_that_differ_are_refused():
     assert tied_parameters(m) == [['embed.weight', 'head.weight']] and m.config.rewrites == []
     share(m, 'attention', verbose=False)
     assert len(tied_parameters(m)) == 1 + 6
+
+# ---- named combinations, one by one: which parts are one parameter, and how many are left
+
+def owners(model): # name of a parameter -> name of the first place it stands in
+    first = {}
+    return {k: first.setdefault(id(p), k) for k,p in model.named_parameters(remove_duplicate=False)}
+
+def places(model, path): # (layer, part) -> the layers whose parameters stand there
+    own,found = owners(model),{}
+    for i,layer in enumerate(layer_stacks(model)[path]):
+        for k,_ in layer.named_parameters(remove_duplicate=False):
+            owner = own[f'{path}.{i}.{k}'].removeprefix(f'{path}.')
+            found.setdefault((i, layer_part(k)), set()).add(int(owner.partition('.')[0]))
+    return found
+
+def stored(model, part): # parameters of that part of all layers, each counted once
+    parts = {id(p): p.numel() for stack in layer_stacks(model).values() for layer in stack
+             for k,p in layer.named_parameters() if layer_part(k) == part}
+    return sum(parts.values())
+
+# preset -> part -> owner of each of twelve layers
+PRESETS = dict(
+    conservative=dict(attention=list(range(12)), ffn=list(range(12)), norm=list(range(12))),
+    moderate=dict(attention=[0, 1]*6, ffn=[i//2*2 for i in range(12)], norm=list(range(12))),
+    aggressive=dict(attention=[0, 1]*6, ffn=[0, 1]*6, norm=[0, 1]*6),
+)
+
+@pytest.mark.parametrize('name', sharing_presets)
+@pytest.mark.parametrize('model', ['standard', 'reversible', 'resonance', 'tiny:gpt2', 'tiny:llama'])
+def test_a_preset_shares_these_parts_and_no_others(name, model):
+    ours = {} if model.startswith('tiny:') else dict(tie=False)
+    whole,m = (build_model(model, vocab_size=61, n_layer=12, **ours) for _ in range(2))
+    if model == 'tiny:gpt2' and name == 'conservative': # whose head is its embedding already
+        with pytest.raises(InputError, match='nothing to share'):
+            share(m, name, verbose=False)
+        return
+    share(m, name, verbose=False)
+    path, = layer_stacks(m)
+    at = places(m, path)
+    for part,owner in PRESETS[name].items():
+        found = [at.get((i, part)) for i in range(12)]
+        if part == 'norm' and found[0] is None: continue # norms without weights
+        assert found == [{i} for i in owner], part
+        assert stored(m, part)*12 == stored(whole, part)*len(set(owner)), part # 2 of 12, 6 of 12 or all
+    assert m.get_input_embeddings().weight is m.get_output_embeddings().weight
+    outside = [g for g in tied_parameters(m) if not any(k.startswith(f'{path}.') for k in g)]
+    assert len(outside) == 1 and len(outside[0]) == 2 # head and embedding, and nothing else
+
+@pytest.mark.parametrize('name', sharing_presets)
+def test_presets_of_an_encoder_and_its_decoder(name):
+    "Moderate and aggressive make the decoder's layers those of the encoder, as far as they have them"
+    m = make('tiny:t5')
+    if name == 'conservative': # its head is its embedding already
+        with pytest.raises(InputError, match='nothing to share'):
+            share(m, name, verbose=False)
+        return
+    share(m, name, verbose=False)
+    groups = [{k.split('.')[0] for k in g} for g in tied_parameters(m) if 'block' in g[0]]
+    assert any(g == {'encoder', 'decoder'} for g in groups)
+    cross = [g for g in tied_parameters(m) if 'EncDecAttention' in g[0]]
+    assert all({k.split('.')[0] for k in g} == {'decoder'} for g in cross) # which no encoder has

@@ -203,6 +203,25 @@ def test_the_rate_after_a_resume_is_of_what_came_after(tmp_path):
     assert pick(again, *names) == pick(whole, *names)
     assert before['tokens'] + round(again['tokens_per_s']*again['train_seconds']) == whole['tokens']
 
+def test_every_row_of_an_evaluation_is_kept(tmp_path):
+    "Each line of evals.jsonl is made again from the rows on disk, and a resumed run drops those of later steps"
+    from lmnotes.evaluation.item_files import read_items, rescore_items
+    from lmnotes.training.train import train
+    same = dict(small, mode='sft', max_length=256, max_steps=6, save_steps=2, eval_steps=2, eval_max_batches=2)
+    train(**same | dict(eval_generate=2), output_dir=str(tmp_path/'a'))
+    kept = sorted((tmp_path/'a/items').iterdir())
+    for file,line in zip(kept, read_jsonl(tmp_path/'a/evals.jsonl'), strict=True):
+        again = {x['task']: x for x in rescore_items(file)}
+        assert again['validation']['after'] == pytest.approx(line['bits_per_byte'], rel=1e-9)
+        assert again['validation']['n'] == line['rows'] == 16 and not any(x['changed'] for x in again.values())
+        assert again['']['n'] == line['task_score_n'] and again['']['after'] == pytest.approx(line['task_score'])
+    ids = [[i['id'] for i in read_items(f) if i.get('rule') == 'tokens'] for f in kept]
+    assert ids[0] == ids[1] == ids[2] and len(set(ids[0])) == 16 # the same rows each time
+    last = read_items(kept[2])
+    (tmp_path/'a/items/step_000099.jsonl.gz').write_bytes(b'of another attempt')
+    train(quiet=True, resume_from_checkpoint=str(tmp_path/'a/checkpoints/step_000004'))
+    assert sorted((tmp_path/'a/items').iterdir()) == kept and read_items(kept[2]) == last
+
 @pytest.mark.parametrize('precision,off', [('fp32', 1e-5), ('bf16', 2e-2)])
 def test_validation_does_not_depend_on_the_batch_size(precision, off):
     from lmnotes.core import set_seed

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from ..core import *
+from ..evaluation.item_files import write_items
 from ..evaluation.metrics import LMScores
-from ..evaluation.task_suite import TaskScores, write_scores
+from ..evaluation.task_suite import TaskScores, scored_items
 from ..files import *
 
 # %% ../../nbs/08_comparison/08_cell_result.ipynb #3a43f162
@@ -26,6 +27,7 @@ class CellResult:
     cell:dict                  # arm, dataset, seed, status, reason, path and figures
     scores:LMScores|None = None # of each validation window
     tasks:list = field(default_factory=list) # of `TaskScores`
+    windows:list = field(default_factory=list) # the same windows as items; written, not read
 
 def mark_failed(cell:dict, e)->dict:
     """Set the status of a cell to failed, with the reason
@@ -58,7 +60,7 @@ def write_cell(path, r:CellResult):
     buf = io.BytesIO()
     np.savez_compressed(buf, **arrays)
     atomic_write(path/'scores.npz', buf.getvalue())
-    if r.tasks: write_scores(path/'items.jsonl.gz', r.tasks)
+    if items := r.windows + scored_items(r.tasks): write_items(path/'items.jsonl.gz', items)
     tokenizer = r.scores.tokenizer if r.scores else None
     write_json(path/'cell.json', dict(cell=r.cell, tasks=[_task_entry(t) for t in r.tasks], tokenizer=tokenizer))
 

@@ -21,13 +21,17 @@ from .formatting import summarize_cells
 from .result import *
 from .verdicts import *
 from ..core import *
-from ..data.load import load_data
+from ..data.catalog import find_dataset
+from ..data.contamination import corpus_items
+from ..data.contamination_fingerprint import load_fingerprint, overlap
+from ..data.dataset_splits import load_documents, load_rows, scored_documents
 from ..data.token_encoding import spelling_nats
 from ..data.tokenizers import get_tokenizer
 from ..evaluation.eval_model import choice_nll
+from ..evaluation.item_files import token_items, write_items
 from ..evaluation.metrics import *
-from ..evaluation.reference_compressors import reference_scores, reference_texts
-from ..evaluation.task_suite import evaluate_tasks, write_scores
+from ..evaluation.reference_compressors import reference_scores
+from ..evaluation.task_suite import evaluate_tasks, scored_items
 from ..files import *
 from ..models.build import build_model
 from ..models.causality import check_causal
@@ -43,7 +47,7 @@ def text_pieces(texts, size:int=256, limit=64)->tuple:
     Returns: pieces; the document of each"""
     pieces,of = [],[]
     for k,t in enumerate(texts):
-        b = t.encode()
+        b = t.encode('utf-8', 'replace')
         i = 0
         while i < len(b):
             j = min(i+size, len(b))
@@ -115,9 +119,14 @@ def _open_model(name, model, tokenizer): # (model, tokenizer) of an object or a 
     model = build_model(folder)
     return model,_tokenizer_of(model, name, tokenizer if given else folder)
 
-def _load_texts(dataset, data_dir, limit): # full id, validation texts, and what compressors reach on them
-    d = load_data(dataset, data_dir=data_dir, max_length=8, bs=1, limit=limit, device='cpu')
-    return d.name,list(d.texts('validation')),reference_scores(*reference_texts(d))
+def _trained_on(models): # name -> fingerprint of what a folder was trained on, where it is known
+    found = {a: load_fingerprint(x) for a,x in models.items() if isinstance(x, (str, Path))}
+    return {a: fp for a,fp in found.items() if fp}
+
+def _references(ds, data_dir, held_out)->dict: # what compressors reach; none where there is no training text
+    if not load_rows(ds, data_dir).get('train'): return {}
+    train = '\n'.join(load_documents(ds, data_dir)[0]['train'])
+    return reference_scores(*(t.encode('utf-8', 'replace') for t in (train[-2**20:], '\n'.join(held_out))))
 
 def _piece_size(models): # bytes for which every model has positions
     positions = [getattr(m.config.get_text_config(), 'max_position_embeddings', None) for m,_ in models.values()]
@@ -132,15 +141,23 @@ class _Measured:
     tasks:dict = field(default_factory=dict) # name -> list of `TaskScores`
     missing:list = field(default_factory=list) # sentences
     references:dict = field(default_factory=dict) # name -> bits_per_byte, training_bytes
+    trained_on:dict = field(default_factory=dict) # name -> `TextFingerprint`, where it is known
+    pieces:list = field(default_factory=list) # of the text, that were scored
+    split:str|None = None # they are of
+    overlap:dict = field(default_factory=dict) # name -> what its training text shares with the scored one
 
-def _score_texts(m, dataset, data_dir, limit):
-    m.dataset,texts,m.references = _load_texts(dataset, data_dir, 4*limit)
-    pieces,_ = text_pieces(texts, _piece_size(m.models), limit)
-    m.text = {a: piece_scores(model, tok, pieces) for a,(model,tok) in m.models.items()}
+def _score_texts(m, dataset, data_dir, limit, split): # pieces are spread over all of the split
+    ds = find_dataset(dataset)
+    texts,m.split = scored_documents(ds, data_dir, split)
+    m.dataset,(m.pieces,_) = ds.name,text_pieces(texts, _piece_size(m.models), limit)
+    m.references = _references(ds, data_dir, m.pieces)
+    m.text = {a: piece_scores(model, tok, m.pieces) for a,(model,tok) in m.models.items()}
+    found = {a: overlap(corpus_items(m.pieces, fp.n), fp) for a,fp in m.trained_on.items()}
+    m.overlap = {a: x.as_dict() | dict(text=f'{a}: {x}') for a,x in found.items()}
 
 def _score_suite(m, groups, **options):
     for a,(model,tok) in m.models.items():
-        m.tasks[a],missing = evaluate_tasks(model, tok, groups, **options)
+        m.tasks[a],missing = evaluate_tasks(model, tok, groups, trained_on=m.trained_on.get(a), **options)
         m.missing += [f"{a}: {x['task']} · {x['name']}: {x['reason']}" for x in missing]
 
 def _item_differences(m, metric): # text first, then tasks
@@ -173,7 +190,12 @@ def _alarms(m): # questions: nobody knows what the models have read
     bits = {a: [s.bits_per_byte] for a,s in m.text.items()}
     return [dict(dataset=m.dataset, **x, blocks=False) for x in implausible_scores(bits, m.references)]
 
-def _windows(m): return dict(windows=len(next(iter(m.text.values())).nll)) if m.text else {}
+def _about_text(m): # what was scored
+    return dict(windows=len(m.pieces), split=m.split, overlap=m.overlap) if m.text else {}
+
+def _items(m, a): # of one model, as files keep them
+    lm = token_items(m.dataset, m.text[a].sums(), m.pieces, task='lm', name=m.dataset) if a in m.text else []
+    return lm + scored_items(m.tasks.get(a, []))
 
 def _as_result(m, differences, metric): # the dictionary of `comparison.json`
     arms = list(m.models)
@@ -191,7 +213,7 @@ def _as_result(m, differences, metric): # the dictionary of `comparison.json`
         note=weights_note,
         alarms=_alarms(m),
         controls={m.dataset: m.references} if m.references else {},
-        data={m.dataset: _windows(m)},
+        data={m.dataset: _about_text(m)},
         cells=[_cell(m, a) for a in arms],
         differences=differences,
         tasks=[dict(dataset=m.dataset, arm=a, **_task_row(t)) for a,ts in m.tasks.items() for t in ts],
@@ -203,8 +225,8 @@ def _as_result(m, differences, metric): # the dictionary of `comparison.json`
 
 # %% ../../nbs/08_comparison/18_compare_checkpoints.ipynb #c8253460
 def compare_models(models:dict, tasks='all', tokenizer=None, *, dataset='prose', datasets=None, data_dir=None,
-        limit:int=64, seed:int=0, max_length=None, metric='bits_per_byte', output_dir=None,
-        say=None)->Comparison:
+        limit:int=64, seed:int=0, max_length=None, split:str|None=None, metric='bits_per_byte',
+        output_dir=None, say=None)->Comparison:
     """Compare trained models without training, paired by piece of text and item; an `InputError` for wrong input
 
     Parameters:
@@ -217,22 +239,22 @@ def compare_models(models:dict, tasks='all', tokenizer=None, *, dataset='prose',
         limit: pieces of text, and items of each task
         seed: of the items drawn
         max_length: tokens of a prompt; None: what the model has positions for
+        split: train, validation or test; None: the one that is meant for an evaluation
         metric: of text; loss and perplexity where all read with one tokenizer
         output_dir: folder for the result and its report; None: nothing is written
         say: called with progress lines"""
     if len(models) < 2: raise InputError('one model cannot be compared; give a baseline and at least one other')
     path = None if output_dir is None else new_comparison_folder(output_dir) # refused before anything is measured
     names = [tasks] if isinstance(tasks, str) else list(tasks)
-    m = _Measured({a: _open_model(a, x, tokenizer) for a,x in models.items()})
-    if 'lm' in names or 'all' in names: _score_texts(m, dataset, data_dir, limit)
+    m = _Measured({a: _open_model(a, x, tokenizer) for a,x in models.items()}, trained_on=_trained_on(models))
+    if 'lm' in names or 'all' in names: _score_texts(m, dataset, data_dir, limit, split)
     if suite := [t for t in names if t != 'lm']:
-        options = dict(datasets=datasets, data_dir=data_dir, limit=limit, seed=seed, max_length=max_length)
-        if say is not None: options['say'] = say
-        _score_suite(m, 'all' if 'all' in suite else suite, **options)
+        options = dict(datasets=datasets, data_dir=data_dir, limit=limit, seed=seed, max_length=max_length, split=split)
+        _score_suite(m, 'all' if 'all' in suite else suite, progress=say, **options)
     c = Comparison(_as_result(m, _item_differences(m, metric), metric), path)
     if path:
-        for a,folder in unique_folder_names(list(m.tasks)).items():
-            write_scores(path/'items'/f'{folder}.jsonl.gz', m.tasks[a])
+        for a,folder in unique_folder_names(list(m.models)).items():
+            write_items(path/'items'/f'{folder}.jsonl.gz', _items(m, a))
         c.save()
         c.report()
     return c

@@ -117,6 +117,9 @@ def _task_floor(t): # of guessing and of the best constant answer the better
     known = [v for v in (t.floor, t.chance) if v is not None]
     return (max if t.higher else min)(known, default=None)
 
+def _larger_overlap(*scores): # of the items with what each model was trained on
+    return max((t.overlap for t in scores if t.overlap), key=lambda o: o['share'], default=None)
+
 def task_difference(base:dict, arm:dict, about='method')->dict|None:
     """Compare an arm's scores on one task with the baseline's; an `InputError` where items cannot be paired
 
@@ -135,7 +138,8 @@ def task_difference(base:dict, arm:dict, about='method')->dict|None:
             'they cannot be paired'
         )
     x,y = (np.stack([np.asarray(z[s].values, float) for s in seeds]) for z in (base, arm))
-    judged = _judge(x, y, None, t.clusters, t.higher, about) | dict(floor=_task_floor(t), overlap=t.overlap)
+    judged = _judge(x, y, None, t.clusters, t.higher, about)
+    judged |= dict(floor=_task_floor(t), overlap=_larger_overlap(t, arm[seeds[0]]))
     if why := uninformative_reason(x, y, judged['floor'], t.clusters, t.higher):
         judged |= dict(uninformative=True, verdict='cannot tell', reason=why, p=None)
     return dict(task=t.task, name=t.name, metric=t.metric, **judged)

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from .arms import *
 from .budgets import *
@@ -22,9 +23,10 @@ from .dynamics import loss_log
 from .long_range_arms import *
 from .spec import *
 from ..core import *
-from ..data.contamination_fingerprint import training_fingerprint
+from ..data.contamination_fingerprint import load_fingerprint, training_fingerprint
 from ..data.tokenizers import get_tokenizer
 from ..evaluation.eval_model import EvalModel
+from ..evaluation.item_files import read_items, row_ids, write_items
 from ..evaluation.memory import frozen_gc
 from ..evaluation.metrics import *
 from ..evaluation.reference_compressors import reference_scores, reference_texts
@@ -33,6 +35,8 @@ from ..evaluation.tasks.long_range import evaluate_long_range
 from ..files import *
 from ..models.build import build_model
 from ..models.config import find_rewrite
+from ..training.learner_metrics import RowSums
+from ..training.run_summary import items_file
 from ..training.train import train as default_train
 
 # %% ../../nbs/08_comparison/09_experiment_run.ipynb #db117593
@@ -72,6 +76,14 @@ class _Scorable: # a model to be scored
     figures:dict
     path:Path
     own:bool = False # whether the run is this cell's, and gets its scores
+    scores:LMScores|None = None # of the validation windows, where the run has scored them
+
+def _run_scores(spec, run, data): # those of its last evaluation, where it scored these windows in full precision
+    file = items_file(run.path, run.summary.get('steps') or 0)
+    if not file.is_file() or run.learn.precision.dtype != torch.float32: return None
+    items = [i for i in read_items(file) if i.get('rule') == 'tokens']
+    asked = [i for xy in validation_windows(data, limit=spec.max_windows) for i in row_ids(*xy)]
+    return LMScores.from_items(items, data.spec['tokenizer']) if [i['id'] for i in items] == asked else None
 
 def _trained(spec, job, path, train):
     arm,ds,seed = job
@@ -88,7 +100,7 @@ def _trained(spec, job, path, train):
         learning_rate=getattr(run.learn, 'lr', None),
         curve=loss_curve(run.path),
     )
-    return _Scorable(run.model, figures, run.path, own=True)
+    return _Scorable(run.model, figures, run.path, own=True, scores=_run_scores(spec, run, spec.data[ds]))
 
 def _from_base_arm(spec, job, root): # the weights of another arm of the comparison
     arm,ds,seed = job
@@ -120,13 +132,14 @@ def _model_to_score(spec, job, root, train): # trained or loaded, rewritten, wit
     return r
 
 # %% ../../nbs/08_comparison/09_experiment_run.ipynb #e62011ab
-def score_tasks(spec:ComparisonSpec, model, data)->tuple:
+def score_tasks(spec:ComparisonSpec, model, data, trained_on=None)->tuple:
     """Score `model` on the tasks of `spec`
 
     Parameters:
         spec: of the comparison
         model: to be scored
         data: of the comparison, for its tokenizer
+        trained_on: `TextFingerprint` of what the model was trained on; None: not known
     Returns: `TaskScores`, and what could not be measured"""
     return evaluate_tasks(
         model,
@@ -136,7 +149,7 @@ def score_tasks(spec:ComparisonSpec, model, data)->tuple:
         limit=spec.eval_limit,
         seed=spec.seeds[0],
         draws=0 if spec.test else 4,
-        trained_on=training_fingerprint(data),
+        trained_on=trained_on,
     )
 
 def _asks_long_range(spec, ds): # the items are those of the tasks, whatever the text: once is enough
@@ -177,27 +190,30 @@ def _last_samples(path): # of a run
     rows = read_jsonl(Path(path)/'samples.jsonl')
     return [dict(prompt=r['input'], text=r['input']+r['output']) for r in rows[-1:] if 'input' in r and 'output' in r]
 
-def _scored(spec, r, job, root, train): # figures, scores of text, scores of tasks
-    ds = job[1]
-    scores = evaluate_lm(r.model, spec.data[ds], limit=spec.max_windows)
+def _training_text(spec, job, r): # fingerprint of what the model was trained on; None where it is not known
+    found = load_fingerprint(r.path)
+    return found if found or spec.parsed_arm(job[0]).folder else training_fingerprint(spec.data[job[1]])
+
+def _scored(spec, r, job, root, train): # figures, scores of text, scores of tasks, windows as items
+    ds,data = job[1],spec.data[job[1]]
+    rewritten = r.own and spec.parsed_arm(job[0]).after
+    scores = None if rewritten else r.scores
+    scores = scores or evaluate_lm(r.model, data, bs=spec.options.batch_size, limit=spec.max_windows)
     if not math.isfinite(scores.loss): raise RunError('the loss is not a number: the run diverged')
-    if r.own: record_scores(r.path, scores, len(spec.data[ds].valid_blocks))
+    windows = window_items(scores, data, spec.max_windows)
+    if r.own and not rewritten: record_scores(r.path, scores, windows, len(data.valid_blocks))
     figures = r.figures | _lm_figures(scores)
-    tasks,missing = score_tasks(spec, r.model, spec.data[ds]) if spec.full_eval else ([], [])
+    tasks,missing = score_tasks(spec, r.model, data, _training_text(spec, job, r)) if spec.full_eval else ([], [])
     if _asks_long_range(spec, ds):
         more = score_long_range_arm(spec, job, root, r, train)
         tasks,missing = tasks + more[0],missing + more[1]
-    return figures | dict(missing=missing, samples=_last_samples(r.path)), scores, tasks
+    return figures | dict(missing=missing, samples=_last_samples(r.path)), scores, tasks, windows
 
 def _lm_figures(scores):
     m = lm_metrics(scores)
     return {k: v for k,v in m.items() if k in ('loss', 'bits_per_byte', 'perplexity', 'token_accuracy')}
 
 # %% ../../nbs/08_comparison/09_experiment_run.ipynb #c3b137ae
-def _ratio_error(top, bottom): # standard error of a ratio of sums over windows (Cochran 1977, equation 2.39)
-    n,r = len(top),top.sum()/bottom.sum()
-    return float((np.square(top - r*bottom).sum()*n/max(n - 1, 1))**.5/bottom.sum())
-
 def summary_scores(scores:LMScores, all_rows:int)->dict:
     """Name the scores of a cell as the log of a run does
 
@@ -205,26 +221,31 @@ def summary_scores(scores:LMScores, all_rows:int)->dict:
         scores: of the trained model
         all_rows: validation windows there are
     Returns: loss, accuracy, bits_per_byte, tokens, rows, all_rows, standard_error"""
-    nll,n,n_bytes = (np.asarray(x, float) for x in (scores.nll, scores.tokens, scores.bytes))
-    errors = dict(loss=_ratio_error(nll, n), accuracy=_ratio_error(np.asarray(scores.correct, float), n))
-    errors['bits_per_byte'] = _ratio_error(nll/math.log(2), n_bytes)
+    sums = RowSums()
+    sums.add(torch.from_numpy(scores.sums()))
     means = dict(loss=scores.loss, accuracy=scores.token_accuracy, bits_per_byte=scores.bits_per_byte)
-    return means | dict(tokens=int(n.sum()), rows=len(n), all_rows=all_rows, standard_error=errors)
+    return sums.metrics() | means | dict(all_rows=all_rows)
 
-def record_scores(path, scores:LMScores, all_rows:int):
-    """Write the scores of a cell into the summary and the last evaluation of its run, so that a run has one number
+_summary_names = dict(loss='eval_loss', tokens='eval_tokens', rows='eval_rows', all_rows='eval_all_rows')
+
+def record_scores(path, scores:LMScores, windows:list, all_rows:int):
+    """Write the scores of a cell into its run: summary, last evaluation and items, so that a run has one number
 
     Parameters:
         path: folder of the run
         scores: of its trained model
+        windows: the same as items, from `window_items`
         all_rows: validation windows there are"""
     path,found = Path(path),summary_scores(scores, all_rows)
     if not (path/'summary.json').is_file(): return
-    named = {dict(loss='eval_loss', tokens='eval_tokens').get(k, k): v for k,v in found.items()}
-    write_json(path/'summary.json', read_json(path/'summary.json') | named)
+    summary = read_json(path/'summary.json')
+    write_json(path/'summary.json', summary | {_summary_names.get(k, k): v for k,v in found.items()})
     if rows := read_jsonl(path/'evals.jsonl'):
         rows[-1] |= found
         atomic_write(path/'evals.jsonl', ''.join(json.dumps(row) + '\n' for row in rows))
+    file = items_file(path, summary['steps'])
+    others = [i for i in read_items(file) if i.get('rule') != 'tokens'] if file.is_file() else []
+    write_items(file, [i | dict(task='validation') for i in windows] + others)
 
 # %% ../../nbs/08_comparison/09_experiment_run.ipynb #a1f86b55
 def run_cell(spec:ComparisonSpec, arm:str, ds:str, seed:int, root, train=None)->CellResult:
@@ -245,7 +266,7 @@ def run_cell(spec:ComparisonSpec, arm:str, ds:str, seed:int, root, train=None)->
         try:
             job = arm,ds,seed
             scorable = _model_to_score(spec, job, Path(root), train)
-            figures,r.scores,r.tasks = _scored(spec, scorable, job, Path(root), train)
+            figures,r.scores,r.tasks,r.windows = _scored(spec, scorable, job, Path(root), train)
             r.cell |= figures
         except Exception as e:
             mark_failed(r.cell, e)

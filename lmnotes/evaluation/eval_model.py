@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['model_interfaces', 'model_interface', 'EvalModel', 'encode_without_eos', 'start_ids', 'choice_nll', 'choice_cuts',
-           'head_labels', 'head_cuts', 'head_outputs']
+           'likeliest_tokens', 'head_labels', 'head_cuts', 'head_outputs']
 
 # %% ../../nbs/05_evaluation/08_eval_model.ipynb #dd5a3e23
 from dataclasses import dataclass
@@ -166,6 +166,19 @@ def choice_cuts(tokenizer, prompts:list, choices:list, max_length:int|None=None)
     Returns: of each prompt `prompt`, or nothing"""
     items = (_choice_item(tokenizer, p, texts, max_length) for p,texts in zip(prompts, choices))
     return ['prompt' if cut else '' for *_,cut in items]
+
+@torch.no_grad()
+def likeliest_tokens(model, ids:list, places:list)->list:
+    """Predict the tokens in some places of a text, each from all that stands before it
+
+    Parameters:
+        model: a causal language model
+        ids: tokens of a text
+        places: of tokens in it, each after the first
+    Returns: token ids; -1 where two are equally likely"""
+    x = torch.tensor([ids[:-1]], device=next(model.parameters()).device)
+    best = model(x).logits[0, [p - 1 for p in places]].float().topk(2)
+    return torch.where(best.values[:,0] > best.values[:,1], best.indices[:,0], -1).tolist()
 
 # %% ../../nbs/05_evaluation/08_eval_model.ipynb #a5f6fe7f
 def head_labels(s:EvalModel, wanted:list)->list:

@@ -15,6 +15,7 @@ import numpy as np
 from ..core import *
 from ..data.contamination_fingerprint import load_fingerprint
 from .evaluation_data import EvaluationData, load_eval_model
+from .item_files import write_items
 from .task_suite import *
 from ..files import *
 
@@ -57,8 +58,8 @@ def task_record(t:TaskScores)->dict:
     return {k: item_standard_error(t) if k == 'error' else getattr(t, k) for k in names}
 
 # %% ../../nbs/05_evaluation/12_evaluate.ipynb #41e77d13
-def _measure(s, data, names, progress)->tuple: # name -> rows; what could not be measured
-    found,missing = {},[]
+def _measure(s, data, names, progress)->tuple: # name -> rows; what could not be measured; items of the rows
+    found,missing,items = {},[],[]
     for name in names:
         if progress: progress(name)
         try:
@@ -66,7 +67,9 @@ def _measure(s, data, names, progress)->tuple: # name -> rows; what could not be
             missing += reasons
         except InputError as e:
             missing.append(dict(task=name, name=name, reason=str(e)))
-    return found,missing
+    for rows in found.values():
+        for row in rows if isinstance(rows, list) else []: items += row.pop('items', [])
+    return found,missing,items
 
 def _asked(o, names, datasets, data_path)->dict: # how the model was asked, for the file
     return dict(
@@ -81,12 +84,12 @@ def _asked(o, names, datasets, data_path)->dict: # how the model was asked, for 
         draws=o.draws,
     )
 
-def _write(result, scores, folder, output): # beside the model, or where it was asked for
+def _write(result, items, folder, output): # beside the model, or where it was asked for
     path = Path(output) if output else folder/'evaluation.json' if folder and folder.is_dir() else None
     if path is None: return result
-    if scores:
+    if items:
         result = result | dict(items=f'{path.stem}_items.jsonl.gz')
-        write_scores(path.with_name(result['items']), scores)
+        write_items(path.with_name(result['items']), items)
     write_json(path, result)
     return result | dict(path=str(path))
 
@@ -133,11 +136,11 @@ def evaluate_model(model, tasks='all', tokenizer=None, *, datasets=None, data_pa
         scores,missing = evaluate_tasks(
             model, tokenizer, groups, datasets=data.sources(), progress=progress, trained_on=fp, **vars(o)
         )
-    measured,unmeasured = _measure(o.eval_model(model, tokenizer), data, whole, progress)
+    measured,unmeasured,windows = _measure(o.eval_model(model, tokenizer), data, whole, progress)
     result |= measured | dict(
         tasks=[task_record(t) for t in scores],
         not_measured=missing + unmeasured,
         asked=_asked(o, [*whole, *groups], datasets, data_path),
         env=env_info(),
     )
-    return _write(result, scores, folder, output)
+    return _write(result, windows + scored_items(scores), folder, output)

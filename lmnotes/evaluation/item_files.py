@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['item_rules', 'item_id', 'score_items', 'write_items', 'read_items', 'score_by_dataset', 'score_by_choice',
-           'score_by_label', 'rescore_items']
+           'score_by_label', 'score_by_pieces', 'score_by_tokens', 'rescore_items', 'row_ids', 'token_items']
 
 # %% ../../nbs/05_evaluation/16_item_files.ipynb #ce93340a
 import gzip
 import hashlib
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,26 @@ def score_by_label(item:dict)->float:
     Returns: 0. or 1."""
     return float(item['output'] == item['target'].strip())
 
+@item_rules('pieces')
+def score_by_pieces(item:dict)->float:
+    """Score the share of asked pieces of text whose tokens were all the likeliest ones
+
+    Parameters:
+        item: from `read_items`
+    Returns: in [0,1]"""
+    pairs = list(zip(item['asked_ids'], item['answer_ids'], strict=True))
+    return sum(asked == answer for asked,answer in pairs)/len(pairs)
+
+@item_rules('tokens')
+def score_by_tokens(item:dict)->float:
+    """Score what the tokens of a text cost
+
+    Parameters:
+        item: from `token_items`
+    Returns: bits per byte, or nats per token; 0 where nothing is scored"""
+    if item['metric'] == 'bits_per_byte': return item['text_nats']/math.log(2)/max(item['bytes'], 1)
+    return item['nats']/max(item['tokens'], 1)
+
 # %% ../../nbs/05_evaluation/16_item_files.ipynb #28d398c2
 def rescore_items(items, rule=None)->list:
     """Score the items of an evaluation again, task by task
@@ -114,19 +135,47 @@ def rescore_items(items, rule=None)->list:
     Parameters:
         items: from `read_items`, or the path of their file
         rule: function of an item, to its score; None: the rule by which it was scored
-    Returns: dicts task, name, n, before, after (means), changed (items)"""
+    Returns: dicts task, name, n, before, after (means, by `weight`), changed (items)"""
     tasks = {}
     for i in read_items(items) if isinstance(items, (str, Path)) else items:
         new = float((rule or item_rules[i.get('rule', 'dataset')])(i))
-        tasks.setdefault((i.get('task', ''), i.get('name', i['dataset'])), []).append((i['score'], new))
-    return [
-        dict(
-            task=task,
-            name=name,
-            n=len(pairs),
-            before=sum(a for a,_ in pairs)/len(pairs),
-            after=sum(b for _,b in pairs)/len(pairs),
-            changed=sum(a != b for a,b in pairs),
-        )
-        for (task,name),pairs in tasks.items()
-    ]
+        key = i.get('task', ''),i.get('name', i['dataset'])
+        tasks.setdefault(key, []).append((i.get('weight', 1), i['score'], new))
+    found = []
+    for (task,name),triples in tasks.items():
+        total = sum(w for w,_,_ in triples) or 1
+        means = dict(before=sum(w*a for w,a,_ in triples)/total, after=sum(w*b for w,_,b in triples)/total)
+        found.append(dict(task=task, name=name, n=len(triples), **means, changed=sum(a != b for _,a,b in triples)))
+    return found
+
+# %% ../../nbs/05_evaluation/16_item_files.ipynb #5bdeab9b
+def row_ids(input_ids, labels)->list:
+    """Name rows of tokens by what they ask
+
+    Parameters:
+        input_ids: (rows, T) tokens that are read
+        labels: (rows, T) tokens that are asked for; -100 where none is
+    Returns: 16 hexadecimal digits each"""
+    rows = np.concatenate([np.asarray(input_ids), np.asarray(labels)], 1).astype(np.int64)
+    return [hashlib.blake2b(row.tobytes(), digest_size=8).hexdigest() for row in rows]
+
+def token_items(dataset:str, sums, targets=None, ids=None, **columns)->list:
+    """List what the tokens of each row scored
+
+    Parameters:
+        dataset: name of the data
+        sums: (rows, 5): nats, right predictions, tokens, bytes and nats of the text of each row
+        targets: text of each row; None: it is not kept
+        ids: name of each row; None: the hash of its text
+        columns: the same for all rows
+    Returns: dicts"""
+    sums = [[float(v) for v in row] for row in sums]
+    has_bytes,items = any(row[3] for row in sums),[]
+    for i,(nats,right,tokens,n_bytes,text_nats) in enumerate(sums):
+        target = '' if targets is None else targets[i]
+        found = dict(nats=nats, text_nats=text_nats, right=int(right), tokens=int(tokens), bytes=int(n_bytes))
+        item = dict(id=item_id(dataset, '', target) if ids is None else ids[i], dataset=dataset, prompt='', output='')
+        item |= dict(target=target, cut='', window=i, rule='tokens', **found, **columns)
+        item |= dict(metric='bits_per_byte' if has_bytes else 'loss', weight=item['bytes' if has_bytes else 'tokens'])
+        items.append(item | dict(score=score_by_tokens(item)))
+    return items

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['eval_tasks', 'measurements', 'TaskScores', 'task_name', 'subsample', 'eval_rows', 'TaskSpec', 'load_task_rows',
            'register_task', 'cluster_ids', 'distinct_share', 'EvalOptions', 'eval_options', 'select_tasks',
-           'write_scores', 'evaluate_tasks']
+           'scored_items', 'evaluate_tasks']
 
 # %% ../../nbs/05_evaluation/09_task_suite.ipynb #9d193dd7
 import os
@@ -206,15 +206,13 @@ def _measured(scores)->tuple: # those of which enough items fit; of the others t
         else: missing.append(dict(task=t.task, name=t.name, reason=f'{cut_note(cuts)}: over {max_cut_share:.0%}'))
     return kept,missing
 
-def write_scores(path, scores:list):
-    """Write the items of all scores as `write_items` does
+def scored_items(scores:list)->list:
+    """List the items of all scores, each with the score it is part of
 
     Parameters:
-        path: file to make or replace, `.jsonl.gz`
-        scores: of `TaskScores`"""
-    write_items(path, [
-        dict(task=t.task, name=t.name, metric=t.metric, rule=t.rule, **i) for t in scores for i in t.items
-    ])
+        scores: of `TaskScores`
+    Returns: dicts, for `write_items`"""
+    return [dict(task=t.task, name=t.name, metric=t.metric, rule=t.rule, **i) for t in scores for i in t.items]
 
 def _task_sources(spec, group, datasets, data_dir)->tuple: # names or pairs to ask about; a reason if there are none
     if spec.accepts is None: return list(spec.builtin),None # a group that makes its own items

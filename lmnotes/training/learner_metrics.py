@@ -13,6 +13,7 @@ from fastai.basics import *
 
 from ..core import InputError
 from ..data.token_encoding import count_bytes
+from ..evaluation.item_files import row_ids, token_items
 from ..models.chunked_loss import record_losses
 from ..models.task_head_metrics import label_counts, label_metrics
 
@@ -104,14 +105,18 @@ class RowSums:
         weights: of the sources, summing to 1"""
     def __init__(self, weights=(1.,)):
         self.weights,self.by_row = torch.as_tensor(weights, dtype=torch.float64),True
+        self.kept = [] # (number of the batch, source, names of its rows, their sums)
         self.state = torch.zeros(len(self.weights), 1 + 5 + 25, dtype=torch.float64) # rows, sums, products
-    def add(self, rows, source:int=0, n:int=None):
+    def add(self, rows, source:int=0, n:int=None, batch:int=0, ids:list=()):
         """Add rows
 
         Parameters:
             rows: (B, 5) nats, right predictions, tokens, bytes and nats of the text of each row
             source: they are of
-            n: rows they stand for; None: as many as they are. Other sums have no error"""
+            n: rows they stand for; None: as many as they are. Other sums have no error
+            batch: number of the batch they are from
+            ids: names of the rows, which are kept with their sums; empty: they are not kept"""
+        if ids: self.kept.append((batch, source, ids, rows))
         rows,count = rows.double().cpu(),torch.tensor([len(rows) if n is None else n]).double()
         self.state[source] += torch.cat([count, rows.sum(0), (rows.T@rows).flatten()])
         self.by_row = self.by_row and n is None
@@ -168,6 +173,23 @@ def metrics(self:RowSums)->dict:
     errors = {k: e for k,(_,e) in pairs.items() if e is not None}
     return values | dict(tokens=self.total('tokens'), rows=self.n, standard_error=errors or None)
 
+
+@patch
+def items(self:RowSums, names, **columns)->list:
+    """List what the tokens of each row scored
+
+    Parameters:
+        names: of the sources, in their order
+        columns: the same for all rows
+    Returns: as of `token_items`, in the order of the rows; none where rows are not known"""
+    if not self.by_row: return []
+    chunks,found = sorted(self.kept, key=lambda c: c[0]),[]
+    for source,name in enumerate(names):
+        own = [c for c in chunks if c[1] == source]
+        ids,sums = [i for c in own for i in c[2]],[row for c in own for row in c[3].tolist()]
+        found += token_items(name, sums, ids=ids, task='validation', name=name, **columns)
+    return found
+
 # %% ../../nbs/06_training/06_learner_metrics.ipynb #ab87eb80
 def _numbered(dl, first, step): # batches with their numbers, every `step`-th
     if not hasattr(dl, 'batch'): return enumerate(dl)
@@ -204,8 +226,10 @@ def score_batches(learn, dl, first=0, step=1)->tuple[RowSums,object]:
         with learn.forward_context(), record_losses() as losses:
             pred = learn.model(**batch)
         source = dl.source_of(k) if hasattr(dl, 'source_of') else 0
-        rows = _row_scores(losses, pred, batch_labels(batch), token_bytes, label_bytes(k))
-        sums.add(rows, source, None if losses else len(batch['input_ids']))
+        labels = batch_labels(batch)
+        rows = _row_scores(losses, pred, labels, token_bytes, label_bytes(k))
+        ids = row_ids(batch['input_ids'].cpu(), labels.cpu())
+        sums.add(rows, source, None if losses else len(ids), k, ids)
         if head: counts = counts + label_counts(head, pred, batch['labels'], names)
     learn.model.train(was_training)
     return sums,counts
@@ -227,13 +251,16 @@ def total_scores(learn, dl, sums:RowSums, counts=None)->dict:
     names = getattr(dl, 'sources', {})
     return out | ({'sources': {n: sums.of(i).metrics() for i,n in enumerate(names)}} if names else {})
 
-def evaluate(learn, dl=None)->dict:
+def evaluate(learn, dl=None, keep=None)->dict:
     """Score the model of a learner on its validation batches
 
     Parameters:
         learn: an `LMLearner`
         dl: batches to score; default: the validation batches of the learner's data
+        keep: function that gets what each row scored, as dicts; None: it is not kept
     Returns: `loss` in nats, `accuracy`, `bits_per_byte` or a head's; `tokens`, `rows`, `all_rows`,
         `standard_error`"""
     dl = dl or learn.dls.valid
-    return total_scores(learn, dl, *score_batches(learn, dl))
+    sums,counts = score_batches(learn, dl)
+    if keep: keep(sums.items(getattr(dl, 'sources', [getattr(learn.dls, 'name', 'validation')])))
+    return total_scores(learn, dl, sums, counts)

@@ -145,10 +145,10 @@ def log(self:RunFolder, line:str, plan:dict|None=None):
         f.write(f'{datetime.now():%Y-%m-%d %H:%M:%S} {line}\n')
         if plan: show_plan(plan, f)
 
-# %% ../../nbs/06_training/18_run.ipynb #c76e992b
+# %% ../../nbs/06_training/18_run.ipynb #819bbad1
 @patch
 def rewind(self:RunFolder, step:int):
-    """Drop checkpoints after `step`, and what was logged after it; every rank must call this
+    """Drop checkpoints after `step`, and what was logged and kept after it; every rank must call this
 
     Parameters:
         step: of the checkpoint; 0: none"""
@@ -157,6 +157,8 @@ def rewind(self:RunFolder, step:int):
         for checkpoint in steps_in(self.checkpoints):
             if checkpoint_step(checkpoint) > step: delete_folder(checkpoint)
         for log in self.logs: truncate_log(self.path/log, step)
+        for items in (self.path/'items').glob('step_*.jsonl.gz'): # of evaluations
+            if int(items.name.partition('.')[0].removeprefix('step_')) > step: items.unlink()
     barrier()
 
 # %% ../../nbs/06_training/18_run.ipynb #29f81cf7

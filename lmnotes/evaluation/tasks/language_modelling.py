@@ -14,7 +14,7 @@ from ...data.contamination_fingerprint import overlap
 from ...data.dataloader import LMData
 from ...data.token_encoding import encode_documents, tokenizer_kind
 from ..eval_model import EvalModel
-from ..metrics import evaluate_lm, lm_metrics
+from ..metrics import evaluate_lm, lm_metrics, window_items
 from ..task_suite import measurements
 
 # %% ../../../nbs/05_evaluation/tasks/08_language_modelling.ipynb #99752dfe
@@ -60,13 +60,15 @@ def score_documents(s:EvalModel, docs:list, name:str, limit:int|None=None, token
         name: of the data
         limit: windows, at most; None: all
         tokenizer_name: goes with perplexity
-    Returns: name, loss, perplexity, token_accuracy, bits_per_byte, bits_per_character, counts"""
+    Returns: name, loss, perplexity, token_accuracy, bits_per_byte, bits_per_character, counts; items: of each
+        window"""
     s.require('text')
     data = lm_data(s.tokenizer, docs, name, min(s.context_length or 128, 512), tokenizer_name)
-    scores = lm_metrics(evaluate_lm(s.model, data, limit=limit))
+    found = evaluate_lm(s.model, data, limit=limit)
+    scores = lm_metrics(found)
     per_character = scores['bits_per_byte']/characters_per_byte(docs)
     about = dict(unknown_share=data.unknown_share, note='; '.join(data.notes))
-    return dict(name=name, **scores, bits_per_character=per_character, **about)
+    return dict(name=name, **scores, bits_per_character=per_character, **about, items=window_items(found, data, limit))
 
 # %% ../../../nbs/05_evaluation/tasks/08_language_modelling.ipynb #b31ea73a
 def _overlap(docs, fp)->dict|None: # None where the training text of the model is not known

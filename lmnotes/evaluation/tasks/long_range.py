@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['long_range_tasks', 'copy_item', 'mqar_item', 'needle_item', 'binding_item', 'listops_tree', 'listops_item',
-           'LongRangeTask', 'encode_pieces', 'piece_accuracy', 'load_long_range_items', 'score_long_range',
+           'LongRangeTask', 'encode_pieces', 'piece_item', 'load_long_range_items', 'score_long_range',
            'long_range_rows', 'evaluate_long_range', 'accuracy_by_length']
 
 # %% ../../../nbs/05_evaluation/tasks/07_long_range.ipynb #b0995ea4
@@ -13,12 +13,11 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
 from ...core import *
-from ..eval_model import EvalModel, encode_without_eos, start_ids
+from ..eval_model import EvalModel, encode_without_eos, likeliest_tokens, start_ids
+from ..item_files import item_id, score_by_pieces
 from ..task_suite import TaskScores, register_task
-from ...models.chunked_loss import token_scores
 
 # %% ../../../nbs/05_evaluation/tasks/07_long_range.ipynb #b76c8508
 long_range_tasks = Registry('long-range task') # name -> function (rng, length) -> pieces
@@ -172,20 +171,25 @@ def encode_pieces(tokenizer, pieces:list)->tuple:
         ids += tokens
     return ids,spans
 
-def piece_accuracy(model, tokenizer, pieces:list)->float:
-    """Share of asked pieces whose tokens are all the most likely ones
+def piece_item(model, tokenizer, pieces:list, name:str='')->dict:
+    """Ask for pieces of a text; the score is the share of them whose tokens are all the likeliest ones
 
     Parameters:
         model: a language model
         tokenizer: that made the tokens
         pieces: (text, whether it is asked)
-    Returns: in [0,1]"""
+        name: of the task
+    Returns: as of `score_items`, with the tokens asked and answered"""
     ids,spans = encode_pieces(tokenizer, pieces)
-    y = torch.full((1, len(ids) - 1), -100)
-    for a,b in spans: y[0,a-1:b-1] = torch.tensor(ids[a:b])
-    device = next(model.parameters()).device
-    right = token_scores(model, torch.tensor([ids[:-1]], device=device), y.to(device))[1][0]
-    return float(np.mean([bool(right[a-1:b-1].all()) for a,b in spans]))
+    likeliest = iter(likeliest_tokens(model, ids, [t for a,b in spans for t in range(a, b)]))
+    answers = [[next(likeliest) for _ in range(a, b)] for a,b in spans]
+    first = next(i for i,(_,asked) in enumerate(pieces) if asked)
+    prompt,target = ''.join(text for text,_ in pieces[:first]),''.join(text for text,asked in pieces if asked)
+    output = ''.join(tokenizer.decode([t for t in a if t >= 0]) for a in answers)
+    whole = ''.join(text for text,_ in pieces)
+    item = dict(id=item_id(name, whole, target), dataset=name, prompt=prompt, output=output, target=target, cut='')
+    item |= dict(asked_ids=[ids[a:b] for a,b in spans], answer_ids=answers, pieces=[list(p) for p in pieces])
+    return item | dict(score=score_by_pieces(item))
 
 # %% ../../../nbs/05_evaluation/tasks/07_long_range.ipynb #3c06ec3b
 _lengths = 64, 256, 1024
@@ -204,14 +208,6 @@ def load_long_range_items(name:str, data_dir, limit, seed, split=None)->tuple:
     t = LongRangeTask(task, int(n))
     return t,t.items(min(limit or 64, 64), seed)
 
-def _piece_samples(rows, values): # the text before the first asked piece, and that piece
-    samples = []
-    for pieces,v in zip(rows[:2], values):
-        first = next(i for i,(_,asked) in enumerate(pieces) if asked)
-        prompt = ''.join(text for text,_ in pieces[:first])
-        samples.append(dict(prompt=prompt, output='', target=pieces[first][0], score=float(v)))
-    return samples
-
 _names_by_length = [f'{t}_{n}' for n in _lengths for t in ('copy', 'mqar', 'needle', 'binding', 'listops')]
 
 @register_task('long_range', None, _names_by_length, [], load_long_range_items, order=90)
@@ -227,20 +223,21 @@ def score_long_range(s:EvalModel, task:LongRangeTask, rows:list)->list:
     longest = max(len(encode_pieces(s.tokenizer, pieces)[0]) for pieces in rows)
     if s.context_length and longest > s.context_length:
         raise InputError(f'does not apply: an item takes {longest} tokens, and the model takes {s.context_length}')
-    was_training = s.model.training
+    was_training,name = s.model.training,f'{task.name}_{task.length}'
     s.model.eval()
     try:
-        values = np.array([piece_accuracy(s.model, s.tokenizer, pieces) for pieces in rows])
+        items = [piece_item(s.model, s.tokenizer, pieces, name) for pieces in rows]
     finally:
         s.model.train(was_training)
     return [TaskScores(
         task='long_range',
-        name=f'{task.name}_{task.length}',
+        name=name,
         metric='accuracy',
-        values=values,
+        values=np.array([i['score'] for i in items]),
         chance=task.chance,
         metrics=dict(length=task.length, tokens=longest),
-        samples=_piece_samples(rows, values),
+        items=items,
+        rule='pieces',
     )]
 
 # %% ../../../nbs/05_evaluation/tasks/07_long_range.ipynb #ae21541d

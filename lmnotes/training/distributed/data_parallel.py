@@ -224,20 +224,26 @@ def unsharded(learn):
             m.reshard()
 
 # %% ../../../nbs/06_training/distributed/02_data_parallel.ipynb #ac1c7912
-def evaluate_distributed(learn, dl=None)->dict:
+def evaluate_distributed(learn, dl=None, keep=None)->dict:
     """Score the validation batches, each rank a share of them
 
     Parameters:
         learn: an `LMLearner`; every rank must call this
         dl: batches to score; default: the validation batches of the learner's data
+        keep: function that gets what each row scored, of all ranks, as dicts; None: it is not kept
     Returns: as `evaluate`, the same on every rank; without the scores of a task head, which are not sums over
         tokens"""
     dl = dl or learn.dls.valid
-    if world_size() == 1: return evaluate(learn, dl)
+    if world_size() == 1: return evaluate(learn, dl, keep)
     n,size = len(dl),world_size()
     sums,_ = score_batches(learn, dl, rank(), size)
     if is_sharded(learn.model) and len(range(rank(), n, size)) < -(-n//size): score_batches(learn, dl, n - 1)
     by_row = torch.tensor(float(sums.by_row), dtype=torch.float64)
     for t in (sums.state, by_row): dist.all_reduce(t)
     sums.by_row = bool(by_row == size)
+    if keep:
+        parts = [None]*size
+        dist.all_gather_object(parts, sums.kept)
+        sums.kept = [chunk for part in parts for chunk in part]
+        keep(sums.items(getattr(dl, 'sources', [learn.dls.name])))
     return total_scores(learn, dl, sums)
