@@ -238,13 +238,14 @@ def bench_resume(device='cpu', quick=False, progress=lambda what: None)->dict:
 
     Parameters:
         device: where it runs: cpu, cuda or mps
-        quick: three kills of one run
+        quick: three kills of one run, of 24 steps
         progress: takes a line that says what is being measured
     Returns: identical, kills, disk_full; for each run kills in a save"""
     kills,variants = 3 if quick else 20,[]
     for name,options in list(runs.items())[:1 if quick else None]:
         for precision in ('fp32',) if quick else ('fp32', 'bf16'):
             o = dict(options, device=str(device), **{dict(fp32='no_mixed_precision', bf16='bf16')[precision]: True})
+            if quick: o['max_steps'] = 24
             progress(f'{name}, {precision}')
             variants.append(dict(run=name, precision=precision) | _one(o, kills))
     disk = full_disk(dict(runs['blocks'], device=str(device)))

@@ -189,7 +189,7 @@ _TARGETS = dict(
     decode_vs_bf16_2bit=('>=', 2),
 )
 
-def _files(name, shape, folder, threads, toys, progress):
+def _files(name, shape, folder, threads, toy, progress, memory=LAYOUTS): # `memory`: layouts that are measured
     model = float_model(**shape)
     q = ternary_twin(model)
     ids = words_of(q)
@@ -199,7 +199,7 @@ def _files(name, shape, folder, threads, toys, progress):
         to = folder/f'{name}_{layout}'
         made = pack(q, to, layout=layout, verbose=False)
         v = dict(model=name, layout=layout, weights=made.numbers, **file_figures(to, before, ids))
-        added = memory_added(to, toys or to, threads)
+        added = memory_added(to, toy, threads) if layout in memory else None
         v |= dict(fp32_over_file=made.ratio, memory_ratio=None if added is None else added/v['file_bytes'])
         rows.append(v)
     return model,rows
@@ -221,7 +221,7 @@ def bench_ternary(device='cpu', quick=False, progress=lambda what: None)->dict:
 
     Parameters:
         device: where it runs: cpu, cuda or mps
-        quick: toys, seconds
+        quick: toys, and memory of one packed file only: each takes a process
         progress: takes a line that says what is being measured
     Returns: see TARGETS"""
     if torch.device(device).type != 'cpu':
@@ -232,9 +232,10 @@ def bench_ternary(device='cpu', quick=False, progress=lambda what: None)->dict:
     )
     with tempfile.TemporaryDirectory() as d, _threads(n):
         d = Path(d)
-        pack(ternary_twin(float_model(**QUICK['deep'])), d/'toy', verbose=False)
-        _,rows = _files('deep', shapes['deep'], d, n, d/'toy', progress)
-        fp32,wide = _files('wide', shapes['wide'], d, n, d/'toy', progress)
+        toy = d/'toy'
+        pack(ternary_twin(float_model(**QUICK['deep'])), toy, verbose=False)
+        _,rows = _files('deep', shapes['deep'], d, n, toy, progress, () if quick else LAYOUTS)
+        fp32,wide = _files('wide', shapes['wide'], d, n, toy, progress, LAYOUTS[:1] if quick else LAYOUTS)
         rows += wide
         progress(
             f"words per second: float32 ({4 * wide[0]['weights'] / 1e9:.2f} GB), bfloat16, "

@@ -22,7 +22,7 @@ from ..data.load import load_data
 from ..evaluation.metrics import evaluate_lm, validation_windows, window_bits_per_byte
 from ..evaluation.task_suite import evaluate_tasks
 from ..models import build_model
-from ..training.learner import lm_learner
+from ..training.learner import SkipValidation, lm_learner
 
 # %% ../../nbs/10_benchmarks/12_bench_verdict.ipynb #ce32bf75
 @dataclass
@@ -53,7 +53,7 @@ def small_models(arm, n:int, data, steps=60, shape=None)->list:
             vocab_size=data.vocab_size,
             **(shape or dict(dim=32, n_layer=2, n_head=2, max_length=data.max_length)),
         )
-        learn = lm_learner(model, data, lr=1e-2, seed=seed)
+        learn = lm_learner(model, data, lr=1e-2, seed=seed, cbs=SkipValidation())
         data.train.seed,data.train.n_batches = seed,steps
         with learn.no_bar(), learn.no_logging():
             learn.fit(1)
