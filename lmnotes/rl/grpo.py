@@ -170,7 +170,7 @@ def _last_samples(recorder, step): # of this step, written now if they are not t
     return rows[-4:] if rows and rows[-1]['step'] == step else recorder.write_samples(step)
 
 def _finish(job, trainer, evaluate, before, seconds, notes)->RLRun:
-    s,folder,recorder,step = job.settings,job.folder,trainer.recorder,trainer.state.global_step
+    folder,recorder,step = job.folder,trainer.recorder,trainer.state.global_step
     after = evaluate(step)
     folder.save_final(job.model, job.data.tokenizer)
     summary = summarize_rl(job, trainer, before, after, seconds, notes)
