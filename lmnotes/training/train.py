@@ -31,6 +31,7 @@ from .distributed.resume import *
 from .interface.plot_schedule import *
 from .interface.run_callbacks import *
 from .interface.run_messages import *
+from .interface.short_runs import *
 from .learner import *
 from .memory_check import *
 from .monitor import *
@@ -229,7 +230,7 @@ def _prepare(o, checkpoint, recipe, given): # a job without its folder
     if checkpoint: steps = read_json(checkpoint/'state.json')['total_steps']
     items = validation_requests(data, o.eval_generate, o.seed) if o.eval_generate and not data.masked else []
     metric = _deciding_metric(o, data, model, items)
-    plan = plan_run(o, data, facts, steps, recipe) | _memory_line(o, learn)
+    plan = plan_run(o, data, facts, steps, recipe) | _memory_line(o, learn) | short_run_line(o, given)
     return TrainingJob(o, learn, steps, plan, metric, items, rows, checkpoint)
 
 def train_supervised(o:TrainOptions, checkpoint:Path|None, recipe, given:dict, quiet:bool)->Run:
@@ -251,12 +252,12 @@ def train_supervised(o:TrainOptions, checkpoint:Path|None, recipe, given:dict, q
         return run_job(job)
 
 # %% ../../nbs/06_training/20_train.ipynb #be5a0681
-def _dry_run(o, recipe, quiet):
+def _dry_run(o, recipe, given, quiet):
     unknown = bool(hub_only_parts(o)) and data_source_kind(o) != 'shards'
     data = sketch_data(o) if unknown else data_from_options(o)
     steps = o.max_steps or (None if unknown or o.max_seconds else optimizer_steps(o, data))
     facts = sketch_model_facts(o, data.vocab_size, getattr(data, 'labels', None))
-    plan = plan_run(o, data, facts, steps, recipe)
+    plan = plan_run(o, data, facts, steps, recipe) | short_run_line(o, given)
     if not quiet: show_plan(plan)
     return plan
 
@@ -276,5 +277,5 @@ def train(quiet:bool=False, **options)->Run|dict:
     with process_group(o.device, o.ddp_backend) if o.multi_gpu and under_torchrun() else nullcontext():
         o,checkpoint,recipe,given = resolve_options(o, given)
         quiet = quiet or not is_main()
-        if o.dry_run: return _dry_run(o, recipe, quiet)
+        if o.dry_run: return _dry_run(o, recipe, given, quiet)
         return training_modes[training_mode(o)](o, checkpoint, recipe, given, quiet)

@@ -17,7 +17,7 @@ from ..build_data import use_shard_length
 from ..checkpoints import *
 from .process_groups import *
 from ..options import TrainOptions, check_options
-from ..plan import shrink_for_test
+from ..interface.short_runs import shrink_for_test
 from ..recipes import apply_recipe
 from ..run import RunFolder
 from ..run_summary import check_evaluation_schedule
