@@ -20,6 +20,7 @@ from ..training.build_data import data_from_options
 from ..training.checkpoints import check_same_data
 from ..training.distributed.process_groups import run_on_main, world_size
 from ..training.interface.run_messages import print_message
+from ..training.interface.short_runs import short_run_line
 from ..training.options import TrainOptions
 from ..training.plan import plan_run, run_name, show_plan
 from ..training.precision import requested_precision
@@ -140,7 +141,7 @@ def _prepare(o, checkpoint, given)->tuple: # options, data, model, settings
     if s.allow_execution: data.notes.append(f'programs are run; walls: {sandbox_walls()}')
     return o,data,model,s
 
-# %% ../../nbs/07_rl/12_run.ipynb #a1c987f8
+# %% ../../nbs/07_rl/12_run.ipynb #0a6befb3
 _memory_advice = (
     'the run needs more memory than there is; try a smaller --batch_size with more '
     '--gradient_accumulation_steps, a smaller --grpo_group_size, or a smaller --max_completion_length'
@@ -158,7 +159,7 @@ def train_rl(o:TrainOptions, checkpoint=None, recipe='', given=None, quiet=False
     import_trl()
     given = given or {}
     o,data,model,s = _prepare(o, checkpoint, given)
-    plan = plan_run(o, data, model_facts(model), s.steps)
+    plan = plan_run(o, data, model_facts(model), s.steps) | short_run_line(o, given)
     if not quiet: show_plan(plan)
     new = not o.resume_from_checkpoint
     folder = RunFolder.create(run_name(o, data), o.output_dir) if new else RunFolder.open(o.output_dir)

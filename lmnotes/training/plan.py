@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['passes', 'rows_per_step', 'optimizer_steps', 'tokens_per_step', 'DataSketch', 'hub_only_parts', 'sketch_data',
-           'count_text', 'run_name', 'plan_run', 'show_plan', 'shrink_for_test']
+           'count_text', 'run_name', 'plan_run', 'show_plan']
 
 # %% ../../nbs/06_training/17_plan.ipynb #da466316
 import math
@@ -255,30 +255,3 @@ def show_plan(plan:dict, file=None):
         plan: lines by name
         file: default: standard output"""
     for k,v in plan.items(): print_message(k, v, file)
-
-# %% ../../nbs/06_training/17_plan.ipynb #9eb7055b
-_small_rl = dict(grpo_group_size=4, max_prompt_length=256, max_completion_length=32, rl_warmup_steps=2)
-
-def shrink_for_test(o:TrainOptions)->TrainOptions:
-    """Make the same run small enough for well under a minute
-
-    Parameters:
-        o: of any run"""
-    long = o.max_length > 4096 # what is tried then is the length itself
-    steps = min(o.max_steps or 40, 5 if long else 40)
-    if o.mode == 'rl':
-        limits = {k: min(getattr(o, k), v) for k,v in _small_rl.items()}
-        o,steps = replace(o, batch_size=min(o.batch_size, 2), **limits),min(steps, 8)
-    return replace(
-        o,
-        size='tiny',
-        max_length=o.max_length if long else min(o.max_length, 128),
-        packing_max_length=None,
-        batch_size=1 if long else min(o.batch_size, 8),
-        max_seconds=None,
-        max_steps=steps,
-        eval_steps=min(o.eval_steps, max(steps//2, 1)) if o.eval_steps else None,
-        eval_max_batches=4 if long else 64,
-        eval_generate=min(o.eval_generate, 4),
-        limit=min(o.limit or 2000, 2000),
-    )

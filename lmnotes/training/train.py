@@ -31,6 +31,7 @@ from .distributed.resume import *
 from .interface.plot_schedule import *
 from .interface.run_callbacks import *
 from .interface.run_messages import *
+from .interface.short_runs import *
 from .learner import *
 from .memory_check import *
 from .monitor import *
@@ -166,7 +167,7 @@ def run_job(job:TrainingJob)->Run:
     if is_main(): say_end(job, evals, summary)
     return Run(folder.path, learn, learn.dls, summary)
 
-# %% ../../nbs/06_training/20_train.ipynb #a4cf1fba
+# %% ../../nbs/06_training/20_train.ipynb #def8b4bc
 def learner_from_options(o:TrainOptions, data, model)->LMLearner:
     """Make the learner of a run, on all its ranks
 
@@ -224,7 +225,7 @@ def _prepare(o, checkpoint, recipe, given): # a job without its folder
     if checkpoint: steps = read_json(checkpoint/'state.json')['total_steps']
     items = validation_requests(data, o.eval_generate, o.seed) if o.eval_generate and not data.masked else []
     metric = _deciding_metric(o, data, model, items)
-    plan = plan_run(o, data, facts, steps, recipe) | _memory_line(o, learn)
+    plan = plan_run(o, data, facts, steps, recipe) | _memory_line(o, learn) | short_run_line(o, given)
     return TrainingJob(o, learn, steps, plan, metric, items, rows, checkpoint)
 
 def train_supervised(o:TrainOptions, checkpoint:Path|None, recipe, given:dict, quiet:bool)->Run:
@@ -246,13 +247,13 @@ def train_supervised(o:TrainOptions, checkpoint:Path|None, recipe, given:dict, q
     with job.folder.locked(new), job.folder.guard(lambda: oom_advice(job.learn, o)):
         return run_job(job)
 
-# %% ../../nbs/06_training/20_train.ipynb #be5a0681
-def _dry_run(o, recipe, quiet):
+# %% ../../nbs/06_training/20_train.ipynb #59f551b1
+def _dry_run(o, recipe, given, quiet):
     unknown = bool(hub_only_parts(o)) and data_source_kind(o) != 'shards'
     data = sketch_data(o) if unknown else data_from_options(o)
     steps = o.max_steps or (None if unknown or o.max_seconds else optimizer_steps(o, data))
     facts = sketch_model_facts(o, data.vocab_size, getattr(data, 'labels', None))
-    plan = plan_run(o, data, facts, steps, recipe)
+    plan = plan_run(o, data, facts, steps, recipe) | short_run_line(o, given)
     if not quiet: show_plan(plan)
     return plan
 
@@ -274,5 +275,5 @@ def train(quiet:bool=False, **options)->Run|dict:
         with locked_while_resumed(given):
             o,checkpoint,recipe,given = resolve_options(o, given)
             quiet = quiet or not is_main()
-            if o.dry_run: return _dry_run(o, recipe, quiet)
+            if o.dry_run: return _dry_run(o, recipe, given, quiet)
             return training_modes[training_mode(o)](o, checkpoint, recipe, given, quiet)

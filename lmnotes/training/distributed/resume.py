@@ -6,7 +6,7 @@
 __all__ = ['resumable_options', 'newest_run', 'run_of', 'find_resumed', 'resume_options', 'locked_while_resumed',
            'resolve_options']
 
-# %% ../../../nbs/06_training/distributed/05_resume.ipynb #4cc6857e
+# %% ../../../nbs/06_training/distributed/05_resume.ipynb #6dc044aa
 import math
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -18,7 +18,7 @@ from ..build_data import use_shard_length
 from ..checkpoints import *
 from .process_groups import *
 from ..options import TrainOptions, check_options
-from ..plan import shrink_for_test
+from ..interface.short_runs import shrink_for_test
 from ..recipes import apply_recipe
 from ..run import RunFolder
 from ..run_summary import check_evaluation_schedule
