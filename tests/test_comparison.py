@@ -414,16 +414,16 @@ def test_full_evaluation_pairs_items_and_controls_itself(tmp_path):
         seeds=2,
         budget='steps:4',
         full_eval=True,
-        tasks='choice,similarity',
+        tasks='classification,similarity',
         eval_limit=6,
         output_dir=tmp_path / 'c',
         costs=False,
-        **(tiny | dict(max_length=640, limit=2000)), # room for choices
+        **(tiny | dict(max_length=256, limit=1000)), # room for whole items
         **quiet,
     )
     r = read_json(c.path/'comparison.json')
     ds = r['differences']
-    assert {d['task'] for d in ds} == {'lm', 'choice'} and all(
+    assert {d['task'] for d in ds} == {'lm', 'classification'} and all(
         {'name', 'metric', 'higher', 'p', 'holm', 'verdict', 'reason', 'detectable'} <= set(d) for d in ds
     )
     assert (

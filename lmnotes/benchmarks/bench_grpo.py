@@ -164,6 +164,7 @@ _TARGETS = dict(
     seconds_a_seed=('<=', 120),
 )
 
+# %% ../../nbs/10_benchmarks/14_bench_grpo.ipynb #18937848
 def learn_from(start, data, seed=0, reward='task', device='cpu', **changes)->dict:
     """Rewards alone, from a model that half knows
 
@@ -188,6 +189,7 @@ def learn_from(start, data, seed=0, reward='task', device='cpu', **changes)->dic
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
+# %% ../../nbs/10_benchmarks/14_bench_grpo.ipynb #70218936
 def _seed(seed, device, size, progress, quick=False, **changes):
     data = addition_data(seed=seed, device=device)
     progress(f'seed {seed}: fine-tuning until half is right')
@@ -212,6 +214,7 @@ def _seed(seed, device, size, progress, quick=False, **changes):
         }
     return out | {'before_pass@1': u['before']['pass@1'], 'before_pass@8': u['before'].get('pass@8')}
 
+# %% ../../nbs/10_benchmarks/14_bench_grpo.ipynb #98b3770e
 @benches('grpo')
 def bench_grpo(device='cpu', size='tiny', quick=False, progress=lambda what: None, seeds=(0, 1, 2))->dict:
     """What rewards alone add on held-out additions, and what coins add

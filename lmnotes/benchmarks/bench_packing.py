@@ -162,6 +162,7 @@ def _sets(data_dir, limit): # name -> (examples, vocabulary)
     }
     return dict(found, together=([e for es,_ in found.values() for e in es], max(v for _,v in found.values())))
 
+# %% ../../nbs/10_benchmarks/07_bench_packing.ipynb #3fea1993
 def _figures(variants): # the figures that have targets
     by = {v['dataset']: v for v in variants if 'dataset' in v}
     out = worst(
@@ -175,6 +176,7 @@ def _figures(variants): # the figures that have targets
         out[k] = by['sst2'].get(k) if 'sst2' in by else None # the others are printed
     return out
 
+# %% ../../nbs/10_benchmarks/07_bench_packing.ipynb #daa3fd75
 @benches('packing')
 @frozen_gc()
 def bench_packing(device='cpu', size=None, quick=False, progress=lambda what: None, data_dir=None)->dict:

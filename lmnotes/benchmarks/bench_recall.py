@@ -173,6 +173,7 @@ def copy_at(mixer, lengths=(4, 8, 16, 32), seed=0, steps=800, device='cpu', n=64
     learn(model, lambda i: copy_batch(seed, i, lengths[i % len(lengths)], n), test(lengths[-1]), steps, device=device)
     return {l: accuracy(model, test(l)) for l in lengths}
 
+# %% ../../nbs/10_benchmarks/06_bench_recall.ipynb #ccf44267
 def _variant(mixer, recall, copy, main, seeds, progress, **kw):
     runs = {}
     for T in recall:
@@ -193,6 +194,7 @@ def _variant(mixer, recall, copy, main, seeds, progress, **kw):
         **{f'copy_{l}': a for l, a in copy_at(mixer, copy, **kw).items()},
     )
 
+# %% ../../nbs/10_benchmarks/06_bench_recall.ipynb #71a69f57
 @benches('recall')
 def bench_recall(device='cpu', size='tiny', quick=False, progress=lambda what: None, seeds=3, steps=800,
         mixers=tuple(MIXERS))->dict:

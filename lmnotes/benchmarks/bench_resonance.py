@@ -193,6 +193,7 @@ def _speed(T, dim, n_head, dtype, device, quick, progress):
     progress(f'{name}: growth')
     return v | growth_times(T, dim, n_head, device, dtype, 3 if quick else 7, seconds)
 
+# %% ../../nbs/10_benchmarks/05_bench_resonance.ipynb #ad5671a1
 def _check_size(size):
     if size in _SIZES: return
     widths = ', '.join(f'{k} (width {v[0]})' for k,v in _SIZES.items())
@@ -204,6 +205,7 @@ def _recurrence(few, many, device):
     error = recurrence_error(many, device=device)
     return dict(recurrence_error=error, state_bytes=short, state_bytes_long=long, state_growth=long/short)
 
+# %% ../../nbs/10_benchmarks/05_bench_resonance.ipynb #c26d2da7
 @benches('resonance')
 @frozen_gc()
 def bench_resonance(device='cpu', size='small', quick=False, progress=lambda what: None)->dict:

@@ -174,6 +174,7 @@ def _check_free(folder, n):
     room = 'set TMPDIR to a folder with more room, or use --quick'
     raise InputError(f'{n/1e9:.1f} GB of shards do not fit into {folder}; {room}')
 
+# %% ../../nbs/10_benchmarks/08_bench_shards.ipynb #7c0d58c6
 def validation_speed(path, rounds:int)->dict:
     """Time `validate_shards` beside plain reading of the same files
 
@@ -202,6 +203,7 @@ def _links(path, out): # whether every file of a split is one of the files there
     linked = all(os.stat(f).st_ino in own for f in shard_files(out))
     return float(linked and done['train'] + done['validation'] + done['copies_left_out'] == Shards(path).n_rows)
 
+# %% ../../nbs/10_benchmarks/08_bench_shards.ipynb #51a6fbc5
 @benches('shards')
 @frozen_gc()
 def bench_shards(device='cpu', size=None, quick=False, progress=lambda what: None)->dict:

@@ -204,6 +204,13 @@ def _files(name, shape, folder, threads, toy, progress, memory=LAYOUTS): # `memo
         rows.append(v)
     return model,rows
 
+def _all_files(folder, threads, quick, progress): # the float model that is timed; figures of both models' files
+    shapes,toy = QUICK if quick else SHAPES,folder/'toy'
+    pack(ternary_twin(float_model(**QUICK['deep'])), toy, verbose=False)
+    _,deep = _files('deep', shapes['deep'], folder, threads, toy, progress, () if quick else LAYOUTS)
+    fp32,wide = _files('wide', shapes['wide'], folder, threads, toy, progress, LAYOUTS[:1] if quick else LAYOUTS)
+    return fp32,deep,wide
+
 @contextlib.contextmanager
 def _threads(n):
     was = torch.get_num_threads()
@@ -226,17 +233,10 @@ def bench_ternary(device='cpu', quick=False, progress=lambda what: None)->dict:
     Returns: see TARGETS"""
     if torch.device(device).type != 'cpu':
         raise InputError(f'this bench measures decoding on a CPU; {device} is not measured, leave --device out')
-    shapes, n = (
-        QUICK if quick else SHAPES,
-        len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
-    )
+    n = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     with tempfile.TemporaryDirectory() as d, _threads(n):
         d = Path(d)
-        toy = d/'toy'
-        pack(ternary_twin(float_model(**QUICK['deep'])), toy, verbose=False)
-        _,rows = _files('deep', shapes['deep'], d, n, toy, progress, () if quick else LAYOUTS)
-        fp32,wide = _files('wide', shapes['wide'], d, n, toy, progress, LAYOUTS[:1] if quick else LAYOUTS)
-        rows += wide
+        fp32,deep,wide = _all_files(d, n, quick, progress)
         progress(
             f"words per second: float32 ({4 * wide[0]['weights'] / 1e9:.2f} GB), bfloat16, "
             f"{', '.join(LAYOUTS)}; {n} threads, {kernel_path()}"
@@ -251,6 +251,7 @@ def bench_ternary(device='cpu', quick=False, progress=lambda what: None)->dict:
         v |= speed[v['layout']] | dict(
             fp32_words_per_s=speed['fp32'], bf16_words_per_s=speed['bf16'], threads=n, kernel=kernel_path()
         )
+    rows = deep + wide
     return dict(_figures(rows), layout='base3', variants=rows, targets=_TARGETS)
 
 def _figures(rows):

@@ -19,7 +19,7 @@ from ..comparison.statistics import variance_components
 from ..comparison.verdicts import *
 from ..core import set_seed
 from ..data.load import load_data
-from ..evaluation.metrics import evaluate_lm, validation_windows, window_bits_per_byte
+from ..evaluation.metrics import evaluate_lm, score_windows, validation_windows, window_bits_per_byte
 from ..evaluation.task_suite import evaluate_tasks
 from ..models import build_model
 from ..training.learner import SkipValidation, lm_learner
@@ -77,10 +77,11 @@ def text_pool(models, data, windows=192)->Pool:
     """Bits per byte of every window; neighbours are clusters
 
     Parameters:
-        models: of one arm
+        models: of one arm: the first is checked for leaks, as the others differ from it in their weights
+            alone
         data: `LMData`
         windows: how many windows"""
-    s = [evaluate_lm(m, data, limit=windows) for m in models]
+    s = [(score_windows if i else evaluate_lm)(m, data, limit=windows) for i,m in enumerate(models)]
     return Pool(
         'bits per byte',
         np.stack([window_bits_per_byte(t)[0] for t in s]),

@@ -47,10 +47,6 @@ class Dataset:
         return InputError(
             f"'{self.id}' needs a configuration, as {self.id}/{self.configs[0]}; there is: {', '.join(self.configs)}."
         )
-    @property
-    def name(self)->str:
-        "Id and configuration, as plans and reports print it"
-        return f'{self.id}/{self.config}' if self.config else self.id
     def prompt(self, row)->str:
         """Write the text a model reads before it answers
 
@@ -66,15 +62,27 @@ class Dataset:
     def text(self, row)->str:
         "Write a row as running text, for pretraining"
         return self.prompt(row) + self.target(row)
-    def documents(self, rows)->list:
-        "Write rows as documents, for pretraining"
-        return [self.text(r) for r in rows]
-    def prepare(self, splits)->dict:
-        "Look at the rows when they are loaded, and return them"
-        return splits
-    def group(self, row)->str:
-        "Name what a row is about; rows with the same name stay together when validation is cut off"
-        return self.prompt(row) or self.text(row)
+
+# %% ../../nbs/01_data/05_catalog.ipynb #e04615e1
+@patch(as_prop=True)
+def name(self:Dataset)->str:
+    "Id and configuration, as plans and reports print it"
+    return f'{self.id}/{self.config}' if self.config else self.id
+
+@patch
+def prepare(self:Dataset, splits)->dict:
+    "Look at the rows when they are loaded, and return them"
+    return splits
+
+@patch
+def documents(self:Dataset, rows)->list:
+    "Write rows as documents, for pretraining"
+    return [self.text(r) for r in rows]
+
+@patch
+def group(self:Dataset, row)->str:
+    "Name what a row is about; rows with the same name stay together when validation is cut off"
+    return self.prompt(row) or self.text(row)
 
 # %% ../../nbs/01_data/05_catalog.ipynb #335d385f
 @patch

@@ -263,27 +263,33 @@ class LMData(DataLoaders):
             BlockLoader(self.valid_blocks, self.bs, shuffle=False),
             device=pick_device(spec['device'] or 'auto'),
         )
-    @property
-    def n_tokens(self)->tuple:
-        "Numbers of training and validation tokens"
-        return len(self.train_ids),len(self.valid_ids)
-    def sample_prompt(self, n:int)->str:
-        """Decode the first `n` tokens of the validation text
-
-        Parameters:
-            n: tokens"""
-        return self.tokenizer.decode(self.valid_blocks[0]['input_ids'][:n], skip_special_tokens=True)
-    def texts(self, split:str='train'):
-        """Yield the documents again, one by one: decoded, where their tokens give them back
-
-        Parameters:
-            split: or `validation`
-        Returns: generator of texts"""
-        if self.documents: yield from self.documents[split]
-        else: yield from decode_documents(self.tokenizer, self.train_ids if split == 'train' else self.valid_ids)
     def __repr__(self):
         n_train,n_valid = map(format_count, self.n_tokens)
         return (
             f'{self.name}: {n_train} training and {n_valid} validation tokens, vocabulary {self.vocab_size}, '
             f'{len(self.train_blocks)} and {len(self.valid_blocks)} windows of {self.max_length}'
         )
+
+# %% ../../nbs/01_data/09_dataloader.ipynb #5ee4b3ca
+@patch(as_prop=True)
+def n_tokens(self:LMData)->tuple:
+    "Numbers of training and validation tokens"
+    return len(self.train_ids),len(self.valid_ids)
+
+@patch
+def sample_prompt(self:LMData, n:int)->str:
+    """Decode the first `n` tokens of the validation text
+
+    Parameters:
+        n: tokens"""
+    return self.tokenizer.decode(self.valid_blocks[0]['input_ids'][:n], skip_special_tokens=True)
+
+@patch
+def texts(self:LMData, split:str='train'):
+    """Yield the documents again, one by one: decoded, where their tokens give them back
+
+    Parameters:
+        split: or `validation`
+    Returns: generator of texts"""
+    if self.documents: yield from self.documents[split]
+    else: yield from decode_documents(self.tokenizer, self.train_ids if split == 'train' else self.valid_ids)

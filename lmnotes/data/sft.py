@@ -11,6 +11,7 @@ from functools import lru_cache, partial
 
 import numpy as np
 from fastai.data.core import DataLoaders
+from fastcore.basics import patch
 
 from ..core import *
 from .bin_packing import *
@@ -82,16 +83,6 @@ class TaskData(DataLoaders):
         if not n: return []
         end = f', of {answers} answers the end' if answers else ''
         return [f'{n} tokens are cut from rows longer than {self.max_length}: of prompts the middle{end}']
-    @property
-    def n_tokens(self): # inputs, of training and validation
-        return int(self.train_blocks.lengths.sum()),int(self.valid_blocks.lengths.sum())
-    def texts(self, split:str='train')->list:
-        """Return questions with their answers as text
-
-        Parameters:
-            split: or `validation`"""
-        return [self.task.text(r) for r in self.rows[split]]
-    def sample_prompt(self, n=None): return self.task.prompt(self.rows['validation'][0])
     def __repr__(self):
         t = self.train_blocks
         tokens = format_count(self.n_tokens[0])
@@ -101,6 +92,22 @@ class TaskData(DataLoaders):
             f"{supervised_share(self.examples['train']):.0%} are learnt, in {len(t)} rows of "
             f"{self.max_length}, {t.fill:.1%} full"
         )
+
+# %% ../../nbs/01_data/19_sft.ipynb #90fba8b3
+@patch(as_prop=True)
+def n_tokens(self:TaskData): # inputs, of training and validation
+    return int(self.train_blocks.lengths.sum()),int(self.valid_blocks.lengths.sum())
+
+@patch
+def texts(self:TaskData, split:str='train')->list:
+    """Return questions with their answers as text
+
+    Parameters:
+        split: or `validation`"""
+    return [self.task.text(r) for r in self.rows[split]]
+
+@patch
+def sample_prompt(self:TaskData, n=None): return self.task.prompt(self.rows['validation'][0])
 
 def _learnt(examples)->np.ndarray: # the tokens of all answers
     return np.concatenate([np.zeros(0, np.int32), *(e['ids'][e['start']:] for e in examples)])

@@ -219,6 +219,7 @@ def _called_loss(head, h, labels):
         right = (zy.detach() == best) & (best > second)
     return z.logsumexp(-1) - zy,right
 
+# %% ../../nbs/02_models/03_chunked_loss.ipynb #58a8ca97
 def _scores(head, h, labels): # as `linear_token_scores`, of any head
     if (m := linear_parameters(head)) is not None: return linear_token_scores(h, m[0], labels, m[1])
     keep = (labels != -100).to(h.device)
@@ -246,6 +247,7 @@ def note_losses(found):
         found: function without arguments that gives losses and correctness, (B, ...) each"""
     if _records: _records[-1].append(found())
 
+# %% ../../nbs/02_models/03_chunked_loss.ipynb #89a60d94
 def head_cross_entropy(head:nn.Module, h:Tensor, labels:Tensor, num_items=None)->tuple[Tensor,Tensor]:
     """Compute `linear_cross_entropy` of any head; one that is not linear is called and checkpointed chunk by chunk
 
@@ -271,8 +273,7 @@ def head_cross_entropy(head:nn.Module, h:Tensor, labels:Tensor, num_items=None)-
 # %% ../../nbs/02_models/03_chunked_loss.ipynb #919ce760
 def _scores_from_logits(z, labels): # (T, V), (T,) of which -100 for none -> (T,), (T,)
     keep = (labels != -100).to(z.device)
-    z = z[keep]
-    z = z.to(torch.promote_types(z.dtype, torch.float32), copy=True)
+    z = z[keep].to(torch.promote_types(z.dtype, torch.float32), copy=True)
     nll = torch.zeros(len(labels), device=labels.device, dtype=z.dtype)
     right = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
     n,r = _softmax_rows_(z, labels.to(z.device)[keep], grad=False)

@@ -64,22 +64,24 @@ class LMConfig(PretrainedConfig):
     eos_token_id: int = None     # end of a document
     pad_token_id: int = None     # padding
 
-
     def __post_init__(self, **kwargs):
-        self.n_kv_head = self.n_kv_head or self.n_head
-        if not self.head_dim:
-            if self.dim % self.n_head:
-                raise InputError(
-                    f'n_head={self.n_head} does not divide dim={self.dim}; give head_dim, or choose among '
-                    f'{_divisors(self.dim)}'
-                )
-            self.head_dim = self.dim//self.n_head
-        self.ffn_dim = self.ffn_dim or -(-self.dim*8//96)*32
+        _fill_sizes(self)
         self.rewrites = list(self.rewrites or [])
         self.check()
         super().__post_init__(**kwargs)
 
+# %% ../../nbs/02_models/04_config.ipynb #7d8c1239
 def _divisors(n): return ', '.join(str(d) for d in range(1, min(n, 64)+1) if n % d == 0)
+
+def _fill_sizes(c):
+    c.n_kv_head = c.n_kv_head or c.n_head
+    if not c.head_dim:
+        if c.dim % c.n_head:
+            raise InputError(
+                f'n_head={c.n_head} does not divide dim={c.dim}; give head_dim, or choose among {_divisors(c.dim)}'
+            )
+        c.head_dim = c.dim//c.n_head
+    c.ffn_dim = c.ffn_dim or -(-c.dim*8//96)*32
 
 # %% ../../nbs/02_models/04_config.ipynb #93260e90
 _counts = ('vocab_size', 'dim', 'n_layer', 'n_head', 'n_kv_head', 'head_dim', 'ffn_dim', 'max_length',

@@ -108,16 +108,23 @@ class LM(PreTrainedModel, GenerationMixin):
         if shift_labels is None or return_logits:
             out.logits = self._last_logits(h, logits_to_keep)
         return out.to_tuple() if return_dict is False else out
-    def _collect(self, hidden_states, attentions):
-        if hidden_states is None: hidden_states = self.config.output_hidden_states
-        return Collected([] if hidden_states else None, [] if attentions else None, aux_losses=[])
-    def _last_logits(self, h, keep):
-        return self.head(h[:,slice(-keep, None) if isinstance(keep, int) else keep])
-    def _training_loss(self, h, labels, num_items, aux_losses):
-        loss,n_correct = head_cross_entropy(self.head, h, labels, num_items)
-        if aux_losses and self.training:
-            loss = loss + _auxiliary_loss(aux_losses, labels, num_items)/self.config.n_layer
-        return loss,n_correct
+
+# %% ../../nbs/02_models/06_decoder.ipynb #78d95e61
+@patch
+def _collect(self:LM, hidden_states, attentions):
+    if hidden_states is None: hidden_states = self.config.output_hidden_states
+    return Collected([] if hidden_states else None, [] if attentions else None, aux_losses=[])
+
+@patch
+def _last_logits(self:LM, h, keep):
+    return self.head(h[:,slice(-keep, None) if isinstance(keep, int) else keep])
+
+@patch
+def _training_loss(self:LM, h, labels, num_items, aux_losses):
+    loss,n_correct = head_cross_entropy(self.head, h, labels, num_items)
+    if aux_losses and self.training:
+        loss = loss + _auxiliary_loss(aux_losses, labels, num_items)/self.config.n_layer
+    return loss,n_correct
 
 # %% ../../nbs/02_models/06_decoder.ipynb #6303c810
 def _padding_as_documents(attention_mask, documents, T):

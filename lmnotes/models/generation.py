@@ -140,6 +140,7 @@ def _encode(tokenizer, prompt): # text or ids -> ids, at least one
         raise InputError('the prompt is empty and the tokenizer has no token to begin with; give a prompt')
     return [start]
 
+# %% ../../nbs/02_models/10_generation.ipynb #6fd17706
 def _truncate(text, stop): # before the first of the stop strings
     ends = [i for i in map(text.find, stop) if i >= 0]
     return text[:min(ends, default=len(text))]
@@ -163,6 +164,7 @@ def _write(model, tokenizer, rows, o): # go on with rows until each has ended, o
         r.close |= any(bool(c[i]) for c in choose.close[:len(new)])
         r.shared |= len(rows) > 1
 
+# %% ../../nbs/02_models/10_generation.ipynb #1f1bb958
 def _batches(rows, layout, bs): # lists of rows that may stand beside each other
     def length(r): return len(r.ids) + len(r.new)
     rows = sorted(rows, key=length)

@@ -95,6 +95,7 @@ def _norm_over_time(model, h, ids): return h/h.square().mean((1, 2), keepdim=Tru
 @_plant('Fourier transform over time')
 def _fourier_transform_over_time(model, h, ids): return torch.fft.fft(h, dim=1).real
 
+# %% ../../nbs/02_models/21_planted_leaks.ipynb #ec6986bb
 @_plant('symmetric convolution')
 def _symmetric_convolution(model, h, ids): return h + F.avg_pool1d(h.mT, 3, 1, 1).mT
 
@@ -106,6 +107,7 @@ def _mean_over_chunks_of_16(model, h, ids):
     chunks = h.split(16, 1)
     return torch.cat([c + c.mean(1, keepdim=True) for c in chunks], 1)
 
+# %% ../../nbs/02_models/21_planted_leaks.ipynb #e94f9602
 @_plant('tokens sorted by their value')
 def _tokens_sorted_by_their_value(model, h, ids): return h + 0.1*h.sort(1).values
 
@@ -120,6 +122,7 @@ def _expert_chosen_by_the_next_token(model, h, ids): # no gradient shows this
     odd = F.pad(ids[:,1:] % 2, (0, 1))
     return torch.where(odd[...,None] == 1, h.flip(-1), h)
 
+# %% ../../nbs/02_models/21_planted_leaks.ipynb #a87652fd
 @_plant('repetition of the next token')
 def _repetition(model, h, ids): return _where(F.pad(ids[:,1:] == ids[:,:-1], (0, 1)), h, torch.ones_like(h))
 
@@ -135,6 +138,7 @@ def _next_token_behind_a_closed_gate():
     model.gate = nn.Parameter(torch.zeros(1))
     return model
 
+# %% ../../nbs/02_models/21_planted_leaks.ipynb #9e4acb8f
 @_plant('number of tokens')
 def _number_of_tokens(model, h, ids): return h*(1 + ids.shape[1]/1000)
 
@@ -184,6 +188,7 @@ def _next_token_in_the_scores_alone():
         return h + 2*_following(model, input_ids) if collect is None else h # `forward` of the model collects
     return planted_model('forward_features', f)
 
+# %% ../../nbs/02_models/21_planted_leaks.ipynb #022e5ccd
 @planted_leaks('label in the logits')
 def _label_in_the_logits():
     def f(model, forward, input_ids=None, *args, shift_labels=None, **kwargs):
@@ -207,6 +212,7 @@ def _next_token_in_the_loss_alone():
         return forward(h + 2*F.one_hot(labels.clamp(min=0), _V).to(h)@model.embed.weight, labels, *args)
     return planted_model('_training_loss', f)
 
+# %% ../../nbs/02_models/21_planted_leaks.ipynb #d2334306
 def _with_cache(f): # f(n, ids) -> changed arguments, for n tokens in the cache and new ones
     def leaky(model, forward, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, **kwargs):
         n = past_key_values.get_seq_length() if past_key_values is not None else 0
@@ -226,6 +232,7 @@ def _cache_without_its_last_key():
         return dict(attention_mask=seen)
     return _with_cache(without_last)
 
+# %% ../../nbs/02_models/21_planted_leaks.ipynb #9455dccb
 @planted_leaks('attention without a mask')
 def _attention_without_a_mask(): return build_model('standard', 'tiny', _V, n_layer=2, causal=False)
 

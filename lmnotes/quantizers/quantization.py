@@ -134,6 +134,32 @@ def quantize_layer(m:nn.Module, quantizer, options:dict)->nn.Module:
     for k,v in options.items(): setattr(m, k, v)
     return m
 
+# %% ../../nbs/03_quantizers/02_quantization.ipynb #af6d7a09
+def _summary_line(model, name, layers):
+    n = sum({id(m.weight): m.weight.numel() for m in layers.values()}.values())
+    total = sum(p.numel() for p in model.parameters())
+    return (
+        f'{name}: {len(layers)} layers, {format_count(n)} of {format_count(total)} weights '
+        f'({n / total:.0%}); the rest stays as it was'
+    )
+
+def _why_no_layer(model, name):
+    config = getattr(model, 'config', None)
+    if getattr(config, 'packed', None):
+        return f'{name} needs full-precision weights, and this model is packed; quantize the model it was packed from'
+    if getattr(model, 'is_quantized', False):
+        return f'{name} needs full-precision weights, and this model was loaded in 4 or 8 bits; load it without'
+    quantized = {re.sub('(Linear|Conv1D|Embedding)$', '', type(m).__name__) for m in quantized_layers(model).values()}
+    if not quantized: return f'{type(model).__name__} has no linear layer left that {name} could rewrite'
+    rewrites_ = ', '.join(getattr(config, 'rewrites', None) or []) or 'none noted'
+    return (
+        f"{name} finds no linear layer left: they are {', '.join(sorted(quantized))} already (rewrites: "
+        f"{rewrites_}); start from the model as it was before"
+    )
+
+# %% ../../nbs/03_quantizers/02_quantization.ipynb #933c2949
+def _weight_options(options): return {k: v for k,v in options.items() if k not in ('act_bits', 'sub_norm')}
+
 def quantize(model:nn.Module, name:str='ternary', head:bool=False, embeddings:bool=False, calibration=None,
         verbose:bool=True)->nn.Module:
     """Quantize layers of a model in place
@@ -160,27 +186,3 @@ def quantize(model:nn.Module, name:str='ternary', head:bool=False, embeddings:bo
     record_rewrite(model, name)
     if verbose: print(_summary_line(model, name, layers))
     return model
-
-def _weight_options(options): return {k: v for k,v in options.items() if k not in ('act_bits', 'sub_norm')}
-
-def _summary_line(model, name, layers):
-    n = sum({id(m.weight): m.weight.numel() for m in layers.values()}.values())
-    total = sum(p.numel() for p in model.parameters())
-    return (
-        f'{name}: {len(layers)} layers, {format_count(n)} of {format_count(total)} weights '
-        f'({n / total:.0%}); the rest stays as it was'
-    )
-
-def _why_no_layer(model, name):
-    config = getattr(model, 'config', None)
-    if getattr(config, 'packed', None):
-        return f'{name} needs full-precision weights, and this model is packed; quantize the model it was packed from'
-    if getattr(model, 'is_quantized', False):
-        return f'{name} needs full-precision weights, and this model was loaded in 4 or 8 bits; load it without'
-    quantized = {re.sub('(Linear|Conv1D|Embedding)$', '', type(m).__name__) for m in quantized_layers(model).values()}
-    if not quantized: return f'{type(model).__name__} has no linear layer left that {name} could rewrite'
-    rewrites_ = ', '.join(getattr(config, 'rewrites', None) or []) or 'none noted'
-    return (
-        f"{name} finds no linear layer left: they are {', '.join(sorted(quantized))} already (rewrites: "
-        f"{rewrites_}); start from the model as it was before"
-    )

@@ -63,6 +63,7 @@ def _shapes(layer, part): # name -> shape
 
 def _shape_or_missing(shapes, name): return f'of shape {tuple(shapes[name])}' if name in shapes else 'missing'
 
+# %% ../../nbs/04_sharing/02_strategies.ipynb #37d5896e
 def _layer_pairs(path, stack, i, owner, part):
     mine,other = _shapes(stack[i], part),_shapes(stack[owner], part)
     odd = next((k for k in {**mine, **other} if mine.get(k) != other.get(k)), None)
@@ -83,6 +84,7 @@ def _stack_pairs(path, stack, part, name, arg):
             if i != owner: pairs |= _layer_pairs(path, stack, alike[i], alike[owner], part)
     return pairs
 
+# %% ../../nbs/04_sharing/02_strategies.ipynb #c71d8b06
 def pairs_across_depth(model:nn.Module, part:str, pattern:str='all')->dict:
     """Pair the parameters of layers with those of their owners, stack by stack
 
@@ -97,6 +99,7 @@ def pairs_across_depth(model:nn.Module, part:str, pattern:str='all')->dict:
     for path,stack in layer_stacks(model).items(): pairs |= _stack_pairs(path, stack, part, name, arg)
     return pairs
 
+# %% ../../nbs/04_sharing/02_strategies.ipynb #31ba449b
 @sharing_strategies('layers')
 def share_layers(model:nn.Module, arg:str='')->dict:
     """Pair whole layers

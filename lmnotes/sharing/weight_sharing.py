@@ -68,6 +68,7 @@ def _check_can_share(model):
     if getattr(model, 'is_quantized', False):
         raise InputError('a model in 4 or 8 bits cannot be shared any more; load it in full, share, then quantize')
 
+# %% ../../nbs/04_sharing/05_weight_sharing.ipynb #6ace458b
 def _find_pairs(model, strategy, arg, lenient): # lenient: leave out what the model has not
     if lenient and strategy == 'encoder-decoder' and not getattr(model.config, 'is_encoder_decoder', False): return {}
     if lenient and strategy == 'embeddings' and getattr(model, 'get_output_embeddings', lambda: None)() is None:
@@ -88,6 +89,7 @@ def _tie_all(model, what, steps, lenient, merge): # an error comes before anythi
         f'nothing to share: {what} finds no two parts of this {type(model).__name__} that are not one already'
     )
 
+# %% ../../nbs/04_sharing/05_weight_sharing.ipynb #e0796979
 def share(model:nn.Module, what='alternate', groups:list=None, lora:int=0, merge:str='first',
         verbose:bool=True)->nn.Module:
     """Share weights between parts of a model, in place

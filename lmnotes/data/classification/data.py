@@ -157,6 +157,7 @@ class LabelSpec(TextSpec):
         if self.tag_at not in ('first', 'last'):
             raise InputError(f"unknown tag_at '{self.tag_at}': {did_you_mean(self.tag_at, ('first', 'last'))}")
 
+# %% ../../../nbs/01_data/classification/03_data.ipynb #7df09014
 class LabelData(DataLoaders):
     """Hold training and validation batches for a task head, and what a model must know about them
 

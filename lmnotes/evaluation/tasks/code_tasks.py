@@ -167,6 +167,7 @@ def score_by_program(item:dict)->float:
     Returns: in [0,1]"""
     return edit_similarity(extract_code(item['output']), find_dataset(item['dataset']).references(item['row'])[0])
 
+# %% ../../../nbs/05_evaluation/tasks/06_code_tasks.ipynb #77960cc5
 def _is_code(ds): return ds.kind == 'code' or ds.id == 'embedded/python'
 
 @register_task('code', _is_code, ['python'], ['bigcodebench'], load_code_rows, order=60)

@@ -50,6 +50,7 @@ class ReadingChoice(MultipleChoiceDataset):
 def _question_word(row)->str:
     return row['question'].split()[0] # In which city .., What is the trade .., Which animal ..
 
+# %% ../../../nbs/05_evaluation/tasks/02_likelihood_tasks.ipynb #5ec3af9b
 def load_choice_rows(name, data_dir, limit, seed, split=None)->tuple:
     """Load multiple-choice rows; `reading` gets its options from the passages
 
@@ -61,6 +62,7 @@ def load_choice_rows(name, data_dir, limit, seed, split=None)->tuple:
 
 def _has_options(ds): return ds.kind == 'choice' or ds.id == ReadingChoice.id
 
+# %% ../../../nbs/05_evaluation/tasks/02_likelihood_tasks.ipynb #a013a485
 @register_task('choice', _has_options, ['reading'], ['mmlu', 'mmlu_pro'], load_choice_rows, order=80)
 def score_choice(s:EvalModel, ds, rows)->list:
     """Score the letter of the right option by likelihood
@@ -100,6 +102,7 @@ def correlations(predicted, gold)->dict:
     if np.ptp(predicted) == 0 or np.ptp(gold) == 0: return dict(pearson=0., spearman=0.)
     return dict(pearson=float(pearsonr(predicted, gold)[0]), spearman=float(spearmanr(predicted, gold)[0]))
 
+# %% ../../../nbs/05_evaluation/tasks/02_likelihood_tasks.ipynb #50d3df3c
 _grades = [f' {g}.0' for g in range(6)]
 
 def expected_grade(log_probs)->float:
@@ -120,6 +123,7 @@ def score_by_grade(item:dict)->float:
     Returns: in [0,1]"""
     return float(np.clip(1 - abs(item['predicted'] - float(item['row']['label']))/5, 0, 1))
 
+# %% ../../../nbs/05_evaluation/tasks/02_likelihood_tasks.ipynb #4912c74f
 def _predicted_grades(s, ds, rows)->tuple: # grades; what was cut; log-probabilities, if there are any
     if s.interface == 'classify':
         head_labels(s, ['similarity'])

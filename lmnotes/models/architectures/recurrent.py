@@ -7,6 +7,7 @@ __all__ = ['Recurrent', 'LSTM', 'GRU', 'rnn_lm']
 
 # %% ../../../nbs/02_models/architectures/03_recurrent.ipynb #6a237be9
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -52,32 +53,6 @@ class Recurrent(nn.Module):
         for k,p in self.cell.named_parameters():
             p.zero_() if 'bias' in k else p.normal_(std=p.shape[1]**-0.5)
         self.cell.bias_ih_l0.view(-1, self.cell.hidden_size)[1] = 1
-    def run(self, x:Tensor, state=None, lengths:Tensor=None)->tuple:
-        """Run the cell outside autocast, in the dtype of its weights
-
-        Parameters:
-            x: (N, T, dim)
-            state: tuple of (N, dim); None: zeros
-            lengths: (N,) tokens of each row, where they are fewer than T
-        Returns: outputs (N, T, dim); the state after each row's last token, a tuple of (N, dim)"""
-        x = x.to(self.cell.weight_hh_l0.dtype)
-        if state is not None: state = self._pack_state([t.to(x.dtype) for t in state])
-        with torch.autocast(x.device.type, enabled=False):
-            if lengths is None: y,end = self.cell(x, state)
-            else:
-                rows = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
-                rows,end = self.cell(rows, state)
-                y = pad_packed_sequence(rows, batch_first=True, total_length=x.shape[1])[0]
-        return y,tuple(t[0] for t in (end if isinstance(end, tuple) else (end,)))
-    def _pack_state(self, state): # as the cell takes it: layers first, the LSTM's a tuple
-        state = tuple(t[None] for t in state)
-        return state if len(state) > 1 else state[0]
-    def _run_documents(self, x, ctx, state): # as `run`, each document from a state of zeros but the first of a row
-        rows,layout = split_documents(x, ctx.documents)
-        if state is not None:
-            state = [t.new_zeros(len(rows), t.shape[1]).index_copy(0, layout.first, t) for t in state]
-        y,end = self.run(rows, state, None if ctx.cache is None else layout.lengths)
-        return layout.merge(y),tuple(t[layout.last] for t in end)
     def forward(self, x:Tensor, ctx:ForwardContext)->Tensor:
         """Mix along time; continue from the cached state and update it
 
@@ -91,6 +66,41 @@ class Recurrent(nn.Module):
         if ctx.cache is not None: ctx.cache.states[self.layer] = end
         return self.o_proj(y)
 
+# %% ../../../nbs/02_models/architectures/03_recurrent.ipynb #e96d5856
+@patch
+def run(self:Recurrent, x:Tensor, state=None, lengths:Tensor=None)->tuple:
+    """Run the cell outside autocast, in the dtype of its weights
+
+    Parameters:
+        x: (N, T, dim)
+        state: tuple of (N, dim); None: zeros
+        lengths: (N,) tokens of each row, where they are fewer than T
+    Returns: outputs (N, T, dim); the state after each row's last token, a tuple of (N, dim)"""
+    x = x.to(self.cell.weight_hh_l0.dtype)
+    if state is not None: state = self._pack_state([t.to(x.dtype) for t in state])
+    with torch.autocast(x.device.type, enabled=False):
+        if lengths is None: y,end = self.cell(x, state)
+        else:
+            rows = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
+            rows,end = self.cell(rows, state)
+            y = pad_packed_sequence(rows, batch_first=True, total_length=x.shape[1])[0]
+    return y,tuple(t[0] for t in (end if isinstance(end, tuple) else (end,)))
+
+@patch
+def _pack_state(self:Recurrent, state): # as the cell takes it: layers first, the LSTM's a tuple
+    state = tuple(t[None] for t in state)
+    return state if len(state) > 1 else state[0]
+
+# %% ../../../nbs/02_models/architectures/03_recurrent.ipynb #ff0c9ff7
+@patch
+def _run_documents(self:Recurrent, x, ctx, state): # as `run`, one state for each document
+    rows,layout = split_documents(x, ctx.documents)
+    if state is not None:
+        state = [t.new_zeros(len(rows), t.shape[1]).index_copy(0, layout.first, t) for t in state]
+    y,end = self.run(rows, state, None if ctx.cache is None else layout.lengths)
+    return layout.merge(y),tuple(t[layout.last] for t in end)
+
+# %% ../../../nbs/02_models/architectures/03_recurrent.ipynb #b600c7d0
 @mixers('lstm')
 class LSTM(Recurrent):
     "Long short-term memory (Hochreiter & Schmidhuber 1997); its state is (h, c)"

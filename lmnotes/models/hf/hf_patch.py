@@ -11,6 +11,7 @@ import functools
 from contextlib import contextmanager
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -147,46 +148,56 @@ class PatchedForward(PatchedModel):
             out = self.original_class.forward(self, *args, **inputs)
         return features[0],out
 
-    def _check_pairs(self, inputs):
-        if self.config.is_encoder_decoder and inputs.get('decoder_input_ids') is None: raise InputError(_needs_pairs)
 
-    def _separate_documents(self, inputs): # `documents` (B, T), numbers, as positions and a mask
-        documents = inputs.pop('documents', None)
-        if documents is None: return inputs
-        if self.__dict__.get('separates_documents') is None: self.separates_documents = _separates_documents(self)
-        if not self.separates_documents:
-            name = type(self).__name__
-            raise InputError(f'{name} cannot keep documents in one row apart; train it without packing')
-        return dict(inputs, **_document_inputs(self, documents))
 
-    def _supervised(self, args, inputs, shift_labels, num_items, return_logits): # output with loss
-        self._check_pairs(inputs)
-        inputs = {k: v for k,v in inputs.items() if k not in ('labels', 'return_dict')}
-        count_supervised(shift_labels)
-        if self.skips_logits:
-            h,out = self._forward_without_head(args, inputs)
-            head = self.head
-        else:
-            inputs = self._separate_documents({'use_cache': False, **inputs})
-            out = self.original_class.forward(self, *args, **inputs)
-            h,head = out.logits,nn.Identity()
-        loss,n_correct = head_cross_entropy(head, h, shift_labels, num_items)
-        return LMOutput(
-            loss=loss + self._router_loss(out, loss.device),
-            logits=head(h) if return_logits else None,
-            n_correct=n_correct,
-            **{k: getattr(out, k, None) for k in ('past_key_values', 'hidden_states', 'attentions')},
-        )
 
-    def _router_loss(self, out, device): # that balances experts, in training
-        aux = getattr(out, 'aux_loss', None)
-        if not (self.training and torch.is_tensor(aux)): return 0.
-        return self.config.get_text_config().router_aux_loss_coef*aux.to(device)
 
     def save_pretrained(self, *args, **kwargs):
         "Save as the original class does; raise `InputError` where experts are in few bits"
         if any(isinstance(m, parametrize.ParametrizationList) for m in self.modules()): raise InputError(_not_saved)
         return super().save_pretrained(*args, **kwargs)
+
+# %% ../../../nbs/02_models/hf/08_hf_patch.ipynb #b15f087f
+@patch
+def _check_pairs(self:PatchedForward, inputs):
+    if self.config.is_encoder_decoder and inputs.get('decoder_input_ids') is None: raise InputError(_needs_pairs)
+
+@patch
+def _separate_documents(self:PatchedForward, inputs): # `documents` (B, T), numbers, as positions and a mask
+    documents = inputs.pop('documents', None)
+    if documents is None: return inputs
+    if self.__dict__.get('separates_documents') is None: self.separates_documents = _separates_documents(self)
+    if not self.separates_documents:
+        name = type(self).__name__
+        raise InputError(f'{name} cannot keep documents in one row apart; train it without packing')
+    return dict(inputs, **_document_inputs(self, documents))
+
+# %% ../../../nbs/02_models/hf/08_hf_patch.ipynb #893a1bf2
+@patch
+def _supervised(self:PatchedForward, args, inputs, shift_labels, num_items, return_logits): # output with loss
+    self._check_pairs(inputs)
+    inputs = {k: v for k,v in inputs.items() if k not in ('labels', 'return_dict')}
+    count_supervised(shift_labels)
+    if self.skips_logits:
+        h,out = self._forward_without_head(args, inputs)
+        head = self.head
+    else:
+        inputs = self._separate_documents({'use_cache': False, **inputs})
+        out = self.original_class.forward(self, *args, **inputs)
+        h,head = out.logits,nn.Identity()
+    loss,n_correct = head_cross_entropy(head, h, shift_labels, num_items)
+    return LMOutput(
+        loss=loss + self._router_loss(out, loss.device),
+        logits=head(h) if return_logits else None,
+        n_correct=n_correct,
+        **{k: getattr(out, k, None) for k in ('past_key_values', 'hidden_states', 'attentions')},
+    )
+
+@patch
+def _router_loss(self:PatchedForward, out, device): # that balances experts, in training
+    aux = getattr(out, 'aux_loss', None)
+    if not (self.training and torch.is_tensor(aux)): return 0.
+    return self.config.get_text_config().router_aux_loss_coef*aux.to(device)
 
 # %% ../../../nbs/02_models/hf/08_hf_patch.ipynb #876c9352
 @functools.cache

@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from numba.core.registry import cpu_target
 from torch import Tensor
 
@@ -43,52 +44,64 @@ class NumbaKernel(TorchKernel):
 
         Returns: whether Numba can be imported"""
         return importlib.util.find_spec('numba') is not None
-    def unpack(self, p:PackedMatrix, start:int, stop:int)->Tensor:
-        """Unpack the codes of some rows: of a single plane, from where a byte begins, in compiled loops
 
-        Returns: (stop-start, n_in) uint8"""
-        plane,*more = packed_planes(p)
-        groups = p.shape[0]//plane.rows
-        begin = start//plane.rows
-        if more or start % plane.rows or begin >= groups: return super().unpack(p, start, stop)
-        last = min(-(-stop//plane.rows), groups)
-        out = torch.empty((last - begin)*plane.rows, p.shape[1], dtype=torch.uint8)
-        unpack_groups(plane, p.shape[1], begin, last, out.numpy())
-        if stop > groups*plane.rows: out = torch.cat((out, unpack_tile(p, groups*plane.rows, stop)))
-        return out[:stop - start]
-    def decode(self, p:PackedMatrix, codes:Tensor, rows:slice)->Tensor:
-        """Turn codes into weights, looking up the levels of a codebook in compiled loops
+# %% ../../../nbs/03_quantizers/compiled/02_numba_kernels.ipynb #2ac663db
+@patch
+def unpack(self:NumbaKernel, p:PackedMatrix, start:int, stop:int)->Tensor:
+    """Unpack the codes of some rows: of a single plane, from where a byte begins, in compiled loops
 
-        Returns: (rows, n_in) float32"""
-        if p.kind != 'codebook': return super().decode(p, codes, rows)
-        out = torch.empty(codes.shape)
-        look_up_levels(codes.view(-1).numpy(), p.levels.float().numpy(), out.view(-1).numpy())
-        return out
-    def float_product(self, p:PackedMatrix, x:Tensor)->Tensor:
-        """Multiply float inputs, a few tokens in compiled loops
+    Returns: (stop-start, n_in) uint8"""
+    plane,*more = packed_planes(p)
+    groups = p.shape[0]//plane.rows
+    begin = start//plane.rows
+    if more or start % plane.rows or begin >= groups: return super().unpack(p, start, stop)
+    last = min(-(-stop//plane.rows), groups)
+    out = torch.empty((last - begin)*plane.rows, p.shape[1], dtype=torch.uint8)
+    unpack_groups(plane, p.shape[1], begin, last, out.numpy())
+    if stop > groups*plane.rows: out = torch.cat((out, unpack_tile(p, groups*plane.rows, stop)))
+    return out[:stop - start]
 
-        Returns: (N, n_out)"""
-        if len(x) > MAX_LOOP_TOKENS or p.kind == 'codebook': return super().float_product(p, x)
-        scale = p.scale.float().reshape(-1, 1) if p.scale.dim() < 2 else p.scale.float()
-        zeros = x.unflatten(1, (scale.shape[1], -1)).sum(-1)@(-p.zero*scale).T
-        y = zeros.expand(len(x), p.shape[0]).contiguous()
-        for plane in packed_planes(p):
-            args = plane,x.numpy(),scale.numpy(),y.numpy()
-            run_in_threads(partial(add_float_products, *args), p.shape[0]//plane.rows, 4*len(plane.data)*len(x))
-        return y
-    def int_product(self, p:PackedMatrix, q:Tensor, s:Tensor)->Tensor:
-        """Multiply inputs rounded to whole numbers, a few tokens in compiled loops
+@patch
+def decode(self:NumbaKernel, p:PackedMatrix, codes:Tensor, rows:slice)->Tensor:
+    """Turn codes into weights, looking up the levels of a codebook in compiled loops
 
-        Returns: (N, n_out)"""
-        if len(q) > MAX_LOOP_TOKENS: return super().int_product(p, q, s)
-        plane, = packed_planes(p)
-        factor = (s*p.scale.float())[:,0]
-        tokens = IntTokens(q.to(torch.int8).numpy(), q.sum(1).int().numpy(), factor.numpy())
-        y = q.new_empty(len(q), p.shape[0])
-        def part(first, last, rest): write_int_products(plane, tokens, y.numpy(), first, last, rest, self.vnni)
-        run_in_threads(part, p.shape[0]//plane.rows, len(plane.data)*len(q))
-        return y
+    Returns: (rows, n_in) float32"""
+    if p.kind != 'codebook': return super().decode(p, codes, rows)
+    out = torch.empty(codes.shape)
+    look_up_levels(codes.view(-1).numpy(), p.levels.float().numpy(), out.view(-1).numpy())
+    return out
 
+# %% ../../../nbs/03_quantizers/compiled/02_numba_kernels.ipynb #6a446f7e
+@patch
+def float_product(self:NumbaKernel, p:PackedMatrix, x:Tensor)->Tensor:
+    """Multiply float inputs, a few tokens in compiled loops
+
+    Returns: (N, n_out)"""
+    if len(x) > MAX_LOOP_TOKENS or p.kind == 'codebook': return super().float_product(p, x)
+    scale = p.scale.float().reshape(-1, 1) if p.scale.dim() < 2 else p.scale.float()
+    zeros = x.unflatten(1, (scale.shape[1], -1)).sum(-1)@(-p.zero*scale).T
+    y = zeros.expand(len(x), p.shape[0]).contiguous()
+    for plane in packed_planes(p):
+        args = plane,x.numpy(),scale.numpy(),y.numpy()
+        run_in_threads(partial(add_float_products, *args), p.shape[0]//plane.rows, 4*len(plane.data)*len(x))
+    return y
+
+# %% ../../../nbs/03_quantizers/compiled/02_numba_kernels.ipynb #50769b2c
+@patch
+def int_product(self:NumbaKernel, p:PackedMatrix, q:Tensor, s:Tensor)->Tensor:
+    """Multiply inputs rounded to whole numbers, a few tokens in compiled loops
+
+    Returns: (N, n_out)"""
+    if len(q) > MAX_LOOP_TOKENS: return super().int_product(p, q, s)
+    plane, = packed_planes(p)
+    factor = (s*p.scale.float())[:,0]
+    tokens = IntTokens(q.to(torch.int8).numpy(), q.sum(1).int().numpy(), factor.numpy())
+    y = q.new_empty(len(q), p.shape[0])
+    def part(first, last, rest): write_int_products(plane, tokens, y.numpy(), first, last, rest, self.vnni)
+    run_in_threads(part, p.shape[0]//plane.rows, len(plane.data)*len(q))
+    return y
+
+# %% ../../../nbs/03_quantizers/compiled/02_numba_kernels.ipynb #03343f26
 class VnniKernel(NumbaKernel):
     "Multiply rounded inputs with `vpdpbusd`"
     description = 'numba with vpdpbusd'
