@@ -10,6 +10,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from ..core import InputError, did_you_mean
+from ..files import read_text
+from ..reading import reading
 from ..training.options import aliases
 
 # %% ../../nbs/11_app/02_config_file.ipynb #b95e15c7
@@ -22,14 +24,8 @@ def read_mapping(path)->dict:
     Parameters:
         path: file, YAML or JSON"""
     import yaml
-    try:
-        text = Path(path).read_text(encoding='utf-8')
-    except (OSError, UnicodeDecodeError) as e:
-        raise InputError(f'--config {path}: cannot be read: {e}') from e
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as e:
-        raise InputError(f'--config {path}: is not YAML: {" ".join(str(e).split())}') from e
+    text = read_text(path, 'a file of options')
+    with reading(path, 'options as YAML', 'write lines such as batch_size: 8'): values = yaml.safe_load(text)
     if not isinstance(values, dict):
         raise InputError(f"--config {path}: expected lines such as 'batch_size: 8', and got {type(values).__name__}")
     return values

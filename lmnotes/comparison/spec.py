@@ -15,7 +15,9 @@ from .arms import *
 from .budgets import *
 from ..core import *
 from ..files import *
+from ..option_values import check_values
 from ..plugins import import_plugins
+from ..reading import reading
 from ..training.build import weights_source
 from ..training.options import TrainOptions
 
@@ -131,13 +133,11 @@ def load(cls:ComparisonSpec, path)->ComparisonSpec:
     path = Path(path)
     if not path.is_file():
         raise InputError(f'{path.parent} holds no plan.json; give the folder that lmnotes compare made')
-    try:
-        d = read_json(path)
+    d = read_json(path)
+    with reading(path, 'the plan of a comparison', 'run the comparison again'):
         o = TrainOptions(**{k: tuple(v) if isinstance(v, list) else v for k,v in d.pop('options').items()})
         b = Budget(**d.pop('budget'))
-    except (ValueError, KeyError, TypeError) as e:
-        raise InputError(f'{path} is damaged ({e}); run the comparison again') from e
-    spec = cls(**{**d, 'tasks': tuple(d['tasks'])}, options=o, budget=b, data={})
+        spec = cls(**{**d, 'tasks': tuple(d['tasks'])}, options=check_values(o), budget=b, data={})
     import_plugins(list(spec.plugins), spec.plugins)
     spec.data = _LazyData(lambda ds: _load_unchanged(spec, ds))
     return spec

@@ -17,6 +17,7 @@ import numpy as np
 from ..core import *
 from ..data.catalog import Dataset, find_dataset
 from ..files import *
+from ..reading import reading
 
 # %% ../../nbs/05_evaluation/16_item_files.ipynb #6afa55bd
 def item_id(dataset:str, prompt:str, target:str)->str:
@@ -67,11 +68,8 @@ def read_items(path)->list:
     Parameters:
         path: file that `write_items` made
     Returns: dicts"""
-    try:
-        return [json.loads(line) for line in gzip.decompress(Path(path).read_bytes()).decode().splitlines()]
-    except (OSError, EOFError, ValueError) as e:
-        reason = f'{type(e).__name__}: {e}'
-        raise InputError(f'{path} holds no items ({reason}); give a .jsonl.gz of an evaluation') from None
+    with reading(path, 'items of an evaluation (.jsonl.gz)'):
+        return [parse_json(line, path) for line in gzip.decompress(Path(path).read_bytes()).decode().splitlines()]
 
 # %% ../../nbs/05_evaluation/16_item_files.ipynb #66322de9
 item_rules = Registry('item rule') # name -> function of an item, to its score

@@ -19,6 +19,7 @@ from .config import *
 from .decoder import *
 from .weight_checks import *
 from .weight_converters import *
+from ..reading import reading
 
 # %% ../../nbs/02_models/07_build.ipynb #7360d40b
 models = Registry('model')
@@ -119,13 +120,14 @@ def load_lm(path, **overrides)->LM:
     if kind != LMConfig.model_type:
         raise InputError(f"{path} holds a '{kind}' model, not one of ours; `build_model` loads both")
     path = path/'final' if (path/'final'/'config.json').is_file() else path
-    config = LMConfig.from_pretrained(path, **_check_options(overrides))
+    with reading(path/'config.json', 'the config of a model'):
+        config = LMConfig.from_pretrained(path, **_check_options(overrides))
     return _read_lm(path, config)
 
 def _read_lm(path, config): # all weights of the model, and no others
     if not saved_dtypes(path): raise InputError(f'{path} holds a config and no weights (model.safetensors)')
     cls,kwargs = find_lm_class((config.architectures or ['LM'])[0]),dict(use_safetensors=True)
-    with quiet_loading():
+    with quiet_loading(), reading(path, 'a saved model'):
         model,info = cls.from_pretrained(
             path, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
         )

@@ -22,6 +22,7 @@ from ..files import *
 from .decoder import *
 from .hf.hf_quantization import *
 from .weight_checks import *
+from ..reading import reading
 
 # %% ../../nbs/02_models/13_lora.ipynb #ae3aba4a
 _not_adapted = 'router', 'gate', 'classifier', 'score'
@@ -188,12 +189,12 @@ def load_lora(base, path, trainable:bool=False):
         )
     find_lora_targets(base, read_json(path/'adapter_config.json').get('target_modules'))
     saved_dtypes(path/'adapter_model.safetensors')
-    try:
-        with warnings.catch_warnings(action='ignore', category=UserWarning): # it warns of names that we refuse
+    with reading(path, 'an adapter'), warnings.catch_warnings(action='ignore', category=UserWarning): # of refused names
+        try:
             model = peft.PeftModel.from_pretrained(_freeze(base), path, is_trainable=trainable)
-    except RuntimeError as e:
-        if 'size mismatch' not in str(e): raise
-        raise InputError(f'the adapter in {path} was made for a model of other sizes') from None
+        except RuntimeError as e:
+            if 'size mismatch' not in str(e): raise
+            raise InputError(f'the adapter in {path} was made for a model of other sizes') from None
     check_adapter_file(model, path)
     return model
 
