@@ -175,14 +175,15 @@ def read_text(path, expected:str='UTF-8 text')->str:
 
 _kinds = {dict: 'a JSON object', list: 'a JSON list'}
 
-def parse_json(text, path, kind:type=dict):
+def parse_json(text, path, kind:type=dict, where:str=''):
     """Parse JSON and check what it is
 
     Parameters:
         text: str or bytes
         path: where it is from, for the message
-        kind: of the value: dict or list"""
-    with reading(path, _kinds[kind]):
+        kind: of the value: dict or list
+        where: in the file, such as ' in line 3'"""
+    with reading(path, _kinds[kind] + where):
         value = json.loads(text)
         if not isinstance(value, kind): raise ValueError(f'it holds {json.dumps(value)[:40]}')
         return value
@@ -212,7 +213,7 @@ def read_jsonl(path)->list:
     Returns: of dicts"""
     if not os.path.lexists(path): return []
     *whole, _ = read_text(path, 'lines of JSON objects').split('\n')
-    return [parse_json(line, f'{path} line {i}') for i,line in enumerate(whole, 1)]
+    return [parse_json(line, path, where=f' in line {i}') for i,line in enumerate(whole, 1)]
 
 # %% ../nbs/00_files.ipynb #0ae7e832
 def new_run_folder(slug:str, root='runs', now=None)->Path:

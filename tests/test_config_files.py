@@ -39,7 +39,7 @@ def test_values_of_every_kind(command, text, field, value):
     ('train', 'batch_size: four\n', 'batch_size'),
     ('train', 'model: {a: 1}\n', 'not a mapping'),
     ('train', '- a\n', 'and got list'),
-    ('train', 'a: [\n', 'is not YAML'),
+    ('train', 'a: [\n', 'expected options as YAML'),
     ('train', 'trust_remote_code: true\n', 'lets code run'),
     ('train', 'imports: [a.py]\n', 'type --import'),
 ])

@@ -5,15 +5,17 @@
 # %% auto #0
 __all__ = ['read_mapping', 'run_options', 'option_name', 'config_words']
 
-# %% ../../nbs/11_app/02_config_file.ipynb #b774c38b
+# %% ../../nbs/11_app/02_config_file.ipynb #3f95c953
 from dataclasses import fields
 from pathlib import Path
 
 from ..core import InputError, did_you_mean
+from ..files import read_text
+from ..reading import reading
 from ..training.options import aliases
 from ..trust import TRUST_OPTIONS
 
-# %% ../../nbs/11_app/02_config_file.ipynb #b95e15c7
+# %% ../../nbs/11_app/02_config_file.ipynb #681e55c7
 _TYPED_OPTIONS = *TRUST_OPTIONS, 'imports' # they run code, so they are typed
 _PLACE_OPTIONS = 'output_dir', 'resume_from_checkpoint'            # where the run lies that left the file
 
@@ -23,14 +25,8 @@ def read_mapping(path)->dict:
     Parameters:
         path: file, YAML or JSON"""
     import yaml
-    try:
-        text = Path(path).read_text(encoding='utf-8')
-    except (OSError, UnicodeDecodeError) as e:
-        raise InputError(f'--config {path}: cannot be read: {e}') from e
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as e:
-        raise InputError(f'--config {path}: is not YAML: {" ".join(str(e).split())}') from e
+    text = read_text(path, 'a file of options')
+    with reading(path, 'options as YAML', 'write lines such as batch_size: 8'): values = yaml.safe_load(text)
     if not isinstance(values, dict):
         raise InputError(f"--config {path}: expected lines such as 'batch_size: 8', and got {type(values).__name__}")
     return values

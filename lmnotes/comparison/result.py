@@ -16,6 +16,7 @@ from .cell_result import read_cell
 from .formatting import *
 from ..core import *
 from ..files import *
+from ..reading import reading
 
 # %% ../../nbs/08_comparison/16_result.ipynb #929f238a
 def _now(): return f'{datetime.now():%Y-%m-%d %H:%M}'
@@ -168,13 +169,9 @@ def load(cls:Comparison, path)->Comparison:
     f = path/'comparison.json'
     if not f.is_file():
         raise InputError(f'{path} holds no comparison.json; give the folder that lmnotes compare made')
-    try:
+    with reading(f, 'the result of a comparison', f'`lmnotes compare --rerun {path}` makes it anew from the cells'):
         r = read_json(f)
         r['tokenizer'],r['cells'],r['differences']
-    except (ValueError, KeyError, TypeError) as e:
-        raise InputError(
-            f'{f} is damaged ({e}); `lmnotes compare --rerun {path}` makes it anew from the cells'
-        ) from e
     return cls(r, path)
 
 # %% ../../nbs/08_comparison/16_result.ipynb #6f606996

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ComparisonSpec']
 
-# %% ../../nbs/08_comparison/05_spec.ipynb #7d07e3a4
+# %% ../../nbs/08_comparison/05_spec.ipynb #6997312a
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -15,7 +15,9 @@ from .arms import *
 from .budgets import *
 from ..core import *
 from ..files import *
+from ..option_values import check_values
 from ..plugins import import_plugins
+from ..reading import reading
 from ..training.build import weights_source
 from ..training.options import TrainOptions
 from ..trust import typed_trust
@@ -106,7 +108,7 @@ def cell_folder(self:ComparisonSpec, arm:str, ds:str, seed:int)->Path:
     arms = unique_folder_names([*self.arms, *([self.aa_arm] if self.aa_arm else [])])
     return Path('cells')/arms[arm]/unique_folder_names(self.datasets)[ds]/f'seed_{seed}'
 
-# %% ../../nbs/08_comparison/05_spec.ipynb #2c0269c4
+# %% ../../nbs/08_comparison/05_spec.ipynb #d604a61a
 class _LazyData(dict): # full id of a dataset -> data, loaded when it is used
     def __init__(self, load):
         super().__init__()
@@ -133,16 +135,12 @@ def load(cls:ComparisonSpec, path, trust=())->ComparisonSpec:
     path = Path(path)
     if not path.is_file():
         raise InputError(f'{path.parent} holds no plan.json; give the folder that lmnotes compare made')
-    try:
-        d = read_json(path)
+    d = read_json(path)
+    with reading(path, 'the plan of a comparison', 'run the comparison again'):
         options = {k: tuple(v) if isinstance(v, list) else v for k,v in d.pop('options').items()}
         o = TrainOptions(**typed_trust(options, trust, path))
         b = Budget(**d.pop('budget'))
-    except InputError:
-        raise
-    except (ValueError, KeyError, TypeError) as e:
-        raise InputError(f'{path} is damaged ({e}); run the comparison again') from e
-    spec = cls(**{**d, 'tasks': tuple(d['tasks'])}, options=o, budget=b, data={})
+        spec = cls(**{**d, 'tasks': tuple(d['tasks'])}, options=check_values(o), budget=b, data={})
     import_plugins(list(spec.plugins), spec.plugins)
     spec.data = _LazyData(lambda ds: _load_unchanged(spec, ds))
     return spec

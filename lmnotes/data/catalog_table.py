@@ -48,7 +48,7 @@ def local_configs(cls, data_dir)->list:
     Returns: a `Dataset` class names of the configurations found there"""
     home = Path(data_dir)/cls.id.replace('/', '__') if data_dir else None
     if not home or not home.is_dir(): return []
-    def has_rows(folder): return folder.is_dir() and any(f.suffix in file_readers for f in folder.iterdir())
+    def has_rows(folder): return folder.is_dir() and bool(select_data_files(folder.iterdir()))
     return sorted(f.name for f in home.iterdir() if has_rows(f))
 
 # %% ../../nbs/01_data/22_catalog_table.ipynb #e95fa95a

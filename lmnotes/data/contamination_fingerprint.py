@@ -17,6 +17,7 @@ from ..core import *
 from .contamination import normalize_words
 from .sources.files import content_hash
 from ..files import *
+from ..reading import reading
 
 # %% ../../nbs/01_data/24_contamination_fingerprint.ipynb #f7658b0d
 _P = np.uint64(0x9E3779B97F4A7C15) # odd, so that no word of a run is lost in the product
@@ -217,14 +218,12 @@ def load_fingerprint(folder)->TextFingerprint|None:
     folder = folder.resolve()
     path = next((p/FINGERPRINT_FILE for p in [folder, *folder.parents[:2]] if (p/FINGERPRINT_FILE).is_file()), None)
     if path is None: return None
-    try:
+    with reading(path, 'the fingerprint of a text', 'delete it, and the overlap is not known'):
         with np.load(path, allow_pickle=False) as z:
             found = {k: z[k] for k in ('steps', *_counts)}
-    except Exception as e:
-        raise InputError(f'{path} is damaged ({type(e).__name__}); delete it, and the overlap is not known') from e
-    counts = {k: int(found[k]) for k in _counts}
-    counts |= {k: bool(counts[k]) for k in ('whole', 'start_known')}
-    return TextFingerprint(keys=np.cumsum(found['steps'], dtype=np.uint64), **counts)
+        counts = {k: int(found[k]) for k in _counts}
+        counts |= {k: bool(counts[k]) for k in ('whole', 'start_known')}
+        return TextFingerprint(keys=np.cumsum(found['steps'], dtype=np.uint64), **counts)
 
 # %% ../../nbs/01_data/24_contamination_fingerprint.ipynb #543fb760
 def keep_fingerprint(folder, data, start=None):

@@ -11,7 +11,6 @@ import inspect
 import io
 import re
 from collections import Counter
-from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ..core import *
 from .sources.hub_requests import offline_if_unreachable
+from ..reading import reading, short_reason
 
 # %% ../../nbs/01_data/02_tokenizers.ipynb #a022fe11
 EOS, PAD, UNK = '<eos>', '<pad>', '<unk>'
@@ -198,21 +198,29 @@ def sentencepiece_tokenizer(texts, vocab_size:int=None)->PreTrainedTokenizerFast
     tok.add_special_tokens([EOS, PAD])
     return _wrap(tok, _check_filled(tok, vocab_size, want, 'pieces'))
 
-# %% ../../nbs/01_data/02_tokenizers.ipynb #9d8a3ba7
+# %% ../../nbs/01_data/02_tokenizers.ipynb #9ad627fb
 def hub_tokenizer(name:str)->PreTrainedTokenizerFast:
     """Load a tokenizer from a folder or the hub; one without a fast version or an end-of-text token is an `InputError`
 
     Parameters:
         name: folder or hub id"""
     from transformers import AutoTokenizer
+    if Path(name).is_dir(): return _check_tokenizer(name, _folder_tokenizer(name))
     try:
-        with nullcontext() if Path(name).is_dir() else offline_if_unreachable():
+        with offline_if_unreachable():
             options = dict(use_fast=True, clean_up_tokenization_spaces=False, trust_remote_code=False)
             tok = AutoTokenizer.from_pretrained(name, **options)
     except Exception as e:
-        cause = f'{type(e).__name__}: {e}'.split('\n')[0][:160]
         near = did_you_mean(name, tokenizer_builders)
-        raise InputError(f"no tokenizer '{name}' ({cause}); {near} Or give a folder with tokenizer.json") from e
+        raise InputError(f"no tokenizer '{name}' ({short_reason(e)}); {near} Or a folder with tokenizer.json") from e
+    return _check_tokenizer(name, tok)
+
+def _folder_tokenizer(path):
+    from transformers import AutoTokenizer
+    with reading(path, 'a saved tokenizer', 'copy its tokenizer.json and tokenizer_config.json again'):
+        return AutoTokenizer.from_pretrained(path, use_fast=True, clean_up_tokenization_spaces=False)
+
+def _check_tokenizer(name, tok):
     if not tok.is_fast:
         raise InputError(f"the tokenizer of '{name}' has no fast version; use one with a tokenizer.json")
     if tok.eos_token_id is None: tok.eos_token = tok.sep_token

@@ -6,7 +6,7 @@
 __all__ = ['item_rules', 'item_id', 'score_items', 'write_items', 'read_items', 'score_by_dataset', 'score_by_choice',
            'score_by_label', 'score_by_pieces', 'score_by_tokens', 'rescore_items', 'row_ids', 'token_items']
 
-# %% ../../nbs/05_evaluation/16_item_files.ipynb #ce93340a
+# %% ../../nbs/05_evaluation/16_item_files.ipynb #1722f1d5
 import gzip
 import hashlib
 import json
@@ -18,6 +18,7 @@ import numpy as np
 from ..core import *
 from ..data.catalog import Dataset, find_dataset
 from ..files import *
+from ..reading import reading
 
 # %% ../../nbs/05_evaluation/16_item_files.ipynb #6afa55bd
 def item_id(dataset:str, prompt:str, target:str)->str:
@@ -68,11 +69,8 @@ def read_items(path)->list:
     Parameters:
         path: file that `write_items` made
     Returns: dicts"""
-    try:
-        return [json.loads(line) for line in gzip.decompress(Path(path).read_bytes()).decode().splitlines()]
-    except (OSError, EOFError, ValueError) as e:
-        reason = f'{type(e).__name__}: {e}'
-        raise InputError(f'{path} holds no items ({reason}); give a .jsonl.gz of an evaluation') from None
+    with reading(path, 'items of an evaluation (.jsonl.gz)'):
+        return [parse_json(line, path) for line in gzip.decompress(Path(path).read_bytes()).decode().splitlines()]
 
 # %% ../../nbs/05_evaluation/16_item_files.ipynb #66322de9
 item_rules = Registry('item rule') # name -> function of an item, to its score

@@ -197,7 +197,7 @@ def select_tasks(tasks='all')->list:
     if 'all' not in tasks: return list(dict.fromkeys(tasks))
     return sorted(eval_tasks, key=lambda name: (eval_tasks[name].spec.order, name))
 
-# %% ../../nbs/05_evaluation/09_task_suite.ipynb #446a3b2a
+# %% ../../nbs/05_evaluation/09_task_suite.ipynb #d831964a
 def _measured(scores)->tuple: # those of which enough items fit; of the others task, name, reason
     kept,missing = [],[]
     for t in scores:
@@ -214,6 +214,7 @@ def scored_items(scores:list)->list:
     Returns: dicts, for `write_items`"""
     return [dict(task=t.task, name=t.name, metric=t.metric, rule=t.rule, **i) for t in scores for i in t.items]
 
+# %% ../../nbs/05_evaluation/09_task_suite.ipynb #04905c61
 def _task_sources(spec, group, datasets, data_dir)->tuple: # names or pairs to ask about; a reason if there are none
     if spec.accepts is None: return list(spec.builtin),None # a group that makes its own items
     if datasets is not None:
@@ -230,6 +231,7 @@ def _with_origin(scores, ds, rows, trained_on)->list: # the same, with split, ov
     for t in scores: t.split,t.overlap,t.floor = getattr(rows, 'split', None),found,floor
     return scores
 
+# %% ../../nbs/05_evaluation/09_task_suite.ipynb #6f52d525
 def evaluate_tasks(model, tokenizer, tasks='all', *, datasets=None, progress=None, trained_on=None,
         **options)->tuple:
     """Score a model on groups of tasks; a model that sees the future is a `RunError`

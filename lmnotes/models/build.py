@@ -19,6 +19,7 @@ from .config import *
 from .decoder import *
 from .weight_checks import *
 from .weight_converters import *
+from ..reading import reading
 
 # %% ../../nbs/02_models/07_build.ipynb #7360d40b
 models = Registry('model')
@@ -74,7 +75,7 @@ def count_parameters(model:nn.Module)->dict:
         embedding=sum(p.numel() for p in tables.values()),
     )
 
-# %% ../../nbs/02_models/07_build.ipynb #4999c4bd
+# %% ../../nbs/02_models/07_build.ipynb #959856ec
 model_loaders = Registry('kind of model')
 model_loaders.lazy('packed', 'lmnotes.quantizers.packed_model:load_packed')
 model_loaders.lazy('adapter', 'lmnotes.models.lora:load_lora')
@@ -119,7 +120,8 @@ def load_lm(path, **overrides)->LM:
     if kind != LMConfig.model_type:
         raise InputError(f"{path} holds a '{kind}' model, not one of ours; `build_model` loads both")
     path = path/'final' if (path/'final'/'config.json').is_file() else path
-    config = LMConfig.from_pretrained(path, **_check_options(overrides))
+    with reading(path/'config.json', 'the config of a model'):
+        config = LMConfig.from_pretrained(path, **_check_options(overrides))
     return _read_lm(path, config)
 
 def _read_lm(path, config): # all weights of the model, and no others
@@ -127,7 +129,7 @@ def _read_lm(path, config): # all weights of the model, and no others
     name = (config.architectures or ['LM'])[0]
     cls,kwargs = find_lm_class(name),dict(use_safetensors=True)
     if cls is None: raise InputError(f"{path} holds a model of the class '{name}', which lmnotes does not have")
-    with quiet_loading():
+    with quiet_loading(), reading(path, 'a saved model'):
         model,info = cls.from_pretrained(
             path, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
         )

@@ -6,7 +6,7 @@
 __all__ = ['projection_layers', 'has_fused_experts', 'find_lora_targets', 'import_peft', 'trainable_share', 'describe_lora',
            'add_lora', 'save_lora', 'check_adapter_file', 'load_lora', 'check_mergeable', 'merge_lora']
 
-# %% ../../nbs/02_models/13_lora.ipynb #bc268b01
+# %% ../../nbs/02_models/13_lora.ipynb #6ba3e20e
 import importlib.util
 import logging
 import re
@@ -22,6 +22,7 @@ from ..files import *
 from .decoder import *
 from .hf.hf_quantization import *
 from .weight_checks import *
+from ..reading import reading
 from ..trust import check_adapter_config
 
 # %% ../../nbs/02_models/13_lora.ipynb #ae3aba4a
@@ -150,7 +151,7 @@ def add_lora(model, r:int=16, alpha:float=32, dropout:float=0.1, targets=None, v
     if verbose: print(describe_lora(model))
     return model
 
-# %% ../../nbs/02_models/13_lora.ipynb #f929ef92
+# %% ../../nbs/02_models/13_lora.ipynb #14f54469
 def save_lora(model, path):
     """Save the adapters of a model, without its base
 
@@ -190,12 +191,12 @@ def load_lora(base, path, trainable:bool=False):
     config = check_adapter_config(read_json(path/'adapter_config.json'), path/'adapter_config.json')
     find_lora_targets(base, config.get('target_modules'))
     saved_dtypes(path/'adapter_model.safetensors')
-    try:
-        with warnings.catch_warnings(action='ignore', category=UserWarning): # it warns of names that we refuse
+    with reading(path, 'an adapter'), warnings.catch_warnings(action='ignore', category=UserWarning): # of refused names
+        try:
             model = peft.PeftModel.from_pretrained(_freeze(base), path, is_trainable=trainable)
-    except RuntimeError as e:
-        if 'size mismatch' not in str(e): raise
-        raise InputError(f'the adapter in {path} was made for a model of other sizes') from None
+        except RuntimeError as e:
+            if 'size mismatch' not in str(e): raise
+            raise InputError(f'the adapter in {path} was made for a model of other sizes') from None
     check_adapter_file(model, path)
     return model
 

@@ -18,6 +18,7 @@ from safetensors.torch import save
 from ..core import *
 from ..files import *
 from .bitpacking import *
+from ..reading import reading
 
 # %% ../../nbs/03_quantizers/11_packed_file.ipynb #2f5820f9
 PACKED_FORMAT = 2 # version of the file format; 2: binary weights
@@ -81,17 +82,14 @@ def file_checksum(path)->str:
     return h.hexdigest()
 
 def _read_header(path): # of a safetensors file
-    size = os.path.getsize(path)
-    with open(path, 'rb') as file:
-        n = struct.unpack('<Q', file.read(8))[0] if size >= 8 else 0
-        if not 2 <= n <= size - 8:
-            raise InputError(f'{path} is cut short or is no safetensors file ({size:,} bytes); pack the model again')
-        try:
-            head = json.loads(file.read(n))
-        except ValueError:
-            raise InputError(f'{path} is damaged: its header cannot be read; pack the model again') from None
-    _check_size(path, head, size, 8 + n)
-    return head
+    with reading(path, 'weights as safetensors', 'pack the model again'):
+        size = os.path.getsize(path)
+        with open(path, 'rb') as file:
+            n = struct.unpack('<Q', file.read(8))[0] if size >= 8 else 0
+            if not 2 <= n <= size - 8: raise ValueError(f'it is cut short or of another kind, {size:,} bytes')
+            head = parse_json(file.read(n), path)
+        _check_size(path, head, size, 8 + n)
+        return head
 
 def _check_size(path, head, size, start): # `start`: where the data begin
     end = start + max((v['data_offsets'][1] for k,v in head.items() if k != '__metadata__'), default=0)
@@ -117,7 +115,7 @@ def read_packed_header(path)->dict:
     Returns: version, matrices, shared, and what else was noted"""
     text = _read_header(path).get('__metadata__', {}).get('lmnotes')
     if text is None: raise InputError(f'{path} is not a packed file; make one with lmnotes pack')
-    head = json.loads(text)
+    head = parse_json(text, path)
     if head['version'] > PACKED_FORMAT:
         version = head['version']
         raise InputError(f'{path} has packing format {version}, this lmnotes reads up to {PACKED_FORMAT}; update it')

@@ -11,6 +11,7 @@ from pathlib import Path
 from ..comparison.formatting import *
 from ..core import *
 from ..files import *
+from ..reading import reading
 from .comparison_report import comparison_document
 from .document import *
 from .parts import *
@@ -48,12 +49,10 @@ def inference_limits(runs:list)->list:
 
 def _read_comparison(path):
     f = path/'comparison.json'
-    try:
+    with reading(f, 'the result of a comparison'):
         r = read_json(f)
         r['arms'],r['cells'],r['differences'],r['budget']['text']
         return r
-    except (ValueError, KeyError, TypeError, UnicodeError) as e:
-        raise InputError(f"{f} is damaged ({' '.join(str(e).split())[:120]})") from None
 
 def read_runs(paths)->dict:
     """Read every folder; those that cannot be read are named in `missing`

@@ -14,16 +14,15 @@ import numpy as np
 
 from ..core import *
 from ..files import *
+from ..reading import reading
 
 # %% ../../nbs/09_reports/09_run_summary.ipynb #23d6b51b
-def _first_line(e): return ' '.join(str(e).split())[:120]
-
 def _read_part(path, what, read, notes, default): # a file of a run; where it is damaged, a note and `default`
     if not path.exists(): return default
     try:
         return read(path)
-    except (ValueError, OSError, UnicodeError) as e:
-        notes.append(f'{path.name} is damaged, so {what} is left out ({_first_line(e)})')
+    except InputError as e:
+        notes.append(f'{what} is left out: {e}')
         return default
 
 def _read_args(path):
@@ -31,12 +30,10 @@ def _read_args(path):
     if not path.exists(): raise InputError(f'there is no folder {path}')
     if not path.is_dir(): raise InputError(f'{path} is a file; give the folder of a run')
     if not f.is_file(): raise InputError(f'{path} is not a run: it has no args.json')
-    try:
+    with reading(f, 'the arguments of a run'):
         args = read_json(f)
         args.get('options', {}).get('model')
         return args
-    except (ValueError, AttributeError, UnicodeError) as e:
-        raise InputError(f'{f} is damaged ({_first_line(e)})') from None
 
 # %% ../../nbs/09_reports/09_run_summary.ipynb #2065b409
 def run_tokenizer_name(path, args:dict, summary:dict)->str:

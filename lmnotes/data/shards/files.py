@@ -14,6 +14,7 @@ import torch
 
 from ...core import *
 from ...files import *
+from ...reading import reading, short_reason
 
 # %% ../../../nbs/01_data/shards/01_files.ipynb #874e94bf
 SHARD_SUFFIXES = '.npy', '.pt'
@@ -83,7 +84,7 @@ def _open_npy(file):
             raise InputError(
                 'holds pickled objects, which can run code when opened; they were not. Save whole numbers'
             ) from None
-        raise InputError(f'cannot be read ({str(e).splitlines()[0][:80]})') from None
+        raise InputError(f'cannot be read ({short_reason(e)})') from None
 
 # %% ../../../nbs/01_data/shards/01_files.ipynb #cdc06a75
 def _open_pt(file):
@@ -96,7 +97,7 @@ def _open_pt(file):
             raise InputError(
                 'holds pickled objects, which can run code when opened; they were not. Save a tensor with torch.save'
             ) from None
-        raise InputError(f'cannot be read ({str(e).splitlines()[0][:80]}); copy it again') from None
+        raise InputError(f'cannot be read ({short_reason(e)}); copy it again') from None
     if isinstance(t, dict) and len(t) == 1: t, = t.values()
     if not isinstance(t, torch.Tensor): raise InputError(f'holds a {type(t).__name__}, not a tensor')
     if t.is_floating_point():
@@ -119,9 +120,11 @@ def open_shard(file)->np.ndarray:
     Returns: (n, length), whole numbers, mapped and not read"""
     file = Path(file)
     try:
-        a = (_open_pt if file.suffix == '.pt' else _open_npy)(file)
+        with reading(file.name, 'an array of tokens'): a = (_open_pt if file.suffix == '.pt' else _open_npy)(file)
         if a.dtype.kind not in 'iu':
             raise InputError(f'holds {a.dtype} numbers; ids are whole numbers, such as int32 or uint16')
+        if not a.dtype.isnative:
+            raise InputError(f"holds numbers in the other byte order ({a.dtype}); save a.astype('{a.dtype.name}')")
         if a.ndim not in (1, 2): raise InputError(f'has shape {a.shape}; a shard is (rows, length)')
         a = a[None] if a.ndim == 1 else a
         if not len(a): raise InputError('has no rows')

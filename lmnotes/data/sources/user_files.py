@@ -125,7 +125,7 @@ def _list_files(path)->list:
     path = Path(path)
     if not path.exists(): raise InputError(f'there is no {path}; {nearest_path(path)}')
     if path.is_file(): return [path]
-    files = [f for f in sorted(path.rglob('*')) if f.is_file() and f.suffix in file_readers]
+    files = select_data_files(f for f in sorted(path.rglob('*')) if f.is_file())
     if not files: raise InputError(f"no file under {path} ends in {', '.join(file_readers)}; convert one of yours")
     return files
 
@@ -162,7 +162,7 @@ def _read_split(files, need)->Rows: # `need`: columns that every file must have
             if c not in have: raise InputError(f"{f} has no column '{c}': {did_you_mean(c, have)}")
         first = first or (f, have)
         missing = [c for c in first[1] if c not in have]
-        if missing and f.suffix != '.jsonl':
+        if missing and f.suffix not in ('.jsonl', '.json'):
             raise InputError(
                 f"{f} lacks the column '{missing[0]}', which {first[0].name} has; it has: {', '.join(have)}"
             )

@@ -243,7 +243,7 @@ def _catalog_files(ds, data_dir, patience)->dict: # split, as the dataset calls 
     if ds.id in builtin_sources: return {s: [dict(path=s, rows=r)] for s,r in builtin_sources.build(ds.id).items()}
     if data_dir:
         files = sorted(local_config(data_dir, ds.id, ds.config).iterdir())
-        return {f.stem: [dict(path=f)] for f in files if f.suffix in file_readers}
+        return {f.stem: [dict(path=f)] for f in select_data_files(files)}
     revision = None if ds.revision == 'refs/convert/parquet' else ds.revision
     found = hub_files(ds.hub_id or ds.id, revision, patience)
     return found[pick_config(ds.id, found, ds.config)]

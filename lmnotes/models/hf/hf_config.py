@@ -19,6 +19,7 @@ from ..config import *
 from ..decoder import *
 from .hf_families import *
 from .hf_published import *
+from ...reading import reading
 
 # %% ../../../nbs/02_models/hf/03_hf_config.ipynb #0df10a85
 def _folder_kind(path): # kind of the model in a folder, and the folder that holds it
@@ -152,7 +153,7 @@ def hub_config(name, vocab_size:int=None, trust_remote_code:bool=False, **option
     if kind == 'folder': _check_model_type(where, trust_remote_code)
     source = where if kind in ('folder', 'packed') else hub_id(where)
     try:
-        with hub_errors(name):
+        with reading(f'{where}/config.json', 'a config of transformers') if kind == 'folder' else hub_errors(name):
             config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     except HubUnreachableError:
         config = _published_config(where)

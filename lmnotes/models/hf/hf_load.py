@@ -29,6 +29,7 @@ from .hf_quantization import *
 from ..lora import load_lora
 from ..task_heads import patch_task_head
 from ..weight_checks import *
+from ...reading import reading
 
 # %% ../../../nbs/02_models/hf/09_hf_load.ipynb #a7621482
 _dtypes = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
@@ -185,7 +186,7 @@ def _rewriting_class(config, auto): # subclass that repeats the rewrites of its 
     return type(cls.__name__, (cls,), members)
 
 def _read_weights(plan, where, **kwargs): # all weights of the model, and no others
-    errors = nullcontext() if Path(where).is_dir() else hub_errors(str(where))
+    errors = reading(where, 'a saved model') if Path(where).is_dir() else hub_errors(str(where))
     cls = _rewriting_class(plan.config, plan.auto) or plan.auto
     kwargs = dict(plan.kwargs, config=plan.config, use_safetensors=True, ignore_mismatched_sizes=True, **kwargs)
     new_head = plan.task in encoder_tasks and plan.task != saved_task(plan.config) # it has no weights yet

@@ -1,0 +1,196 @@
+"Wrong command lines and damaged files: one line, the right exit code, nothing written, never a traceback"
+import contextlib
+import io
+import json
+import os
+import random
+import re
+import shutil
+from dataclasses import fields
+from pathlib import Path
+from typing import Literal, get_args, get_origin
+
+import pytest
+
+from lmnotes.app.cli import main
+from lmnotes.app.options import option_classes
+from lmnotes.option_values import option_range
+
+# %% One invocation
+
+def invoke(words, err=None):
+    "Exit code and the lines on standard error of one command line"
+    out,err = io.StringIO(),io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(list(words))
+    return code,err.getvalue().splitlines()
+
+def tree(root):
+    "Names, sizes and times of everything below a folder"
+    found = [Path(d)/n for d,folders,files in os.walk(root) for n in [*folders, *files]]
+    return {str(p): (p.lstat().st_size, p.lstat().st_mtime_ns) for p in found}
+
+def fault(words, codes, root='.', said=''):
+    "What is wrong with the answer to a command line; None: nothing"
+    before = tree(root)
+    code,lines = invoke(words)
+    shown = f"{' '.join(w if len(w) < 60 else w[:57] + '...' for w in words)!r}: exit {code}, {lines}"
+    told = [l for l in lines if l.startswith('lmnotes: ')]
+    if code not in codes: return f'{shown}, expected {codes}'
+    if code and not 1 <= len(told) <= 2: return f'{shown}, one or two lines of lmnotes expected'
+    if any(len(l) > 500 for l in lines): return f'{shown}, a line is too long'
+    if 'Traceback' in '\n'.join(lines): return f'{shown}, a traceback'
+    if code == 2 and said and said not in '\n'.join(told): return f'{shown}, {said!r} is not named'
+    if code == 2 and tree(root) != before: return f'{shown}, something was written'
+    return None
+
+def check(faults):
+    faults = list(filter(None, faults))
+    assert not faults, f'{len(faults)} faults:\n' + '\n'.join(faults)
+
+
+# %% Options: every field of every command, with values it cannot have
+
+def kinds(t):
+    "The types that an annotation allows"
+    origin,args = get_origin(t),get_args(t)
+    if origin is Literal: return {'literal'}
+    if origin is tuple: return kinds(args[0])
+    if hasattr(t, '__metadata__'): return kinds(args[0])
+    return {k for a in args for k in kinds(a)} if args else {t}
+
+def bad_values(f):
+    "Values that an option must refuse"
+    types,r = kinds(f.type),option_range(f)
+    bad = []
+    if {int, float} & types:
+        bad += ['nan', 'inf', '-inf', 'four', '', '1,5x', str(10**400)]
+        if int in types: bad += [str(2**63), str(-10**30), '1.5']
+        if r.least is not None: bad.append(str(r.least - 1))
+        if r.above is not None: bad.append(str(r.above))
+        if r.most is not None: bad.append(str(r.most + 1))
+        if r.below is not None: bad.append(str(r.below))
+    elif 'literal' in types: bad += ['', 'nonsense', 'x'*300, 'a\0b']
+    elif str in types:
+        bad += ['\udcff'] + ([] if r.empty or f.default == '' else [''])
+        if not r.text: bad += ['x'*300, 'a\0b', 'runs/' + 'y'*256 + '/z', '/a'*3000]
+    return bad
+
+def option_lines():
+    "Command lines, each with one option that has a value it cannot have"
+    for name in option_classes.names():
+        for f in fields(option_classes[name]):
+            spelled = '--import' if f.name == 'imports' else f'--{f.name}'
+            positional = 'Positional' in str(f.type) or hasattr(f.type, '__metadata__')
+            for value in bad_values(f): yield [name, value] if positional else [name, f'{spelled}={value}']
+
+def sampled(things, n):
+    "All of them where the slow tests run, else so many, the same each time"
+    return random.Random(0).sample(things, min(n, len(things)))
+
+option_cases = list(option_lines())
+
+@pytest.fixture
+def empty(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path.parent/'cache'))
+    monkeypatch.setenv('XDG_STATE_HOME', str(tmp_path.parent/'state'))
+    return tmp_path
+
+def test_a_bad_value_of_an_option_is_one_line(empty):
+    cheap = [c for c in option_cases if c[0] not in ('train', 'compare')]
+    dear = [c for c in option_cases if c[0] in ('train', 'compare')]
+    cases = sampled(cheap, 240) + sampled(dear, 110)
+    assert len(option_cases) > 800
+    check(fault(words, {2}) for words in cases)
+
+@pytest.mark.slow
+def test_every_bad_value_of_every_option_is_one_line(empty):
+    check(fault(words, {2}) for words in option_cases)
+
+
+# %% Files: every file of a run, a packed model, a comparison and data, with every damage
+
+small = '--dim 16 --n_layer 1 --n_head 2 --max_length 32 --batch_size 2 --eval_max_batches 1'.split()
+
+def make_run(path, *more, steps=4):
+    "A run of seconds, its last checkpoint before its end"
+    words = ['train', '--dataset', 'recall', '--mode', 'pretrain', *small, '--max_steps', str(steps), '--limit', '20']
+    assert invoke([*words, '--save_steps', '2', '--output_dir', str(path), *more])[0] == 0
+
+def make_data(root):
+    "A file of text or tokens in every format, and a program, a configuration and an experiment"
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import torch
+    rows = [dict(text=f'the number {i} comes before {i + 1}') for i in range(200)]
+    (root/'rows.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows), encoding='utf-8')
+    (root/'rows.json').write_text(json.dumps(rows), encoding='utf-8')
+    (root/'rows.csv').write_text('text\n' + ''.join(f"\"{r['text']}\"\n" for r in rows), encoding='utf-8')
+    (root/'rows.txt').write_text('\n'.join(r['text'] for r in rows), encoding='utf-8')
+    pq.write_table(pa.Table.from_pylist(rows), root/'rows.parquet')
+    ids = np.random.default_rng(0).integers(0, 250, (64, 33)).astype(np.uint16)
+    np.save(root/'ids.npy', ids)
+    torch.save(torch.from_numpy(ids.astype(np.int32)), root/'ids.pt')
+    (root/'options.yaml').write_text('batch_size: 4\nmax_length: 32\n', encoding='utf-8')
+    (root/'idea.py').write_text('x = 1\n', encoding='utf-8')
+
+NUMBER = re.compile(rb'-?\d+(\.\d+)?(e-?\d+)?')
+
+def other_kind(path, data):
+    "The bytes of a file that is whole and holds something else"
+    if path.suffix in ('.json', '.jsonl'): return b'[1, "two", {"three": null}]\n'
+    if path.suffix in ('.npy', '.npz', '.safetensors', '.pt', '.parquet', '.gz'): return b'{"text": "not this"}\n'
+    return b'PK\x03\x04' + data[:100]
+
+damages = dict( # name -> function of path and content: what the file holds then
+    empty=lambda path, data: b'',
+    truncated=lambda path, data: data[:len(data)//2],
+    other=other_kind,
+    null=lambda path, data: b'null\n',
+    deep=lambda path, data: b'['*100_000 + b'\n',
+    huge=lambda path, data: NUMBER.sub(b'1' + b'0'*30, data) if len(data) < 2**18 else data[:64] + b'\xff'*64,
+    digits=lambda path, data: NUMBER.sub(b'9'*5000, data, count=3),
+    binary=lambda path, data: bytes(range(256))*4,
+)
+places = 'unreadable', 'folder', 'link', 'missing' # something else in a file's place
+
+@contextlib.contextmanager
+def damaged(path, damage):
+    "The file with that damage within a block"
+    data,times = path.read_bytes(),path.stat().st_mtime_ns
+    try:
+        if damage in places: path.unlink()
+        if damage == 'folder': path.mkdir()
+        elif damage == 'link': path.symlink_to('nowhere/at/all')
+        elif damage in damages: path.write_bytes(damages[damage](path, data))
+        with as_other_user(path, data) if damage == 'unreadable' else contextlib.nullcontext(): yield
+    finally:
+        if path.is_dir() and not path.is_symlink(): shutil.rmtree(path)
+        elif os.path.lexists(path): path.unlink()
+        path.write_bytes(data)
+        os.utime(path, ns=(times, times))
+
+@contextlib.contextmanager
+def as_other_user(path, data):
+    "Without the right to read the file: it is somebody else's, where root runs the tests"
+    path.write_bytes(data)
+    path.chmod(0)
+    if os.geteuid(): yield
+    else:
+        os.seteuid(65534)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+
+TRAIN = ['train', '--mode', 'pretrain', *small, '--max_steps', '2', '--dry_run']
+readers = { # files -> command lines that read them, R being the folder of the run; exit codes that are right
+    'r/checkpoints/*/state.json': [('train --resume R', {2})],
+    'r/checkpoints/*/trainer.pt': [('train --resume R', {2})],
+    'r/checkpoints/*/model.safetensors': [('train --resume R', {2})],
+    'r/args.json': [('train --resume R', {2}), ('report R', {1, 2}), ('train --config R/args.json --dry_run', {0, 2})],
+    'r/summary.json': [('report R', {0, 1}), ('report --card R', {0, 2})],
+    'r/env.json': [('report R', {0, 1}), ('train --resume R', {0, 2})],
+}
