@@ -179,8 +179,11 @@ def compare(models, datasets=('prose',), seeds=3, budget='tokens:200k', size='ti
     how = dict(launcher=launcher, workers=workers, costs=costs)
     c = Comparison(_new_result(spec, how), _open_folder(output_dir, spec))
     say(f'folder   {c.path}')
-    spec.save(c.path/'plan.json')
-    return _execute(c, spec, _Execution(train=train, say=say, **how))
+    with lock_folder(c.path):
+        new_comparison_folder(c.path) # that nobody took meanwhile
+        remove_partial_files(c.path)
+        spec.save(c.path/'plan.json')
+        return _execute(c, spec, _Execution(train=train, say=say, **how))
 
 # %% ../../nbs/08_comparison/19_comparison.ipynb #001bbc53
 def rerun(path, launcher=None, workers=None, train=None, say=None)->Comparison:
@@ -195,6 +198,11 @@ def rerun(path, launcher=None, workers=None, train=None, say=None)->Comparison:
     say = say or _print_line
     path = Path(path)
     spec = ComparisonSpec.load(path/'plan.json')
+    with lock_folder(path):
+        remove_partial_files(path)
+        return _rerun(path, spec, launcher, workers, train, say)
+
+def _rerun(path, spec, launcher, workers, train, say):
     try:
         c = Comparison.load(path)
     except InputError:

@@ -33,6 +33,7 @@ from ..evaluation.tasks.long_range import evaluate_long_range
 from ..files import *
 from ..models.build import build_model
 from ..models.config import find_rewrite
+from ..training.options import TrainOptions
 from ..training.train import train as default_train
 
 # %% ../../nbs/08_comparison/09_experiment_run.ipynb #db117593
@@ -50,6 +51,7 @@ def cell_options(spec:ComparisonSpec, arm:str, ds:str, seed:int, path)->dict:
     own = dict(model=spec.parsed_arm(arm).base, dataset=spec.args.get(ds, ds), seed=seed, output_dir=str(path))
     own |= dict(num_train_epochs=1, **spec.shapes.get(name, {}))
     own |= dict(learning_rate=rate, eval_strategy='no', display_samples_every=10**6)
+    if spec.options.save_steps == TrainOptions.save_steps: own['save_strategy'] = 'no' # what is broken off starts over
     own['eval_max_batches'] = math.ceil(spec.max_windows/spec.options.batch_size)
     return {**asdict(spec.options), **own, **budget_options(spec.budget, spec.step_tokens, spec.token_flops[name])}
 
@@ -227,6 +229,11 @@ def record_scores(path, scores:LMScores, all_rows:int):
         atomic_write(path/'evals.jsonl', ''.join(json.dumps(row) + '\n' for row in rows))
 
 # %% ../../nbs/08_comparison/09_experiment_run.ipynb #a1f86b55
+def _remove_attempt(path): # that was interrupted, unless its process lives on
+    if not path.exists(): return
+    with lock_folder(path):
+        shutil.rmtree(path)
+
 def run_cell(spec:ComparisonSpec, arm:str, ds:str, seed:int, root, train=None)->CellResult:
     """Train and score one cell of `spec` and `seed` and write its folder; a failure becomes its reason
 
@@ -240,9 +247,9 @@ def run_cell(spec:ComparisonSpec, arm:str, ds:str, seed:int, root, train=None)->
     folder = spec.cell_folder(arm, ds, seed)
     path = Path(root)/folder
     r = CellResult(dict(arm=arm, dataset=ds, seed=seed, status='done', reason=None, path=folder.as_posix()))
-    if path.exists(): shutil.rmtree(path) # of an attempt that was interrupted
     with frozen_gc():
         try:
+            _remove_attempt(path)
             job = arm,ds,seed
             scorable = _model_to_score(spec, job, Path(root), train)
             figures,r.scores,r.tasks = _scored(spec, scorable, job, Path(root), train)

@@ -139,7 +139,7 @@ def new_comparison_folder(output_dir)->Path:
     Parameters:
         output_dir: folder that is empty or not there"""
     path = Path(output_dir)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and not (path.is_dir() and is_unused(path)):
         raise InputError(
             f'{path} is not an empty folder; choose another with --output_dir, or go on with it: '
             f'lmnotes compare --rerun {path}'

@@ -24,11 +24,6 @@ def _run_of(folder): # the run a model lies in, if any
             break
     return None,None
 
-def _weights_folder(path): # adapters alone are a model, too
-    for p in (Path(path)/'final', Path(path)):
-        if (p/'adapter_config.json').is_file(): return p
-    return model_folder(path)
-
 def _read_config(folder):
     f = next(f for f in (folder/'config.json', folder/'adapter_config.json') if f.is_file())
     try:
@@ -42,7 +37,7 @@ def card_facts(path)->dict:
     Parameters:
         path: a run, its final/, a checkpoint, a saved or a packed model
     Returns: folder, name, config, files, run (None where there is none), tainted, overlap"""
-    folder = _weights_folder(path)
+    folder = model_folder(path)
     where,run = _run_of(folder)
     config = _read_config(folder)
     s = run['summary'] if run else {}

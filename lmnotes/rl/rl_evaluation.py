@@ -103,7 +103,7 @@ class HeldOutEvaluation:
     def _measure(self, step):
         s = self.settings
         known = [row for row in read_jsonl(self.log) if row['step'] == step]
-        if known: return known[0] | dict(n=len(self.prompts))
+        if known: return {k: v for k,v in known[0].items() if k not in ('step', 'accuracy', 'task_score')}
         scores = held_out_scores(
             self.model,
             self.data,
