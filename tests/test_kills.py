@@ -30,19 +30,18 @@ class Server:
         "Exit codes, changes of the folder, and what was printed"
         out = self.home/'out'
         out.unlink(missing_ok=True)
-        env = [{}] if ranks == 1 else [self.rank(i, ranks) for i in range(ranks)]
+        env = [{}] if ranks == 1 else rank_environments(ranks)
         job = dict(argv=words, cwd=str(self.home), out=str(out), watch=str(watch), kill_at=kill_at, sign=sign, env=env)
         print(json.dumps(job), file=self.process.stdin, flush=True)
         answer = json.loads(self.process.stdout.readline())
         return answer['codes'],answer['changes'],out.read_text(encoding='utf-8')
-    def rank(self, i, n): # as torchrun says it; the file of the meeting point is new each time
-        (self.home/'store').unlink(missing_ok=True)
-        return dict(RANK=str(i), LOCAL_RANK=str(i), WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n),
-                    MASTER_ADDR='127.0.0.1', MASTER_PORT=str(self.port()))
-    def port(self):
-        with socket.socket() as s:
-            s.bind(('127.0.0.1', 0))
-            return s.getsockname()[1]
+
+def rank_environments(n): # as torchrun says it
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    shared = dict(WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    return [dict(shared, RANK=str(i), LOCAL_RANK=str(i)) for i in range(n)]
 
 @pytest.fixture(scope='module')
 def server(tmp_path_factory):
