@@ -1,8 +1,9 @@
-"""Run commands of `lmnotes` in forks of a process that has imported it, and kill one before the k-th change of a folder.
+"""Run commands of `lmnotes` in forks of a process that has imported it, and send one a signal before the k-th change.
 
-`python fork_server.py MODULE …` imports the modules and answers each line of JSON on standard input with one:
-asked `argv`, `cwd`, `out` (file for what is printed), `watch` (folder), `kill_at` (None: never), `env` (a dict for each
-process); answered with `codes` and, of the first process, `changes` of the folder: what would have been done next."""
+`python fork_server.py MODULE …` imports the modules and answers each line of JSON on standard input with one. Asked:
+`argv`, `cwd`, `out` (file for what is printed), `watch` (folder whose changes count), `kill_at` (None: never), `sign`
+(name of the signal), `env` (a dict for each process). Answered: `codes`, and `changes` of the folder by the first
+process, the one that it was about to make when the signal came being the last."""
 import importlib
 import json
 import os
@@ -23,8 +24,9 @@ def changed_path(event, args): # None: nothing is changed
 
 class Watch:
     "Note each change of a folder before it is made, and kill the process before the k-th"
-    def __init__(self, folder, kill_at, report):
+    def __init__(self, folder, kill_at, sign, report):
         self.folder,self.kill_at,self.report,self.main = str(folder) + os.sep,kill_at,report,threading.get_ident()
+        self.sign = getattr(signal, sign)
         self.changes,self.busy = [],False
     def __call__(self, event, args):
         if self.busy or threading.get_ident() != self.main: return # TensorBoard writes from a thread of its own
@@ -36,10 +38,10 @@ class Watch:
         if len(self.changes) == self.kill_at: self.die(path, args[2] if event == 'open' else 0)
         self.busy = False
     def die(self, path, flags):
-        if flags & os.O_APPEND: # the kernel may have taken the first half of a line
+        if self.sign == signal.SIGKILL and flags & os.O_APPEND: # the kernel may have taken the first half of a line
             with open(path, 'a', encoding='utf-8') as f: f.write('{"step": 1, "lo')
         self.write()
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), self.sign)
     def write(self):
         with open(self.report, 'w', encoding='utf-8') as f: json.dump(self.changes, f)
 
@@ -49,7 +51,7 @@ def child(job, env, first):
     out = os.open(job['out'] if first else os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for fd in (1, 2): os.dup2(out, fd)
     from lmnotes.app.cli import main
-    watch = Watch(job['watch'], job['kill_at'], job['out'] + '.json') if first else None
+    watch = Watch(job['watch'], job['kill_at'], job['sign'], job['out'] + '.json') if first else None
     if first: sys.addaudithook(watch)
     code = 1
     try:

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from lmnotes.files import read_json, read_jsonl
+from lmnotes.files import atomic_write, lock_folder, read_json, read_jsonl
 
 HERE = Path(__file__).parent
-MODULES = '''lmnotes.app.cli lmnotes.training.train lmnotes.comparison.comparison lmnotes.models lmnotes.reports.model_card
-lmnotes.data.datasets.corpora peft datasets torch.utils.tensorboard matplotlib.backends.backend_agg'''.split()
+MODULES = '''lmnotes.app.cli lmnotes.training.train lmnotes.comparison.comparison lmnotes.models
+lmnotes.reports.model_card lmnotes.data.datasets.corpora peft datasets
+torch.utils.tensorboard matplotlib.backends.backend_agg'''.split()
 
 class Server:
     "Runs commands in forks of one process"
@@ -25,23 +26,22 @@ class Server:
         command = [sys.executable, str(HERE/'fork_server.py'), *MODULES, *modules]
         self.home,self.process = home,subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                                        stderr=subprocess.DEVNULL, text=True, env=env)
-    def run(self, words, watch, kill_at=None, ranks=1):
+    def run(self, words, watch, kill_at=None, ranks=1, sign='SIGKILL'):
         "Exit codes, changes of the folder, and what was printed"
         out = self.home/'out'
         out.unlink(missing_ok=True)
-        env = [{}] if ranks == 1 else [self.rank(i, ranks) for i in range(ranks)]
-        job = dict(argv=words, cwd=str(self.home), out=str(out), watch=str(watch), kill_at=kill_at, env=env)
+        env = [{}] if ranks == 1 else rank_environments(ranks)
+        job = dict(argv=words, cwd=str(self.home), out=str(out), watch=str(watch), kill_at=kill_at, sign=sign, env=env)
         print(json.dumps(job), file=self.process.stdin, flush=True)
         answer = json.loads(self.process.stdout.readline())
         return answer['codes'],answer['changes'],out.read_text(encoding='utf-8')
-    def rank(self, i, n): # as torchrun says it; the file of the meeting point is new each time
-        (self.home/'store').unlink(missing_ok=True)
-        return dict(RANK=str(i), LOCAL_RANK=str(i), WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n),
-                    MASTER_ADDR='127.0.0.1', MASTER_PORT=str(self.port()))
-    def port(self):
-        with socket.socket() as s:
-            s.bind(('127.0.0.1', 0))
-            return s.getsockname()[1]
+
+def rank_environments(n): # as torchrun says it
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    shared = dict(WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    return [dict(shared, RANK=str(i), LOCAL_RANK=str(i)) for i in range(n)]
 
 @pytest.fixture(scope='module')
 def server(tmp_path_factory):
@@ -67,8 +67,8 @@ kinds = dict(
         mode='rl', dataset='arithmetic', grpo_group_size=2, max_prompt_length=32, max_completion_length=6,
         rl_learning_rate=0.01, rl_warmup_steps=0, reward='random', save_steps=1),
     ranks=dict(small, dataset='arithmetic', mode='pretrain', multi_gpu=True),
-    compare=dict(device='cpu', models='standard,reversible', datasets='arithmetic', seeds=1, budget='steps:3', limit=100,
-                 max_length=32, batch_size=4),
+    compare=dict(device='cpu', models='standard,reversible', datasets='arithmetic', seeds=1, budget='steps:3',
+                 limit=100, max_length=32, batch_size=4),
 ) # name -> options
 
 def command(name):
@@ -91,8 +91,8 @@ def content(path): # of a file of a run, as far as it is the same twice
     if path.name in ('summary.json', 'cell.json', 'state.json', 'metrics_history.json'):
         return untimed({k: v for k,v in read_json(path).items() if k != 'throughput'})
     if path.suffix == '.pt': return torch.load(path, weights_only=True)
-    again = ('args.json', 'args.txt', 'env.json', 'README.md', 'training_args.bin', 'rng_state.pth', 'trainer_state.json',
-             'comparison.json', 'plan.json', 'scores.npz', 'training_text.npz')
+    again = ('args.json', 'args.txt', 'env.json', 'README.md', 'training_args.bin', 'rng_state.pth',
+             'trainer_state.json', 'comparison.json', 'plan.json', 'scores.npz', 'training_text.npz')
     if path.name in again or path.suffix in ('.png', '.log', '.html', '.md', '.tex'): return None
     return path.read_bytes()
 
@@ -124,26 +124,63 @@ class Kind:
             if again and self.ranks > 1: again += ['--multi_gpu']
         return again or [*self.words, '--output_dir', str(self.run)]
     def killed(self, k):
-        "Kill before the k-th change, go on, and find no difference"
+        "Kill before the k-th change, and go on"
         shutil.rmtree(self.run, ignore_errors=True)
         codes,changes,said = self.server.run([*self.words, '--output_dir', str(self.run)], self.run, k, self.ranks)
         where = f'{self.name}, killed before change {k}: {changes[-1]}'
         assert codes[0] == -9, f'{where}: {codes}\n{said}'
+        self.ends_well(where)
+    def ends_well(self, where):
+        "Go on, and find no difference"
         codes,_,said = self.server.run(self.go_on(), self.run, ranks=self.ranks)
         assert set(codes) == {0}, f'{where}: {codes}\n{said}'
         found = left(self.run)
         assert found.keys() == self.whole.keys(), f'{where}: {found.keys() ^ self.whole.keys()}'
-        wrong = [name for name in found if not same(found[name], self.whole[name])]
+        wrong = {name: (found[name], self.whole[name]) for name in found if not same(found[name], self.whole[name])}
         assert not wrong, f'{where}: {wrong}'
 
 def moments(changes, *names): # where an error would hide: the last renames of files of these names
-    last = {name: i for i,c in enumerate(changes, 1) for name in names if re.search(rf'rename .*\.{name}\.[0-9]+\.tmp$', c)}
-    return [last[name] for name in names]
+    places = [[i for i,c in enumerate(changes, 1) if re.search(rf'rename .*\.{n}\.[0-9]+\.tmp$', c)] for n in names]
+    return [found[-1] for found in places]
 
-@pytest.mark.parametrize('name', ['best', 'lora'])
-def test_a_killed_run_goes_on_to_the_same_bytes(name, server):
-    kind = Kind(server, name)
-    for k in moments(kind.changes, 'args.json', 'latest', 'summary.json'): kind.killed(k)
+@pytest.fixture(scope='module')
+def best(server): return Kind(server, 'best')
+
+def test_a_killed_run_goes_on_to_the_same_bytes(best):
+    for k in moments(best.changes, 'args.json', 'latest', 'summary.json'): best.killed(k)
+
+def test_a_signal_in_the_last_evaluation_loses_nothing(best, server):
+    "Though `save_steps` does not divide the steps"
+    k = max(i for i,c in enumerate(best.changes, 1) if c == 'open evals.jsonl')
+    shutil.rmtree(best.run, ignore_errors=True)
+    codes,_,said = server.run([*best.words, '--output_dir', str(best.run)], best.run, k, sign='SIGTERM')
+    assert codes == [1] and 'stopped by SIGTERM after step 4 of 4; everything is saved' in said, said
+    assert read_json(best.run/'summary.json')['status'] == 'stopped' and not (best.run/'final').exists()
+    best.ends_well('SIGTERM in the last evaluation')
+
+def test_one_process_writes_to_a_run(best, server):
+    "The second is refused with exit code 2; a finished run may be finished again"
+    whole = server.home/'best_whole'
+    with lock_folder(whole):
+        codes,changes,said = server.run(['train', '--resume', str(whole)], whole)
+    assert (codes, changes) == ([2], []) and 'another process is writing to' in said and len(said.splitlines()) == 1
+    codes,_,said = server.run(['train', '--resume', str(whole)], whole)
+    assert codes == [0] and same(left(whole), best.whole), said
+
+def test_a_run_trains_in_its_own_folder(best, server):
+    whole = server.home/'best_whole'
+    latest = (whole/'checkpoints/latest').read_text(encoding='utf-8')
+    try:
+        atomic_write(whole/'checkpoints/latest', '../../best/checkpoints/step_000004\n')
+        codes,_,said = server.run(['train', '--resume', str(whole)], whole)
+        assert codes == [2] and 'which is not a checkpoint such as step_000200' in said
+    finally:
+        atomic_write(whole/'checkpoints/latest', latest)
+
+def test_files_have_the_modes_of_the_umask(best, server):
+    (server.home/'plain').touch()
+    files = [p for p in (server.home/'best_whole').rglob('*') if p.is_file()]
+    assert {p.stat().st_mode for p in files} == {(server.home/'plain').stat().st_mode}
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', [*kinds])

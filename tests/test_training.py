@@ -366,6 +366,19 @@ def test_a_saved_run_generates(saved, capsys):
     assert main(['generate', '--model', str(saved), '--prompt', 'Tom has 3', '--max_new_tokens', '8']) == 0
     assert capsys.readouterr().out.startswith('Tom has 3')
 
+def test_an_adapter_alone_generates(tmp_path, capsys):
+    "Of a base in 4 bits a run saves nothing else"
+    from lmnotes.app.cli import main
+    from lmnotes.data.tokenizers import get_tokenizer
+    from lmnotes.models.build import build_model
+    from lmnotes.models.lora import add_lora, save_lora
+    build_model('tiny:qwen3', vocab_size=258).save_pretrained(tmp_path/'base')
+    save_lora(add_lora(build_model(str(tmp_path/'base')), r=2, verbose=False), tmp_path/'run/final')
+    for folder in ('base', 'run/final'): get_tokenizer('bytes').save_pretrained(tmp_path/folder)
+    words = ['generate', '--model', str(tmp_path/'run'), '--prompt', 'Once', '--max_new_tokens', '4', '--device', 'cpu']
+    assert not main(words), capsys.readouterr().err
+    assert capsys.readouterr().out.startswith('Once')
+
 def test_dry_run_writes_nothing(tmp_path, monkeypatch, capsys):
     from lmnotes.app.cli import main
     monkeypatch.chdir(tmp_path)

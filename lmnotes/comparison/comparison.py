@@ -180,10 +180,13 @@ def compare(models, datasets=('prose',), seeds=3, budget='tokens:200k', size='ti
     how = dict(launcher=launcher, workers=workers, costs=costs)
     c = Comparison(_new_result(spec, how), _open_folder(output_dir, spec))
     say(f'folder   {c.path}')
-    spec.save(c.path/'plan.json')
-    return _execute(c, spec, _Execution(train=train, say=say, **how))
+    with lock_folder(c.path):
+        new_comparison_folder(c.path) # that nobody took meanwhile
+        remove_partial_files(c.path)
+        spec.save(c.path/'plan.json')
+        return _execute(c, spec, _Execution(train=train, say=say, **how))
 
-# %% ../../nbs/08_comparison/19_comparison.ipynb #001bbc53
+# %% ../../nbs/08_comparison/19_comparison.ipynb #dec475da
 def rerun(path, launcher=None, workers=None, train=None, say=None, trust_remote_code=False)->Comparison:
     """Run the cells of a comparison that are missing, and analyse it again; an `InputError` where a plugin changed
 
@@ -197,6 +200,11 @@ def rerun(path, launcher=None, workers=None, train=None, say=None, trust_remote_
     say = say or _print_line
     path = Path(path)
     spec = ComparisonSpec.load(path/'plan.json', granted(dict(trust_remote_code=trust_remote_code)))
+    with lock_folder(path):
+        remove_partial_files(path)
+        return _rerun(path, spec, launcher, workers, train, say)
+
+def _rerun(path, spec, launcher, workers, train, say):
     try:
         c = Comparison.load(path)
     except InputError:

@@ -6,7 +6,7 @@
 __all__ = ['cell_options', 'loss_curve', 'score_tasks', 'score_long_range_arm', 'summary_scores', 'record_scores', 'run_cell',
            'control_scores']
 
-# %% ../../nbs/08_comparison/09_experiment_run.ipynb #c5437cac
+# %% ../../nbs/08_comparison/09_experiment_run.ipynb #1e944e81
 import json
 import math
 import shutil
@@ -36,6 +36,7 @@ from ..files import *
 from ..models.build import build_model
 from ..models.config import find_rewrite
 from ..training.learner_metrics import RowSums
+from ..training.options import TrainOptions
 from ..training.run_summary import items_file
 from ..training.train import train as default_train
 
@@ -54,6 +55,7 @@ def cell_options(spec:ComparisonSpec, arm:str, ds:str, seed:int, path)->dict:
     own = dict(model=spec.parsed_arm(arm).base, dataset=spec.args.get(ds, ds), seed=seed, output_dir=str(path))
     own |= dict(num_train_epochs=1, **spec.shapes.get(name, {}))
     own |= dict(learning_rate=rate, eval_strategy='no', display_samples_every=10**6)
+    if spec.options.save_steps == TrainOptions.save_steps: own['save_strategy'] = 'no' # what is broken off starts over
     own['eval_max_batches'] = math.ceil(spec.max_windows/spec.options.batch_size)
     return {**asdict(spec.options), **own, **budget_options(spec.budget, spec.step_tokens, spec.token_flops[name])}
 
@@ -247,7 +249,12 @@ def record_scores(path, scores:LMScores, windows:list, all_rows:int):
     others = [i for i in read_items(file) if i.get('rule') != 'tokens'] if file.is_file() else []
     write_items(file, [i | dict(task='validation') for i in windows] + others)
 
-# %% ../../nbs/08_comparison/09_experiment_run.ipynb #a1f86b55
+# %% ../../nbs/08_comparison/09_experiment_run.ipynb #15ad8cf8
+def _remove_attempt(path): # that was interrupted, unless its process lives on
+    if not path.exists(): return
+    with lock_folder(path):
+        shutil.rmtree(path)
+
 def run_cell(spec:ComparisonSpec, arm:str, ds:str, seed:int, root, train=None)->CellResult:
     """Train and score one cell of `spec` and `seed` and write its folder; a failure becomes its reason
 
@@ -261,9 +268,9 @@ def run_cell(spec:ComparisonSpec, arm:str, ds:str, seed:int, root, train=None)->
     folder = spec.cell_folder(arm, ds, seed)
     path = Path(root)/folder
     r = CellResult(dict(arm=arm, dataset=ds, seed=seed, status='done', reason=None, path=folder.as_posix()))
-    if path.exists(): shutil.rmtree(path) # of an attempt that was interrupted
     with frozen_gc():
         try:
+            _remove_attempt(path)
             job = arm,ds,seed
             scorable = _model_to_score(spec, job, Path(root), train)
             figures,r.scores,r.tasks,r.windows = _scored(spec, scorable, job, Path(root), train)

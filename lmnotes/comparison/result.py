@@ -133,14 +133,14 @@ class Comparison:
         alarms,note = [alarm_sentence(a) for a in self.result.get('alarms', [])],self.result.get('note')
         return '\n'.join(alarms + (lines or ['no verdict: no seed finished in both arms']) + ([note] if note else []))
 
-# %% ../../nbs/08_comparison/16_result.ipynb #05383bff
+# %% ../../nbs/08_comparison/16_result.ipynb #7640194b
 def new_comparison_folder(output_dir)->Path:
     """Create the folder of a comparison; an `InputError` where it is in use
 
     Parameters:
         output_dir: folder that is empty or not there"""
     path = Path(output_dir)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and not (path.is_dir() and is_unused(path)):
         raise InputError(
             f'{path} is not an empty folder; choose another with --output_dir, or go on with it: '
             f'lmnotes compare --rerun {path}'

@@ -84,8 +84,7 @@ class EvaluationData:
 def _resolve_folder(base)->str: # a folder that holds a model, or the name as it is
     path = Path(base).expanduser()
     if base.startswith('tiny:') or not (Path(base).is_dir() or base.startswith(('.', '/', '~'))): return base
-    has_adapter = any((path/p/'adapter_config.json').is_file() for p in ('', 'final'))
-    return str(path if has_adapter else model_folder(path))
+    return str(model_folder(path))
 
 def load_eval_model(name:str, device='auto', **hub_options)->tuple:
     """Load a trained model with its tokenizer; a recipe's name, whose weights are random, is an `InputError`

@@ -14,7 +14,7 @@ from ..files import *
 from .parts import *
 from .run_summary import read_run
 
-# %% ../../nbs/09_reports/12_model_facts.ipynb #18a7402e
+# %% ../../nbs/09_reports/12_model_facts.ipynb #e5323b2c
 def _run_of(folder): # the run a model lies in, if any
     for p in (folder, folder.parent, folder.parent.parent):
         if not (p/'args.json').is_file(): continue
@@ -23,11 +23,6 @@ def _run_of(folder): # the run a model lies in, if any
         except InputError:
             break
     return None,None
-
-def _weights_folder(path): # adapters alone are a model, too
-    for p in (Path(path)/'final', Path(path)):
-        if (p/'adapter_config.json').is_file(): return p
-    return model_folder(path)
 
 def _read_config(folder):
     f = next(f for f in (folder/'config.json', folder/'adapter_config.json') if f.is_file())
@@ -39,7 +34,7 @@ def card_facts(path)->dict:
     Parameters:
         path: a run, its final/, a checkpoint, a saved or a packed model
     Returns: folder, name, config, files, run (None where there is none), tainted, overlap"""
-    folder = _weights_folder(path)
+    folder = model_folder(path)
     where,run = _run_of(folder)
     config = _read_config(folder)
     s = run['summary'] if run else {}

@@ -109,7 +109,7 @@ def reward_signal_warning(scores:dict, k:int)->str:
         return f"{scores['pass@1']:.0%} of the attempts are right already: there is little left to learn"
     return ''
 
-# %% ../../nbs/07_rl/07_rl_evaluation.ipynb #f20f0386
+# %% ../../nbs/07_rl/07_rl_evaluation.ipynb #98f6f2b8
 class HeldOutEvaluation:
     """Measure a model at a step, once, and note it in `evals.jsonl`; every rank must call this
 
@@ -134,7 +134,7 @@ class HeldOutEvaluation:
     def _measure(self, step):
         s = self.settings
         known = [row for row in read_jsonl(self.log) if row['step'] == step]
-        if known: return known[0] | dict(n=len(self.prompts))
+        if known: return {k: v for k,v in known[0].items() if k not in ('step', 'accuracy', 'task_score')}
         scores = held_out_scores(
             self.model,
             self.data,

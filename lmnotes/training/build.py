@@ -73,7 +73,8 @@ def has_task_head(o:TrainOptions)->bool:
     return o.task in ('classify', 'tag', 'span')
 
 def _saved_is_bidirectional(o):
-    return read_json(model_folder(base_name(o))/'config.json').get('causal', True) is False
+    config = model_folder(base_name(o))/'config.json' # which adapters alone do not have
+    return config.is_file() and read_json(config).get('causal', True) is False
 
 def is_masked_lm(o:TrainOptions)->bool:
     """Tell whether hidden tokens are learnt instead of next ones
