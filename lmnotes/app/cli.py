@@ -18,6 +18,7 @@ from .. import __version__
 from .config_file import *
 from .options import commands, option_classes, option_comments
 from ..core import InputError, RunError, did_you_mean
+from ..data.sources.hub_deadline import set_hub_timeout
 from ..plugins import import_entry_points, import_plugins
 from ..training.options import option_groups
 
@@ -168,6 +169,7 @@ def run_command(name:str, words:list[str])->int:
     option_classes[name]
     import_entry_points()
     options,given = parse(name, words)
+    set_hub_timeout(options.hub_timeout)
     return commands[name](options, given) or 0
 
 # %% ../../nbs/11_app/03_cli.ipynb #755853a7

@@ -38,6 +38,7 @@ def command(name:str, options:type, target:str):
 class CommonOptions:
     "Options of every command"
     imports: tuple[str, ...] = () # Python files or modules with models, datasets or metrics of your own
+    hub_timeout: float = 10      # seconds a request to the hub may take; all that fail take three times as long
 
 @dataclass
 class LoadingOptions:

@@ -19,7 +19,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 
 from ..core import *
-from .sources.hub_requests import offline_if_unreachable
+from .sources.hub_deadline import hub_deadline
+from .sources.hub_requests import hub_access
 
 # %% ../../nbs/01_data/02_tokenizers.ipynb #a022fe11
 EOS, PAD, UNK = '<eos>', '<pad>', '<unk>'
@@ -206,13 +207,13 @@ def hub_tokenizer(name:str)->PreTrainedTokenizerFast:
         name: folder or hub id"""
     from transformers import AutoTokenizer
     try:
-        with nullcontext() if Path(name).is_dir() else offline_if_unreachable():
+        with nullcontext() if Path(name).is_dir() else hub_access():
             options = dict(use_fast=True, clean_up_tokenization_spaces=False, trust_remote_code=False)
             tok = AutoTokenizer.from_pretrained(name, **options)
     except Exception as e:
         cause = f'{type(e).__name__}: {e}'.split('\n')[0][:160]
-        near = did_you_mean(name, tokenizer_builders)
-        raise InputError(f"no tokenizer '{name}' ({cause}); {near} Or give a folder with tokenizer.json") from e
+        near,note = did_you_mean(name, tokenizer_builders),hub_deadline.note()
+        raise InputError(f"no tokenizer '{name}' ({cause}); {near} Or give a folder with tokenizer.json.{note}") from e
     if not tok.is_fast:
         raise InputError(f"the tokenizer of '{name}' has no fast version; use one with a tokenizer.json")
     if tok.eos_token_id is None: tok.eos_token = tok.sep_token

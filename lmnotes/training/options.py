@@ -82,6 +82,7 @@ class DatasetOptions:
     tokens_per_chunk: int = 4096       # tokens in a chunk
     stream_walk: Literal['chunk', 'sample'] = 'chunk' # stream a dataset by chunks of tokens, or document by document
     data_dir: str | None = None        # local root in hub layout; default: the environment's LMNOTES_DATA_DIR
+    hub_timeout: float = 10            # seconds a request to the hub may take; all that fail take three times as long
     data_path: str | None = None       # a file or folder of your own: txt, jsonl, csv, parquet
     text_column: str | None = None     # the column of your own data that holds the text
     prompt_column: str | None = None   # the columns of your own data that hold questions
@@ -250,7 +251,7 @@ _positive = (
     'max_length packing_max_length batch_size gradient_accumulation_steps logging_steps save_steps save_total_limit '
     'viz_interval display_samples_every max_steps max_seconds num_train_epochs eval_steps early_stopping_patience '
     'dim n_layer n_head ffn_dim num_frequencies limit vocab_size max_chunks tokens_per_chunk lora_r lora_alpha '
-    'grpo_group_size max_prompt_length max_completion_length'
+    'grpo_group_size max_prompt_length max_completion_length hub_timeout'
 ).split()
 _not_negative = 'warmup_steps weight_decay max_grad_norm eval_generate num_workers grpo_beta rl_warmup_steps'.split()
 _fractions = 'warmup_ratio dropout lora_dropout adam_beta1 adam_beta2'.split() # in [0,1)

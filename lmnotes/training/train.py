@@ -14,6 +14,7 @@ from pathlib import Path
 from fastai.basics import *
 
 from ..core import *
+from ..data.sources.hub_deadline import set_hub_timeout
 from ..evaluation.early_stopping import *
 from ..evaluation.generation_eval import *
 from ..evaluation.metric_names import *
@@ -288,6 +289,7 @@ def train(quiet:bool=False, **options)->Run|dict:
     o = options_from(TrainOptions, **options)
     import_plugins(o.imports)
     check_evaluation_schedule(check_options(o))
+    set_hub_timeout(o.hub_timeout)
     if o.wandb: check_wandb()
     check_launch(o.multi_gpu, o.fsdp, o.dry_run)
     given = {aliases.get(k, k): v for k,v in options.items()}

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ...core import *
-from ...data.sources.hub_requests import hub_accepts_connections, offline_if_unreachable
+from ...data.sources.hub_deadline import hub_deadline
+from ...data.sources.hub_requests import hub_accepts_connections, hub_access
 from ...files import *
 from ..build import *
 from ..config import *
@@ -93,7 +94,8 @@ def _not_on_hub(name, why): # message with two ways on
     near = suggest_name(name, known)
     what = (f"the weights of '{name}' are on the hub, which {why}." if name in known
             else f"'{name}' is no recipe and the hub {why}{'; ' + near if near else '.'}")
-    return f'{what} Two ways on: a local folder (--model PATH), or a random model such as tiny:gpt2'
+    note = hub_deadline.note()
+    return f'{what} Two ways on: a local folder (--model PATH), or a random model such as tiny:gpt2.{note}'
 
 def _hub_error(name, error): # the `InputError` that stands for an error of the hub's client
     text = str(error)
@@ -114,7 +116,7 @@ def hub_errors(name:str):
     Parameters:
         name: model, for the message"""
     try:
-        with offline_if_unreachable():
+        with hub_access():
             yield
     except InputError:
         raise
