@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['takes_list', 'normalize', 'take_option', 'parser_class', 'parse', 'usage', 'run_command', 'main']
 
-# %% ../../nbs/11_app/03_cli.ipynb #841abde5
+# %% ../../nbs/11_app/03_cli.ipynb #cccb7056
 import contextlib
 import dataclasses
 import io
@@ -19,6 +19,7 @@ from .config_file import *
 from .exit_codes import explain, keep_traceback, one_line
 from .options import commands, option_classes, option_comments
 from ..core import InputError, did_you_mean
+from ..data.sources.hub_deadline import set_hub_timeout
 from ..option_values import check_values
 from ..plugins import import_entry_points, import_plugins
 from ..reading import short_reason
@@ -172,6 +173,7 @@ def run_command(name:str, words:list[str])->int:
     option_classes[name]
     import_entry_points()
     options,given = parse(name, words)
+    set_hub_timeout(options.hub_timeout)
     return commands[name](options, given) or 0
 
 # %% ../../nbs/11_app/03_cli.ipynb #755853a7

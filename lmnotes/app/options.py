@@ -39,6 +39,7 @@ def command(name:str, options:type, target:str):
 class CommonOptions:
     "Options of every command"
     imports: tuple[str, ...] = () # Python files or modules with models, datasets or metrics of your own
+    hub_timeout: float = option(10, above=0, most=10**6) # seconds a hub request may take; all that fail: three times that
 
 @dataclass
 class LoadingOptions:

@@ -6,7 +6,7 @@
 __all__ = ['EOS', 'PAD', 'UNK', 'tokenizer_builders', 'tokenizer_note', 'bytes_to_unicode', 'byte_tokenizer', 'char_tokenizer',
            'word_tokenizer', 'bpe_tokenizer', 'to_utf8', 'sentencepiece_tokenizer', 'hub_tokenizer', 'get_tokenizer']
 
-# %% ../../nbs/01_data/02_tokenizers.ipynb #28b1eece
+# %% ../../nbs/01_data/02_tokenizers.ipynb #75752980
 import inspect
 import io
 import re
@@ -18,7 +18,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 
 from ..core import *
-from .sources.hub_requests import offline_if_unreachable
+from .sources.hub_deadline import hub_deadline
+from .sources.hub_requests import hub_access
 from ..reading import reading, short_reason
 
 # %% ../../nbs/01_data/02_tokenizers.ipynb #a022fe11
@@ -198,7 +199,7 @@ def sentencepiece_tokenizer(texts, vocab_size:int=None)->PreTrainedTokenizerFast
     tok.add_special_tokens([EOS, PAD])
     return _wrap(tok, _check_filled(tok, vocab_size, want, 'pieces'))
 
-# %% ../../nbs/01_data/02_tokenizers.ipynb #9ad627fb
+# %% ../../nbs/01_data/02_tokenizers.ipynb #1eca2816
 def hub_tokenizer(name:str)->PreTrainedTokenizerFast:
     """Load a tokenizer from a folder or the hub; one without a fast version or an end-of-text token is an `InputError`
 
@@ -207,12 +208,13 @@ def hub_tokenizer(name:str)->PreTrainedTokenizerFast:
     from transformers import AutoTokenizer
     if Path(name).is_dir(): return _check_tokenizer(name, _folder_tokenizer(name))
     try:
-        with offline_if_unreachable():
+        with hub_access():
             options = dict(use_fast=True, clean_up_tokenization_spaces=False, trust_remote_code=False)
             tok = AutoTokenizer.from_pretrained(name, **options)
     except Exception as e:
-        near = did_you_mean(name, tokenizer_builders)
-        raise InputError(f"no tokenizer '{name}' ({short_reason(e)}); {near} Or a folder with tokenizer.json") from e
+        near,note = did_you_mean(name, tokenizer_builders),hub_deadline.note()
+        said = f"no tokenizer '{name}' ({short_reason(e)}); {near} Or give a folder with tokenizer.json.{note}"
+        raise InputError(said) from e
     return _check_tokenizer(name, tok)
 
 def _folder_tokenizer(path):

@@ -18,7 +18,8 @@ from .dataloader import *
 from .dataset_splits import *
 from .datasets.corpora import *
 from .datasets.vision import *
-from .sources.hub_requests import offline_if_unreachable
+from .sources.hub_deadline import hub_deadline
+from .sources.hub_requests import hub_access
 from .token_encoding import *
 from .tokenizers import *
 
@@ -153,10 +154,10 @@ def find_processor(processor):
 def _load_processor(name):
     from transformers import AutoProcessor
     try:
-        with offline_if_unreachable():
+        with hub_access():
             return AutoProcessor.from_pretrained(str(name), trust_remote_code=False)
     except Exception as e:
         raise InputError(
             f"no processor '{name}' ({type(e).__name__}: {str(e).splitlines()[0][:120]}); "
-            "give the hub id or the folder of a vision-language model"
+            f"give the hub id or the folder of a vision-language model.{hub_deadline.note()}"
         ) from None

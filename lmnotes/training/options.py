@@ -65,7 +65,7 @@ class LoraOptions:
     lora_dropout: float = fraction(0.1) # probability in [0,1), on the input of the adapters
     lora_target_modules: tuple[str, ...] = () # layers that get one; default: all projections inside the blocks
 
-# %% ../../nbs/06_training/01_options.ipynb #d7b9adc4
+# %% ../../nbs/06_training/01_options.ipynb #958bcd0b
 @option_group('data')
 class DatasetOptions:
     "Options of the group: data"
@@ -83,6 +83,7 @@ class DatasetOptions:
     tokens_per_chunk: int = count(4096, 2**31) # tokens in a chunk
     stream_walk: Literal['chunk', 'sample'] = 'chunk' # stream a dataset by chunks of tokens, or document by document
     data_dir: str | None = None        # local root in hub layout; default: the environment's LMNOTES_DATA_DIR
+    hub_timeout: float = option(10, above=0, most=10**6) # seconds a hub request may take; all that fail: three times that
     data_path: str | None = None       # a file or folder of your own: txt, jsonl, csv, parquet
     text_column: str | None = None     # the column of your own data that holds the text
     prompt_column: str | None = None   # the columns of your own data that hold questions

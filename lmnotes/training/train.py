@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainingJob', 'run_job', 'learner_from_options', 'train_supervised', 'train']
 
-# %% ../../nbs/06_training/20_train.ipynb #345735bd
+# %% ../../nbs/06_training/20_train.ipynb #b3262123
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -14,6 +14,7 @@ from pathlib import Path
 from fastai.basics import *
 
 from ..core import *
+from ..data.sources.hub_deadline import set_hub_timeout
 from ..evaluation.early_stopping import *
 from ..evaluation.generation_eval import *
 from ..evaluation.metric_names import *
@@ -247,7 +248,7 @@ def train_supervised(o:TrainOptions, checkpoint:Path|None, recipe, given:dict, q
     with job.folder.locked(new), job.folder.guard(lambda: oom_advice(job.learn, o)):
         return run_job(job)
 
-# %% ../../nbs/06_training/20_train.ipynb #59f551b1
+# %% ../../nbs/06_training/20_train.ipynb #5021a1c3
 def _dry_run(o, recipe, given, quiet):
     unknown = bool(hub_only_parts(o)) and data_source_kind(o) != 'shards'
     data = sketch_data(o) if unknown else data_from_options(o)
@@ -267,6 +268,7 @@ def train(quiet:bool=False, **options)->Run|dict:
     o = options_from(TrainOptions, **options)
     import_plugins(o.imports)
     check_evaluation_schedule(check_options(o))
+    set_hub_timeout(o.hub_timeout)
     if o.wandb: check_wandb()
     check_launch(o.multi_gpu, o.fsdp, o.dry_run)
     given = {aliases.get(k, k): v for k,v in options.items()}

@@ -7,11 +7,11 @@ __all__ = ['parquet_revision', 'hub_files', 'pick_config', 'hub_rows']
 
 # %% ../../../nbs/01_data/sources/04_hub_rows.ipynb #bae8b791
 import re
-from contextlib import contextmanager
 from urllib.parse import quote
 
 from ...core import *
 from .files import *
+from .hub_deadline import *
 from .hub_requests import *
 
 # %% ../../../nbs/01_data/sources/04_hub_rows.ipynb #10feb3bc
@@ -101,20 +101,9 @@ def _load_error(e, id, config)->InputError: # an error of `datasets` in one line
             f"'{id}' is a script, which `datasets` no longer runs, and its revision {parquet_revision} "
             f"could not be read either ({cause}); {offline_hint}"
         )
-    return InputError(f"could not fetch '{id}' from the hub ({cause}): {offline_hint}")
+    return InputError(f"could not fetch '{id}' from the hub ({cause}): {offline_hint}.{hub_deadline.note()}")
 
 # %% ../../../nbs/01_data/sources/04_hub_rows.ipynb #fbcc75e0
-@contextmanager
-def _hub_timeout(seconds):
-    import huggingface_hub.constants as hub
-    names = [n for n in ('HF_HUB_DOWNLOAD_TIMEOUT', 'HF_HUB_ETAG_TIMEOUT') if hasattr(hub, n)]
-    old = {n: getattr(hub, n) for n in names}
-    for n in names: setattr(hub, n, seconds)
-    try:
-        yield
-    finally:
-        for n,o in old.items(): setattr(hub, n, o)
-
 _permanent = re.compile('Offline|NotFound|Gated|script|BuilderConfig')
 _transient = re.compile(
     r'Timeout|timed out|ConnectionError|NetworkError|ProtocolError|IncompleteRead|ChunkedEncoding'
@@ -133,7 +122,7 @@ def _is_transient(e)->bool: # whether an error of `datasets`, or one below it, i
 # %% ../../../nbs/01_data/sources/04_hub_rows.ipynb #51bbb8c6
 def _load_splits(id, config, revision, retry_policy): # a `DatasetDict`
     from datasets import load_dataset
-    with offline_if_unreachable(), _hub_timeout(retry_policy.timeout):
+    with hub_access():
         if revision != parquet_revision: return load_dataset(id, config, revision=revision)
         found = hub_files(id, revision, retry_policy)
         found = found[pick_config(id, found, config)]

@@ -27,10 +27,10 @@ class RemoteFile:
     Parameters:
         url: of the file
         id: dataset, named in errors
-        timeout: seconds without a byte
+        timeout: seconds without a byte; None: --hub_timeout
         size: bytes; None: asked for"""
     closed = False
-    def __init__(self, url:str, id:str, timeout:float=30., size:int=None):
+    def __init__(self, url:str, id:str, timeout:float=None, size:int=None):
         self.url,self.id,self.timeout,self.at = url,id,timeout,0
         self.size = self._ask_size() if size is None else size
     def _ask_size(self):

@@ -6,13 +6,14 @@
 __all__ = ['find_model', 'describe_model', 'HubUnreachableError', 'remote_code_message', 'pickle_message', 'hub_errors',
            'hub_config', 'hub_or_published_config']
 
-# %% ../../../nbs/02_models/hf/03_hf_config.ipynb #d8cbba69
+# %% ../../../nbs/02_models/hf/03_hf_config.ipynb #8fb0fbd5
 import re
 from contextlib import contextmanager
 from pathlib import Path
 
 from ...core import *
-from ...data.sources.hub_requests import hub_accepts_connections, offline_if_unreachable
+from ...data.sources.hub_deadline import hub_deadline
+from ...data.sources.hub_requests import hub_accepts_connections, hub_access
 from ...files import *
 from ..build import *
 from ..config import *
@@ -94,7 +95,8 @@ def _not_on_hub(name, why): # message with two ways on
     near = suggest_name(name, known)
     what = (f"the weights of '{name}' are on the hub, which {why}." if name in known
             else f"'{name}' is no recipe and the hub {why}{'; ' + near if near else '.'}")
-    return f'{what} Two ways on: a local folder (--model PATH), or a random model such as tiny:gpt2'
+    note = hub_deadline.note()
+    return f'{what} Two ways on: a local folder (--model PATH), or a random model such as tiny:gpt2.{note}'
 
 def _hub_error(name, error): # the `InputError` that stands for an error of the hub's client
     text = str(error)
@@ -115,7 +117,7 @@ def hub_errors(name:str):
     Parameters:
         name: model, for the message"""
     try:
-        with offline_if_unreachable():
+        with hub_access():
             yield
     except InputError:
         raise
