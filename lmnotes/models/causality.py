@@ -187,7 +187,7 @@ def _plan(model, vocab_size, length, windows):
     T = max(2, min(length, getattr(text, 'max_position_embeddings', None) or length))
     n = sum(p.numel() for p in model.parameters())
     rows = max(2, min(8, 1024//T, 2**25//(len(tokens)*T))) if n <= 2e6 else 2
-    return _Plan(tokens, T, rows, 2, min(T, 1024, max(32, int(4e9/n))))
+    return _Plan(tokens, T, rows, 2, min(T, 512, max(32, int(4e9/n))))
 
 def _rows(plan, windows, g): # (B, T): rows of `windows`, filled up with random tokens, and two of these alone
     x = _draw(plan.tokens, (plan.rows, plan.length), g)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
+from transformers.utils import CONFIG_NAME, cached_file
 
 from ...core import *
 from ...files import *
@@ -184,6 +185,10 @@ def _rewriting_class(config, auto): # subclass that repeats the rewrites of its 
     members = dict(__init__=__init__, plain_class=cls, __module__=cls.__module__, __qualname__=cls.__qualname__)
     return type(cls.__name__, (cls,), members)
 
+def _weights_folder(where)->Path: # of a hub id the folder that its files were just downloaded to
+    if Path(where).is_dir(): return Path(where)
+    return Path(cached_file(str(where), CONFIG_NAME, local_files_only=True)).parent
+
 def _read_weights(plan, where, **kwargs): # all weights of the model, and no others
     errors = nullcontext() if Path(where).is_dir() else hub_errors(str(where))
     cls = _rewriting_class(plan.config, plan.auto) or plan.auto
@@ -194,7 +199,7 @@ def _read_weights(plan, where, **kwargs): # all weights of the model, and no oth
         model,info = cls.from_pretrained(where, output_loading_info=True, **kwargs)
     if hasattr(model, 'plain_class'): model.__class__ = model.plain_class
     model.random_head = check_hub_weights(where, model, info, new_head)
-    if floats and Path(where).is_dir(): check_saved_dtypes(where, None if plan.quantized else model)
+    if floats: check_saved_dtypes(_weights_folder(where), None if plan.quantized else model)
     return model
 
 # %% ../../../nbs/02_models/hf/09_hf_load.ipynb #56b4cb6e
