@@ -135,6 +135,13 @@ def _next_token_behind_a_closed_gate():
     model.gate = nn.Parameter(torch.zeros(1))
     return model
 
+@_plant('next token in float32 alone')
+def _next_token_in_float32_alone(model, h, ids): # as by a kernel that other dtypes do not have
+    return h + 2*_following(model, ids)*(h.dtype == torch.float32)
+
+@_plant('next token when the batch has over eight rows')
+def _next_token_in_a_large_batch(model, h, ids): return h + 2*_following(model, ids)*(len(ids) > 8)
+
 @_plant('number of tokens')
 def _number_of_tokens(model, h, ids): return h*(1 + ids.shape[1]/1000)
 
@@ -225,6 +232,14 @@ def _cache_without_its_last_key():
         seen[:,n-1] = 0
         return dict(attention_mask=seen)
     return _with_cache(without_last)
+
+@planted_leaks('cache quantised in place')
+def _cache_quantised_in_place(): # what is computed with the cache is rounded, and text is scored without it
+    def coarse(model, forward, input_ids=None, *args, past_key_values=None, **kwargs):
+        n = past_key_values.get_seq_length() if past_key_values is not None else 0
+        h = forward(input_ids, *args, past_key_values=past_key_values, **kwargs)
+        return (4*h).round()/4 if n else h
+    return planted_model('forward_features', coarse)
 
 @planted_leaks('attention without a mask')
 def _attention_without_a_mask(): return build_model('standard', 'tiny', _V, n_layer=2, causal=False)
