@@ -1,4 +1,4 @@
-"The 147 names that notebooks use most, of every package, and those of fastai: `from lmnotes.all import *`"
+"The 155 names that notebooks use most, of every package, and those of fastai: `from lmnotes.all import *`"
 from fastai.basics import *
 from fastai.callback.progress import *
 from fastai.callback.schedule import *
@@ -21,6 +21,7 @@ from lmnotes.data.builtin import builtin_sources
 from lmnotes.data.catalog import catalog, Dataset, find_dataset, register_dataset
 from lmnotes.data.classification.data import label_data
 from lmnotes.data.contamination import find_contamination
+from lmnotes.data.contamination_fingerprint import load_fingerprint, overlap, training_fingerprint
 from lmnotes.data.dataloader import LMData
 from lmnotes.data.dataset_splits import load_rows
 from lmnotes.data.load import load_data
@@ -32,6 +33,7 @@ from lmnotes.data.shards.tokenize import tokenize_dataset
 from lmnotes.data.shards.validate import validate_shards
 from lmnotes.data.sources.files import Rows
 from lmnotes.data.streaming.data import stream_data
+from lmnotes.data.token_encoding import bits_per_byte
 from lmnotes.data.tokenizers import bpe_tokenizer, byte_tokenizer, get_tokenizer
 from lmnotes.models.architectures.midpoint import MidpointBlock
 from lmnotes.models.architectures.moe import MoE
@@ -41,7 +43,7 @@ from lmnotes.models.architectures.reversible import ReversibleBlock
 from lmnotes.models.attention import Attention, make_attention_mask
 from lmnotes.models.blocks import residuals
 from lmnotes.models.build import build_model, count_parameters, model_sizes, models
-from lmnotes.models.causality import check_causal
+from lmnotes.models.causality import causality_findings, check_causal
 from lmnotes.models.chunked_loss import head_cross_entropy
 from lmnotes.models.config import LMConfig, rewrites
 from lmnotes.models.conformance import check_conformance, conformance_table
@@ -52,6 +54,7 @@ from lmnotes.models.hf.hf_load import hub_model
 from lmnotes.models.layers import ffns, mixers, norms
 from lmnotes.models.lora import add_lora, load_lora, merge_lora
 from lmnotes.models.model_zoo import models_table
+from lmnotes.models.planted_leaks import planted_leaks
 from lmnotes.models.task_heads import add_task_head
 from lmnotes.quantizers.bit_allocation import allocate_bits, QuantConfig, QuantizedModel
 from lmnotes.quantizers.packed_export import export_dense
@@ -73,6 +76,7 @@ from lmnotes.sharing.sharing_report import (
 from lmnotes.sharing.strategies import sharing_strategies
 from lmnotes.sharing.weight_sharing import parse_sharing, share
 from lmnotes.evaluation.evaluate import evaluate_model
+from lmnotes.evaluation.item_files import read_items, rescore_items
 from lmnotes.evaluation.memory import peak_memory, saved_bytes
 from lmnotes.evaluation.metric_names import register_metric
 from lmnotes.evaluation.metrics import evaluate_lm, lm_metrics, LMScores

@@ -3,8 +3,11 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from lmnotes.core import InputError, RunError
+from lmnotes.data.tokenizers import byte_tokenizer
+from lmnotes.evaluation.task_suite import evaluate_tasks
 from lmnotes.models.build import build_model, models
 from lmnotes.models.causality import causal_leakage, causality_findings, check_causal
 from lmnotes.models.conformance import conformance_models
@@ -140,3 +143,18 @@ def test_a_gpt_of_32_positions_is_trained_and_scored(tmp_path):
 def test_wrong_windows_are_refused():
     with pytest.raises(InputError, match='rows of tokens'):
         check_causal(build_model('standard', 'tiny', 31), windows=torch.arange(9))
+
+def test_tasks_are_probed_at_the_length_they_are_scored_at():
+    "A leak beyond position 400 was not seen by a probe of 256 tokens"
+    tok = byte_tokenizer()
+    model = build_model('standard', 'tiny', len(tok), n_layer=1, dim=16, n_head=2, max_length=1100)
+    cls = type(model)
+    def features(self, input_ids=None, *args, **kwargs):
+        h = cls.forward_features(self, input_ids, *args, **kwargs)
+        following = F.pad(self.embed(input_ids.roll(-1, 1))[:,:-1], (0, 0, 0, 1))
+        return h + following*(torch.arange(h.shape[1]) > 400)[:,None]
+    check_causal(model, length=256, noise=0)
+    model.__class__ = type(cls.__name__, (cls,), dict(forward_features=features))
+    check_causal(model, length=256, noise=0)
+    with pytest.raises(RunError, match='sees the future'):
+        evaluate_tasks(model, tok, 'long_range', limit=2)

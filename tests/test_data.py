@@ -468,3 +468,29 @@ def test_bytes_are_those_of_the_text():
         tok = get_tokenizer(name, lambda: docs['train'])
         ids = encode_documents(tok, docs['validation'])
         assert document_bytes(tok, docs['validation'], ids).sum() == sum(len(d.encode()) for d in docs['validation'])
+
+@pytest.mark.parametrize('kind', ['text', 'sft', 'stream', 'shards', 'mixture'])
+def test_unknown_tokens_are_charged_or_refused_and_it_is_said(kind, tmp_path, capsys):
+    "Whatever tokens come from: bits per byte are charged for the spelling, or there are none, and the run says which"
+    from lmnotes.data.shards.tokenize import tokenize_dataset
+    from lmnotes.training.train import train
+    paragraphs(tmp_path/'text')
+    rows = [dict(prompt=f'item {i % 7} is', response=f'thing{i}') for i in range(200)]
+    (tmp_path/'rows.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    words = dict(tokenizer='words', vocab_size=40, max_length=16)
+    if kind == 'shards':
+        tokenize_dataset('arithmetic', tmp_path/'shards', 'words', vocab_size=40, length=32)
+        words = dict(max_length=16)
+    options = dict(
+        text=dict(data_path=str(tmp_path/'text')),
+        sft=dict(data_path=str(tmp_path/'rows.jsonl'), mode='sft', max_length=32),
+        stream=dict(dataset='prose', streaming=True),
+        mixture=dict(datasets=('opinions', 'arithmetic'), limit=60, mode='pretrain'),
+        shards=dict(data_path=str(tmp_path/'shards')),
+    )[kind]
+    small = dict(dim=16, n_layer=1, n_head=1, batch_size=2, max_steps=1, eval_max_batches=2, eval_generate=0)
+    run = train(**words | options | small, device='cpu', output_dir=str(tmp_path/'run'))
+    said = ' '.join(capsys.readouterr().out.split())
+    charged,refused = 'spelled at 8 bits a byte' in said, 'no bits per byte' in said
+    assert charged != refused
+    assert (run.summary['bits_per_byte'] is None) == refused and ('bits per byte on' in said) == charged

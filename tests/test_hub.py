@@ -1,11 +1,18 @@
 "Models of Hugging Face families without the hub: loading, patched forward, few bits, LoRA, attention, and errors"
 import copy
+import hashlib
 import inspect
 import json
 import math
+import os
 import pickle
 import shutil
+import subprocess
+import sys
+import threading
 import warnings
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import torch
@@ -512,3 +519,51 @@ def test_wrong_targets():
         add_lora(m, targets='q_prj')
     adapted = add_lora(m, targets='q_proj,v_proj', verbose=False)
     assert set(adapted.active_peft_config.target_modules) == {'q_proj', 'v_proj'}
+
+# ---- a hub of one's own
+
+class _Hub(BaseHTTPRequestHandler): # answers for the files below `root` as the hub does
+    def log_message(self, *args): pass
+    def do_HEAD(self): self.answer(body=False)
+    def do_GET(self): self.answer(body=True)
+    def answer(self, body):
+        repo,_,name = self.path.partition('/resolve/main/')
+        file = Path(self.server.root)/repo.strip('/')/name.partition('?')[0]
+        found = bool(name) and file.is_file()
+        data = file.read_bytes() if found else b'{}'
+        self.send_response(200 if found else 404)
+        for k,v in {'Content-Length': len(data), 'ETag': f'"{hashlib.sha1(data).hexdigest()}"', 'X-Repo-Commit': 'a'*40,
+                    **({} if found else {'X-Error-Code': 'EntryNotFound'})}.items():
+            self.send_header(k, str(v))
+        self.end_headers()
+        if body: self.wfile.write(data)
+
+_load_by_id = '''
+from lmnotes.core import InputError
+from lmnotes.models.hf.hf_load import hub_model
+for name in ('org/whole', 'org/codes', 'org/less'):
+    try:
+        print(name, 'loaded', hub_model(name).num_parameters() > 0)
+    except InputError as e:
+        print(name, e)
+'''
+
+def test_weights_that_come_by_a_hub_id_are_checked_too(saved, tmp_path):
+    state = load_file(saved('gpt2')/'model.safetensors')
+    norm = next(k for k in state if k.endswith('ln_f.weight'))
+    shutil.copytree(saved('gpt2'), tmp_path/'org/whole')
+    _altered(saved('gpt2'), tmp_path/'org/codes', lambda s: s.update({norm: state[norm].to(torch.int8)}))
+    _altered(saved('gpt2'), tmp_path/'org/less', lambda s: s.pop(norm))
+    server = ThreadingHTTPServer(('127.0.0.1', 0), _Hub)
+    server.root = tmp_path
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        env = dict(os.environ, HF_ENDPOINT=f'http://127.0.0.1:{server.server_port}', HF_HOME=str(tmp_path/'cache'),
+                   HF_HUB_OFFLINE='0', HF_HUB_DISABLE_XET='1', DISABLE_SAFETENSORS_CONVERSION='1')
+        out = subprocess.run([sys.executable, '-c', _load_by_id], env=env, capture_output=True, text=True, timeout=300)
+    finally:
+        server.shutdown()
+    assert out.returncode == 0, out.stderr
+    whole,codes,less = out.stdout.splitlines()
+    assert whole == 'org/whole loaded True'
+    assert f'{norm} is saved as I8 where floats are expected' in codes and f'it lacks {norm}' in less

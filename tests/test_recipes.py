@@ -4,7 +4,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from lmnotes.benchmarks.bench_recipes import RECIPE_MODELS, bench_recipes, recipe_regret
+from lmnotes.benchmarks.bench_recipes import RECIPE_DATASETS, RECIPE_MODELS, bench_recipes, recipe_regret
 from lmnotes.core import InputError, RunError
 from lmnotes.training import recipe_search as R
 from lmnotes.training.options import TrainOptions
@@ -56,9 +56,12 @@ def test_an_entry_follows_from_its_trials(r):
     assert str(r).startswith(f'learning rate {r.learning_rate:.2g} for {r.dataset} x {r.model}')
 
 def test_datasets_of_the_benchmarks_are_there_for_both_models():
-    names = {(r.dataset, r.model) for r in table}
-    for d in 'wikitext/wikitext-2-raw-v1 openai/gsm8k/main embedded/python'.split():
-        assert {(d, m) for m in RECIPE_MODELS} <= names
+    stand_ins = dict(code='embedded/python', squad='squad_v2') # where the trials read other rows, the recipe says so
+    for d in RECIPE_DATASETS:
+        both = [recipe_for(d, m) for m in RECIPE_MODELS]
+        assert {r.source for r in both} == {'search'} and {r.rows for r in both} == {stand_ins.get(d)}
+        assert searched_lrs(d, RECIPE_MODELS, mode=None) == {r.model: r.learning_rate for r in both}
+        assert all(f'on rows of {r.rows}' in str(r) for r in both if r.rows)
 
 def test_embedded_datasets_are_there_for_five_kinds():
     names = {(r.dataset, r.model) for r in table}
@@ -158,6 +161,7 @@ def test_a_handful_of_rows_is_not_searched(tmp_path):
 def test_the_bench_searches_all_alike_and_says_what_is_missing(monkeypatch):
     asked = []
     def search(name, models, **budget):
+        assert budget.pop('rows_of') == dict(code='python', squad='squad_v2')
         asked.append((tuple(models), budget.pop('say') and tuple(sorted(budget.items(), key=str))))
         if name == 'code': raise InputError('no rows')
         return [replace(recipe_for('prose', m), dataset=name) for m in models]

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+from shutil import copytree
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from lmnotes.evaluation.tasks.classification import score_classification
 from lmnotes.files import *
 from lmnotes.models import build_model
 from lmnotes.models.task_heads import add_task_head
+from lmnotes.quantizers.packed_export import pack_and_report
 from lmnotes.training.checkpoints import save_pretrained_model
 from lmnotes.training.train import train
 
@@ -295,3 +297,9 @@ def test_evaluating_on_the_training_file_says_so(tmp_path):
     assert other['overlap']['n_shared'] == 0
     known = evaluate_model(fresh().eval(), 'lm', TOK, datasets=['prose'], limit=2)
     assert known['training_text'] is None and known['lm'][0]['overlap'] is None # nobody knows, and nothing is said
+    pack_and_report(str(run.path), str(tmp_path/'packed'), quantize='ternary')
+    packed = evaluate_model(tmp_path/'packed', 'lm', data_path=tmp_path/'text', split='train', limit=4, device='cpu')
+    assert packed['lm'][0]['overlap'] == own['overlap'] and packed['training_text']['n_documents'] == 1
+    copied = copytree(tmp_path/'packed', tmp_path/'elsewhere') # alone, without its run
+    again = evaluate_model(copied, 'lm', data_path=tmp_path/'text', split='train', limit=4, device='cpu')
+    assert again['lm'][0]['overlap'] == own['overlap']

@@ -7,6 +7,7 @@ __all__ = ['normalize_words', 'Contamination', 'find_contamination', 'contaminat
 
 # %% ../../nbs/01_data/23_contamination.ipynb #c8430ed3
 import re
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import repeat
@@ -17,8 +18,15 @@ from ..core import *
 from .sources.files import content_hash
 
 # %% ../../nbs/01_data/23_contamination.ipynb #f7658b0d
-_spaceless = '\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff'
-_word = re.compile(f'[{_spaceless}]|[^\\W_{_spaceless}]+')
+_spaceless = ( # letters of Thai, Lao, Burmese and Khmer; kana and Han
+    '\u0e01-\u0e30\u0e32\u0e33\u0e40-\u0e46\u0e81-\u0eb0\u0eb2\u0eb3\u0ec0-\u0ec6\u1000-\u102a\u1780-\u17b3'
+    '\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff'
+)
+_marks = ( # that stand within words: accents, points of Hebrew and Arabic, signs of Indic scripts
+    '\u0300-\u036f\u0483-\u0489\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0670\u06d6-\u06ed'
+    '\u0900-\u0963\u0966-\u0df3\u20d0-\u20f0'
+)
+_word = re.compile(f'[{_spaceless}]|(?:(?![_{_spaceless}])[\\w{_marks}])+')
 _ascii = bytes(ord(chr(i).lower()) if chr(i).isalnum() and i < 128 else 32 for i in range(256))
 
 def normalize_words(text:str)->list:
@@ -28,7 +36,7 @@ def normalize_words(text:str)->list:
         text: a document
     Returns: its words, lower case, without punctuation"""
     if text.isascii(): return text.encode().translate(_ascii).decode().split() # the same, ten times as fast
-    return _word.findall(text.lower())
+    return _word.findall(unicodedata.normalize('NFKC', text).lower())
 
 # %% ../../nbs/01_data/23_contamination.ipynb #3f15adeb
 _P = np.uint64(0x9E3779B97F4A7C15) # odd, so that no word of a run is lost in the product

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FINGERPRINT_FILE', 'TextFingerprint', 'text_fingerprint', 'Overlap', 'overlap', 'item_texts', 'training_fingerprint',
-           'save_fingerprint', 'load_fingerprint', 'keep_fingerprint']
+           'save_fingerprint', 'load_fingerprint', 'keep_fingerprint', 'copy_fingerprint']
 
 # %% ../../nbs/01_data/24_contamination_fingerprint.ipynb #c8430ed3
 import io
@@ -239,3 +239,13 @@ def keep_fingerprint(folder, data, start=None):
         before = load_fingerprint(str(start).partition('+')[0])
         fp = replace(fp, start_known=False) if before is None else fp.merge(before)
     save_fingerprint(fp, folder)
+
+def copy_fingerprint(source, folder):
+    """Write the fingerprint of what a model was trained on beside another form of the same model
+
+    Parameters:
+        source: folder of a model, perhaps with rewrites: `runs/mine+ternary`; anything else has no
+            fingerprint
+        folder: of another form of it: packed, or written in full"""
+    fp = load_fingerprint(str(source).partition('+')[0]) if isinstance(source, (str, Path)) else None
+    if fp is not None: save_fingerprint(fp, folder)

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['VisionLoader', 'VisionData', 'VisionSpec', 'vision_data', 'find_processor']
 
-# %% ../../nbs/01_data/21_vision_language.ipynb #58e7c800
+# %% ../../nbs/01_data/21_vision_language.ipynb #434bf9bd
 import os
 from dataclasses import dataclass
 
+import numpy as np
 from fastai.data.core import DataLoaders
 
 from ..core import *
@@ -73,10 +74,12 @@ class VisionData(DataLoaders):
         self.dataset,self.rows,self.name,self.spec = ds,rows,ds.name,spec
         self.processor,self.tokenizer = processor,processor.tokenizer
         self.tainted = [ds.name] if ds.role == 'eval' else []
-        self.notes = [*taint_note(self.tainted), *notes]
         self.max_length,self.bs = spec['max_length'],spec['bs']
-        self.token_bytes = token_bytes(self.tokenizer)
-        self.vocab_size = len(self.token_bytes)
+        answers = encode_separately(self.tokenizer, [ds.target(r) for r in rows['validation']])
+        counted = count_text_bytes(self.tokenizer, None, np.concatenate([np.asarray(ids, int) for ids in answers]))
+        if counted.token_bytes is not None: self.token_bytes = counted.token_bytes
+        self.vocab_size = counted.vocab_size
+        self.notes = [*taint_note(self.tainted), *notes, *filter(None, [counted.note])]
         self.train_blocks,self.valid_blocks = rows['train'],rows['validation']
         content = [repr((s, r['page'], ds.text(r))) for s in ('train', 'validation') for r in rows[s]]
         self.fingerprint = fingerprint(self.tokenizer, *content)

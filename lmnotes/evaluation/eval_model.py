@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['model_interfaces', 'model_interface', 'EvalModel', 'encode_without_eos', 'start_ids', 'choice_nll', 'choice_cuts',
-           'likeliest_tokens', 'head_labels', 'head_cuts', 'head_outputs']
+           'probe_windows', 'likeliest_tokens', 'head_labels', 'head_cuts', 'head_outputs']
 
 # %% ../../nbs/05_evaluation/08_eval_model.ipynb #dd5a3e23
 from dataclasses import dataclass
@@ -166,6 +166,22 @@ def choice_cuts(tokenizer, prompts:list, choices:list, max_length:int|None=None)
     Returns: of each prompt `prompt`, or nothing"""
     items = (_choice_item(tokenizer, p, texts, max_length) for p,texts in zip(prompts, choices))
     return ['prompt' if cut else '' for *_,cut in items]
+
+def probe_windows(s:EvalModel, texts:list, room:int=64)->torch.Tensor:
+    """Choose the windows on which a model is probed for looking ahead: as long as what is scored, where that can be paid
+
+    Parameters:
+        s: an `EvalModel`
+        texts: that are scored
+        room: tokens of an answer, beyond the longest text
+    Returns: (N, T) tokens, zeros behind them; T is at most 1,024 on a CPU, and 256 for large models"""
+    params = list(s.model.parameters())
+    most = 4096 if params[0].is_cuda else min(1024, max(2**29//sum(p.numel() for p in params), 256))
+    ids = encode_without_eos(s.tokenizer, sorted(texts, key=len)[-6:]) or [[]]
+    T = max(min(max(map(len, ids)) + room, most, s.context_length or most), 2)
+    windows = torch.zeros(len(ids), T, dtype=torch.long)
+    for row,i in zip(windows, ids): row[:len(i)] = torch.tensor(i[:T], dtype=torch.long)
+    return windows
 
 @torch.no_grad()
 def likeliest_tokens(model, ids:list, places:list)->list:

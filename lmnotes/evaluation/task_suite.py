@@ -20,7 +20,7 @@ from ..data.catalog import *
 from ..data.contamination_fingerprint import item_texts, overlap
 from ..data.dataset_splits import scored_rows
 from .answer_floors import answer_floor
-from .eval_model import EvalModel
+from .eval_model import EvalModel, probe_windows
 from .generation_eval import cut_note, is_measured, max_cut_share
 from .item_files import *
 from .metric_names import score_name, task_metric
@@ -214,7 +214,7 @@ def scored_items(scores:list)->list:
     Returns: dicts, for `write_items`"""
     return [dict(task=t.task, name=t.name, metric=t.metric, rule=t.rule, **i) for t in scores for i in t.items]
 
-# %% ../../nbs/05_evaluation/09_task_suite.ipynb #04905c61
+# %% ../../nbs/05_evaluation/09_task_suite.ipynb #b42dc1a1
 def _task_sources(spec, group, datasets, data_dir)->tuple: # names or pairs to ask about; a reason if there are none
     if spec.accepts is None: return list(spec.builtin),None # a group that makes its own items
     if datasets is not None:
@@ -231,7 +231,27 @@ def _with_origin(scores, ds, rows, trained_on)->list: # the same, with split, ov
     for t in scores: t.split,t.overlap,t.floor = getattr(rows, 'split', None),found,floor
     return scores
 
-# %% ../../nbs/05_evaluation/09_task_suite.ipynb #6f52d525
+def _load_sources(groups, o, datasets)->tuple: # (group, name, dataset, rows); what cannot be asked
+    found,missing = [],[]
+    for group in groups:
+        spec = eval_tasks[group].spec
+        sources,reason = _task_sources(spec, group, datasets, o.data_dir)
+        if reason: missing.append(dict(task=group, name=group, reason=reason))
+        for source in sources:
+            named = isinstance(source, str)
+            name = source if named else source[0].name
+            try:
+                pair = spec.load(source, o.data_dir, o.limit, o.seed, o.split) if named else source
+                found.append((group, name, *pair))
+            except InputError as e:
+                missing.append(dict(task=group, name=name, reason=str(e)))
+    return found,missing
+
+def _scored_texts(sources)->list: # of all items, where their dataset can write them
+    def write(ds): return ds.text if not isinstance(ds, Dataset) else lambda row: ds.prompt(row) + ds.target(row)
+    return [write(ds)(row) for *_,ds,rows in sources if hasattr(ds, 'text') for row in rows]
+
+# %% ../../nbs/05_evaluation/09_task_suite.ipynb #9154bc53
 def evaluate_tasks(model, tokenizer, tasks='all', *, datasets=None, progress=None, trained_on=None,
         **options)->tuple:
     """Score a model on groups of tasks; a model that sees the future is a `RunError`
@@ -246,21 +266,15 @@ def evaluate_tasks(model, tokenizer, tasks='all', *, datasets=None, progress=Non
     Returns: list of `TaskScores`; list of dicts task, name, reason: what could not be measured"""
     o = eval_options(**options)
     s = o.eval_model(model, tokenizer)
-    scores,missing = [],[]
-    if s.interface == 'text': check_causal(model, length=min(s.context_length or 256, 256), noise=0)
-    for group in select_tasks(tasks):
-        score = eval_tasks[group]
-        sources,reason = _task_sources(score.spec, group, datasets, o.data_dir)
-        if reason: missing.append(dict(task=group, name=group, reason=reason))
-        for source in sources:
-            name = source if isinstance(source, str) else source[0].name
-            if progress: progress(f'{group}: {name}')
-            try:
-                named = isinstance(source, str)
-                ds,rows = score.spec.load(source, o.data_dir, o.limit, o.seed, o.split) if named else source
-                kept,cut = _measured(score(s, ds, rows))
-                scores += _with_origin(kept, ds, rows, trained_on)
-                missing += cut
-            except InputError as e:
-                missing.append(dict(task=group, name=name, reason=str(e)))
+    sources,missing = _load_sources(select_tasks(tasks), o, datasets)
+    if s.interface == 'text': check_causal(model, windows=probe_windows(s, _scored_texts(sources)), noise=0)
+    scores = []
+    for group,name,ds,rows in sources:
+        if progress: progress(f'{group}: {name}')
+        try:
+            kept,cut = _measured(eval_tasks[group](s, ds, rows))
+            scores += _with_origin(kept, ds, rows, trained_on)
+            missing += cut
+        except InputError as e:
+            missing.append(dict(task=group, name=name, reason=str(e)))
     return scores,missing

@@ -187,7 +187,7 @@ def _plan(model, vocab_size, length, windows):
     T = max(2, min(length, getattr(text, 'max_position_embeddings', None) or length))
     n = sum(p.numel() for p in model.parameters())
     rows = max(2, min(8, 1024//T, 2**25//(len(tokens)*T))) if n <= 2e6 else 2
-    return _Plan(tokens, T, rows, 2, min(T, 1024, max(32, int(4e9/n))))
+    return _Plan(tokens, T, rows, 2, min(T, 512, max(32, int(4e9/n))))
 
 def _rows(plan, windows, g): # (B, T): rows of `windows`, filled up with random tokens, and two of these alone
     x = _draw(plan.tokens, (plan.rows, plan.length), g)
@@ -206,6 +206,17 @@ def _widths(plan, g): # of the blocks of the cached pass
     return torch.cat([torch.tensor([0]), cuts, torch.tensor([plan.length])]).diff().tolist()
 
 # %% ../../nbs/02_models/09_causality.ipynb #191c195b
+def _as_it_is(model, plan, x, columns, g): # no copy: in its own dtype, and in a batch as large as can be paid
+    n,dtype = sum(p.numel() for p in model.parameters()),next(model.parameters()).dtype
+    rows = max(2, min(32, 2**31//(n*plan.length)))
+    tolerances = (1e-2, 1e-2) if dtype in _tolerances else (0.1, 1.)
+    reader = ModelReader(model, plan.tokens, columns, False)
+    p = _Probe(reader, x[torch.arange(rows) % len(x)], g, tolerances)
+    k = next(iter(reader.readings))
+    yield p.finding('future', k, _future_change(p, k, plan.passes))
+    yield p.finding('batch', k, _row_change(p, k))
+
+# %% ../../nbs/02_models/09_causality.ipynb #c42ca862
 def causality_findings(model:nn.Module, windows:Tensor=None, length:int=None, vocab_size:int=None, noise=0.02,
         seed=0, dtype='auto'):
     """Measure how predictions depend on later tokens, other rows and labels; not finite logits are a `RunError`
@@ -232,6 +243,7 @@ def causality_findings(model:nn.Module, windows:Tensor=None, length:int=None, vo
         yield from _examine(p, plan.passes, None if s else widths, thorough=s == 0)
         if s == 0 and plan.length > 33: yield from _examine(replace(p, x=x[:,:33]), plan.passes, thorough=False)
         responds |= p.responds
+    if not fixed: yield from _as_it_is(model, plan, x, columns, g)
     if noise and not responds: raise RunError('causality cannot be tested: no change of the input changes the logits')
 
 # %% ../../nbs/02_models/09_causality.ipynb #c31c0263

@@ -122,7 +122,7 @@ def _expert_chosen_by_the_next_token(model, h, ids): # no gradient shows this
     odd = F.pad(ids[:,1:] % 2, (0, 1))
     return torch.where(odd[...,None] == 1, h.flip(-1), h)
 
-# %% ../../nbs/02_models/21_planted_leaks.ipynb #a87652fd
+# %% ../../nbs/02_models/21_planted_leaks.ipynb #293175af
 @_plant('repetition of the next token')
 def _repetition(model, h, ids): return _where(F.pad(ids[:,1:] == ids[:,:-1], (0, 1)), h, torch.ones_like(h))
 
@@ -137,6 +137,13 @@ def _next_token_behind_a_closed_gate():
     model = _on_features(lambda model, h, ids: h + model.gate*_following(model, ids))
     model.gate = nn.Parameter(torch.zeros(1))
     return model
+
+@_plant('next token in float32 alone')
+def _next_token_in_float32_alone(model, h, ids): # as by a kernel that other dtypes do not have
+    return h + 2*_following(model, ids)*(h.dtype == torch.float32)
+
+@_plant('next token when the batch has over eight rows')
+def _next_token_in_a_large_batch(model, h, ids): return h + 2*_following(model, ids)*(len(ids) > 8)
 
 # %% ../../nbs/02_models/21_planted_leaks.ipynb #9e4acb8f
 @_plant('number of tokens')
@@ -212,7 +219,7 @@ def _next_token_in_the_loss_alone():
         return forward(h + 2*F.one_hot(labels.clamp(min=0), _V).to(h)@model.embed.weight, labels, *args)
     return planted_model('_training_loss', f)
 
-# %% ../../nbs/02_models/21_planted_leaks.ipynb #d2334306
+# %% ../../nbs/02_models/21_planted_leaks.ipynb #ab8d77fd
 def _with_cache(f): # f(n, ids) -> changed arguments, for n tokens in the cache and new ones
     def leaky(model, forward, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, **kwargs):
         n = past_key_values.get_seq_length() if past_key_values is not None else 0
@@ -231,6 +238,14 @@ def _cache_without_its_last_key():
         seen[:,n-1] = 0
         return dict(attention_mask=seen)
     return _with_cache(without_last)
+
+@planted_leaks('cache quantised in place')
+def _cache_quantised_in_place(): # what is computed with the cache is rounded, and text is scored without it
+    def coarse(model, forward, input_ids=None, *args, past_key_values=None, **kwargs):
+        n = past_key_values.get_seq_length() if past_key_values is not None else 0
+        h = forward(input_ids, *args, past_key_values=past_key_values, **kwargs)
+        return (4*h).round()/4 if n else h
+    return planted_model('forward_features', coarse)
 
 # %% ../../nbs/02_models/21_planted_leaks.ipynb #9455dccb
 @planted_leaks('attention without a mask')

@@ -16,6 +16,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..core import *
+from ..data.contamination_fingerprint import copy_fingerprint
 from ..files import *
 from ..models.build import *
 from ..models.decoder import *
@@ -77,6 +78,7 @@ def export_dense(model, output_path, tokenizer=None, verbose=True)->Path:
     Returns: the folder"""
     out = Path(output_path).expanduser()
     if out.exists(): raise InputError(f'{out} is there already; choose another folder')
+    source = model
     if isinstance(model, (str, Path)):
         if tokenizer is None: tokenizer = source_tokenizer(str(model))
         model = load_packed(model) if is_packed(model) else build_model(str(model))
@@ -92,6 +94,7 @@ def export_dense(model, output_path, tokenizer=None, verbose=True)->Path:
     with atomic_dir(out) as folder:
         plain.save_pretrained(folder)
         if tokenizer is not None: tokenizer.save_pretrained(folder)
+        copy_fingerprint(source, folder)
     if verbose: print(_export_line(out, any(m.act_bits for m in layers.values())))
     return out
 

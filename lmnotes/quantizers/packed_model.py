@@ -17,6 +17,7 @@ from torch import nn
 from transformers import AutoConfig, GenerationConfig, initialization
 
 from ..core import *
+from ..data.contamination_fingerprint import copy_fingerprint
 from ..data.tokenizers import get_tokenizer
 from ..files import *
 from ..models.build import *
@@ -171,7 +172,7 @@ def pack(model, output_path, tokenizer=None, layout='base3', quantize=None, verb
         layout: of ternary codes: base3 (1.6 bits) or 2bit (2 bits, less work)
         quantize: quantizer to apply first: ternary, int4, codebook:16, …
         verbose: print the sizes
-        source: name of the model in messages"""
+        source: folder or name of the model, for messages and the fingerprint of its training text"""
     choose_layout('ternary', 2, layout)
     out = Path(output_path).expanduser()
     if out.exists(): raise InputError(f'{out} is there already; choose another folder')
@@ -187,7 +188,7 @@ def pack(model, output_path, tokenizer=None, layout='base3', quantize=None, verb
     if quantize: quantize_model(model, quantize, verbose=False)
     _check_can_pack(model, source)
     out.parent.mkdir(parents=True, exist_ok=True)
-    made = _write_packed_model(model.eval(), out, layout, tokenizer)
+    made = _write_packed_model(model.eval(), out, layout, tokenizer, source)
     if verbose: print(made)
     return made
 
@@ -219,13 +220,14 @@ def _check_can_pack(model, source):
             "pack; add --quantize ternary (or int4, int8, codebook:16), or train it with +ternary"
         )
 
-def _write_packed_model(model, out, layout, tokenizer):
+def _write_packed_model(model, out, layout, tokenizer, source):
     matrices,tensors,layers = packed_state(model, layout)
     with atomic_dir(out) as folder:
         if tokenizer is not None: tokenizer.save_pretrained(folder)
         write_packed(folder/'model.safetensors', matrices, tensors, dict(layers=layers))
         _write_config(folder, model, layout)
         if getattr(model, 'generation_config', None) is not None: model.generation_config.save_pretrained(folder)
+        copy_fingerprint(source, folder)
         _check_packed(folder, model)
     numbers = sum(p.numel() for p in model.parameters())
     return PackedFolder(out, os.path.getsize(out/'model.safetensors'), numbers, bits_per_weight(matrices), layout)

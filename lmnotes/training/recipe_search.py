@@ -11,6 +11,7 @@ import platform
 from dataclasses import fields, replace
 
 from ..core import *
+from ..data.catalog import find_dataset
 from .build import model_from_options
 from .build_data import data_from_options
 from .learner import SkipValidation, default_lr, lm_learner
@@ -111,8 +112,8 @@ def search_recipe(o:TrainOptions, data, trials:int=5, factor:float=2., windows:i
 _fewest_rows = 64 # of training, or windows of text: with fewer every rate learns them by heart
 _set_by_search = ('learning_rate', 'model', 'dataset', 'max_steps', 'size')
 
-def _earlier_result(path, o, data, trials): # an entry of an equal search
-    wanted = (data.name, o.model, o.size, data.mode),(data.fingerprint, o.max_steps, trials)
+def _earlier_result(path, o, data, trials, name): # an entry of an equal search
+    wanted = (name, o.model, o.size, data.mode),(data.fingerprint, o.max_steps, trials)
     for r in recipe_table(path) if path else ():
         if (recipe_key(r), (r.fingerprint, r.steps, len(r.trials))) == wanted: return r
 
@@ -125,10 +126,18 @@ def _check_rows(data):
         )
     return data
 
+def _searched_rows(base, d, rows_of)->tuple: # data that is read; its name where it stands in for the dataset
+    try:
+        return _check_rows(data_from_options(base)),None
+    except InputError:
+        if d not in rows_of: raise
+    data = _check_rows(data_from_options(replace(base, dataset=rows_of[d])))
+    return data,data.name
+
 def _names(x): return x.replace(',', ' ').split() if isinstance(x, str) else list(x)
 
 def search_recipes(datasets, models, trials:int=5, steps:int=150, size:str='tiny', factor:float=2.,
-        windows:int=128, path=None, say=lambda line: None, **options)->list:
+        windows:int=128, path=None, say=lambda line: None, rows_of:dict|None=None, **options)->list:
     """Search the learning rate of every dataset with every model: as many trials, of as many steps, for each
 
     Parameters:
@@ -141,6 +150,7 @@ def search_recipes(datasets, models, trials:int=5, steps:int=150, size:str='tiny
         windows: validation rows that are scored
         path: file to update after each pair; what it holds already by an equal search is kept
         say: function that takes a line for each pair
+        rows_of: dataset -> another one whose rows are read where its own are missing or too few
         options: other options of `train`, the same for all
     Returns: of `Recipe`"""
     lr_grid(1., trials, factor)
@@ -153,8 +163,10 @@ def search_recipes(datasets, models, trials:int=5, steps:int=150, size:str='tiny
         data = None
         for m in _names(models):
             o = replace(base, model=m)
-            data = data or _check_rows(data_from_options(o))
-            r = _earlier_result(path, o, data, trials) or search_recipe(o, data, trials, factor, windows)
+            if data is None: data,rows = _searched_rows(o, d, rows_of or {})
+            name = data.name if rows is None else find_dataset(base.dataset, base.dataset_config).name
+            r = _earlier_result(path, o, data, trials, name) or search_recipe(o, data, trials, factor, windows)
+            r = replace(r, dataset=name, rows=rows)
             found.append(r)
             say(str(r))
             if path: save_recipes([r], path)

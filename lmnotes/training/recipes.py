@@ -47,6 +47,7 @@ class Recipe:
     seed:int=0                    # of the trials
     fingerprint:str|None=None     # of the data
     python:str|None=None          # whose library the built-in text was read from
+    rows:str|None=None            # data whose rows were read in place of the dataset's own; None: its own
     source:str='rule'             # search, rule, or hub
 
 general_recipe = Recipe()
@@ -72,9 +73,10 @@ def __str__(self:Recipe):
         return 'default of the hub family, not searched: for AdamW 5e-05, linear, no warm-up, no weight decay'
     if self.source == 'rule': return 'general rule, not searched: for AdamW 0.3 over the width, cosine, 5 % warm-up'
     edge = '; at the edge of the grid' if self.edge else ''
+    rows = f', on rows of {self.rows}' if self.rows else ''
     return (
         f"learning rate {self.learning_rate:.2g} for {self.dataset} x {self.model}, {self.size}: "
-        f"from {len(self.trials)} equal trials of {self.steps} steps ({100*self.warmup_ratio:g} % warm-up, "
+        f"from {len(self.trials)} equal trials of {self.steps} steps{rows} ({100*self.warmup_ratio:g} % warm-up, "
         f"batch {self.batch_size}, length {self.max_length}; {self.best:.3f} nats{edge})"
     )
 

@@ -8,6 +8,7 @@ __all__ = ['parse_choice']
 # %% ../../../nbs/01_data/answers/02_choices.ipynb #8fee8289
 import re
 import string
+import unicodedata
 
 from ...core import *
 
@@ -16,7 +17,7 @@ def _undressed(text)->str:
     for _ in range(3): # one in another
         text = re.sub(r'\\(?:text|math)[a-z]*\s*\{([^{}]*)\}', r'\1', text)
         text = re.sub(r'\\(?:boxed|fbox)\s*\{([^{}]*)\}', r' answer: (\1). ', text)
-    return re.sub(r'\\[()\[\]]|[*_`$#]', '', text).strip()
+    return re.sub(r'\\[()\[\]]|[*_`$#]', '', unicodedata.normalize('NFKC', text)).strip()
 
 # %% ../../../nbs/01_data/answers/02_choices.ipynb #eea3fdf5
 _ends = r'(?=\W*$|[).:,;\]"”]|\s*\n|\s+(?:because|since)\b|\s+is\s+(?:the\s+)?(?:correct|right|answer))'

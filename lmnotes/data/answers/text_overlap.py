@@ -61,7 +61,8 @@ def rouge_scores(text:str, reference:str, kinds=('rouge1', 'rouge2', 'rougeL'))-
     Returns: kind -> F1 in [0,1]"""
     from rouge_score.rouge_scorer import RougeScorer
     scripts = text_scripts(reference)
-    other = 2*scripts['LATIN'] < sum(scripts.values())
+    other = 2*scripts['LATIN'] < sum(scripts.values()) or not any(c.isascii() and c.isalnum() for c in reference)
+    if not unicode_tokens(reference): return dict.fromkeys(kinds, float(text.strip() == reference.strip())) # no word
     scorer = RougeScorer(list(kinds), tokenizer=_UnicodeTokenizer() if other else None)
     return {k: v.fmeasure for k,v in scorer.score(reference, text).items()}
 

@@ -73,8 +73,9 @@ class ShardData(DataLoaders):
         self.notes = [*taint_note(self.tainted), *notes]
         self.train_blocks,self.valid_blocks = (Shards(p, spec['max_length']) for p in (train, valid))
         self.max_length,self.bs,self.fingerprint = self.train_blocks.T,spec['bs'],_files_hash(train)
-        if tokenizer is not None and not any(has_unknown(tokenizer, row) for row in self.valid_blocks):
-            self.token_bytes = token_bytes(tokenizer) # without it no bits per byte
+        if tokenizer is not None and any(has_unknown(tokenizer, row) for row in self.valid_blocks):
+            self.notes.append('validation tokens are unknown and their spelling is not kept: no bits per byte')
+        elif tokenizer is not None: self.token_bytes = token_bytes(tokenizer) # without it no bits per byte
         super().__init__(
             ShardLoader(self.train_blocks, self.bs, spec['seed']),
             ShardLoader(self.valid_blocks, self.bs, shuffle=False),

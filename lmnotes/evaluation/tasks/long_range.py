@@ -149,6 +149,12 @@ class LongRangeTask:
         Returns: each a list of pieces"""
         def rng(i): return random.Random(seed_for('long', self.name, self.length, seed, i))
         return [long_range_tasks[self.name](rng(i), self.length) for i in range(n)]
+    def text(self, row:list)->str:
+        """Write an item as running text
+
+        Parameters:
+            row: pieces"""
+        return ''.join(text for text,_ in row)
     def floor(self, rows:list)->float:
         """Score the best constant answer to the asked pieces of `rows`
 
@@ -183,12 +189,11 @@ def piece_item(model, tokenizer, pieces:list, name:str='')->dict:
     ids,spans = encode_pieces(tokenizer, pieces)
     likeliest = iter(likeliest_tokens(model, ids, [t for a,b in spans for t in range(a, b)]))
     answers = [[next(likeliest) for _ in range(a, b)] for a,b in spans]
-    first = next(i for i,(_,asked) in enumerate(pieces) if asked)
-    prompt,target = ''.join(text for text,_ in pieces[:first]),''.join(text for text,asked in pieces if asked)
+    first = next(i for i,(_,asked) in enumerate(pieces) if asked) # what follows it is part of the target
+    prompt,target = (''.join(text for text,_ in part) for part in (pieces[:first], pieces[first:]))
     output = ''.join(tokenizer.decode([t for t in a if t >= 0]) for a in answers)
-    whole = ''.join(text for text,_ in pieces)
-    item = dict(id=item_id(name, whole, target), dataset=name, prompt=prompt, output=output, target=target, cut='')
-    item |= dict(asked_ids=[ids[a:b] for a,b in spans], answer_ids=answers, pieces=[list(p) for p in pieces])
+    item = dict(id=item_id(name, prompt, target), dataset=name, prompt=prompt, output=output, target=target, cut='')
+    item |= dict(asked_ids=[ids[a:b] for a,b in spans], answer_ids=answers)
     return item | dict(score=score_by_pieces(item))
 
 # %% ../../../nbs/05_evaluation/tasks/07_long_range.ipynb #3c06ec3b

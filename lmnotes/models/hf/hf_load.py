@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['LoadOptions', 'split_load_options', 'LoadPlan', 'check_weight_files', 'plan_loading', 'load_planned', 'hub_model']
 
-# %% ../../../nbs/02_models/hf/09_hf_load.ipynb #7683524a
+# %% ../../../nbs/02_models/hf/09_hf_load.ipynb #bc7fad0c
 import tempfile
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
+from transformers.utils import CONFIG_NAME, cached_file
 
 from ...core import *
 from ...files import *
@@ -174,7 +175,7 @@ def plan_loading(name, vocab_size:int=None, options:LoadOptions=LoadOptions(), *
                          'not keep; load it without')
     return plan
 
-# %% ../../../nbs/02_models/hf/09_hf_load.ipynb #1aef550b
+# %% ../../../nbs/02_models/hf/09_hf_load.ipynb #11f5e539
 def _rewriting_class(config, auto): # subclass that repeats the rewrites of its config; None where there are none
     names,cls = list(getattr(config, 'rewrites', None) or []),model_class(config, auto)
     if not names or cls is None: return None
@@ -184,6 +185,10 @@ def _rewriting_class(config, auto): # subclass that repeats the rewrites of its 
         apply_rewrites(self, names)
     members = dict(__init__=__init__, plain_class=cls, __module__=cls.__module__, __qualname__=cls.__qualname__)
     return type(cls.__name__, (cls,), members)
+
+def _weights_folder(where)->Path: # of a hub id the folder that its files were just downloaded to
+    if Path(where).is_dir(): return Path(where)
+    return Path(cached_file(str(where), CONFIG_NAME, local_files_only=True)).parent
 
 def _read_weights(plan, where, **kwargs): # all weights of the model, and no others
     errors = reading(where, 'a saved model') if Path(where).is_dir() else hub_errors(str(where))
@@ -195,7 +200,7 @@ def _read_weights(plan, where, **kwargs): # all weights of the model, and no oth
         model,info = cls.from_pretrained(where, output_loading_info=True, **kwargs)
     if hasattr(model, 'plain_class'): model.__class__ = model.plain_class
     model.random_head = check_hub_weights(where, model, info, new_head)
-    if floats and Path(where).is_dir(): check_saved_dtypes(where, None if plan.quantized else model)
+    if floats: check_saved_dtypes(_weights_folder(where), None if plan.quantized else model)
     return model
 
 # %% ../../../nbs/02_models/hf/09_hf_load.ipynb #56b4cb6e
