@@ -214,7 +214,9 @@ def new(self:BlockLoader, dataset=None, **kwargs)->BlockLoader:
     names = 'bs', 'seed', 'start', 'rank', 'world', 'shuffle', 'device', 'sample'
     options = {name: getattr(self, name) for name in names} | dict(n_batches=self._n_batches)
     options |= {k: v for k,v in kwargs.items() if k in options}
-    return BlockLoader(self.dataset if dataset is None else dataset, **options)
+    out = BlockLoader(self.dataset if dataset is None else dataset, **options)
+    out.__class__ = type(self) # a loader of another kind stays one
+    return out
 
 @patch
 def sampled(self:BlockLoader, size:int)->BlockLoader:

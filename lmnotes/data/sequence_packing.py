@@ -169,15 +169,6 @@ class PackedLoader(BlockLoader):
         return {name: t.to(self.device) for name,t in (self.collate(rows) if rows else self._empty()).items()},
     def _empty(self): # of a rank that has nothing left of a short last batch
         return {name: t[:0] for name,t in self.collate(self.dataset.bins[:1]).items()}
-    def new(self, dataset=None, **changed)->'PackedLoader':
-        """Make a loader like this one, with some arguments changed
-
-        Parameters:
-            dataset: another `PackedDataset`
-            changed: arguments that differ"""
-        out = BlockLoader.new(self, dataset, **changed)
-        out.__class__ = type(self)
-        return out
 
 # %% ../../nbs/01_data/15_sequence_packing.ipynb #a39a5a15
 class PaddedLoader(PackedLoader):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['answer_bytes', 'one_line_kinds', 'max_cut_share', 'Request', 'make_requests', 'validation_requests', 'answer_limit',
-           'stop_text', 'truncate_middle', 'max_positions', 'FittedRequest', 'fit_request', 'cut_note', 'is_measured',
+           'stop_text', 'truncate_middle', 'FittedRequest', 'fit_request', 'cut_note', 'is_measured',
            'require_measured', 'generate_answers', 'score_requests', 'task_score', 'unmeasured_scores',
            'generated_scores']
 
@@ -18,7 +18,7 @@ from ..data.sft_examples import encode_rows
 from ..data.token_encoding import encode_separately
 from .item_files import score_items
 from .metric_names import score_name, task_metric
-from ..models.generation import generate_batch
+from ..models.generation import generate_batch, max_positions
 
 # %% ../../nbs/05_evaluation/05_generation_eval.ipynb #71d4f5b2
 @dataclass
@@ -125,14 +125,6 @@ def truncate_middle(ids:list, n:int|None)->list:
         n: how many to keep; None: all"""
     if n is None or len(ids) <= n: return list(ids)
     return [*ids[:n//2], *ids[len(ids) - (n - n//2):]]
-
-def max_positions(model)->int|None:
-    """Longest sequence that a model's positions allow
-
-    Parameters:
-        model: of transformers or ours
-    Returns: tokens; None: any number"""
-    return getattr(model.config.get_text_config(), 'max_position_embeddings', None)
 
 @dataclass
 class FittedRequest:

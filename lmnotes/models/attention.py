@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['attentions', 'Collected', 'ForwardContext', 'make_attention_mask', 'document_positions', 'DocumentLayout',
-           'split_documents', 'eager_attention', 'sdpa_attention', 'flex_attention', 'flash_attention_2',
-           'flash_attention_3', 'Attention']
+           'split_documents', 'eager_attention', 'sdpa_attention', 'flex_attention', 'flash_attention', 'Attention']
 
 # %% ../../nbs/02_models/02_attention.ipynb #9d37d558
 import importlib
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -182,41 +182,29 @@ def flex_attention(q:Tensor, k:Tensor, v:Tensor, mask:Tensor, causal:bool)->tupl
     if q.device.type != 'cpu': kernel = _compiled.setdefault('flex', torch.compile(flex.flex_attention))
     return kernel(q, k, v, block_mask=block_mask, enable_gqa=q.shape[1] != k.shape[1]),None
 
-def _flash(package, qkv, mask, causal):
+@attentions('flash_attention_2')
+def flash_attention(q:Tensor, k:Tensor, v:Tensor, mask:Tensor, causal:bool,
+        package:str='flash_attn')->tuple[Tensor,None]:
+    """Compute attention with the package flash-attn
+
+    Parameters:
+        q: (B, H, T, D) queries
+        k: (B, G, S, D) keys; G divides H
+        v: (B, G, S, D) values
+        mask: None; a mask is an `InputError`
+        causal: apply a causal mask
+        package: that has the kernel
+    Returns: output (B, H, T, D); no weights"""
     if mask is not None:
         raise InputError(
             'flash attention takes no mask, and this batch is padded, packed or continued; use '
             '--attn_implementation sdpa or flex_attention'
         )
     kernel = importlib.import_module(package).flash_attn_func
-    y = kernel(*(t.transpose(1, 2) for t in qkv), causal=causal) # (B, T, H, D) inside
+    y = kernel(*(t.transpose(1, 2) for t in (q, k, v)), causal=causal) # (B, T, H, D) inside
     return (y[0] if isinstance(y, tuple) else y).transpose(1, 2),None
 
-@attentions('flash_attention_2')
-def flash_attention_2(q:Tensor, k:Tensor, v:Tensor, mask:Tensor, causal:bool)->tuple[Tensor,None]:
-    """Compute attention with the package flash-attn; a mask is an `InputError`
-
-    Parameters:
-        q: (B, H, T, D) queries
-        k: (B, G, S, D) keys; G divides H
-        v: (B, G, S, D) values
-        mask: bool, True where a query may attend, broadcast to (B, H, T, S); None: no mask
-        causal: apply a causal mask; `mask` is None then
-    Returns: output (B, H, T, D); no weights"""
-    return _flash('flash_attn', (q, k, v), mask, causal)
-
-@attentions('flash_attention_3')
-def flash_attention_3(q:Tensor, k:Tensor, v:Tensor, mask:Tensor, causal:bool)->tuple[Tensor,None]:
-    """Compute attention with flash-attn 3, for Hopper GPUs; a mask is an `InputError`
-
-    Parameters:
-        q: (B, H, T, D) queries
-        k: (B, G, S, D) keys; G divides H
-        v: (B, G, S, D) values
-        mask: bool, True where a query may attend, broadcast to (B, H, T, S); None: no mask
-        causal: apply a causal mask; `mask` is None then
-    Returns: output (B, H, T, D); no weights"""
-    return _flash('flash_attn_interface', (q, k, v), mask, causal)
+attentions['flash_attention_3'] = partial(flash_attention, package='flash_attn_interface') # for Hopper GPUs
 
 # %% ../../nbs/02_models/02_attention.ipynb #72a4684f
 @mixers('attention')

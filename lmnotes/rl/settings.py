@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 from ..core import *
-from ..evaluation.generation_eval import max_positions
+from ..models.generation import max_positions
 from .sandbox import require_walls
 from ..training.optimizers import optimizers
 from ..training.schedules import schedules

@@ -98,15 +98,6 @@ class MixtureLoader(BlockLoader):
         loaders = self.dataset.row_loaders(self.seed)
         rows = [loaders[s].batch(int(i))[0] for s,i in zip(*self.idxs(k))]
         return {n: t.to(self.device) for n,t in stack_rows(rows, self.dataset.documents).items()},
-    def new(self, dataset=None, **changed)->'MixtureLoader':
-        """Make a loader like this one, with some arguments changed
-
-        Parameters:
-            dataset: another `Mixture`
-            changed: arguments that differ"""
-        out = BlockLoader.new(self, dataset, **changed)
-        out.__class__ = type(self)
-        return out
 
 # %% ../../../nbs/01_data/mixtures/02_loader.ipynb #a706fb3a
 @patch

@@ -106,12 +106,3 @@ class ShardLoader(BlockLoader):
         if not self.shuffle: return self.in_order(at)
         epochs = range(at[0]//n, at[-1]//n + 1)
         return np.concatenate([block_shuffle(at[at//n == e] % n, n, self.seed, e) for e in epochs])
-    def new(self, dataset=None, **changed)->'ShardLoader':
-        """Make a loader like this one, with some arguments changed
-
-        Parameters:
-            dataset: other `Shards`
-            changed: arguments that differ"""
-        out = BlockLoader.new(self, dataset, **changed)
-        out.__class__ = type(self)
-        return out
