@@ -23,6 +23,7 @@ from ..files import *
 from ..models.build import build_model
 from ..models.lora import check_adapter_file
 from ..models.weight_checks import check_saved_dtypes
+from ..reading import reading
 from .distributed.data_parallel import *
 from .distributed.process_groups import *
 from .learner import *
@@ -127,7 +128,9 @@ def load_checkpoint(learn, path)->dict:
     from safetensors.torch import load_file
     path = Path(path)
     state = check_same_data(path, learn.dls)
-    training = torch.load(path/'trainer.pt', weights_only=True, map_location='cpu')
+    with reading(path/'trainer.pt', 'the state of an optimizer'):
+        training = torch.load(path/'trainer.pt', weights_only=True, map_location='cpu')
+        training['optimizer'],training['scaler']
     if not learn.opt: learn.create_opt()
     if is_sharded(learn.model):
         check_saved_dtypes(path/'model.safetensors')
