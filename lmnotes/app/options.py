@@ -17,7 +17,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from ..core import Registry
-from ..option_values import count, option
+from ..option_values import OptionRange, count, value_ranges
 from ..training.options import TrainOptions
 
 # %% ../../nbs/11_app/01_options.ipynb #d1978f0d
@@ -50,38 +50,44 @@ class LoadingOptions:
     trust_remote_code: bool = False # run Python code that comes with a hub model
     device: str = 'auto'         # auto, cuda, mps or cpu
 
-# %% ../../nbs/11_app/01_options.ipynb #c853552f
+# %% ../../nbs/11_app/01_options.ipynb #58bafc51
+@value_ranges(
+    seeds=count(10_000), max_length=count(2**24), batch_size=count(2**20), vocab_size=count(2**24),
+    learning_rate=OptionRange(above=0, below=100), tune=OptionRange(least=0, most=99),
+    eval_limit=OptionRange(least=2), limit=count(), workers=count(4096),
+)
 @dataclass
 class CompareOptions(CommonOptions):
     "Train models side by side under one budget, over several seeds, and say what differs"
     models: tuple[str, ...] = ('standard', 'reversible') # the first is the baseline
     datasets: tuple[str, ...] = ('prose', 'python') # names of the catalog or hub ids
-    seeds: int = count(3, 10_000) # repetitions, each with its own weights and data order
+    seeds: int = 3                   # repetitions, each with its own weights and data order
     budget: str = 'tokens:200k'      # tokens:N, steps:N, seconds:S or flops:F a run; ',parameters:baseline' too
     size: str = 'tiny'               # tiny, small, medium, large or xlarge
-    max_length: int = count(128, 2**24) # tokens in a training window
-    batch_size: int = count(8, 2**20) # windows in a batch
+    max_length: int = 128            # tokens in a training window
+    batch_size: int = 8              # windows in a batch
     tokenizer: str = 'bytes'         # one for all arms: bytes, chars, bpe, a folder or hub id
-    vocab_size: int | None = count(None, 2**24) # tokens a trained tokenizer may have
-    learning_rate: float | None = option(None, above=0, below=100) # peak, for all arms; default: the recipe's
-    tune: int = option(0, least=0, most=99) # learning rates to try for every arm (3, 5, 7, ...)
+    vocab_size: int | None = None    # tokens a trained tokenizer may have
+    learning_rate: float | None = None # peak, per step, for all arms; default: the recipe's
+    tune: int = 0                    # learning rates to try for every arm (3, 5, 7, ...), on held-back training text
     full_eval: bool = False          # score tasks too, and train the baseline once more under other seeds (A/A)
     tasks: tuple[str, ...] = ()      # groups of tasks for full_eval; default: all
-    eval_limit: int = option(64, least=2) # items of each task
+    eval_limit: int = 64             # items of each task
     data_dir: str | None = None      # local root in hub layout; default: the environment's LMNOTES_DATA_DIR
     data_path: str | None = None     # a file or folder of your own, instead of datasets
-    limit: int | None = count(None) # use only this many rows
+    limit: int | None = None         # use only this many rows
     allow_eval_data: bool = False    # train on datasets that are meant for evaluation
     trust_remote_code: bool = False  # run Python code that comes with hub models; typed again with --rerun
     device: str = 'auto'             # auto, cuda, mps or cpu
     launcher: str = 'local'          # where runs are made: local (this process), processes, or ray
-    workers: int | None = count(None, 4096) # runs at once; default: cores over threads
+    workers: int | None = None       # runs at once; default: cores over threads
     rerun: str | None = None         # folder of a comparison to complete: only missing and failed runs are trained
     output_dir: str | None = None    # folder of the comparison; default: a new one under runs/
     dry_run: bool = False            # print the plan and start nothing
     test: bool = False               # shrink every run to seconds
 
 # %% ../../nbs/11_app/01_options.ipynb #2fe6b2e8
+@value_ranges(limit=count(), max_length=count(2**24), batch_size=count(2**20), draws=OptionRange(least=0, most=10**6))
 @dataclass
 class EvaluateOptions(LoadingOptions, CommonOptions):
     "Evaluate a saved model: language modelling, tasks, long range, memory, speed"
@@ -91,24 +97,28 @@ class EvaluateOptions(LoadingOptions, CommonOptions):
     data_dir: str | None = None  # local root in hub layout; default: LMNOTES_DATA_DIR, else built-in sets
     data_path: str | None = None # a file or folder of your own, instead of datasets
     split: Literal['train', 'validation', 'test'] | None = None # default: test, else validation; of text validation
-    limit: int | Literal['all'] = count(64) # items of each dataset, and windows of each corpus; or all
+    limit: int | Literal['all'] = 64 # items of each dataset, and windows of each corpus; or all
     seed: int = 0                # which items, and of draws
-    max_length: int | None = count(None, 2**24) # tokens of question and answer; default: as many as the model takes
-    batch_size: int = count(16, 2**20) # items at a time
-    draws: int = option(4, least=0, most=10**6) # answers drawn for pass@k; 0 for none
+    max_length: int | None = None # tokens that question and answer may take; default: as many as the model takes
+    batch_size: int = 16         # items at a time
+    draws: int = 4               # answers drawn for pass@k; 0 for none
     allow_execution: bool = False # run programs that the model writes, in a sandbox
     output: str | None = None    # file for the result; default: evaluation.json beside the model
 
+@value_ranges(
+    prompt=OptionRange(text=True, empty=True), max_new_tokens=count(2**24),
+    temperature=OptionRange(least=0, most=1000), top_p=OptionRange(above=0, most=1), stop=OptionRange(text=True),
+)
 @dataclass
 class GenerateOptions(LoadingOptions, CommonOptions):
     "Continue a prompt with a trained model"
     model: str = ''              # a run folder, one of its checkpoints, a saved model, or a hub id
-    prompt: str = option('Once upon a time', text=True, empty=True) # what to continue
-    max_new_tokens: int = count(64, 2**24) # tokens to add at most
-    temperature: float = option(0.8, least=0, most=1000) # 0 takes the most likely token each time
-    top_p: float = option(0.95, above=0, most=1) # sample from the fewest tokens with this probability, in (0,1]
+    prompt: str = 'Once upon a time' # what to continue
+    max_new_tokens: int = 64     # tokens to add at most
+    temperature: float = 0.8     # 0 takes the most likely token each time
+    top_p: float = 0.95          # sample from the smallest set of tokens with this probability, in (0,1]
     seed: int = 0                # of the sampling
-    stop: str | None = option(None, text=True) # end where this text appears
+    stop: str | None = None      # end where this text appears
 
 # %% ../../nbs/11_app/01_options.ipynb #c3d44c68
 @dataclass
@@ -126,6 +136,10 @@ class ModelsOptions(CommonOptions):
     memory: str | None = None    # such as 24GB; default: this machine's
 
 # %% ../../nbs/11_app/01_options.ipynb #3a04e70a
+@value_ranges(
+    vocab_size=count(2**24), max_length=count(2**24), val_ratio=OptionRange(above=0, below=1), limit=count(),
+    rows=count(10**6),
+)
 @dataclass
 class DataOptions(CommonOptions):
     "Inspect data and make shards: list | show NAME | validate | split | recommend | tokenize"
@@ -136,13 +150,13 @@ class DataOptions(CommonOptions):
     dataset: str | None = None       # what to make shards of
     dataset_config: str | None = None # its configuration
     tokenizer: str = 'bytes'         # bytes, chars, words, bpe, sentencepiece, a folder or hub id
-    vocab_size: int | None = count(None, 2**24) # tokens a trained tokenizer may have; tokens of shards must be below it
-    max_length: int = count(32768, 2**24) # tokens in a row of a shard
-    val_ratio: float = option(0.01, above=0, below=1) # share held out by split
-    limit: int | None = count(None) # documents, at most
+    vocab_size: int | None = None    # tokens a trained tokenizer may have; tokens of shards must be below it
+    max_length: int = 32768          # tokens in a row of a shard
+    val_ratio: float = 0.01          # share held out by split
+    limit: int | None = None         # documents, at most
     allow_eval_data: bool = False    # make shards of a dataset that is kept for evaluation
     model: str = 'resonance'         # recipe to recommend a size of
-    rows: int = count(3, 10**6) # rows to show
+    rows: int = 3                    # rows to show
     device: str = 'auto'             # auto, cuda, mps or cpu
 
 # %% ../../nbs/11_app/01_options.ipynb #da93f80f

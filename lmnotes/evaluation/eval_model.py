@@ -17,6 +17,7 @@ from ..data.classification.alignment import encode_with_offsets, truncate_keep_l
 from ..data.token_encoding import encode_separately
 from .generation_eval import *
 from ..models.chunked_loss import token_scores
+from ..models.generation import max_positions
 from ..models.task_heads import task_heads
 
 # %% ../../nbs/05_evaluation/08_eval_model.ipynb #6a2ba4a1

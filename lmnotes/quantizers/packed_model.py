@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['is_packed', 'packed_folder', 'PackedFolder', 'bits_per_weight', 'pack', 'source_tokenizer', 'load_packed']
 
-# %% ../../nbs/03_quantizers/14_packed_model.ipynb #ef4ce223
+# %% ../../nbs/03_quantizers/14_packed_model.ipynb #3a7a12cf
 import math
 import os
 from dataclasses import dataclass
@@ -32,6 +32,7 @@ from .packed_layers import *
 from .quantization import *
 from .quantization import quantize as quantize_model
 from .ste import *
+from ..reading import reading
 
 # %% ../../nbs/03_quantizers/14_packed_model.ipynb #4069c661
 def is_packed(model_or_path)->bool:
@@ -261,7 +262,8 @@ def load_packed(path, vocab_size:int=None, device='cpu', attn_implementation='au
         options: choices that a packed model does not have: refused
     Returns: in evaluation mode, frozen"""
     folder = _check_request(path, options if task == 'generate' else dict(options, task=task))
-    model = _read_model(folder, read_json(folder/'config.json'))
+    with reading(folder, 'a packed model', 'pack the model again'):
+        model = _read_model(folder, read_json(folder/'config.json'))
     check_vocabulary(model.config, vocab_size, str(path))
     check_context(model.config, max_length, str(path))
     device = torch.device(device)

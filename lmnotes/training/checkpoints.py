@@ -6,7 +6,7 @@
 __all__ = ['save_pretrained_model', 'save_checkpoint', 'load_weights', 'check_same_data', 'load_step_weights', 'load_checkpoint',
            'Checkpoints', 'StopRequested', 'stop_on_signals', 'StopOnRequest', 'save_run', 'load_run']
 
-# %% ../../nbs/06_training/09_checkpoints.ipynb #a4eafe6f
+# %% ../../nbs/06_training/09_checkpoints.ipynb #e10df938
 import signal
 import threading
 from contextlib import contextmanager
@@ -21,6 +21,7 @@ from ..files import *
 from ..models.build import build_model
 from ..models.lora import check_adapter_file
 from ..models.weight_checks import check_saved_dtypes
+from ..reading import reading
 from .distributed.data_parallel import *
 from .distributed.process_groups import *
 from .learner import *
@@ -82,7 +83,7 @@ def save_checkpoint(learn, path, **note):
     weights,optimizer = full_state_dict(learn)
     run_on_main(lambda: _write_checkpoint(learn, path, weights, optimizer, state))
 
-# %% ../../nbs/06_training/09_checkpoints.ipynb #64a42cdd
+# %% ../../nbs/06_training/09_checkpoints.ipynb #df49fa11
 def load_weights(model, path):
     """Load saved weights into a model; those of another architecture are an `InputError`
 
@@ -135,7 +136,9 @@ def load_checkpoint(learn, path)->dict:
     from safetensors.torch import load_file
     path = Path(path)
     state = check_same_data(path, learn.dls)
-    training = torch.load(path/'trainer.pt', weights_only=True, map_location='cpu')
+    with reading(path/'trainer.pt', 'the state of an optimizer'):
+        training = torch.load(path/'trainer.pt', weights_only=True, map_location='cpu')
+        training['optimizer'],training['scaler']
     if not learn.opt: learn.create_opt()
     if is_sharded(learn.model):
         check_saved_dtypes(path/'model.safetensors')

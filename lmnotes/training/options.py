@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from ..core import InputError, Registry, did_you_mean
-from ..option_values import check_values, count, fraction, option
+from ..option_values import OptionRange, check_values, count, fraction, value_ranges
 
 # %% ../../nbs/06_training/01_options.ipynb #94c32250
 def option_group(title:str):
@@ -38,17 +38,21 @@ def option_groups(cls)->dict:
     return groups
 
 # %% ../../nbs/06_training/01_options.ipynb #3b000033
+@value_ranges(
+    dim=count(2**17), n_layer=count(10_000), n_head=count(2**14), ffn_dim=count(2**20), num_frequencies=count(2**20),
+    dropout=fraction(),
+)
 @option_group('model')
 class ModelOptions:
     "Options of the group: model"
     model: str = 'standard'            # recipe, folder, tiny:FAMILY or hub id; rewrites joined by '+'
     size: str = 'tiny'                 # tiny, small, medium, large or xlarge
-    dim: int | None = count(None, 2**17) # model width, instead of the size's
-    n_layer: int | None = count(None, 10_000) # number of layers, instead of the size's
-    n_head: int | None = count(None, 2**14) # attention heads, instead of the size's
-    ffn_dim: int | None = count(None, 2**20) # width inside the feed-forward, instead of the size's
-    num_frequencies: int | None = count(None, 2**20) # oscillators of each resonance layer, instead of the size's
-    dropout: float | None = fraction(None) # probability in [0,1)
+    dim: int | None = None             # model width, instead of the size's
+    n_layer: int | None = None         # number of layers, instead of the size's
+    n_head: int | None = None          # attention heads, instead of the size's
+    ffn_dim: int | None = None         # width inside the feed-forward, instead of the size's
+    num_frequencies: int | None = None # oscillators of each resonance layer, instead of the size's
+    dropout: float | None = None       # probability in [0,1)
     init: str | None = None            # start a recipe from the weights of this folder or hub id
     from_scratch: bool = False         # of a hub model take only the config, with random weights
     attn_implementation: str = 'auto'  # auto, eager, sdpa, flash_attention_2, flash_attention_3 or flex_attention
@@ -56,16 +60,22 @@ class ModelOptions:
     trust_remote_code: bool = False    # run Python code that comes with a hub model
     task: Literal['auto', 'generate', 'classify', 'tag', 'span', 'mlm'] = 'auto' # auto: mlm if bidirectional
 
+@value_ranges(lora_r=count(2**16), lora_alpha=OptionRange(above=0, most=10**6), lora_dropout=fraction())
 @option_group('LoRA')
 class LoraOptions:
     "Options of the group: LoRA"
     use_lora: bool = False             # freeze the model and train low-rank adapters beside its projections
-    lora_r: int = count(16, 2**16) # rank of the adapters
-    lora_alpha: float = option(32, above=0, most=10**6) # they are scaled by alpha over rank
-    lora_dropout: float = fraction(0.1) # probability in [0,1), on the input of the adapters
+    lora_r: int = 16                   # rank of the adapters
+    lora_alpha: float = 32             # they are scaled by alpha over rank
+    lora_dropout: float = 0.1          # probability in [0,1), on the input of the adapters
     lora_target_modules: tuple[str, ...] = () # layers that get one; default: all projections inside the blocks
 
-# %% ../../nbs/06_training/01_options.ipynb #958bcd0b
+# %% ../../nbs/06_training/01_options.ipynb #b010fa00
+@value_ranges(
+    mixture_rates=OptionRange(least=0, most=1), mixture_temperature=OptionRange(above=0, most=10**6),
+    mixture_cap=OptionRange(above=0, most=1), max_chunks=count(), tokens_per_chunk=count(2**31),
+    prompt_template=OptionRange(text=True), limit=count(), vocab_size=count(2**24),
+)
 @option_group('data')
 class DatasetOptions:
     "Options of the group: data"
@@ -74,13 +84,13 @@ class DatasetOptions:
     dataset_config: str | None = None  # configuration of a hub dataset
     datasets: tuple[str, ...] = ()     # several datasets, mixed, instead of one
     dataset_configs: tuple[str, ...] = () # their configurations, None where one needs none
-    mixture_rates: tuple[float, ...] = option((), least=0, most=1) # their shares, which sum to 1; default: by size
+    mixture_rates: tuple[float, ...] = () # their shares, which sum to 1; default: by size
     mixture_by: Literal['examples', 'tokens'] = 'examples' # what the shares are shares of
-    mixture_temperature: float = option(1.0, above=0, most=10**6) # without rates: 1 by size, 2 by its square root
-    mixture_cap: float | None = option(None, above=0, most=1) # without rates: no share above it
+    mixture_temperature: float = 1.0   # without rates: 1 in proportion to size, 2 by its square root
+    mixture_cap: float | None = None   # without rates: no share above it
     streaming: bool = False            # stream the dataset instead of loading it
-    max_chunks: int | None = count(None) # stream so many chunks of tokens, at most
-    tokens_per_chunk: int = count(4096, 2**31) # tokens in a chunk
+    max_chunks: int | None = None      # stream so many chunks of tokens, at most
+    tokens_per_chunk: int = 4096       # tokens in a chunk
     stream_walk: Literal['chunk', 'sample'] = 'chunk' # stream a dataset by chunks of tokens, or document by document
     data_dir: str | None = None        # local root in hub layout; default: the environment's LMNOTES_DATA_DIR
     hub_timeout: float = option(10, above=0, most=10**6) # seconds a hub request may take; all that fail: three times that
@@ -88,46 +98,56 @@ class DatasetOptions:
     text_column: str | None = None     # the column of your own data that holds the text
     prompt_column: str | None = None   # the columns of your own data that hold questions
     target_column: str | None = None   # and answers
-    prompt_template: str | None = option(None, text=True) # another form of prompts, with columns in braces
+    prompt_template: str | None = None # another form of prompts, with columns in braces
     chat_template: bool = False        # write prompts in the tokenizer's chat form
     allow_eval_data: bool = False      # train on a dataset that is meant for evaluation
-    limit: int | None = count(None) # use only this many rows
+    limit: int | None = None           # use only this many rows
     tokenizer: str = 'auto'            # bytes, chars, bpe, a folder or hub id; auto: the saved model's own, else bytes
-    vocab_size: int | None = count(None, 2**24) # tokens a trained tokenizer may have
+    vocab_size: int | None = None      # tokens a trained tokenizer may have
 
 # %% ../../nbs/06_training/01_options.ipynb #1709b2f6
+@value_ranges(
+    max_length=count(2**24), batch_size=count(2**20), gradient_accumulation_steps=count(2**20),
+    packing_max_length=count(2**24), num_workers=OptionRange(least=0, most=1024),
+)
 @option_group('batch and length')
 class BatchOptions:
     "Options of the group: batch and length"
-    max_length: int = count(128, 2**24) # tokens in a training window
-    batch_size: int = count(8, 2**20) # windows in a batch, on each rank
-    gradient_accumulation_steps: int = count(1, 2**20) # batches in an optimizer step
+    max_length: int = 128              # tokens in a training window
+    batch_size: int = 8                # windows in a batch, on each rank
+    gradient_accumulation_steps: int = 1 # batches in an optimizer step
     use_packing: bool = False          # several examples in a row (sft; running text is always packed)
-    packing_max_length: int | None = count(None, 2**24) # tokens in a packed row; default: max_length
-    num_workers: int | None = option(None, least=0, most=1024) # threads that prepare batches; default: 2 with a GPU
+    packing_max_length: int | None = None # tokens in a packed row; default: max_length
+    num_workers: int | None = None     # threads that prepare batches; default: 2 with a GPU, else 0
 
+@value_ranges(num_train_epochs=OptionRange(above=0, most=10**6), max_steps=count(), max_seconds=count())
 @option_group('budget')
 class BudgetOptions:
     "Options of the group: budget"
-    num_train_epochs: float = option(1, above=0, most=10**6) # passes over the data
-    max_steps: int | None = count(None) # optimizer steps; wins over epochs
-    max_seconds: float | None = count(None) # time to train; a probe fixes the number of steps
+    num_train_epochs: float = 1        # passes over the data
+    max_steps: int | None = None       # optimizer steps; wins over epochs
+    max_seconds: float | None = None   # time to train; a probe fixes the number of steps
     seed: int = 0                      # of the weights, the data order and dropout
     test: bool = False                 # shrink the run to well under a minute
 
+@value_ranges(
+    learning_rate=OptionRange(above=0, below=100), warmup_steps=OptionRange(least=0, most=10**9),
+    warmup_ratio=fraction(), weight_decay=OptionRange(least=0, most=100), adam_beta1=fraction(),
+    adam_beta2=fraction(), adam_epsilon=OptionRange(above=0, most=1), max_grad_norm=OptionRange(least=0),
+)
 @option_group('optimizer and schedule')
 class OptimizerOptions:
     "Options of the group: optimizer and schedule"
-    learning_rate: float | None = option(None, above=0, below=100) # peak; default: the recipe's, 5e-5 for hub weights
+    learning_rate: float | None = None # peak, per step; default: the recipe's, 5e-5 for weights of the hub
     optimizer: str = 'adamw'           # adamw, muon, lion or sgd
     lr_scheduler_type: str | None = None # linear, cosine, constant ...; default: the recipe's, linear for hub weights
-    warmup_steps: int = option(0, least=0, most=10**9) # steps of linear warm-up
-    warmup_ratio: float | None = fraction(None) # of all steps, if no warmup_steps; default: recipe's, 0 for hub weights
-    weight_decay: float | None = option(None, least=0, most=100) # decoupled; default: the recipe's, 0 for hub weights
-    adam_beta1: float | None = fraction(None) # decay of the mean gradient; default: the recipe's, 0.9 for hub weights
-    adam_beta2: float | None = fraction(None) # decay of the mean square; default: the recipe's, 0.999 for hub weights
-    adam_epsilon: float | None = option(None, above=0, most=1) # default: the recipe's, 1e-8 for hub weights
-    max_grad_norm: float = option(1.0, least=0) # gradient norm above which it is scaled down; 0 switches clipping off
+    warmup_steps: int = 0              # steps of linear warm-up
+    warmup_ratio: float | None = None  # share of all steps if warmup_steps is 0; default: recipe's, 0 for hub weights
+    weight_decay: float | None = None  # decoupled, on matrices only; default: the recipe's, 0 for weights of the hub
+    adam_beta1: float | None = None    # decay of the mean gradient; default: the recipe's, 0.9 for weights of the hub
+    adam_beta2: float | None = None    # decay of the mean square; default: the recipe's, 0.999 for weights of the hub
+    adam_epsilon: float | None = None  # added to its root; default: the recipe's, 1e-8 for weights of the hub
+    max_grad_norm: float = 1.0         # gradient norm above which it is scaled down; 0 switches clipping off
 
 # %% ../../nbs/06_training/01_options.ipynb #ad698dc0
 @option_group('precision and memory')
@@ -152,49 +172,59 @@ class DeviceOptions:
     fsdp: bool = False                 # split weights and optimizer over the ranks (FSDP2) instead of copying them
 
 # %% ../../nbs/06_training/01_options.ipynb #017a6674
+@value_ranges(
+    eval_steps=count(), eval_max_batches=OptionRange(least=-1), eval_generate=OptionRange(least=0),
+    early_stopping_patience=count(), viz_interval=count(), display_samples_every=count(),
+)
 @option_group('evaluation and samples')
 class EvaluationOptions:
     "Options of the group: evaluation and samples"
     eval_strategy: Literal['auto', 'no', 'steps', 'epoch'] = 'auto' # auto: steps where eval_steps is given, else epoch
-    eval_steps: int | None = count(None) # steps between evaluations
+    eval_steps: int | None = None      # steps between evaluations
     eval_on_start: bool = False        # evaluate before the first step too
-    eval_max_batches: int = option(-1, least=-1) # validation batches of an evaluation; -1: all
-    eval_generate: int = option(16, least=0) # answers generated and scored at each evaluation (sft); 0: none
+    eval_max_batches: int = -1         # validation batches of an evaluation; -1: all
+    eval_generate: int = 16            # items whose answer is generated and scored at each evaluation (sft); 0: none
     separate_mixture_eval: bool = True # score each source of a mixture by itself too
     log_eval_spread: bool = True       # and the spread of these scores
     load_best_model_at_end: bool = False # end with the weights of the best evaluation
     metric_for_best_model: str = 'eval_loss' # eval_loss, accuracy, bits_per_byte, task_score, ...
     greater_is_better: bool | None = None # default: known of each metric
-    early_stopping_patience: int | None = count(None) # stop after so many evaluations without a better one
-    viz_interval: int = count(50) # steps between plots
-    display_samples_every: int = count(5) # plots between text samples
+    early_stopping_patience: int | None = None # stop after so many evaluations without a better one
+    viz_interval: int = 50             # steps between plots
+    display_samples_every: int = 5     # plots between text samples
 
 # %% ../../nbs/06_training/01_options.ipynb #26f2d35e
+@value_ranges(save_steps=count(), save_total_limit=count(), logging_steps=count())
 @option_group('run folder and logging')
 class FolderOptions:
     "Options of the group: run folder and logging"
     output_dir: str | None = None      # the run folder; default: a new one under runs/
     resume_from_checkpoint: str | None = None # a run or checkpoint folder, or 'latest'
     save_strategy: Literal['no', 'steps', 'epoch'] = 'steps' # when to write checkpoints
-    save_steps: int = count(500) # steps between checkpoints
-    save_total_limit: int = count(3) # checkpoints kept
-    logging_steps: int | None = count(None) # steps between flushes of metrics.jsonl; default: eval_steps, else 10
+    save_steps: int = 500              # steps between checkpoints
+    save_total_limit: int = 3          # checkpoints kept
+    logging_steps: int | None = None   # steps between flushes of metrics.jsonl; default: eval_steps, else 10
     wandb: bool = False                # log to Weights & Biases too
     imports: tuple[str, ...] = ()      # files or modules of your own to import first (--import), such as my_idea.py
     dry_run: bool = False              # print the plan and start nothing
 
+@value_ranges(
+    grpo_beta=OptionRange(least=0, most=1000), grpo_group_size=count(2**16), max_prompt_length=count(2**24),
+    max_completion_length=count(2**24), rl_learning_rate=OptionRange(above=0, below=100),
+    rl_warmup_steps=OptionRange(least=0, most=10**9),
+)
 @option_group('RL')
 class RLOptions:
     "Options of the group: RL"
     reward: Literal['task', 'random'] = 'task' # the task's own score, or a random reward (control) (rl)
     reward_model: str | None = None    # a local path or hub id with a score head, instead of the task's own score (rl)
     allow_execution: bool = False      # run programs that the model wrote, in a sandbox; else they are not run (rl)
-    grpo_beta: float = option(0.1, least=0, most=1000) # weight of the KL divergence from the first model (rl)
-    grpo_group_size: int = count(8, 2**16) # completions for each prompt (rl)
-    max_prompt_length: int = count(512, 2**24) # tokens of a prompt (rl)
-    max_completion_length: int = count(512, 2**24) # tokens of a completion (rl)
-    rl_learning_rate: float = option(1e-6, above=0, below=100) # peak, per step (rl)
-    rl_warmup_steps: int = option(100, least=0, most=10**9) # steps of linear warm-up (rl)
+    grpo_beta: float = 0.1             # weight of the KL divergence from the first model (rl)
+    grpo_group_size: int = 8           # completions for each prompt (rl)
+    max_prompt_length: int = 512       # tokens of a prompt (rl)
+    max_completion_length: int = 512   # tokens of a completion (rl)
+    rl_learning_rate: float = 1e-6     # peak, per step (rl)
+    rl_warmup_steps: int = 100         # steps of linear warm-up (rl)
 
 # %% ../../nbs/06_training/01_options.ipynb #e783e35b
 @dataclass
