@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..core import InputError, did_you_mean
 from ..training.options import aliases
+from ..training.planning.command_line import option_words
 
 # %% ../../nbs/11_app/02_config_file.ipynb #b95e15c7
 _TRUST_OPTIONS = 'trust_remote_code', 'allow_execution', 'imports' # they run code, so they are typed
@@ -54,12 +55,6 @@ def option_name(typed:str, options:type)->str:
     name = typed.replace('-', '_')
     return name if name in names else aliases.get(name, name)
 
-def _words(name, value):
-    if value is None or value is False: return []
-    if value is True: return [f'--{name}']
-    if isinstance(value, list | tuple): return [f'--{name}', *map(str, value)] if value else []
-    return [f'--{name}', str(value)]
-
 def config_words(path, options:type, typed=())->list:
     """Turn a config file into words of a command line; unknown and untrusted options are an `InputError`
 
@@ -68,7 +63,7 @@ def config_words(path, options:type, typed=())->list:
         options: dataclass of the command
         typed: names of options that are on the command line, which win
     Returns: of words"""
-    words,known = [],{f.name for f in fields(options)}
+    words,known = [],{f.name: f for f in fields(options)}
     for key,value in run_options(read_mapping(path)).items():
         name = option_name(str(key), options)
         if name not in known:
@@ -80,5 +75,5 @@ def config_words(path, options:type, typed=())->list:
                 f'--config {path}: {key} lets code run and is not taken from a file; type --{shown} '
                 'on the command line'
             )
-        if name not in typed: words += _words(name, value)
+        if name not in typed: words += option_words(known[name], value)
     return words

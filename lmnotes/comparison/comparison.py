@@ -172,6 +172,7 @@ def compare(models, datasets=('prose',), seeds=3, budget='tokens:200k', size='ti
         return compare_models(dict(baseline=models, other=datasets), *tasks, **options)
     say = say or _print_line
     shared = dict(seeds=seeds, budget=budget, size=size, test=test, imports=imports)
+    if output_dir is not None: check_new_comparison_folder(output_dir)
     spec = plan_comparison(models, datasets, **shared, **options)
     check_launcher(spec, launcher, workers)
     for line in plan_lines(spec): say(line)

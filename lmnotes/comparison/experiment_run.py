@@ -10,7 +10,7 @@ __all__ = ['cell_options', 'loss_curve', 'score_tasks', 'score_long_range_arm', 
 import json
 import math
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,7 @@ from ..evaluation.tasks.long_range import evaluate_long_range
 from ..files import *
 from ..models.build import build_model
 from ..models.config import find_rewrite
+from ..training.planning.option_effects import effective_options
 from ..training.train import train as default_train
 
 # %% ../../nbs/08_comparison/09_experiment_run.ipynb #db117593
@@ -51,7 +52,8 @@ def cell_options(spec:ComparisonSpec, arm:str, ds:str, seed:int, path)->dict:
     own |= dict(num_train_epochs=1, **spec.shapes.get(name, {}))
     own |= dict(learning_rate=rate, eval_strategy='no', display_samples_every=10**6)
     own['eval_max_batches'] = math.ceil(spec.max_windows/spec.options.batch_size)
-    return {**asdict(spec.options), **own, **budget_options(spec.budget, spec.step_tokens, spec.token_flops[name])}
+    own |= budget_options(spec.budget, spec.step_tokens, spec.token_flops[name])
+    return effective_options(replace(spec.options, **own))
 
 def loss_curve(path, points=60)->dict:
     """Thin the training loss of a run for drawing

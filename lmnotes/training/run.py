@@ -6,6 +6,7 @@
 __all__ = ['RunFolder', 'Interrupted']
 
 # %% ../../nbs/06_training/18_run.ipynb #3f731744
+import dataclasses
 import shutil
 from contextlib import contextmanager
 from copy import deepcopy
@@ -24,7 +25,9 @@ from .checkpoints import *
 from .distributed.process_groups import *
 from .memory_check import is_oom
 from .monitor import truncate_log
+from .options import TrainOptions
 from .plan import show_plan
+from .planning.command_line import command_line
 
 # %% ../../nbs/06_training/18_run.ipynb #662c15fa
 class RunFolder:
@@ -91,6 +94,12 @@ def _start_of(options)->str|None: # folder or hub id of trained weights that a r
     base = name.partition('+')[0]
     return None if base in models or base.startswith('tiny:') else name
 
+_option_names = {f.name for f in dataclasses.fields(TrainOptions)}
+
+def _rerun_command(options)->str: # what makes the same run in a new folder
+    o = TrainOptions(**{k: tuple(v) if isinstance(v, list) else v for k,v in options.items()})
+    return command_line('train', o, without=('output_dir', 'resume_from_checkpoint', 'dry_run'))
+
 @patch
 def describe(self:RunFolder, options:dict, data, device='cpu', learner:dict|None=None, given:dict|None=None,
         plan:dict|None=None, step:int=0, **more):
@@ -107,8 +116,7 @@ def describe(self:RunFolder, options:dict, data, device='cpu', learner:dict|None
         more: further entries of args.json"""
     args = dict(options=options, asked=given or {}, data=data.spec, learner=learner or {}, ranks=world_size())
     write_json(self.path/'args.json', args | more)
-    lines = [f'--{k} {v}\n' for k,v in options.items() if v not in (None, False, ())]
-    atomic_write(self.path/'args.txt', ''.join(lines))
+    if set(options) <= _option_names: atomic_write(self.path/'args.txt', _rerun_command(options) + '\n')
     plugins = loaded_plugins()
     environment = env_info() | dict(fingerprint=data.fingerprint, device=str(device))
     write_json(self.path/'env.json', environment | (dict(plugins=plugins) if plugins else {}))
