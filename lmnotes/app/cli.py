@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['takes_list', 'normalize', 'take_option', 'parser_class', 'parse', 'usage', 'run_command', 'main']
 
-# %% ../../nbs/11_app/03_cli.ipynb #cccb7056
+# %% ../../nbs/11_app/03_cli.ipynb #0f63e38b
 import contextlib
 import dataclasses
 import io
 import os
+import re
 import sys
 import warnings
 from typing import Annotated
@@ -24,6 +25,7 @@ from ..option_values import check_values
 from ..plugins import import_entry_points, import_plugins
 from ..reading import short_reason
 from ..training.options import option_groups
+from ..training.planning.command_line import *
 
 # %% ../../nbs/11_app/03_cli.ipynb #35ae37f4
 def takes_list(options:type, name:str)->bool:
@@ -36,7 +38,12 @@ def takes_list(options:type, name:str)->bool:
     return 'tuple[' in str(types[name])
 
 def _split(word, options, name):
-    return word.split(',') if name and takes_list(options, name) else [word]
+    if not (name and takes_list(options, name)): return [word]
+    return [part.replace('\\,', ',') for part in re.split(r'(?<!\\),', word)]
+
+def _value_words(name, value, options): # what begins with a dash stays tied to its option
+    first,*more = _split(value, options, name if name != 'config' else None)
+    return [f'--{name}={first}', *more] if first.startswith('-') else [f'--{name}', first, *more]
 
 def normalize(words:list[str], options:type)->tuple[list[str],set[str]]:
     """Write options in their canonical spelling; an unknown or a repeated one is an `InputError`
@@ -45,7 +52,8 @@ def normalize(words:list[str], options:type)->tuple[list[str],set[str]]:
         words: what was typed after the command
         options: dataclass of the command
     Returns: words for the parser, and the names that were typed"""
-    known = {f.name for f in dataclasses.fields(options)} | {'config'}
+    negated = negated_switches(options) # they are on by default, and typed as --no_...
+    known = {f.name for f in dataclasses.fields(options)} - set(negated.values()) | {'config', *negated}
     out,typed,last = [],{},None
     for word in words:
         if not word.startswith('--') or word == '--help':
@@ -59,8 +67,8 @@ def normalize(words:list[str], options:type)->tuple[list[str],set[str]]:
         if last in typed and last != 'imports':
             raise InputError(f"--{last} was given twice, as --{typed[last]} and --{spelling}; give it once")
         typed[last] = spelling
-        out += [f'--{last}', *(_split(value, options, last if last != 'config' else None) if eq else [])]
-    return out, set(typed)
+        out += _value_words(last, value, options) if eq else [f'--{last}']
+    return out, {negated.get(name, name) for name in typed}
 
 # %% ../../nbs/11_app/03_cli.ipynb #17af8a63
 def take_option(words:list, name:str)->tuple[list,list]:
@@ -89,8 +97,10 @@ def parser_class(name:str, options:type)->type:
     comments,fields = option_comments(options),{f.name: f for f in dataclasses.fields(options)}
     def parsed(option):
         f = fields[option]
-        setting = tyro.conf.arg(name='import' if option == 'imports' else None, help=comments[option])
-        return option, Annotated[f.type, setting], dataclasses.field(default=f.default)
+        name,negated = switch_name(f),switch_name(f) != option
+        comment = f'do not {comments[option]}' if negated else comments[option]
+        setting = tyro.conf.arg(name='import' if option == 'imports' else None, help=comment)
+        return name, Annotated[f.type, setting], dataclasses.field(default=False if negated else f.default)
     titles,groups = option_groups(options),[]
     own = list(options.__annotations__) # before those of the classes it extends
     for title,names in titles.items():
@@ -113,6 +123,7 @@ def _run_parser(name, options, words):
     values = {}
     for group in dataclasses.fields(parsed):
         values |= vars(getattr(parsed, group.name))
+    for switch,name in negated_switches(options).items(): values[name] = not values.pop(switch)
     return options(**values)
 
 # %% ../../nbs/11_app/03_cli.ipynb #e432ae9b

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_mapping', 'run_options', 'option_name', 'config_words']
 
-# %% ../../nbs/11_app/02_config_file.ipynb #3f95c953
+# %% ../../nbs/11_app/02_config_file.ipynb #6cebb3f7
 from dataclasses import fields
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from ..core import InputError, did_you_mean
 from ..files import read_text
 from ..reading import reading
 from ..training.options import aliases
+from ..training.planning.command_line import option_words
 from ..trust import TRUST_OPTIONS
 
 # %% ../../nbs/11_app/02_config_file.ipynb #681e55c7
@@ -39,7 +40,7 @@ def run_options(values:dict)->dict:
     if not {'options', 'asked'} <= set(values): return values
     return {k: v for k,v in values['asked'].items() if k not in _PLACE_OPTIONS}
 
-# %% ../../nbs/11_app/02_config_file.ipynb #44e3b894
+# %% ../../nbs/11_app/02_config_file.ipynb #d53a7fbc
 def option_name(typed:str, options:type)->str:
     """Resolve dashes and aliases in the name of an option
 
@@ -51,12 +52,6 @@ def option_name(typed:str, options:type)->str:
     name = typed.replace('-', '_')
     return name if name in names else aliases.get(name, name)
 
-def _words(name, value):
-    if value is None or value is False: return []
-    if value is True: return [f'--{name}']
-    if isinstance(value, list | tuple): return [f'--{name}', *map(str, value)] if value else []
-    return [f'--{name}', str(value)]
-
 def config_words(path, options:type, typed=())->list:
     """Turn a config file into words of a command line; unknown and untrusted options are an `InputError`
 
@@ -65,7 +60,7 @@ def config_words(path, options:type, typed=())->list:
         options: dataclass of the command
         typed: names of options that are on the command line, which win
     Returns: of words"""
-    words,known = [],{f.name for f in fields(options)}
+    words,known = [],{f.name: f for f in fields(options)}
     for key,value in run_options(read_mapping(path)).items():
         name = option_name(str(key), options)
         if name not in known:
@@ -77,5 +72,5 @@ def config_words(path, options:type, typed=())->list:
                 f'--config {path}: {key} lets code run and is not taken from a file; type --{shown} '
                 'on the command line'
             )
-        if name not in typed: words += _words(name, value)
+        if name not in typed: words += option_words(known[name], value)
     return words

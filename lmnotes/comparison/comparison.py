@@ -138,7 +138,7 @@ def finish_comparison(c:Comparison, spec:ComparisonSpec)->Comparison:
         )
     return c
 
-# %% ../../nbs/08_comparison/19_comparison.ipynb #a42c8905
+# %% ../../nbs/08_comparison/19_comparison.ipynb #3e2a814d
 def _print_line(line): print(line, flush=True)
 
 def _open_folder(output_dir, spec):
@@ -173,6 +173,7 @@ def compare(models, datasets=('prose',), seeds=3, budget='tokens:200k', size='ti
         return compare_models(dict(baseline=models, other=datasets), *tasks, **options)
     say = say or _print_line
     shared = dict(seeds=seeds, budget=budget, size=size, test=test, imports=imports)
+    if output_dir is not None: check_new_comparison_folder(output_dir)
     spec = plan_comparison(models, datasets, **shared, **options)
     check_launcher(spec, launcher, workers)
     for line in plan_lines(spec): say(line)

@@ -6,11 +6,11 @@
 __all__ = ['cell_options', 'loss_curve', 'score_tasks', 'score_long_range_arm', 'summary_scores', 'record_scores', 'run_cell',
            'control_scores']
 
-# %% ../../nbs/08_comparison/09_experiment_run.ipynb #1e944e81
+# %% ../../nbs/08_comparison/09_experiment_run.ipynb #b88d99d3
 import json
 import math
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +37,11 @@ from ..models.build import build_model
 from ..models.config import find_rewrite
 from ..training.learner_metrics import RowSums
 from ..training.options import TrainOptions
+from ..training.planning.option_effects import effective_options
 from ..training.run_summary import items_file
 from ..training.train import train as default_train
 
-# %% ../../nbs/08_comparison/09_experiment_run.ipynb #db117593
+# %% ../../nbs/08_comparison/09_experiment_run.ipynb #01561ad8
 def cell_options(spec:ComparisonSpec, arm:str, ds:str, seed:int, path)->dict:
     """Collect the options of `train` for one cell of `spec` and `seed`
 
@@ -57,7 +58,8 @@ def cell_options(spec:ComparisonSpec, arm:str, ds:str, seed:int, path)->dict:
     own |= dict(learning_rate=rate, eval_strategy='no', display_samples_every=10**6)
     if spec.options.save_steps == TrainOptions.save_steps: own['save_strategy'] = 'no' # what is broken off starts over
     own['eval_max_batches'] = math.ceil(spec.max_windows/spec.options.batch_size)
-    return {**asdict(spec.options), **own, **budget_options(spec.budget, spec.step_tokens, spec.token_flops[name])}
+    own |= budget_options(spec.budget, spec.step_tokens, spec.token_flops[name])
+    return effective_options(replace(spec.options, **own))
 
 def loss_curve(path, points=60)->dict:
     """Thin the training loss of a run for drawing

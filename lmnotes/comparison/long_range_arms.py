@@ -24,6 +24,7 @@ def long_range_lengths(max_length:int)->tuple:
     return (w//2, w, 2*w), (w//2, w, 2*w, 4*w)
 
 # %% ../../nbs/08_comparison/20_long_range_arms.ipynb #89a6d3ab
+_of_text = 'dataset', 'dataset_config', 'text_column', 'data_dir', 'allow_eval_data' # items come from a file
 _most_rows = 4096 # training rows; a longer run reads them again
 
 def long_range_options(options:dict, path)->dict:
@@ -34,6 +35,7 @@ def long_range_options(options:dict, path)->dict:
         path: folder"""
     asked = long_range_lengths(options['max_length'])[1]
     rows = dict(mode='sft', data_path=str(Path(path)/'items.jsonl'), limit=None, eval_max_batches=8)
+    options = {k: v for k,v in options.items() if k not in _of_text}
     return options | rows | dict(max_length=max(asked) + 16, output_dir=str(Path(path)/'run'))
 
 def train_long_range(options:dict, path, train=None):

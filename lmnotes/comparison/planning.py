@@ -7,6 +7,7 @@ __all__ = ['plan_comparison', 'plan_lines']
 
 # %% ../../nbs/08_comparison/06_planning.ipynb #fbf7b838
 import re
+import warnings
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +22,12 @@ from ..evaluation.task_suite import select_tasks
 from ..models.flops_and_memory import model_flops
 from ..plugins import import_plugins
 from ..training.learner import default_lr
+from ..training.optimizers import optimizer_arguments
 from ..training.options import TrainOptions, check_options, options_from
+from ..training.planning.option_effects import changed_options, check_effects, options_without_effect
 from ..training.recipes import searched_lrs
 from ..training.run_summary import check_evaluation_schedule
+from ..training.schedules import schedules
 from ..training.train import is_masked_lm, weights_source
 
 # %% ../../nbs/08_comparison/06_planning.ipynb #0eb23833
@@ -53,6 +57,13 @@ def _learning_rates(o, dataset, built): # arm -> rate
     searched = None if own_shape else searched_lrs(dataset, list(dict.fromkeys(bases.values())), o.size, o.mode)
     return {a: searched[b] if searched else default_lr(built[a]) for a,b in bases.items()}
 
+def _check_effects(arms, names, o): # an option that changes no run; one arm is enough
+    bases = [a.base for a in map(parse_arm, arms) if not a.folder]
+    runs = [replace(o, model=base, dataset=name) for base in bases for name in names]
+    idle = [{f.name for f,_ in options_without_effect(run, changed_options(o))} for run in runs]
+    for note in check_effects(runs[0], set.intersection(*idle)) if runs else ():
+        warnings.warn(note, stacklevel=2)
+
 def _check_arms(arms, o):
     for a in map(parse_arm, arms):
         if not a.folder and is_masked_lm(replace(o, model=a.base)):
@@ -78,6 +89,7 @@ def _shapes(arms, b, o, data): # arm -> overrides at which parameters match
 # %% ../../nbs/08_comparison/06_planning.ipynb #50b9deaa
 def _checked(arms, names, seeds, b, o, **fields): # the spec; `fields`: those that are set as they are
     _check_arms(arms, o)
+    _check_effects(arms, names, o)
     data = {d: load_comparison_data(o, d, seeds[0]) for d in names}
     ids = _listed([d.name for d in data.values()], 'dataset')
     first = next(iter(data.values()))
@@ -137,7 +149,10 @@ def _train_options(options): # of all runs
         raise InputError(
             f"'{sorted(taken)[0]}' is set by the comparison itself; use models, datasets, seeds and budget"
         )
-    o = check_evaluation_schedule(check_options(options_from(TrainOptions, **{'mode': 'pretrain', **options})))
+    o = options_from(TrainOptions, **{'mode': 'pretrain', **options})
+    check_evaluation_schedule(check_options(o, changed_options(o)))
+    optimizer_arguments(o.optimizer, (o.adam_beta1, o.adam_beta2), o.adam_epsilon)
+    if o.lr_scheduler_type: schedules[o.lr_scheduler_type]
     if o.mode == 'pretrain': return o
     raise InputError(f'a comparison scores running text, in bits per byte; leave --mode {o.mode} out')
 

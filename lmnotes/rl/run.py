@@ -5,27 +5,28 @@
 # %% auto #0
 __all__ = ['rl_settings_from_options', 'rl_data', 'train_rl']
 
-# %% ../../nbs/07_rl/12_run.ipynb #615e47d0
+# %% ../../nbs/07_rl/12_run.ipynb #c0ccb24e
 from dataclasses import asdict, replace
 
 from ..core import *
 from ..data.catalog import find_dataset
 from ..models import models
+from ..models.hf.hf_config import find_model
 from .grpo import RLJob, RLRun, run_rl
 from .reward_models import load_reward_model
 from .sandbox import sandbox_walls
-from .settings import RLSettings, check_rl_settings, fit_prompt_length, import_trl
-from ..training.build import base_name, decoder_start_token, is_masked_lm, model_facts, model_from_options
-from ..training.build_data import data_from_options
+from .settings import RLSettings, check_rl_settings, fit_prompt_length, import_trl, require_trl
+from ..training.build import base_name, decoder_start_token, is_masked_lm
 from ..training.checkpoints import check_same_data
 from ..training.distributed.process_groups import run_on_main, world_size
 from ..training.interface.run_messages import print_message
 from ..training.interface.short_runs import short_run_line
 from ..training.options import TrainOptions
 from ..training.plan import plan_run, run_name, show_plan
+from ..training.planning.data_sketch import DataSketch
+from ..training.planning.prepare import check_run, run_data, run_model
 from ..training.precision import requested_precision
 from ..training.run import RunFolder
-from ..training.run_summary import mark_trained_on_eval
 
 # %% ../../nbs/07_rl/12_run.ipynb #9ed1835a
 _unsupported = dict(
@@ -107,7 +108,8 @@ def rl_data(o:TrainOptions):
         o: `TrainOptions`
     Returns: `TaskData`"""
     _check_options(o)
-    data = data_from_options(replace(o, max_length=o.max_prompt_length + o.max_completion_length))
+    data = run_data(replace(o, max_length=o.max_prompt_length + o.max_completion_length))
+    if isinstance(data, DataSketch): return data
     data.notes = [note for note in data.notes if 'are cut from rows' not in note]
     long = sum(e['start'] > o.max_prompt_length for e in data.examples['train'])
     if long:
@@ -127,27 +129,31 @@ def _setting_notes(s)->list: # warnings about settings that a reader may not exp
         )
     return notes
 
-def _prepare(o, checkpoint, given)->tuple: # options, data, model, settings
+def _check_reward_model(s, dry_run): # a wrong one fails before a folder is there; the hub is not asked for a plan
+    if not s.reward_model or dry_run and find_model(s.reward_model)[0] == 'hub': return
+    load_reward_model(s.reward_model, s.device)
+
+def _prepare(o, checkpoint, given)->tuple: # options, data, model, its facts, settings
     check_rl_settings(rl_settings_from_options(o, 10**9, 1, given)) # before anything is loaded
-    o = _fit_length(o)
+    notes,o = check_run(o, given),_fit_length(o)
     data = rl_data(o)
     steps = check_same_data(checkpoint, data)['total_steps'] if checkpoint else None
-    s = rl_settings_from_options(o, len(data.rows['train']), steps, given)
-    data.notes += _setting_notes(s)
-    model = model_from_options(o, data.vocab_size, data)
-    mark_trained_on_eval(model, data)
+    n_prompts = 10**9 if isinstance(data, DataSketch) else len(data.rows['train'])
+    s = rl_settings_from_options(o, n_prompts, steps, given)
+    data.notes = [*notes, *data.notes, *_setting_notes(s)]
+    model,facts = run_model(o, data)
     s = fit_prompt_length(model, s)
-    if s.reward_model: load_reward_model(s.reward_model, s.device) # a wrong one fails before a folder is there
+    _check_reward_model(s, o.dry_run)
     if s.allow_execution: data.notes.append(f'programs are run; walls: {sandbox_walls()}')
-    return o,data,model,s
+    return o,data,model,facts,s
 
-# %% ../../nbs/07_rl/12_run.ipynb #0a6befb3
+# %% ../../nbs/07_rl/12_run.ipynb #9566607c
 _memory_advice = (
     'the run needs more memory than there is; try a smaller --batch_size with more '
     '--gradient_accumulation_steps, a smaller --grpo_group_size, or a smaller --max_completion_length'
 )
 
-def train_rl(o:TrainOptions, checkpoint=None, recipe='', given=None, quiet=False)->RLRun:
+def train_rl(o:TrainOptions, checkpoint=None, recipe='', given=None, quiet=False)->RLRun|dict:
     """Train on rewards as `lmnotes train --mode rl` does, leaving a run folder
 
     Parameters:
@@ -155,12 +161,15 @@ def train_rl(o:TrainOptions, checkpoint=None, recipe='', given=None, quiet=False
         checkpoint: to go on from
         recipe: not used: rates of RL are options
         given: options that were typed, by name
-        quiet: print nothing"""
-    import_trl()
+        quiet: print nothing
+    Returns: in a dry run the plan"""
+    require_trl() if o.dry_run else import_trl()
     given = given or {}
-    o,data,model,s = _prepare(o, checkpoint, given)
-    plan = plan_run(o, data, model_facts(model), s.steps) | short_run_line(o, given)
+    o,data,model,facts,s = _prepare(o, checkpoint, given)
+    unknown = isinstance(data, DataSketch) and not o.max_steps
+    plan = plan_run(o, data, facts, None if unknown else s.steps) | short_run_line(o, given)
     if not quiet: show_plan(plan)
+    if o.dry_run: return plan
     new = not o.resume_from_checkpoint
     folder = RunFolder.create(run_name(o, data), o.output_dir) if new else RunFolder.open(o.output_dir)
     if not quiet: print_message('run', folder.path)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['base_name', 'is_folder', 'is_saved_model', 'is_lmnotes_model', 'weights_source', 'has_task_head', 'is_masked_lm',
-           'is_bidirectional', 'decoder_start_token', 'row_length', 'model_from_options', 'add_adapter', 'ModelFacts',
-           'model_facts', 'sketch_model_facts']
+           'is_bidirectional', 'decoder_start_token', 'row_length', 'size_options', 'hub_options',
+           'check_model_options', 'model_from_options', 'add_adapter', 'check_objective', 'ModelFacts', 'model_facts']
 
 # %% ../../nbs/06_training/10_build.ipynb #056d008d
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from fastai.basics import *
@@ -17,9 +17,8 @@ from ..core import *
 from ..files import *
 from ..models.build import build_model, models, saved_model_type
 from ..models.config import LMConfig
-from ..models.flops_and_memory import fake_tensor_mode, meta_model
 from ..models.hf.hf_attention import attention_implementation, resolve_attention
-from ..models.hf.hf_auto_class import auto_class, is_encoder_only, model_class
+from ..models.hf.hf_auto_class import is_encoder_only
 from ..models.hf.hf_config import hub_or_published_config
 from ..models.lora import add_lora, check_mergeable, trainable_share
 from ..models.task_heads import TaskHeadLM, add_task_head, patch_task_head, set_label_names
@@ -118,11 +117,39 @@ _size_options = ('dim', 'n_layer', 'n_head', 'ffn_dim', 'num_frequencies', 'drop
 _few_bits = ('load_in_4bit', 'load_in_8bit', 'moe_load_in_4bit', 'moe_load_in_8bit')
 _hub_switches = ('from_scratch', *_few_bits, 'trust_remote_code')
 
-def _sizes(o): return {k: getattr(o, k) for k in _size_options if getattr(o, k) is not None}
-def _hub_sizes(o): return {_hub_names.get(k, k): v for k,v in _sizes(o).items()}
+def size_options(o:TrainOptions)->dict:
+    """Collect the sizes that were chosen instead of those of the named size
 
-def _check_model_options(o):
-    name,fixed = base_name(o),[k for k in _sizes(o) if k != 'dropout']
+    Parameters:
+        o: of the run
+    Returns: fields of `LMConfig`"""
+    return {k: getattr(o, k) for k in _size_options if getattr(o, k) is not None}
+
+def hub_options(o:TrainOptions, labels=None)->dict:
+    """Collect how a model of transformers is loaded
+
+    Parameters:
+        o: of the run
+        labels: of a task head: names, or how many
+    Returns: fields of `LoadOptions` and of the config"""
+    n = labels if isinstance(labels, int) else len(labels or ())
+    return dict(
+        max_length=row_length(o),
+        task=o.task if has_task_head(o) else 'mlm' if is_masked_lm(o) else 'auto',
+        device=str(pick_device(o.device)),
+        attn_implementation=o.attn_implementation,
+        use_flash_attention=o.use_flash_attention,
+        **(dict(num_labels=n) if n else {}),
+        **{_hub_names.get(k, k): v for k,v in size_options(o).items()},
+        **{k: True for k in _hub_switches if getattr(o, k)},
+    )
+
+def check_model_options(o:TrainOptions):
+    """Refuse options that no model can hold together, with an `InputError`
+
+    Parameters:
+        o: of the run"""
+    name,fixed = base_name(o),[k for k in size_options(o) if k != 'dropout']
     loading = [k for k in _hub_switches if getattr(o, k) and k != 'from_scratch'] # which recipes always are
     if name in models and loading:
         raise InputError(
@@ -144,7 +171,7 @@ def _check_model_options(o):
 
 # %% ../../nbs/06_training/10_build.ipynb #0773673b
 def _build_own(o, vocab_size, data): # a model of this package
-    sizes = _sizes(o)
+    sizes = size_options(o)
     if not (o.init or is_saved_model(o)): sizes['max_length'] = row_length(o)
     model = build_model(o.model, size=o.size, vocab_size=vocab_size, init=o.init, **sizes)
     if has_task_head(o): model = add_task_head(model, o.task, data.labels)
@@ -155,19 +182,7 @@ def _build_own(o, vocab_size, data): # a model of this package
 
 def _build_hub(o, vocab_size, data): # a model of transformers
     labels = data.labels if has_task_head(o) else None
-    model = build_model(
-        o.model,
-        vocab_size=vocab_size,
-        init=o.init,
-        max_length=row_length(o),
-        task=o.task if has_task_head(o) else 'mlm' if is_masked_lm(o) else 'auto',
-        device=str(pick_device(o.device)),
-        attn_implementation=o.attn_implementation,
-        use_flash_attention=o.use_flash_attention,
-        **(dict(num_labels=len(labels)) if labels else {}),
-        **_hub_sizes(o),
-        **{k: True for k in _hub_switches if getattr(o, k)},
-    )
+    model = build_model(o.model, vocab_size=vocab_size, init=o.init, **hub_options(o, labels))
     if has_task_head(o): _prepare_head(model, data)
     return model
 
@@ -184,10 +199,10 @@ def model_from_options(o:TrainOptions, vocab_size:int, data=None):
         vocab_size: tokens of the data's tokenizer
         data: for a task head, whose labels it has
     Returns: a model of ours or of transformers"""
-    _check_model_options(o)
+    check_model_options(o)
     set_seed(o.seed)
     model = (_build_own if is_lmnotes_model(o) else _build_hub)(o, vocab_size, data)
-    _check_objective(o, model)
+    check_objective(o, model)
     if o.gradient_checkpointing: model.gradient_checkpointing_enable()
     return add_adapter(o, model)
 
@@ -210,7 +225,12 @@ def add_adapter(o:TrainOptions, model):
     if not quantized: check_mergeable(model)
     return model
 
-def _check_objective(o, model):
+def check_objective(o:TrainOptions, model):
+    """Refuse a model that could not learn what is asked, with an `InputError`
+
+    Parameters:
+        o: of the run
+        model: built, or only sketched"""
     name,causal = base_name(o),getattr(model.config, 'causal', None)
     if not o.use_lora and not any(p.requires_grad for p in model.parameters()):
         raise InputError(
@@ -237,6 +257,7 @@ class ModelFacts:
     attention:str       # implementation, such as 'sdpa'
     pretrained:bool     # whether somebody else trained its weights
     width:int|None      # features
+    bytes:int|None=None # of the weights
 
 def model_facts(model)->ModelFacts:
     """Describe a model that is there
@@ -244,53 +265,7 @@ def model_facts(model)->ModelFacts:
     Parameters:
         model: ours or of transformers"""
     n,width = trainable_share(model),getattr(model.config.get_text_config(), 'hidden_size', None)
-    return ModelFacts(n['total'], n['trainable'], attention_implementation(model), has_pretrained_weights(model), width)
-
-def _sketch_config(o, name, vocab_size, **more): # of transformers
-    vocab_size = vocab_size if weights_source(o) == 'random' else None
-    return hub_or_published_config(name, vocab_size, o.trust_remote_code, **_hub_sizes(o), **more)
-
-def _sketch_model(o, vocab_size, labels): # shapes without contents; None where they cannot be told
-    if has_task_head(o): return _sketch_headed(o, vocab_size, labels)
-    if is_lmnotes_model(o) and not o.init:
-        if is_saved_model(o): return meta_model(LMConfig.from_pretrained(model_folder(base_name(o))))
-        with fake_tensor_mode():
-            return build_model(
-                base_name(o), size=o.size, vocab_size=vocab_size or 258, max_length=row_length(o), **_sizes(o)
-            )
-    c = _sketch_config(o, o.init or base_name(o), vocab_size)
-    return None if is_encoder_only(c) else meta_model(c)
-
-def _sketch_headed(o, vocab_size, labels): # of as many labels as there are, two where only the rows could tell
-    labels = None if o.task == 'span' else labels or 2
-    if is_lmnotes_model(o):
-        body = _sketch_model(replace(o, task='auto', init=None), vocab_size, None)
-        with fake_tensor_mode():
-            return add_task_head(body, o.task, labels)
-    n = labels if isinstance(labels, int) else len(labels or ())
-    c = _sketch_config(o, base_name(o), vocab_size, **({} if labels is None else dict(num_labels=n)))
-    with fake_tensor_mode():
-        return model_class(c, auto_class(c, o.task))(c)
-
-def sketch_model_facts(o:TrainOptions, vocab_size:int|None=None, labels=None)->ModelFacts:
-    """Describe a model that is not built
-
-    Parameters:
-        o: of the run
-        vocab_size: tokens of the data's tokenizer
-        labels: of a task head"""
-    _check_model_options(o)
-    model, device, pretrained = (
-        _sketch_model(o, vocab_size, labels),
-        pick_device(o.device),
-        weights_source(o) in ('hub', 'init'),
+    return ModelFacts(
+        n['total'], n['trainable'], attention_implementation(model), has_pretrained_weights(model), width,
+        bytes=sum(p.nbytes for p in model.parameters()),
     )
-    if model is None:
-        resolved = 'unknown until it is loaded'
-        return ModelFacts(None, None, resolved, pretrained, None)
-    resolved = resolve_attention(o.attn_implementation, device, type(model), o.use_flash_attention)
-    if attention_implementation(model) == 'none': resolved = 'none'
-    add_adapter(o, model)
-    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    width = getattr(model.config.get_text_config(), 'hidden_size', None)
-    return ModelFacts(sum(n for n,_ in counts), sum(n for n,learns in counts if learns), resolved, pretrained, width)

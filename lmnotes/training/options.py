@@ -7,13 +7,15 @@ __all__ = ['aliases', 'training_modes', 'option_group', 'option_groups', 'ModelO
            'BatchOptions', 'BudgetOptions', 'OptimizerOptions', 'PrecisionOptions', 'DeviceOptions',
            'EvaluationOptions', 'FolderOptions', 'RLOptions', 'TrainOptions', 'options_from', 'check_options']
 
-# %% ../../nbs/06_training/01_options.ipynb #80ea380f
+# %% ../../nbs/06_training/01_options.ipynb #839e4f3f
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Literal
 
 from ..core import InputError, Registry, did_you_mean
 from ..option_values import OptionRange, check_values, count, fraction, value_ranges
+from .planning.conditions import *
+from .planning.option_effects import check_effects, option
 
 # %% ../../nbs/06_training/01_options.ipynb #94c32250
 def option_group(title:str):
@@ -37,7 +39,7 @@ def option_groups(cls)->dict:
         groups.setdefault(f.metadata.get('group', ''), []).append(f.name)
     return groups
 
-# %% ../../nbs/06_training/01_options.ipynb #3b000033
+# %% ../../nbs/06_training/01_options.ipynb #0da4f27f
 @value_ranges(
     dim=count(2**17), n_layer=count(10_000), n_head=count(2**14), ffn_dim=count(2**20), num_frequencies=count(2**20),
     dropout=fraction(),
@@ -46,18 +48,18 @@ def option_groups(cls)->dict:
 class ModelOptions:
     "Options of the group: model"
     model: str = 'standard'            # recipe, folder, tiny:FAMILY or hub id; rewrites joined by '+'
-    size: str = 'tiny'                 # tiny, small, medium, large or xlarge
+    size: str = option('tiny', with_size) # tiny, small, medium, large or xlarge
     dim: int | None = None             # model width, instead of the size's
     n_layer: int | None = None         # number of layers, instead of the size's
     n_head: int | None = None          # attention heads, instead of the size's
     ffn_dim: int | None = None         # width inside the feed-forward, instead of the size's
-    num_frequencies: int | None = None # oscillators of each resonance layer, instead of the size's
+    num_frequencies: int | None = option(None, with_oscillators) # oscillators of a layer, instead of the size's
     dropout: float | None = None       # probability in [0,1)
     init: str | None = None            # start a recipe from the weights of this folder or hub id
-    from_scratch: bool = False         # of a hub model take only the config, with random weights
+    from_scratch: bool = option(False, not_a_recipe, of_transformers) # take only a hub model's config: random weights
     attn_implementation: str = 'auto'  # auto, eager, sdpa, flash_attention_2, flash_attention_3 or flex_attention
     use_flash_attention: bool = False  # use flash attention where it is installed
-    trust_remote_code: bool = False    # run Python code that comes with a hub model
+    trust_remote_code: bool = option(False, with_code) # run Python code that comes with a hub model
     task: Literal['auto', 'generate', 'classify', 'tag', 'span', 'mlm'] = 'auto' # auto: mlm if bidirectional
 
 @value_ranges(lora_r=count(2**16), lora_alpha=OptionRange(above=0, most=10**6), lora_dropout=fraction())
@@ -65,47 +67,48 @@ class ModelOptions:
 class LoraOptions:
     "Options of the group: LoRA"
     use_lora: bool = False             # freeze the model and train low-rank adapters beside its projections
-    lora_r: int = 16                   # rank of the adapters
-    lora_alpha: float = 32             # they are scaled by alpha over rank
-    lora_dropout: float = 0.1          # probability in [0,1), on the input of the adapters
-    lora_target_modules: tuple[str, ...] = () # layers that get one; default: all projections inside the blocks
+    lora_r: int = option(16, with_lora) # rank of the adapters
+    lora_alpha: float = option(32, with_lora) # they are scaled by alpha over rank
+    lora_dropout: float = option(0.1, with_lora) # probability in [0,1), on the input of the adapters
+    lora_target_modules: tuple[str, ...] = option((), with_lora) # layers with one; default: all projections in blocks
 
-# %% ../../nbs/06_training/01_options.ipynb #b010fa00
+# %% ../../nbs/06_training/01_options.ipynb #2e2184a9
 @value_ranges(
     mixture_rates=OptionRange(least=0, most=1), mixture_temperature=OptionRange(above=0, most=10**6),
     mixture_cap=OptionRange(above=0, most=1), max_chunks=count(), tokens_per_chunk=count(2**31),
     prompt_template=OptionRange(text=True), limit=count(), vocab_size=count(2**24),
+    hub_timeout=OptionRange(above=0, most=10**6),
 )
 @option_group('data')
 class DatasetOptions:
     "Options of the group: data"
     mode: str = 'auto'                 # pretrain, sft (answers) or rl (rewards); auto: sft where there are answers
-    dataset: str = 'prose'             # a name of the catalog or a hub id
-    dataset_config: str | None = None  # configuration of a hub dataset
+    dataset: str = option('prose', names_dataset) # a name of the catalog or a hub id
+    dataset_config: str | None = option(None, names_dataset) # configuration of a hub dataset
     datasets: tuple[str, ...] = ()     # several datasets, mixed, instead of one
-    dataset_configs: tuple[str, ...] = () # their configurations, None where one needs none
-    mixture_rates: tuple[float, ...] = () # their shares, which sum to 1; default: by size
-    mixture_by: Literal['examples', 'tokens'] = 'examples' # what the shares are shares of
-    mixture_temperature: float = 1.0   # without rates: 1 in proportion to size, 2 by its square root
-    mixture_cap: float | None = None   # without rates: no share above it
-    streaming: bool = False            # stream the dataset instead of loading it
-    max_chunks: int | None = None      # stream so many chunks of tokens, at most
-    tokens_per_chunk: int = 4096       # tokens in a chunk
-    stream_walk: Literal['chunk', 'sample'] = 'chunk' # stream a dataset by chunks of tokens, or document by document
-    data_dir: str | None = None        # local root in hub layout; default: the environment's LMNOTES_DATA_DIR
-    hub_timeout: float = option(10, above=0, most=10**6) # seconds a hub request may take; all that fail: three times that
+    dataset_configs: tuple[str, ...] = option((), with_mixture) # their configurations, None where one needs none
+    mixture_rates: tuple[float, ...] = option((), with_mixture) # their shares, which sum to 1; default: by size
+    mixture_by: Literal['examples', 'tokens'] = option('examples', with_mixture) # what the shares are shares of
+    mixture_temperature: float = option(1.0, with_mixture, without_rates) # 1: by size, 2: by its square root
+    mixture_cap: float | None = option(None, with_mixture, without_rates) # without rates: no share above it
+    streaming: bool = option(False, with_rows) # stream the dataset instead of loading it
+    max_chunks: int | None = option(None, with_rows) # stream so many chunks of tokens, at most
+    tokens_per_chunk: int = option(4096, with_stream, with_rows) # tokens in a chunk
+    stream_walk: Literal['chunk', 'sample'] = option('chunk', with_stream, with_rows) # by chunks of tokens or documents
+    data_dir: str | None = option(None, with_folder) # local root in hub layout; default: LMNOTES_DATA_DIR
+    hub_timeout: float = 10            # seconds a request to the hub may take; all that fail take three times as long
     data_path: str | None = None       # a file or folder of your own: txt, jsonl, csv, parquet
-    text_column: str | None = None     # the column of your own data that holds the text
-    prompt_column: str | None = None   # the columns of your own data that hold questions
-    target_column: str | None = None   # and answers
-    prompt_template: str | None = None # another form of prompts, with columns in braces
-    chat_template: bool = False        # write prompts in the tokenizer's chat form
-    allow_eval_data: bool = False      # train on a dataset that is meant for evaluation
-    limit: int | None = None           # use only this many rows
+    text_column: str | None = option(None, with_own_data, with_texts) # the column of your own data that holds the text
+    prompt_column: str | None = option(None, with_own_data, with_pairs) # the columns of your data that hold questions
+    target_column: str | None = option(None, with_own_data, with_pairs) # and answers
+    prompt_template: str | None = option(None, with_answers) # another form of prompts, with columns in braces
+    chat_template: bool = option(False, with_answers) # write prompts in the tokenizer's chat form
+    allow_eval_data: bool = option(False, with_eval_data) # train on a dataset that is meant for evaluation
+    limit: int | None = option(None, rows_are_loaded, with_rows) # use only this many rows
     tokenizer: str = 'auto'            # bytes, chars, bpe, a folder or hub id; auto: the saved model's own, else bytes
-    vocab_size: int | None = None      # tokens a trained tokenizer may have
+    vocab_size: int | None = option(None, with_trained_tokenizer) # tokens a trained tokenizer may have
 
-# %% ../../nbs/06_training/01_options.ipynb #1709b2f6
+# %% ../../nbs/06_training/01_options.ipynb #b3fb154b
 @value_ranges(
     max_length=count(2**24), batch_size=count(2**20), gradient_accumulation_steps=count(2**20),
     packing_max_length=count(2**24), num_workers=OptionRange(least=0, most=1024),
@@ -113,18 +116,18 @@ class DatasetOptions:
 @option_group('batch and length')
 class BatchOptions:
     "Options of the group: batch and length"
-    max_length: int = 128              # tokens in a training window
+    max_length: int = option(128, supervised_length) # tokens in a training window
     batch_size: int = 8                # windows in a batch, on each rank
     gradient_accumulation_steps: int = 1 # batches in an optimizer step
-    use_packing: bool = False          # several examples in a row (sft; running text is always packed)
-    packing_max_length: int | None = None # tokens in a packed row; default: max_length
-    num_workers: int | None = None     # threads that prepare batches; default: 2 with a GPU, else 0
+    use_packing: bool = option(False, packs_rows) # several examples in a row (sft; running text is always packed)
+    packing_max_length: int | None = option(None, with_packing) # tokens in a packed row; default: max_length
+    num_workers: int | None = option(None, supervised_workers) # threads that make batches; default: 2 with a GPU
 
 @value_ranges(num_train_epochs=OptionRange(above=0, most=10**6), max_steps=count(), max_seconds=count())
 @option_group('budget')
 class BudgetOptions:
     "Options of the group: budget"
-    num_train_epochs: float = 1        # passes over the data
+    num_train_epochs: float = option(1, epochs_decide) # passes over the data
     max_steps: int | None = None       # optimizer steps; wins over epochs
     max_seconds: float | None = None   # time to train; a probe fixes the number of steps
     seed: int = 0                      # of the weights, the data order and dropout
@@ -138,15 +141,15 @@ class BudgetOptions:
 @option_group('optimizer and schedule')
 class OptimizerOptions:
     "Options of the group: optimizer and schedule"
-    learning_rate: float | None = None # peak, per step; default: the recipe's, 5e-5 for weights of the hub
+    learning_rate: float | None = option(None, supervised_rate) # peak; default: the recipe's, 5e-5 for hub weights
     optimizer: str = 'adamw'           # adamw, muon, lion or sgd
     lr_scheduler_type: str | None = None # linear, cosine, constant ...; default: the recipe's, linear for hub weights
-    warmup_steps: int = 0              # steps of linear warm-up
-    warmup_ratio: float | None = None  # share of all steps if warmup_steps is 0; default: recipe's, 0 for hub weights
+    warmup_steps: int = option(0, supervised_warmup, with_warmup, off=(0,)) # steps of linear warm-up
+    warmup_ratio: float | None = option(None, supervised_warmup, warmup_share, with_warmup, off=(0,)) # share of steps
     weight_decay: float | None = None  # decoupled, on matrices only; default: the recipe's, 0 for weights of the hub
-    adam_beta1: float | None = None    # decay of the mean gradient; default: the recipe's, 0.9 for weights of the hub
-    adam_beta2: float | None = None    # decay of the mean square; default: the recipe's, 0.999 for weights of the hub
-    adam_epsilon: float | None = None  # added to its root; default: the recipe's, 1e-8 for weights of the hub
+    adam_beta1: float | None = option(None, supervised_adam) # decay of the mean gradient; default: 0.9 for hub weights
+    adam_beta2: float | None = option(None, supervised_adam) # decay of the mean square; default: 0.999 for hub weights
+    adam_epsilon: float | None = option(None, supervised_adam) # added to its root; default: 1e-8 for hub weights
     max_grad_norm: float = 1.0         # gradient norm above which it is scaled down; 0 switches clipping off
 
 # %% ../../nbs/06_training/01_options.ipynb #ad698dc0
@@ -158,20 +161,20 @@ class PrecisionOptions:
     no_mixed_precision: bool = False   # train in float32; without any of the three: bfloat16 where it pays
     gradient_checkpointing: bool = False # recompute activations in the backward pass
     compile: bool = False              # compile the model (torch.compile)
-    load_in_4bit: bool = False         # load a hub model in 4 bits
-    load_in_8bit: bool = False         # load a hub model in 8 bits
-    moe_load_in_4bit: bool = False     # load the experts of a hub model in 4 bits
-    moe_load_in_8bit: bool = False     # load the experts of a hub model in 8 bits
+    load_in_4bit: bool = option(False, of_transformers) # load a hub model in 4 bits
+    load_in_8bit: bool = option(False, of_transformers) # load a hub model in 8 bits
+    moe_load_in_4bit: bool = option(False, of_transformers) # load the experts of a hub model in 4 bits
+    moe_load_in_8bit: bool = option(False, of_transformers) # load the experts of a hub model in 8 bits
 
 @option_group('devices and distribution')
 class DeviceOptions:
     "Options of the group: devices and distribution"
     device: str = 'auto'               # auto, cuda, mps or cpu
     multi_gpu: bool = False            # all GPUs of this machine; under torchrun, all its ranks
-    ddp_backend: Literal['auto', 'nccl', 'gloo'] = 'auto' # auto: nccl on CUDA, else gloo
+    ddp_backend: Literal['auto', 'nccl', 'gloo'] = option('auto', with_ranks) # auto: nccl on CUDA, else gloo
     fsdp: bool = False                 # split weights and optimizer over the ranks (FSDP2) instead of copying them
 
-# %% ../../nbs/06_training/01_options.ipynb #017a6674
+# %% ../../nbs/06_training/01_options.ipynb #9f820855
 @value_ranges(
     eval_steps=count(), eval_max_batches=OptionRange(least=-1), eval_generate=OptionRange(least=0),
     early_stopping_patience=count(), viz_interval=count(), display_samples_every=count(),
@@ -181,19 +184,19 @@ class EvaluationOptions:
     "Options of the group: evaluation and samples"
     eval_strategy: Literal['auto', 'no', 'steps', 'epoch'] = 'auto' # auto: steps where eval_steps is given, else epoch
     eval_steps: int | None = None      # steps between evaluations
-    eval_on_start: bool = False        # evaluate before the first step too
-    eval_max_batches: int = -1         # validation batches of an evaluation; -1: all
-    eval_generate: int = 16            # items whose answer is generated and scored at each evaluation (sft); 0: none
-    separate_mixture_eval: bool = True # score each source of a mixture by itself too
-    log_eval_spread: bool = True       # and the spread of these scores
+    eval_on_start: bool = option(False, supervised_start) # evaluate before the first step too
+    eval_max_batches: int = option(-1, supervised_batches) # validation batches of an evaluation; -1: all
+    eval_generate: int = option(16, with_answers, off=(0,)) # items answered and scored at each evaluation
+    separate_mixture_eval: bool = option(True, with_mixture) # score each source of a mixture by itself too
+    log_eval_spread: bool = option(True, with_mixture, with_separate_eval) # and the spread of these scores
     load_best_model_at_end: bool = False # end with the weights of the best evaluation
-    metric_for_best_model: str = 'eval_loss' # eval_loss, accuracy, bits_per_byte, task_score, ...
-    greater_is_better: bool | None = None # default: known of each metric
+    metric_for_best_model: str = option('eval_loss', deciding_score) # eval_loss, bits_per_byte, task_score, ...
+    greater_is_better: bool | None = option(None, deciding_score) # default: known of each metric
     early_stopping_patience: int | None = None # stop after so many evaluations without a better one
     viz_interval: int = 50             # steps between plots
     display_samples_every: int = 5     # plots between text samples
 
-# %% ../../nbs/06_training/01_options.ipynb #26f2d35e
+# %% ../../nbs/06_training/01_options.ipynb #0c939628
 @value_ranges(save_steps=count(), save_total_limit=count(), logging_steps=count())
 @option_group('run folder and logging')
 class FolderOptions:
@@ -201,9 +204,9 @@ class FolderOptions:
     output_dir: str | None = None      # the run folder; default: a new one under runs/
     resume_from_checkpoint: str | None = None # a run or checkpoint folder, or 'latest'
     save_strategy: Literal['no', 'steps', 'epoch'] = 'steps' # when to write checkpoints
-    save_steps: int = 500              # steps between checkpoints
-    save_total_limit: int = 3          # checkpoints kept
-    logging_steps: int | None = None   # steps between flushes of metrics.jsonl; default: eval_steps, else 10
+    save_steps: int = option(500, with_checkpoints, by_steps) # steps between checkpoints
+    save_total_limit: int = option(3, with_checkpoints) # checkpoints kept
+    logging_steps: int | None = None   # steps between lines of the terminal and of metrics.jsonl; default: 1 in the log
     wandb: bool = False                # log to Weights & Biases too
     imports: tuple[str, ...] = ()      # files or modules of your own to import first (--import), such as my_idea.py
     dry_run: bool = False              # print the plan and start nothing
@@ -216,15 +219,15 @@ class FolderOptions:
 @option_group('RL')
 class RLOptions:
     "Options of the group: RL"
-    reward: Literal['task', 'random'] = 'task' # the task's own score, or a random reward (control) (rl)
-    reward_model: str | None = None    # a local path or hub id with a score head, instead of the task's own score (rl)
-    allow_execution: bool = False      # run programs that the model wrote, in a sandbox; else they are not run (rl)
-    grpo_beta: float = 0.1             # weight of the KL divergence from the first model (rl)
-    grpo_group_size: int = 8           # completions for each prompt (rl)
-    max_prompt_length: int = 512       # tokens of a prompt (rl)
-    max_completion_length: int = 512   # tokens of a completion (rl)
-    rl_learning_rate: float = 1e-6     # peak, per step (rl)
-    rl_warmup_steps: int = 100         # steps of linear warm-up (rl)
+    reward: Literal['task', 'random'] = option('task', in_rl, task_rewards) # the task's score, or a random control (rl)
+    reward_model: str | None = option(None, in_rl) # a folder or hub id with a score head, for the reward (rl)
+    allow_execution: bool = option(False, in_rl, with_programs) # run programs of the model, in a sandbox (rl)
+    grpo_beta: float = option(0.1, in_rl) # weight of the KL divergence from the first model (rl)
+    grpo_group_size: int = option(8, in_rl) # completions for each prompt (rl)
+    max_prompt_length: int = option(512, in_rl) # tokens of a prompt (rl)
+    max_completion_length: int = option(512, in_rl) # tokens of a completion (rl)
+    rl_learning_rate: float = option(1e-6, in_rl) # peak, per step (rl)
+    rl_warmup_steps: int = option(100, in_rl) # steps of linear warm-up (rl)
 
 # %% ../../nbs/06_training/01_options.ipynb #e783e35b
 @dataclass
@@ -277,7 +280,7 @@ training_modes.lazy('pretrain', 'lmnotes.training.train:train_supervised')
 training_modes.lazy('sft', 'lmnotes.training.train:train_supervised')
 training_modes.lazy('rl', 'lmnotes.rl.run:train_rl')
 
-# %% ../../nbs/06_training/01_options.ipynb #5fe8a266
+# %% ../../nbs/06_training/01_options.ipynb #3154cd68
 _contradict = [
     pair.split() for pair in (
         'fp16 bf16', 'fp16 no_mixed_precision', 'bf16 no_mixed_precision', 'load_in_4bit load_in_8bit',
@@ -286,11 +289,12 @@ _contradict = [
     )
 ]
 
-def check_options(o:TrainOptions)->TrainOptions:
-    """Refuse values that contradict each other or lie out of range, with an `InputError` of one line
+def check_options(o:TrainOptions, given=())->TrainOptions:
+    """Refuse values that contradict each other, lie out of range or have no effect, with an `InputError` of one line
 
     Parameters:
         o: as given
+        given: names of the options that were given
     Returns: the same"""
     check_values(o)
     if o.mode not in ('auto', *training_modes):
@@ -300,7 +304,8 @@ def check_options(o:TrainOptions)->TrainOptions:
     for a,b in _contradict:
         if getattr(o, a) and getattr(o, b): raise InputError(f'--{a} and --{b} contradict each other; give one')
     for n in ('dataset_configs', 'mixture_rates'):
-        given = getattr(o, n)
-        if given and len(given) != len(o.datasets):
-            raise InputError(f'{len(o.datasets)} --datasets and {len(given)} --{n}; give one for each')
+        values = getattr(o, n)
+        if values and len(values) != len(o.datasets):
+            raise InputError(f'{len(o.datasets)} --datasets and {len(values)} --{n}; give one for each')
+    check_effects(o, given, light=True)
     return o

@@ -21,6 +21,7 @@ from ..models.build import models, saved_model_type
 from .build import base_name, weights_source
 from .build_data import training_mode
 from .options import TrainOptions
+from .planning.option_effects import keep_effective
 
 # %% ../../nbs/06_training/15_recipes.ipynb #6f05a3f9
 @dataclass(frozen=True)
@@ -180,7 +181,8 @@ def apply_recipe(o:TrainOptions, given=(), path=None)->tuple[TrainOptions,Recipe
     names = [n for n in _filled if hasattr(o, n) and (n not in given or getattr(o, n) is None)]
     if o.optimizer not in ('adamw', 'muon'):
         names = [n for n in names if not n.startswith('adam_') and (n != 'learning_rate' or r.source == 'search')]
-    return replace(o, **{n: getattr(r, n) for n in names if getattr(r, n) is not None}),r
+    filled = replace(o, **{n: getattr(r, n) for n in names if getattr(r, n) is not None})
+    return keep_effective(filled, o, names),r
 
 # %% ../../nbs/06_training/15_recipes.ipynb #e41daf0d
 def searched_lrs(dataset:str, models, size:str='tiny', mode:str='pretrain', config=None,

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['RunFolder', 'Interrupted']
 
-# %% ../../nbs/06_training/18_run.ipynb #3f731744
+# %% ../../nbs/06_training/18_run.ipynb #2d742191
+import dataclasses
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from datetime import datetime
@@ -23,7 +24,9 @@ from .checkpoints import *
 from .distributed.process_groups import *
 from .memory_check import is_oom
 from .monitor import truncate_log
+from .options import TrainOptions
 from .plan import show_plan
+from .planning.command_line import command_line
 
 # %% ../../nbs/06_training/18_run.ipynb #662c15fa
 class RunFolder:
@@ -101,11 +104,17 @@ def locked(self:RunFolder, new:bool=False):
         run_on_main(lock)
         yield self
 
-# %% ../../nbs/06_training/18_run.ipynb #90f2c230
+# %% ../../nbs/06_training/18_run.ipynb #d6457933
 def _start_of(options)->str|None: # folder or hub id of trained weights that a run starts from
     name = str(options.get('init') or options.get('model', 'a model that was given'))
     base = name.partition('+')[0]
     return None if base in models or base.startswith('tiny:') else name
+
+_option_names = {f.name for f in dataclasses.fields(TrainOptions)}
+
+def _rerun_command(options)->str: # what makes the same run in a new folder
+    o = TrainOptions(**{k: tuple(v) if isinstance(v, list) else v for k,v in options.items()})
+    return command_line('train', o, without=('output_dir', 'resume_from_checkpoint', 'dry_run'))
 
 @patch
 def describe(self:RunFolder, options:dict, data, device='cpu', learner:dict|None=None, given:dict|None=None,
@@ -126,8 +135,7 @@ def describe(self:RunFolder, options:dict, data, device='cpu', learner:dict|None
     write_json(self.path/'env.json', environment | (dict(plugins=plugins) if plugins else {}))
     args = dict(options=options, asked=given or {}, data=data.spec, learner=learner or {}, ranks=world_size())
     write_json(self.path/'args.json', args | more) # from here on it can be resumed
-    lines = [f'--{k} {v}\n' for k,v in options.items() if v not in (None, False, ())]
-    atomic_write(self.path/'args.txt', ''.join(lines))
+    if set(options) <= _option_names: atomic_write(self.path/'args.txt', _rerun_command(options) + '\n')
     self.checkpoints.mkdir(exist_ok=True)
     keep_fingerprint(self.path, data, _start_of(options)) # of the training text, for evaluations to come
     self.log(f'start at step {step}', plan)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['find_mixture', 'round_percent', 'dataset_slug', 'mixture_name', 'shared_tokenizer', 'SequentialLoader', 'MixtureData',
-           'MixtureSpec', 'mixture_data']
+           'MixtureSpec', 'check_mixture', 'mixture_data']
 
 # %% ../../../nbs/01_data/mixtures/03_data.ipynb #eb24ff53
 import hashlib
@@ -262,6 +262,20 @@ def _load_parts(spec, found)->dict: # name -> data
 def _part_size(data, by): return data.n_tokens[0] if by == 'tokens' else len(data.train_blocks)
 
 @data_kinds('mixture')
+def check_mixture(datasets:list, objective:str='auto', allow_eval_data:bool=False):
+    """Refuse datasets that cannot be mixed for an objective, with an `InputError`
+
+    Parameters:
+        datasets: from `find_mixture`
+        objective: what is learnt: sft, pretrain or auto
+        allow_eval_data: train on sets that are kept for evaluation"""
+    plain = [d.name for d in datasets if 'sft' not in d.modes]
+    if objective == 'sft' and plain:
+        raise InputError(
+            f"'{plain[0]}' is a corpus without answers; leave --mode out, or mix it with --mode pretrain"
+        )
+    for ds in datasets: check_role(ds, allow_eval_data)
+
 def mixture_data(datasets, configs=None, **options)->MixtureData:
     """Load several datasets as batches in stated proportions
 
@@ -271,12 +285,7 @@ def mixture_data(datasets, configs=None, **options)->MixtureData:
         options: the other fields of `MixtureSpec`: rates, by, temperature, ..."""
     found,rates = find_mixture(datasets, configs, options.get('rates'))
     spec = MixtureSpec(datasets=datasets, configs=configs, **(options | dict(rates=rates)))
-    plain = [d.name for d in found if 'sft' not in d.modes]
-    if spec.objective == 'sft' and plain:
-        raise InputError(
-            f"'{plain[0]}' is a corpus without answers; leave --mode out, or mix it with --mode pretrain"
-        )
-    for ds in found: check_role(ds, spec.allow_eval_data)
+    check_mixture(found, spec.objective, spec.allow_eval_data)
     parts = _load_parts(spec, found)
     if rates is None:
         rates = size_rates([_part_size(d, spec.by) for d in parts.values()], spec.temperature, spec.cap)

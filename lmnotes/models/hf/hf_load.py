@@ -88,7 +88,7 @@ def split_load_options(options:dict)->tuple:
     load = LoadOptions(**{k: v for k,v in options.items() if k in names})
     return load,{k: v for k,v in options.items() if k not in names}
 
-# %% ../../../nbs/02_models/hf/09_hf_load.ipynb #8b17c879
+# %% ../../../nbs/02_models/hf/09_hf_load.ipynb #f6492d0a
 @dataclass
 class LoadPlan:
     "What is decided before the weights of a model are read"
@@ -110,6 +110,12 @@ class LoadPlan:
         "Whether some weights are in few bits"
         return bool(self.options.bits or self.options.expert_bits)
     @property
+    def bytes(self)->int:
+        "Bytes of the weights"
+        o = self.options
+        trust = o.trust_remote_code
+        return bytes_needed(self.config, self.auto, o.torch_dtype, o.bits, o.expert_bits, trust_remote_code=trust)
+    @property
     def kwargs(self)->dict:
         "Arguments of the auto class"
         trust = self.options.trust_remote_code
@@ -118,11 +124,12 @@ class LoadPlan:
 # fields that weights decide: sizes, under any name
 _sizes = {*LMConfig.attribute_map, *LMConfig.attribute_map.values(), 'head_dim', 'vocab_size'} - {'max_length'}
 
-def _choose_config(plan, vocab_size, changes):
+def _choose_config(plan, vocab_size, changes, published):
     sizes = set() if plan.random else _sizes & set(changes)
     changes = {k: v for k,v in changes.items() if k not in sizes}
     trust = plan.options.trust_remote_code
-    plan.config = hub_config(plan.name, vocab_size if plan.random else None, trust, **changes)
+    read = hub_or_published_config if published else hub_config
+    plan.config = read(plan.name, vocab_size if plan.random else None, trust, **changes)
     if sizes:
         raise InputError(f'{plan.name} comes with its weights, so {min(sizes)} cannot be chosen; '
                          'leave it out, or add --from_scratch')
@@ -149,22 +156,27 @@ def _check(plan, vocab_size):
     check_context(config, o.max_length, name)
     check_vocabulary(config, vocab_size, name)
     if plan.kind == 'folder' and not plan.random: check_weight_files(plan.where)
-    need = bytes_needed(config, plan.auto, o.torch_dtype, o.bits, o.expert_bits, trust_remote_code=o.trust_remote_code)
-    check_memory(need, o.torch_device, name, '' if o.bits else ', or load_in_8bit or load_in_4bit')
 
-def plan_loading(name, vocab_size:int=None, options:LoadOptions=LoadOptions(), **changes)->LoadPlan:
+def _check_fits(plan):
+    also = '' if plan.options.bits else ', or load_in_8bit or load_in_4bit'
+    check_memory(plan.bytes, plan.options.torch_device, plan.name, also)
+
+def plan_loading(name, vocab_size:int=None, options:LoadOptions=LoadOptions(), published:bool=False,
+        **changes)->LoadPlan:
     """Find a model, choose config, class and attention, and check that it can be loaded; raise `InputError` where not
 
     Parameters:
         name: `tiny:family`, a folder of transformers, or a hub id
         vocab_size: tokens of the tokenizer
         options: how weights are read
+        published: only look: published sizes do where the hub does not answer, and no memory is needed
         changes: fields of the config"""
     kind,where = find_model(name)
     options.check_bits()
     plan = LoadPlan(name, kind, hub_id(where) if kind == 'hub' else where, options)
-    _choose_config(plan, vocab_size, changes)
+    _choose_config(plan, vocab_size, changes, published)
     _check(plan, vocab_size)
+    if not published: _check_fits(plan)
     cls = model_class(plan.config, plan.auto)
     plan.attention = resolve_attention(
         options.attn_implementation, options.torch_device, cls, options.use_flash_attention
