@@ -35,11 +35,12 @@ def command(name:str, options:type, target:str):
     commands.lazy(name, target)
 
 # %% ../../nbs/11_app/01_options.ipynb #a17ca230
+@value_ranges(hub_timeout=OptionRange(above=0, most=10**6))
 @dataclass
 class CommonOptions:
     "Options of every command"
     imports: tuple[str, ...] = () # Python files or modules with models, datasets or metrics of your own
-    hub_timeout: float = option(10, above=0, most=10**6) # seconds a hub request may take; all that fail: three times that
+    hub_timeout: float = 10      # seconds a request to the hub may take; all that fail take three times as long
 
 @dataclass
 class LoadingOptions:

@@ -16,8 +16,8 @@ from fastcore.basics import patch
 
 from ..core import *
 from ..files import *
-from .settings import RLSettings
 from .rl_evaluation import scores_text
+from .settings import RLSettings
 from ..training.distributed.process_groups import is_main, world_size
 from ..training.interface.run_messages import *
 from ..training.monitor import memory_bytes, seconds_left

@@ -8,7 +8,6 @@ __all__ = ['passes', 'rows_per_step', 'optimizer_steps', 'tokens_per_step', 'cou
 
 # %% ../../nbs/06_training/17_plan.ipynb #46c5d56f
 import math
-import sys
 from datetime import datetime
 from pathlib import Path
 
@@ -26,7 +25,6 @@ from .memory_check import free_bytes
 from .monitor import bytes_text
 from .options import *
 from .planning.data_sketch import DataSketch
-from .planning.option_effects import keep_effective
 from .precision import requested_precision
 
 # %% ../../nbs/06_training/17_plan.ipynb #250292a0

@@ -7,12 +7,14 @@ __all__ = ['test_run_budget', 'row_work', 'evaluation_count', 'run_work', 'shrin
 
 # %% ../../../nbs/06_training/interface/02_short_runs.ipynb #10379ba9
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from ...core import *
 from ..build import *
 from ..build_data import data_source_kind
 from ..options import TrainOptions
+from ..planning.option_effects import keep_effective
+from ..planning.sketch import sketch_model_facts
 
 # %% ../../../nbs/06_training/interface/02_short_runs.ipynb #44613c5d
 _most = dict(
@@ -116,12 +118,12 @@ def shrink_for_test(o:TrainOptions)->TrainOptions:
 
     Parameters:
         o: of any run"""
-    o = _with_caps(o)
+    given,o = o,_with_caps(o)
     known = o.tokenizer in ('auto', 'bytes', 'chars') # words and tokenizers of the hub have 50,000 tokens
     facts = sketch_model_facts(o, o.vocab_size or (None if known else 4096 if o.tokenizer == 'bpe' else 50_000))
     fixed = data_source_kind(o) == 'shards' # whose rows have a length
     while run_work(o, facts) > test_run_budget and (less := _smaller(o, fixed)): o = replace(less, **_evaluations(less))
-    return o
+    return keep_effective(o, given, [f.name for f in fields(o) if getattr(o, f.name) != getattr(given, f.name)])
 
 # %% ../../../nbs/06_training/interface/02_short_runs.ipynb #8f06c7b5
 _test_names = (*_most, *_most_rl, 'dim', 'max_length', 'packing_max_length', 'max_seconds', 'eval_strategy',

@@ -24,6 +24,8 @@ from ..build import *
 from ..build_data import *
 from ..distributed.data_parallel import *
 from ..distributed.process_groups import *
+from ..interface.run_messages import RunMessages
+from ..interface.short_runs import short_run_line
 from ..learner import *
 from ..memory_check import *
 from ..monitor import *
@@ -162,6 +164,7 @@ class TrainingJob:
     given:dict = field(default_factory=dict) # options that were typed
     quiet:bool = False          # print nothing
     folder:RunFolder|None = None # made last, when nothing can be refused any more
+    messages:RunMessages|None = None # where events of the run are said
 
 def _memory_line(o, learn): # what a step needs, found out before a folder is there
     if world_size() > 1 or data_source_kind(o) == 'stream' or getattr(learn.model, 'is_quantized', False):
@@ -217,5 +220,5 @@ def prepare_job(o:TrainOptions, checkpoint:Path|None=None, recipe='', given=())-
     steps,items = _known_steps(o, data, checkpoint),_questions(o, data)
     metric = _deciding_metric(o, data, model, items)
     measured = dict(unchecked=_left) if sketched else _memory_line(o, learn)
-    plan = plan_run(o, data, facts, steps, recipe) | measured
+    plan = plan_run(o, data, facts, steps, recipe) | measured | short_run_line(o, given)
     return TrainingJob(o, learn, steps, plan, metric, items, rows, checkpoint)
