@@ -13,7 +13,7 @@ from ...core import *
 from ..build import *
 from ..build_data import data_source_kind
 from ..options import TrainOptions
-from ..planning.option_effects import keep_effective
+from ..planning.option_effects import effective_options, keep_effective
 from ..planning.sketch import sketch_model_facts
 
 # %% ../../../nbs/06_training/interface/02_short_runs.ipynb #44613c5d
@@ -76,6 +76,8 @@ def _layer_width(o, facts): # from the parameters of the layers, 12 times the sq
     layers = o.n_layer or max(facts.parameters/(12*facts.width**2), 1)
     return facts.width*min(layers, 128)
 
+def _answers(o): return effective_options(o).get('eval_generate', 0) # at each evaluation
+
 def evaluation_count(o:TrainOptions)->int:
     """Count the evaluations of a run, with that after its last step and one before its first
 
@@ -94,10 +96,10 @@ def run_work(o:TrainOptions, facts:ModelFacts)->float:
     row = row_work(facts.parameters or 0, tokens, _layer_width(o, facts))
     times = evaluation_count(o)
     if o.mode == 'rl': # each completion is written, and read by the model and its reference
-        answers = times*o.eval_generate*(1 + min(o.grpo_group_size, 8))
+        answers = times*_answers(o)*(1 + min(o.grpo_group_size, 8))
         return row*(2*o.max_steps*rows*o.grpo_group_size + answers)
     scored = times*o.eval_max_batches*o.batch_size
-    written = times*o.eval_generate + 3*(o.max_steps//(o.viz_interval*o.display_samples_every) + 2)
+    written = times*_answers(o) + 3*(o.max_steps//(o.viz_interval*o.display_samples_every) + 2)
     text = row_work(facts.parameters or 0, min(tokens, 320)) # a prompt of 256 tokens and a continuation of 64, at most
     return row*(o.max_steps*rows + scored/3) + text*written/3
 
@@ -140,8 +142,9 @@ def short_run_line(o:TrainOptions, given:dict)->dict:
     rows,length = o.batch_size*o.gradient_accumulation_steps,_row_tokens(o)
     text = (
         f'capped at {o.max_steps} steps of {rows} rows of {length} tokens, {o.limit} rows of data, '
-        f'{evaluation_count(o)} evaluations of {o.eval_max_batches} batches and {o.eval_generate} answers'
+        f'{evaluation_count(o)} evaluations of {o.eval_max_batches} batches'
     )
+    if answers := _answers(o): text += f' and {answers} answers'
     names = dict.fromkeys(n for n in _test_names if n in given and given[n] != getattr(o, n))
     value = lambda v: 'none' if v is None else f'{v}'
     changed = [f'--{n} {given[n]} became {value(getattr(o, n))}' for n in names]
