@@ -65,7 +65,8 @@ kinds = dict(
     ternary=dict(small, dataset='prose', model='standard+ternary:warm'),
     rl={k: v for k,v in small.items() if k != 'max_length'} | dict(
         mode='rl', dataset='arithmetic', grpo_group_size=2, max_prompt_length=32, max_completion_length=6,
-        rl_learning_rate=0.01, rl_warmup_steps=0, reward='random', save_steps=1),
+        rl_learning_rate=0.01, rl_warmup_steps=0, reward='random', save_steps=1,
+        lr_scheduler_type='cosine', weight_decay=0.1),
     ranks=dict(small, dataset='arithmetic', mode='pretrain', multi_gpu=True),
     compare=dict(device='cpu', models='standard,reversible', datasets='arithmetic', seeds=1, budget='steps:3',
                  limit=100, max_length=32, batch_size=4),

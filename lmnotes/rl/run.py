@@ -155,7 +155,7 @@ def train_rl(o:TrainOptions, checkpoint=None, recipe='', given=None, quiet=False
         given: options that were typed, by name
         quiet: print nothing"""
     import_trl()
-    given = given or {}
+    given = (RunFolder(o.output_dir).args.get('asked', {}) if o.resume_from_checkpoint else {}) | (given or {})
     o,data,model,s = _prepare(o, checkpoint, given)
     plan = plan_run(o, data, model_facts(model), s.steps)
     if not quiet: show_plan(plan)

@@ -117,14 +117,15 @@ def describe(self:RunFolder, options:dict, data, device='cpu', learner:dict|None
         data: `LMData`; its `spec` and `fingerprint` are kept
         device: where the model runs
         learner: how the learner was made (`learn.spec`)
-        given: options that were typed
+        given: options that were typed, now; those of the first start are kept
         plan: as `plan_run` gives it, for the log
         step: step at which this process starts
         more: further entries of args.json"""
     plugins = loaded_plugins()
     environment = env_info() | dict(fingerprint=data.fingerprint, device=str(device))
     write_json(self.path/'env.json', environment | (dict(plugins=plugins) if plugins else {}))
-    args = dict(options=options, asked=given or {}, data=data.spec, learner=learner or {}, ranks=world_size())
+    asked = (self.args.get('asked', {}) if (self.path/'args.json').is_file() else {}) | (given or {})
+    args = dict(options=options, asked=asked, data=data.spec, learner=learner or {}, ranks=world_size())
     write_json(self.path/'args.json', args | more) # from here on it can be resumed
     lines = [f'--{k} {v}\n' for k,v in options.items() if v not in (None, False, ())]
     atomic_write(self.path/'args.txt', ''.join(lines))
