@@ -65,7 +65,8 @@ kinds = dict(
     ternary=dict(small, dataset='prose', model='standard+ternary:warm'),
     rl={k: v for k,v in small.items() if k != 'max_length'} | dict(
         mode='rl', dataset='arithmetic', grpo_group_size=2, max_prompt_length=32, max_completion_length=6,
-        rl_learning_rate=0.01, rl_warmup_steps=0, reward='random', save_steps=1),
+        rl_learning_rate=0.01, rl_warmup_steps=0, reward='random', save_steps=1,
+        lr_scheduler_type='cosine', weight_decay=0.1),
     ranks=dict(small, dataset='arithmetic', mode='pretrain', multi_gpu=True),
     compare=dict(device='cpu', models='standard,reversible', datasets='arithmetic', seeds=1, budget='steps:3',
                  limit=100, max_length=32, batch_size=4),
@@ -104,7 +105,7 @@ class Kind:
     "A kind of run: the command that starts it, the one that goes on with it, and how it ends when it is left alone"
     def __init__(self, server, name):
         self.server,self.name,self.words = server,name,command(name)
-        self.ranks,self.run = 2 if name == 'ranks' else 1,server.home/name
+        self.ranks,self.run = 2 if name == 'ranks' else 1,server.home/f'{name}_killed'
         if name == 'shards': self.shards()
         whole = server.home/f'{name}_whole'
         codes,self.changes,said = server.run([*self.words, '--output_dir', str(whole)], whole, ranks=self.ranks)
@@ -112,7 +113,7 @@ class Kind:
         self.whole = left(whole)
     def shards(self):
         if (self.server.home/'shards').exists(): return
-        words = '''data tokenize --dataset prose --limit 200 --output_path shards --tokenizer bytes'''.split()
+        words = '''data tokenize --dataset arithmetic --limit 200 --output_path shards --tokenizer bytes'''.split()
         codes,_,said = self.server.run(words, self.server.home/'shards')
         assert codes == [0], said
     def go_on(self):
@@ -127,7 +128,7 @@ class Kind:
         "Kill before the k-th change, and go on"
         shutil.rmtree(self.run, ignore_errors=True)
         codes,changes,said = self.server.run([*self.words, '--output_dir', str(self.run)], self.run, k, self.ranks)
-        where = f'{self.name}, killed before change {k}: {changes[-1]}'
+        where = f'{self.name}, killed before change {k}: {changes[-1:]}'
         assert codes[0] == -9, f'{where}: {codes}\n{said}'
         self.ends_well(where)
     def ends_well(self, where):
@@ -163,7 +164,8 @@ def test_one_process_writes_to_a_run(best, server):
     whole = server.home/'best_whole'
     with lock_folder(whole):
         codes,changes,said = server.run(['train', '--resume', str(whole)], whole)
-    assert (codes, changes) == ([2], []) and 'another process is writing to' in said and len(said.splitlines()) == 1
+    assert codes == [2] and {*changes} <= {'open .lock'}
+    assert 'another process is writing to' in said and len(said.splitlines()) == 1
     codes,_,said = server.run(['train', '--resume', str(whole)], whole)
     assert codes == [0] and same(left(whole), best.whole), said
 

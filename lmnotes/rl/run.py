@@ -147,7 +147,7 @@ def _prepare(o, checkpoint, given)->tuple: # options, data, model, its facts, se
     if s.allow_execution: data.notes.append(f'programs are run; walls: {sandbox_walls()}')
     return o,data,model,facts,s
 
-# %% ../../nbs/07_rl/12_run.ipynb #9566607c
+# %% ../../nbs/07_rl/12_run.ipynb #a1c89cf9
 _memory_advice = (
     'the run needs more memory than there is; try a smaller --batch_size with more '
     '--gradient_accumulation_steps, a smaller --grpo_group_size, or a smaller --max_completion_length'
@@ -164,7 +164,7 @@ def train_rl(o:TrainOptions, checkpoint=None, recipe='', given=None, quiet=False
         quiet: print nothing
     Returns: in a dry run the plan"""
     require_trl() if o.dry_run else import_trl()
-    given = given or {}
+    given = (RunFolder(o.output_dir).args.get('asked', {}) if o.resume_from_checkpoint else {}) | (given or {})
     o,data,model,facts,s = _prepare(o, checkpoint, given)
     unknown = isinstance(data, DataSketch) and not o.max_steps
     plan = plan_run(o, data, facts, None if unknown else s.steps) | short_run_line(o, given)

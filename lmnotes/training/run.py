@@ -104,7 +104,7 @@ def locked(self:RunFolder, new:bool=False):
         run_on_main(lock)
         yield self
 
-# %% ../../nbs/06_training/18_run.ipynb #d6457933
+# %% ../../nbs/06_training/18_run.ipynb #5e9f5902
 def _start_of(options)->str|None: # folder or hub id of trained weights that a run starts from
     name = str(options.get('init') or options.get('model', 'a model that was given'))
     base = name.partition('+')[0]
@@ -126,14 +126,15 @@ def describe(self:RunFolder, options:dict, data, device='cpu', learner:dict|None
         data: `LMData`; its `spec` and `fingerprint` are kept
         device: where the model runs
         learner: how the learner was made (`learn.spec`)
-        given: options that were typed
+        given: options that were typed, now; those of the first start are kept
         plan: as `plan_run` gives it, for the log
         step: step at which this process starts
         more: further entries of args.json"""
     plugins = loaded_plugins()
     environment = env_info() | dict(fingerprint=data.fingerprint, device=str(device))
     write_json(self.path/'env.json', environment | (dict(plugins=plugins) if plugins else {}))
-    args = dict(options=options, asked=given or {}, data=data.spec, learner=learner or {}, ranks=world_size())
+    asked = (self.args.get('asked', {}) if (self.path/'args.json').is_file() else {}) | (given or {})
+    args = dict(options=options, asked=asked, data=data.spec, learner=learner or {}, ranks=world_size())
     write_json(self.path/'args.json', args | more) # from here on it can be resumed
     if set(options) <= _option_names: atomic_write(self.path/'args.txt', _rerun_command(options) + '\n')
     self.checkpoints.mkdir(exist_ok=True)
