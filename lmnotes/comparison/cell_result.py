@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..array_files import read_arrays
 from ..core import *
 from ..evaluation.metrics import LMScores
 from ..evaluation.task_suite import TaskScores, write_scores
@@ -74,8 +75,7 @@ def read_cell(path)->CellResult:
     try:
         r = read_json(path/'cell.json')
         if r['cell']['status'] != 'done': return CellResult(r['cell'])
-        with np.load(path/'scores.npz', allow_pickle=False) as z:
-            a = dict(z)
+        a = read_arrays(path/'scores.npz')
         values = [dict(values=a[f'task_{i}'], clusters=a.get(f'clusters_{i}')) for i in range(len(r['tasks']))]
         tasks = [TaskScores(**e, **v) for e,v in zip(r['tasks'], values)]
         scores = LMScores(*(a[k] for k in _arrays), r['tokenizer'], a.get('spelling'))

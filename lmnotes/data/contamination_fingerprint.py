@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..array_files import read_arrays
 from ..core import *
 from .contamination import normalize_words
 from .sources.files import content_hash
@@ -218,8 +219,8 @@ def load_fingerprint(folder)->TextFingerprint|None:
     path = next((p/FINGERPRINT_FILE for p in [folder, *folder.parents[:2]] if (p/FINGERPRINT_FILE).is_file()), None)
     if path is None: return None
     try:
-        with np.load(path, allow_pickle=False) as z:
-            found = {k: z[k] for k in ('steps', *_counts)}
+        found = read_arrays(path, most=2**33)
+        found = {k: found[k] for k in ('steps', *_counts)}
     except Exception as e:
         raise InputError(f'{path} is damaged ({type(e).__name__}); delete it, and the overlap is not known') from e
     counts = {k: int(found[k]) for k in _counts}
