@@ -8,7 +8,6 @@ __all__ = ['read_arrays']
 # %% ../nbs/00_array_files.ipynb #115daeda
 import math
 import zipfile
-from pathlib import Path
 
 import numpy as np
 
