@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['CellResult', 'mark_failed', 'write_cell', 'read_cell', 'is_finished']
 
-# %% ../../nbs/08_comparison/08_cell_result.ipynb #82e19fde
+# %% ../../nbs/08_comparison/08_cell_result.ipynb #525905f8
 import io
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from ..array_files import read_arrays
 from ..core import *
 from ..evaluation.item_files import write_items
 from ..evaluation.metrics import LMScores
@@ -76,8 +77,7 @@ def read_cell(path)->CellResult:
     try:
         r = read_json(path/'cell.json')
         if r['cell']['status'] != 'done': return CellResult(r['cell'])
-        with np.load(path/'scores.npz', allow_pickle=False) as z:
-            a = dict(z)
+        a = read_arrays(path/'scores.npz')
         values = [dict(values=a[f'task_{i}'], clusters=a.get(f'clusters_{i}')) for i in range(len(r['tasks']))]
         tasks = [TaskScores(**e, **v) for e,v in zip(r['tasks'], values)]
         scores = LMScores(*(a[k] for k in _arrays), r['tokenizer'], a.get('spelling'))

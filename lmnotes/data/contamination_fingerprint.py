@@ -6,13 +6,14 @@
 __all__ = ['FINGERPRINT_FILE', 'TextFingerprint', 'text_fingerprint', 'Overlap', 'overlap', 'item_texts', 'training_fingerprint',
            'save_fingerprint', 'load_fingerprint', 'keep_fingerprint', 'copy_fingerprint']
 
-# %% ../../nbs/01_data/24_contamination_fingerprint.ipynb #c8430ed3
+# %% ../../nbs/01_data/24_contamination_fingerprint.ipynb #5d5927d3
 import io
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from ..array_files import read_arrays
 from ..core import *
 from .contamination import normalize_words
 from .sources.files import content_hash
@@ -193,7 +194,7 @@ def training_fingerprint(data)->TextFingerprint|None:
     if data.fingerprint not in _fingerprints: _fingerprints[data.fingerprint] = text_fingerprint(data.texts('train'))
     return _fingerprints[data.fingerprint]
 
-# %% ../../nbs/01_data/24_contamination_fingerprint.ipynb #5d510a30
+# %% ../../nbs/01_data/24_contamination_fingerprint.ipynb #c9bfa5e3
 FINGERPRINT_FILE = 'training_text.npz'
 _counts = 'n size limit n_documents n_words whole start_known'.split()
 
@@ -219,8 +220,8 @@ def load_fingerprint(folder)->TextFingerprint|None:
     path = next((p/FINGERPRINT_FILE for p in [folder, *folder.parents[:2]] if (p/FINGERPRINT_FILE).is_file()), None)
     if path is None: return None
     with reading(path, 'the fingerprint of a text', 'delete it, and the overlap is not known'):
-        with np.load(path, allow_pickle=False) as z:
-            found = {k: z[k] for k in ('steps', *_counts)}
+        found = read_arrays(path, most=2**33)
+        found = {k: found[k] for k in ('steps', *_counts)}
         counts = {k: int(found[k]) for k in _counts}
         counts |= {k: bool(counts[k]) for k in ('whole', 'start_known')}
         return TextFingerprint(keys=np.cumsum(found['steps'], dtype=np.uint64), **counts)

@@ -7,11 +7,11 @@ __all__ = ['report_formats', 'Section', 'Document', 'as_html', 'as_md', 'as_tex'
 
 # %% ../../nbs/09_reports/03_document.ipynb #3ede6f85
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 
 from ..core import *
 from ..files import *
+from .escaping import *
 from .parts import *
 
 # %% ../../nbs/09_reports/03_document.ipynb #15637f12
@@ -77,8 +77,8 @@ footer{margin-top:3rem;border-top:1px solid var(--line);padding-top:1rem}
 # %% ../../nbs/09_reports/03_document.ipynb #c38fee5d
 def _html_section(s):
     body = ''.join(p.html() for p in s.parts)
-    if s.folded: return f'<details><summary>{escape(s.title)}</summary>{body}</details>'
-    return f'<h2>{escape(s.title)}</h2>{body}'
+    if s.folded: return f'<details><summary>{html_text(s.title)}</summary>{body}</details>'
+    return f'<h2>{html_text(s.title)}</h2>{body}'
 
 def as_html(d:Document)->str:
     """Render the document `d` as one HTML page that needs nothing else
@@ -88,11 +88,11 @@ def as_html(d:Document)->str:
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width,initial-scale=1">',
-        f'<title>{escape(d.title)}</title><style>{_css}</style></head><body><main>',
-        f'<h1>{escape(d.title)}</h1><p class="sub">{escape(d.sub)}</p>',
+        f'<title>{html_text(d.title)}</title><style>{_css}</style></head><body><main>',
+        f'<h1>{html_text(d.title)}</h1><p class="sub">{html_text(d.sub)}</p>',
         *(p.html() for p in d.lead),
         *map(_html_section, d.sections),
-        f'<footer>{"".join(f"<p>{escape(f)}</p>" for f in d.foot)}</footer></main></body></html>',
+        f'<footer>{"".join(f"<p>{html_text(f)}</p>" for f in d.foot)}</footer></main></body></html>',
     ]
     return ''.join(parts)
 

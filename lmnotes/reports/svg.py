@@ -9,12 +9,12 @@ __all__ = ['chart_ink', 'chart_faint', 'chart_label', 'chart_colour', 'css_colou
 import io
 import re
 from dataclasses import dataclass, field
-from html import escape
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from ..core import *
+from .escaping import html_text
 
 # %% ../../nbs/09_reports/02_svg.ipynb #20dc0e93
 chart_ink,chart_faint = '#010101','#020202' # placeholders
@@ -76,6 +76,7 @@ def figure_svg(fig, name:str, label='')->str:
         fig: a matplotlib figure
         name: unique on its page; goes into the ids
         label: what it shows, for those who cannot see it"""
+    name = re.sub(r'\W', '-', str(name), flags=re.ASCII)
     buf = io.StringIO()
     with rc_context({'svg.fonttype': 'none', 'svg.hashsalt': name}):
         fig.savefig(buf, format='svg', transparent=True, metadata=dict(Date=None))
@@ -86,7 +87,7 @@ def figure_svg(fig, name:str, label='')->str:
     for c,v in _css_names.items(): s = s.replace(c, v)
     s = re.sub(r' (width|height)="[\d.]+pt"', '', s, count=2)
     s = re.sub(r'(\bid="|url\(#|href="#)', rf'\1{name}-', s) # every id, and whatever refers to it
-    return s.replace('<svg', f'<svg class="chart" role="img" aria-label="{escape(label)}"', 1)
+    return s.replace('<svg', f'<svg class="chart" role="img" aria-label="{html_text(label)}"', 1)
 
 # %% ../../nbs/09_reports/02_svg.ipynb #d99b8cc2
 @dataclass
@@ -98,7 +99,7 @@ class Chart:
     def html(self)->str:
         "Render as HTML"
         picture = figure_svg(self.fig, self.name, self.caption)
-        return f'<figure><figcaption>{escape(self.caption)}</figcaption>{picture}</figure>'
+        return f'<figure><figcaption>{html_text(self.caption)}</figcaption>{picture}</figure>'
 
 @dataclass
 class Charts:
@@ -107,7 +108,7 @@ class Charts:
     key:list=field(default_factory=list) # names in the order of their colours
     def html(self)->str:
         "Render as HTML"
-        def entry(i, name): return f'<span><i style="background:{css_colour(i)}"></i>{escape(name)}</span>'
+        def entry(i, name): return f'<span><i style="background:{css_colour(i)}"></i>{html_text(name)}</span>'
         key = ''.join(entry(i, k) for i, k in enumerate(self.key))
         grid = f'<div class="grid">{"".join(c.html() for c in self.items)}</div>'
         return (f'<p class="sub key">{key}</p>' if key else '') + grid

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['library_folders', 'readable_places', 'environment', 'bubblewrap_command', 'namespace_places', 'fresh_uid',
-           'Containers', 'remove_folder', 'end_process']
+           'remove_abandoned', 'Containers', 'remove_folder', 'end_process']
 
 # %% ../../../nbs/07_rl/isolation/07_containers.ipynb #a0b920e0
 import json
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -108,6 +109,38 @@ def fresh_uid()->int|None:
     if users > 2**31: return 2**30 + secrets.randbelow(2**28)
     return 61184 + secrets.randbelow(4000) if users >= 2**16 else None
 
+_prefix = 'lmnotes_sandbox_'
+
+def _lock(path, flags=0): # file descriptor of a lock that ends with this process, or None where another has it
+    import fcntl
+    fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | flags, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return fd
+    except OSError:
+        os.close(fd)
+
+def _is_abandoned(entry): # whether the process that made a folder of ours is gone
+    if not entry.is_dir(follow_symlinks=False) or entry.stat(follow_symlinks=False).st_uid != os.getuid(): return False
+    try:
+        fd = _lock(Path(entry.path)/'owner')
+    except FileNotFoundError: # killed before it could lock it, or just about to
+        return time.time() - entry.stat(follow_symlinks=False).st_mtime > 3600
+    if fd is not None: os.close(fd)
+    return fd is not None
+
+@cache
+def remove_abandoned(folder)->list:
+    """Remove what killed processes of this user left of their runs, once a process; links are not followed
+
+    Parameters:
+        folder: of temporary files
+    Returns: of names"""
+    with os.scandir(folder) as entries:
+        found = [e for e in entries if e.name.startswith(_prefix) and _is_abandoned(e)]
+    for e in found: remove_folder(e.path)
+    return [e.name for e in found]
+
 class Containers:
     """The containers of one run, and the folder that they share; all of it is gone at the end
 
@@ -116,7 +149,9 @@ class Containers:
     def __init__(self, kind:str):
         self.kind,self.uid,self.running = kind,fresh_uid(),[]
     def __enter__(self):
-        self.base = Path(tempfile.mkdtemp(prefix='lmnotes_sandbox_'))
+        remove_abandoned(tempfile.gettempdir())
+        self.base = Path(tempfile.mkdtemp(prefix=_prefix))
+        self.owner = _lock(self.base/'owner', os.O_CREAT)
         self.work,self.root = self.base/'work',self.base/'root'
         for p in (self.work, self.root): p.mkdir()
         if self.uid: os.chown(self.work, self.uid, self.uid)
@@ -125,6 +160,7 @@ class Containers:
     def __exit__(self, *error):
         for p in self.running: end_process(p)
         self.output.close()
+        os.close(self.owner)
         remove_folder(self.base)
     def printed(self, n=2000):
         "The beginning of what was printed"
