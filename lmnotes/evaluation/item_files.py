@@ -9,6 +9,7 @@ __all__ = ['item_rules', 'item_id', 'score_items', 'write_items', 'read_items', 
 # %% ../../nbs/05_evaluation/16_item_files.ipynb #ce93340a
 import gzip
 import hashlib
+import io
 import json
 import math
 from pathlib import Path
@@ -59,8 +60,10 @@ def write_items(path, items:list):
     Parameters:
         path: file to make or replace, `.jsonl.gz`
         items: dicts"""
-    lines = ''.join(json.dumps(i, default=_plain) + '\n' for i in items)
-    atomic_write(path, gzip.compress(lines.encode(), 6, mtime=0)) # no date: the same items, the same bytes
+    out = io.BytesIO()
+    with gzip.GzipFile('', 'wb', 6, out, mtime=0) as f: # no name and no date: the same items, the same bytes
+        for item in items: f.write(f'{json.dumps(item, default=_plain)}\n'.encode())
+    atomic_write(path, out.getvalue())
 
 def read_items(path)->list:
     """Read the items of an evaluation; a missing or damaged file is an `InputError`
