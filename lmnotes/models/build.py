@@ -123,6 +123,7 @@ def load_lm(path, **overrides)->LM:
     return _read_lm(path, config)
 
 def _read_lm(path, config): # all weights of the model, and no others
+    check_shards(path)
     if not saved_dtypes(path): raise InputError(f'{path} holds a config and no weights (model.safetensors)')
     cls,kwargs = find_lm_class((config.architectures or ['LM'])[0]),dict(use_safetensors=True)
     with quiet_loading():

@@ -194,6 +194,7 @@ def _read_weights(plan, where, **kwargs): # all weights of the model, and no oth
     cls = _rewriting_class(plan.config, plan.auto) or plan.auto
     kwargs = dict(plan.kwargs, config=plan.config, use_safetensors=True, ignore_mismatched_sizes=True, **kwargs)
     new_head = plan.task in encoder_tasks and plan.task != saved_task(plan.config) # it has no weights yet
+    if Path(where).is_dir(): check_shards(where)
     floats = not hasattr(plan.config, 'quantization_config') # else saved in few bits
     with quiet_loading(), errors:
         model,info = cls.from_pretrained(where, output_loading_info=True, **kwargs)
