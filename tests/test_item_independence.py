@@ -279,20 +279,22 @@ def test_real_rows_that_fit_lose_nothing(name, context):
 
 def test_every_item_is_on_disk_and_scored_again(tmp_path):
     model = fresh()
-    r = evaluate_model(model, ','.join(GROUPS), TOK, limit=2, output=tmp_path/'evaluation.json', draws=2)
+    r = evaluate_model(model, ','.join([*GROUPS, 'lm']), TOK, limit=2, output=tmp_path/'evaluation.json', draws=2)
     items = read_items(tmp_path/r['items'])
-    assert len(items) == sum(t['n'] for t in r['tasks'])
+    assert len(items) == sum(t['n'] for t in r['tasks']) + sum(l['windows'] for l in r['lm'])
     assert all({'id', 'prompt', 'output', 'target', 'score', 'cut'} <= set(i) for i in items)
-    again = {t['name']: t for t in rescore_items(items)}
+    again = {(t['task'], t['name']): t for t in rescore_items(items)}
+    for l in r['lm']: # windows of text weigh as much as their bytes
+        assert again['lm', l['name']]['after'] == pytest.approx(l['bits_per_byte']) and 'items' not in l
     for t in r['tasks']:
-        assert again[t['name']]['changed'] == 0
+        assert again[t['task'], t['name']]['changed'] == 0
         asked = [i for i in items if (i['task'], i['name']) == (t['task'], t['name'])]
         if t['metric'] == 'entity_f1': # of all items together
             ds = find_dataset(asked[0]['dataset'])
             ds.names = asked[0]['names']
             values = ds.score_set([i['row'] for i in asked], [i['output'] for i in asked])
             assert values.mean() == pytest.approx(t['mean'])
-        else: assert again[t['name']]['after'] == pytest.approx(t['mean'])
+        else: assert again[t['task'], t['name']]['after'] == pytest.approx(t['mean'])
     assert all(len(i['log_probs']) == len(i['choices']) for i in items if i['rule'] == 'choice')
     assert all(len(i['draws']) == 2 for i in items if i['task'] == 'math')
 

@@ -399,3 +399,11 @@ def test_beams_take_their_states_along():
         for c in (True, False)
     )
     assert torch.equal(a, b)
+
+def test_a_missing_shard_is_named(tmp_path):
+    build_model('standard', 'tiny', 61, n_layer=2, dim=16, n_head=2).save_pretrained(tmp_path/'m', max_shard_size='5KB')
+    last = sorted((tmp_path/'m').glob('*.safetensors'))[-1]
+    build_model(str(tmp_path/'m'))
+    last.unlink()
+    with pytest.raises(InputError, match=f'lacks {last.name}, which its index names'):
+        build_model(str(tmp_path/'m'))

@@ -102,8 +102,10 @@ def tag_accuracy(predicted:list, gold:list)->float:
     return sum(a == b for a,b in zip(predicted, gold))/max(len(predicted), len(gold), 1)
 
 # %% ../../nbs/01_data/04_answer_metrics.ipynb #1399a366
+_begins_or_inside = dict(B='B', I='I', S='B', U='B', E='I', L='I') # single ones; last words
+
 def entity_spans(tags:list)->set:
-    """Find the entities that a sequence of `B-`, `I-` and `O` tags marks, as `conlleval` does
+    """Find the entities that a sequence of `B-`, `I-` and `O` tags marks, as `conlleval` does, or BIOES and BILOU
 
     Parameters:
         tags: of the words of a sentence
@@ -111,6 +113,7 @@ def entity_spans(tags:list)->set:
     spans,start,kind = set(),0,None
     for i,t in enumerate([*tags, 'O']):
         prefix,_,entity = t.partition('-')
+        prefix = _begins_or_inside.get(prefix, prefix)
         if kind is not None and not (prefix == 'I' and entity == kind):
             spans.add((start, i, kind))
             kind = None

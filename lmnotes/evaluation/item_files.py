@@ -6,9 +6,10 @@
 __all__ = ['item_rules', 'item_id', 'score_items', 'write_items', 'read_items', 'score_by_dataset', 'score_by_choice',
            'score_by_label', 'score_by_pieces', 'score_by_tokens', 'rescore_items', 'row_ids', 'token_items']
 
-# %% ../../nbs/05_evaluation/16_item_files.ipynb #1722f1d5
+# %% ../../nbs/05_evaluation/16_item_files.ipynb #a9441096
 import gzip
 import hashlib
+import io
 import json
 import math
 from pathlib import Path
@@ -51,7 +52,7 @@ def score_items(ds:Dataset, rows, outputs:list, values, cuts:list|None=None, **c
         items.append(item | {k: v[i] for k,v in columns.items()})
     return items
 
-# %% ../../nbs/05_evaluation/16_item_files.ipynb #871f1247
+# %% ../../nbs/05_evaluation/16_item_files.ipynb #1cbfb191
 def _plain(o): return o.tolist() if hasattr(o, 'tolist') else str(o)
 
 def write_items(path, items:list):
@@ -60,8 +61,10 @@ def write_items(path, items:list):
     Parameters:
         path: file to make or replace, `.jsonl.gz`
         items: dicts"""
-    lines = ''.join(json.dumps(i, default=_plain) + '\n' for i in items)
-    atomic_write(path, gzip.compress(lines.encode(), 6, mtime=0)) # no date: the same items, the same bytes
+    out = io.BytesIO()
+    with gzip.GzipFile('', 'wb', 6, out, mtime=0) as f: # no name and no date: the same items, the same bytes
+        for item in items: f.write(f'{json.dumps(item, default=_plain)}\n'.encode())
+    atomic_write(path, out.getvalue())
 
 def read_items(path)->list:
     """Read the items of an evaluation; a missing or damaged file is an `InputError`

@@ -75,7 +75,7 @@ def count_parameters(model:nn.Module)->dict:
         embedding=sum(p.numel() for p in tables.values()),
     )
 
-# %% ../../nbs/02_models/07_build.ipynb #959856ec
+# %% ../../nbs/02_models/07_build.ipynb #d4572c0e
 model_loaders = Registry('kind of model')
 model_loaders.lazy('packed', 'lmnotes.quantizers.packed_model:load_packed')
 model_loaders.lazy('adapter', 'lmnotes.models.lora:load_lora')
@@ -125,6 +125,7 @@ def load_lm(path, **overrides)->LM:
     return _read_lm(path, config)
 
 def _read_lm(path, config): # all weights of the model, and no others
+    check_shards(path)
     if not saved_dtypes(path): raise InputError(f'{path} holds a config and no weights (model.safetensors)')
     name = (config.architectures or ['LM'])[0]
     cls,kwargs = find_lm_class(name),dict(use_safetensors=True)

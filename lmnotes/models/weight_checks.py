@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['logit_tolerance', 'probe_logits', 'coarsest_tolerance', 'logit_distance', 'check_same_logits', 'weight_files',
-           'quiet_loading', 'loading_faults', 'check_loaded_keys', 'saved_dtypes', 'check_saved_dtypes']
+           'quiet_loading', 'loading_faults', 'check_loaded_keys', 'check_shards', 'saved_dtypes', 'check_saved_dtypes']
 
-# %% ../../nbs/02_models/06_weight_checks.ipynb #153a0720
+# %% ../../nbs/02_models/06_weight_checks.ipynb #73d41270
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..core import *
+from ..files import read_json
 from ..reading import reading
 
 # %% ../../nbs/02_models/06_weight_checks.ipynb #eb6f6512
@@ -134,6 +135,21 @@ def check_loaded_keys(path, missing=(), unexpected=(), mismatched=()):
     where = files[0] if len(files) == 1 else path
     raise InputError(f'{where} does not hold the weights of this model: {"; ".join(faults)}; '
                      'copy the folder again, or correct its config.json')
+
+# %% ../../nbs/02_models/06_weight_checks.ipynb #f89c0094
+def check_shards(path):
+    """Raise `InputError` where a folder lacks a file of weights that its index names
+
+    Parameters:
+        path: folder of a model"""
+    path,index = Path(path),Path(path)/'model.safetensors.index.json'
+    if (path/'model.safetensors').is_file() or not index.is_file(): return
+    try:
+        named = set(read_json(index)['weight_map'].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise InputError(f'{index} is damaged ({type(e).__name__}); copy the folder again') from None
+    if missing := sorted(n for n in named if not (path/n).is_file()):
+        raise InputError(f'{path} lacks {_some(missing)}, which its index names; copy the folder again')
 
 # %% ../../nbs/02_models/06_weight_checks.ipynb #e3cf4c8d
 _float_dtypes = 'F64', 'F32', 'F16', 'BF16'

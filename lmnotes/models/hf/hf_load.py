@@ -187,7 +187,7 @@ def plan_loading(name, vocab_size:int=None, options:LoadOptions=LoadOptions(), p
                          'not keep; load it without')
     return plan
 
-# %% ../../../nbs/02_models/hf/09_hf_load.ipynb #11f5e539
+# %% ../../../nbs/02_models/hf/09_hf_load.ipynb #8ed04ec7
 def _rewriting_class(config, auto): # subclass that repeats the rewrites of its config; None where there are none
     names,cls = list(getattr(config, 'rewrites', None) or []),model_class(config, auto)
     if not names or cls is None: return None
@@ -207,6 +207,7 @@ def _read_weights(plan, where, **kwargs): # all weights of the model, and no oth
     cls = _rewriting_class(plan.config, plan.auto) or plan.auto
     kwargs = dict(plan.kwargs, config=plan.config, use_safetensors=True, ignore_mismatched_sizes=True, **kwargs)
     new_head = plan.task in encoder_tasks and plan.task != saved_task(plan.config) # it has no weights yet
+    if Path(where).is_dir(): check_shards(where)
     floats = not hasattr(plan.config, 'quantization_config') # else saved in few bits
     with quiet_loading(), errors:
         model,info = cls.from_pretrained(where, output_loading_info=True, **kwargs)
