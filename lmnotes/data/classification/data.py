@@ -176,6 +176,7 @@ class LabelData(DataLoaders):
         self.notes = [*taint_note(self.tainted), *notes]
         self.max_length,self.bs,self.vocab_size = spec['max_length'],spec['bs'],len(token_bytes(tokenizer))
         self.train_blocks,self.valid_blocks = datasets
+        for d in datasets: d.names = names if self.head == 'classify' and len(names) > 1 else None
         self.pad = self.train_blocks.pad
         self.fingerprint = fingerprint(tokenizer, *(part for d in datasets for part in _hashed(d)))
         super().__init__(
