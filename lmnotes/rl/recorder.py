@@ -16,8 +16,8 @@ from fastcore.basics import patch
 
 from ..core import *
 from ..files import *
-from .settings import RLSettings
 from .rl_evaluation import scores_text
+from .settings import RLSettings
 from ..training.distributed.process_groups import is_main, world_size
 from ..training.interface.run_messages import *
 from ..training.monitor import memory_bytes, seconds_left
@@ -157,6 +157,15 @@ def can_afford_plot(self:RLRecorder)->bool:
     return self.plot_seconds + 2*self.last_plot_seconds <= 0.02*(time.perf_counter() - self.start_time)
 
 @patch
+def say_scores(self:RLRecorder, step:int, scores:dict):
+    """Say the held-out scores of a step
+
+    Parameters:
+        step: of the evaluation
+        scores: from `held_out_scores`"""
+    self.messages.say('eval', f'step {step}: {scores_text(scores, self.settings.pass_k)}')
+
+@patch
 def draw_if_due(self:RLRecorder, step:int):
     """Draw a plot that is due and can be afforded; say when the first one is left out
 
@@ -221,8 +230,7 @@ def recorder_callback(recorder:RLRecorder, evaluate, run):
             if 'loss' not in (logs or {}): return
             step,s,start = state.global_step,recorder.settings,time.perf_counter()
             if is_main() and (step == 1 or step % s.sample_every == 0): recorder.write_samples(step)
-            if s.eval_every and step % s.eval_every == 0 and step < s.steps:
-                recorder.messages.say('eval', f'step {step}: {scores_text(evaluate(step), s.pass_k)}')
+            if s.eval_every and step % s.eval_every == 0 and step < s.steps: recorder.say_scores(step, evaluate(step))
             recorder.plot_due = is_main() and step % s.picture_every == 0
             recorder.paused += time.perf_counter() - start
         def on_step_begin(self, args, state, control, **kw):

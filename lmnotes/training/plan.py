@@ -9,7 +9,7 @@ __all__ = ['passes', 'rows_per_step', 'optimizer_steps', 'tokens_per_step', 'Dat
 # %% ../../nbs/06_training/17_plan.ipynb #da466316
 import math
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 

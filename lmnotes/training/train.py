@@ -28,6 +28,7 @@ from .checkpoints import *
 from .distributed.data_parallel import *
 from .distributed.process_groups import *
 from .distributed.resume import *
+from .interface import fastai_methods  # noqa: F401 methods of every learner
 from .interface.plot_schedule import *
 from .interface.run_callbacks import *
 from .interface.run_messages import *

@@ -16,8 +16,8 @@ from ...plugins import import_plugins
 from ..build_data import use_shard_length
 from ..checkpoints import *
 from .process_groups import *
-from ..options import TrainOptions, check_options
 from ..interface.short_runs import shrink_for_test
+from ..options import TrainOptions, check_options
 from ..recipes import apply_recipe
 from ..run import RunFolder
 from ..run_summary import check_evaluation_schedule
