@@ -67,12 +67,13 @@ def _perplexity(s): # of running text: what the run wrote, or what follows from 
 
 def _thinned(rows, points=80): # the training loss, averaged in so many pieces
     number = lambda r, k: np.nan if r.get(k) is None else r[k]
-    rows = [[r['step'], r.get('tokens') or np.nan, r['loss'], number(r, 'reward')] for r in rows if r.get('loss') is not None]
+    rows = [r for r in rows if r.get('loss') is not None]
+    rows = [[r['step'], r.get('tokens') or np.nan, r['loss'], number(r, 'reward')] for r in rows]
     rows = np.array(rows, float).reshape(-1, 4)
     parts = [p for p in np.array_split(rows, max(min(points, len(rows)), 1)) if len(p)]
     curve = dict(steps=[p[-1,0] for p in parts], tokens=[p[-1,1] for p in parts], loss=[p[:,2].mean() for p in parts])
-    if len(rows) and not np.isnan(rows[:,3]).any(): curve['reward'] = [p[:,3].mean() for p in parts] # of a run on rewards
-    return curve
+    on_rewards = len(rows) and not np.isnan(rows[:,3]).any()
+    return curve | (dict(reward=[p[:,3].mean() for p in parts]) if on_rewards else {})
 
 def _status_notes(rows, summary):
     notes = []

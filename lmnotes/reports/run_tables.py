@@ -148,7 +148,8 @@ def _rl_rows(x): # of one run: its scores before and after
     for k in ['greedy', *(k for k in after if k.startswith('pass@'))]:
         errors = [(scores.get('standard_error') or {}).get(k) for scores in (before, after)]
         numbers = [Num(v, 'percent') for pair in zip((before[k], after[k]), errors) for v in pair]
-        gain = [Num(after[k] - before[k], 'percent'), Num(s.get('gain_standard_error') if k == 'greedy' else None, 'percent')]
+        error = s.get('gain_standard_error') if k == 'greedy' else None
+        gain = Num(after[k] - before[k], 'percent'),Num(error, 'percent')
         yield [x['name'], _rl_scores.get(k, k), *numbers, *gain, after['n']]
 
 def rl_table(r:dict)->tuple:

@@ -107,7 +107,7 @@ class RLRecorder:
         ]
         self.messages.say('rl', ' · '.join(parts), file=sys.stderr)
 
-# %% ../../nbs/07_rl/09_recorder.ipynb #24c7c5e3
+# %% ../../nbs/07_rl/09_recorder.ipynb #9e629336
 @patch
 def keep_checkpoint(self:RLRecorder, step:int):
     """Give a checkpoint its name, at once, and remove old ones
@@ -158,6 +158,15 @@ def can_afford_plot(self:RLRecorder)->bool:
     return self.plot_seconds + 2*self.last_plot_seconds <= 0.02*(time.perf_counter() - self.start_time)
 
 @patch
+def say_scores(self:RLRecorder, step:int, scores:dict):
+    """Say the held-out scores of a step
+
+    Parameters:
+        step: of the evaluation
+        scores: from `held_out_scores`"""
+    self.messages.say('eval', f'step {step}: {scores_text(scores, self.settings.pass_k)}')
+
+@patch
 def draw_if_due(self:RLRecorder, step:int):
     """Draw a plot that is due and can be afforded; say when the first one is left out
 
@@ -191,7 +200,7 @@ def samples_table(rows:list, width:int=48):
         table.add_row(str(row['step']), *texts, *rewards)
     return table
 
-# %% ../../nbs/07_rl/09_recorder.ipynb #34a9e8d9
+# %% ../../nbs/07_rl/09_recorder.ipynb #ce975c64
 def stop_requested_anywhere(requested)->bool:
     """Whether any rank was asked to stop; every rank must call this
 
@@ -222,8 +231,7 @@ def recorder_callback(recorder:RLRecorder, evaluate, run):
             if 'loss' not in (logs or {}): return
             step,s,start = state.global_step,recorder.settings,time.perf_counter()
             if is_main() and (step == 1 or step % s.sample_every == 0 or step == s.steps): recorder.write_samples(step)
-            if s.eval_every and step % s.eval_every == 0 and step < s.steps:
-                recorder.messages.say('eval', f'step {step}: {scores_text(evaluate(step), s.pass_k)}')
+            if s.eval_every and step % s.eval_every == 0 and step < s.steps: recorder.say_scores(step, evaluate(step))
             recorder.plot_due = is_main() and step % s.picture_every == 0
             recorder.paused += time.perf_counter() - start
         def on_step_begin(self, args, state, control, **kw):

@@ -44,7 +44,7 @@ def standard_error(values)->float|None:
     return float(np.std(values, ddof=1)/math.sqrt(len(values)))
 
 def held_out_scores(model, data, prompts:list, right=correctness, **options)->dict:
-    """Score greedy answers and `k` sampled attempts at held-out prompts, with the standard errors over prompts
+    """Score greedy answers and `k` sampled attempts at held-out prompts
 
     Parameters:
         model: a language model
@@ -63,7 +63,7 @@ def held_out_scores(model, data, prompts:list, right=correctness, **options)->di
     draws = list(zip(*(generate(o.temperature, seed_for('pass', o.seed, j)) for j in range(o.k)))) # (n, k) texts
     attempts = [[right(task, row, text) > 0 for text in texts] for row,texts in zip(rows, draws)]
     cuts,values = [p['cut'] for p in prompts],[r['correctness'] for r in rewards]
-    each = {'pass@1': [sum(a)/o.k for a in attempts], f'pass@{o.k}': list(map(any, attempts)), 'greedy': values}
+    each = {'pass@1': [sum(a)/o.k for a in attempts], f'pass@{o.k}': [*map(any, attempts)], 'greedy': values}
     return {
         'pass@1': sum(map(sum, attempts))/(n*o.k),
         f'pass@{o.k}': sum(map(any, attempts))/n,

@@ -205,7 +205,7 @@ def bar_options(columns:int, lines:int=24)->dict:
 
 # %% ../../nbs/06_training/08_monitor.ipynb #056293ed
 class StepProgress(Callback):
-    """Show a progress bar with loss, accuracy, tokens and time left; plain lines where there is no terminal, and in the log
+    """Show a bar with loss, accuracy, tokens and time left; plain lines where there is no terminal, and in the log
 
     Parameters:
         total: steps of the whole run

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['run_job', 'train_supervised', 'train']
 
-# %% ../../nbs/06_training/20_train.ipynb #58379e5c
+# %% ../../nbs/06_training/20_train.ipynb #663e67f5
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -29,6 +29,7 @@ from .checkpoints import *
 from .distributed.data_parallel import *
 from .distributed.process_groups import *
 from .distributed.resume import *
+from .interface import fastai_methods  # noqa: F401 methods of every learner
 from .interface.plot_schedule import *
 from .interface.run_callbacks import *
 from .interface.run_messages import *

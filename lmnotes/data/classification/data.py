@@ -157,7 +157,7 @@ class LabelSpec(TextSpec):
         if self.tag_at not in ('first', 'last'):
             raise InputError(f"unknown tag_at '{self.tag_at}': {did_you_mean(self.tag_at, ('first', 'last'))}")
 
-# %% ../../../nbs/01_data/classification/03_data.ipynb #7df09014
+# %% ../../../nbs/01_data/classification/03_data.ipynb #4dbebdfc
 class LabelData(DataLoaders):
     """Hold training and validation batches for a task head, and what a model must know about them
 
@@ -177,6 +177,7 @@ class LabelData(DataLoaders):
         self.notes = [*taint_note(self.tainted), *notes]
         self.max_length,self.bs,self.vocab_size = spec['max_length'],spec['bs'],len(token_bytes(tokenizer))
         self.train_blocks,self.valid_blocks = datasets
+        for d in datasets: d.names = names if self.head == 'classify' and len(names) > 1 else None
         self.pad = self.train_blocks.pad
         self.fingerprint = fingerprint(tokenizer, *(part for d in datasets for part in _hashed(d)))
         super().__init__(

@@ -57,7 +57,8 @@ class TrainingPlots(Callback):
         return f'plots may take {self.share:.0%} of the time, and one takes {self.cost:.1f} s'
     def __str__(self):
         text = f'viz/training_latest.png shows step {self.drawn}'
-        return text + (f'; {self.left_out} of {self.due} that were due were left out: {self.reason}' if self.left_out else '')
+        left_out = f'; {self.left_out} of {self.due} that were due were left out: {self.reason}'
+        return text + (left_out if self.left_out else '')
 
 @contextmanager
 def plot_failure(learn):
