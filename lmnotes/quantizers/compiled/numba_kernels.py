@@ -54,7 +54,7 @@ def unpack(self:NumbaKernel, p:PackedMatrix, start:int, stop:int)->Tensor:
     plane,*more = packed_planes(p)
     groups = p.shape[0]//plane.rows
     begin = start//plane.rows
-    if more or start % plane.rows or begin >= groups: return super().unpack(p, start, stop)
+    if more or start % plane.rows or begin >= groups: return TorchKernel.unpack(self, p, start, stop)
     last = min(-(-stop//plane.rows), groups)
     out = torch.empty((last - begin)*plane.rows, p.shape[1], dtype=torch.uint8)
     unpack_groups(plane, p.shape[1], begin, last, out.numpy())
@@ -66,7 +66,7 @@ def decode(self:NumbaKernel, p:PackedMatrix, codes:Tensor, rows:slice)->Tensor:
     """Turn codes into weights, looking up the levels of a codebook in compiled loops
 
     Returns: (rows, n_in) float32"""
-    if p.kind != 'codebook': return super().decode(p, codes, rows)
+    if p.kind != 'codebook': return TorchKernel.decode(self, p, codes, rows)
     out = torch.empty(codes.shape)
     look_up_levels(codes.view(-1).numpy(), p.levels.float().numpy(), out.view(-1).numpy())
     return out
@@ -77,7 +77,7 @@ def float_product(self:NumbaKernel, p:PackedMatrix, x:Tensor)->Tensor:
     """Multiply float inputs, a few tokens in compiled loops
 
     Returns: (N, n_out)"""
-    if len(x) > MAX_LOOP_TOKENS or p.kind == 'codebook': return super().float_product(p, x)
+    if len(x) > MAX_LOOP_TOKENS or p.kind == 'codebook': return TorchKernel.float_product(self, p, x)
     scale = p.scale.float().reshape(-1, 1) if p.scale.dim() < 2 else p.scale.float()
     zeros = x.unflatten(1, (scale.shape[1], -1)).sum(-1)@(-p.zero*scale).T
     y = zeros.expand(len(x), p.shape[0]).contiguous()
@@ -92,7 +92,7 @@ def int_product(self:NumbaKernel, p:PackedMatrix, q:Tensor, s:Tensor)->Tensor:
     """Multiply inputs rounded to whole numbers, a few tokens in compiled loops
 
     Returns: (N, n_out)"""
-    if len(q) > MAX_LOOP_TOKENS: return super().int_product(p, q, s)
+    if len(q) > MAX_LOOP_TOKENS: return TorchKernel.int_product(self, p, q, s)
     plane, = packed_planes(p)
     factor = (s*p.scale.float())[:,0]
     tokens = IntTokens(q.to(torch.int8).numpy(), q.sum(1).int().numpy(), factor.numpy())
