@@ -78,7 +78,7 @@ def _shapes(arms, b, o, data): # arm -> overrides at which parameters match
 # %% ../../nbs/08_comparison/06_planning.ipynb #50b9deaa
 def _checked(arms, names, seeds, b, o, **fields): # the spec; `fields`: those that are set as they are
     _check_arms(arms, o)
-    data = {d: load_comparison_data(o, d, seeds[0]) for d in names}
+    data = load_all_data(o, names, seeds[0])
     ids = _listed([d.name for d in data.values()], 'dataset')
     first = next(iter(data.values()))
     shapes = _shapes(arms, b, o, first)

@@ -90,9 +90,10 @@ def _write(result, scores, folder, output): # beside the model, or where it was 
     write_json(path, result)
     return result | dict(path=str(path))
 
-def _check_output(output): # refused before anything is measured
+def _check_output(output, folder): # refused before anything is measured
     if output and Path(output).is_dir():
         raise InputError(f"'{output}' is a folder; name a file, such as {Path(output)/'evaluation.json'}")
+    if output or folder and folder.is_dir(): check_writable(output or folder/'evaluation.json')
 
 def _about(name, model, fp)->dict: # the model, and what is known of its training text
     known = None if fp is None else {k: getattr(fp, k) for k in 'n_words n_documents sampled whole start_known'.split()}
@@ -125,7 +126,7 @@ def evaluate_model(model, tasks='all', tokenizer=None, *, datasets=None, data_pa
     name = str(model) if folder else type(model).__name__
     fp = load_fingerprint(name.partition('+')[0]) if folder else None
     data = EvaluationData(datasets, o.data_dir, data_path, o.limit, name if folder else '', o.seed, o.split, fp)
-    _check_output(output)
+    _check_output(output, folder)
     if folder: model,tokenizer = load_eval_model(str(model), device, **hub_options)
     result = _about(name, model, fp)
     scores,missing = [],[]

@@ -76,7 +76,7 @@ def export_dense(model, output_path, tokenizer=None, verbose=True)->Path:
         verbose: print the size
     Returns: the folder"""
     out = Path(output_path).expanduser()
-    if out.exists(): raise InputError(f'{out} is there already; choose another folder')
+    check_new_folder(out)
     if isinstance(model, (str, Path)):
         if tokenizer is None: tokenizer = source_tokenizer(str(model))
         model = load_packed(model) if is_packed(model) else build_model(str(model))

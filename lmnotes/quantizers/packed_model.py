@@ -175,7 +175,7 @@ def pack(model, output_path, tokenizer=None, layout='base3', quantize=None, verb
         source: name of the model in messages"""
     choose_layout('ternary', 2, layout)
     out = Path(output_path).expanduser()
-    if out.exists(): raise InputError(f'{out} is there already; choose another folder')
+    check_new_folder(out)
     if isinstance(model, (str, Path)): source = str(model)
     if is_packed(model):
         raise InputError(

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from ..core import InputError, Registry, did_you_mean
-from ..option_values import OptionRange, check_values, count, fraction, value_ranges
+from ..option_values import OptionRange, amount, check_values, count, fraction, value_ranges
 
 # %% ../../nbs/06_training/01_options.ipynb #94c32250
 def option_group(title:str):
@@ -38,10 +38,8 @@ def option_groups(cls)->dict:
     return groups
 
 # %% ../../nbs/06_training/01_options.ipynb #3b000033
-@value_ranges(
-    dim=count(2**17), n_layer=count(10_000), n_head=count(2**14), ffn_dim=count(2**20), num_frequencies=count(2**20),
-    dropout=fraction(),
-)
+@value_ranges(dim=count(2**17), n_layer=count(10_000), n_head=count(2**14), ffn_dim=count(2**20),
+              num_frequencies=count(2**20), dropout=fraction())
 @option_group('model')
 class ModelOptions:
     "Options of the group: model"
@@ -71,11 +69,9 @@ class LoraOptions:
     lora_target_modules: tuple[str, ...] = () # layers that get one; default: all projections inside the blocks
 
 # %% ../../nbs/06_training/01_options.ipynb #d7b9adc4
-@value_ranges(
-    mixture_rates=OptionRange(least=0, most=1), mixture_temperature=OptionRange(above=0, most=10**6),
-    mixture_cap=OptionRange(above=0, most=1), max_chunks=count(), tokens_per_chunk=count(2**31),
-    prompt_template=OptionRange(text=True), limit=count(), vocab_size=count(2**24),
-)
+@value_ranges(mixture_rates=OptionRange(least=0, most=1), mixture_temperature=OptionRange(above=0, most=10**6),
+              mixture_cap=OptionRange(above=0, most=1), max_chunks=count(), tokens_per_chunk=count(2**31),
+              prompt_template=OptionRange(template=True), limit=count(), vocab_size=count(2**24))
 @option_group('data')
 class DatasetOptions:
     "Options of the group: data"
@@ -105,10 +101,8 @@ class DatasetOptions:
     vocab_size: int | None = None      # tokens a trained tokenizer may have
 
 # %% ../../nbs/06_training/01_options.ipynb #1709b2f6
-@value_ranges(
-    max_length=count(2**24), batch_size=count(2**20), gradient_accumulation_steps=count(2**20),
-    packing_max_length=count(2**24), num_workers=OptionRange(least=0, most=1024),
-)
+@value_ranges(max_length=count(2**24), batch_size=count(2**20), gradient_accumulation_steps=count(2**20),
+              packing_max_length=count(2**24), num_workers=amount(1024))
 @option_group('batch and length')
 class BatchOptions:
     "Options of the group: batch and length"
@@ -129,11 +123,9 @@ class BudgetOptions:
     seed: int = 0                      # of the weights, the data order and dropout
     test: bool = False                 # shrink the run to well under a minute
 
-@value_ranges(
-    learning_rate=OptionRange(above=0, below=100), warmup_steps=OptionRange(least=0, most=10**9),
-    warmup_ratio=fraction(), weight_decay=OptionRange(least=0, most=100), adam_beta1=fraction(),
-    adam_beta2=fraction(), adam_epsilon=OptionRange(above=0, most=1), max_grad_norm=OptionRange(least=0),
-)
+@value_ranges(learning_rate=OptionRange(above=0, below=100), warmup_steps=amount(), warmup_ratio=fraction(),
+              weight_decay=amount(100), adam_beta1=fraction(), adam_beta2=fraction(),
+              adam_epsilon=OptionRange(above=0, most=1), max_grad_norm=amount())
 @option_group('optimizer and schedule')
 class OptimizerOptions:
     "Options of the group: optimizer and schedule"
@@ -171,10 +163,8 @@ class DeviceOptions:
     fsdp: bool = False                 # split weights and optimizer over the ranks (FSDP2) instead of copying them
 
 # %% ../../nbs/06_training/01_options.ipynb #017a6674
-@value_ranges(
-    eval_steps=count(), eval_max_batches=OptionRange(least=-1), eval_generate=OptionRange(least=0),
-    early_stopping_patience=count(), viz_interval=count(), display_samples_every=count(),
-)
+@value_ranges(eval_steps=count(), eval_max_batches=OptionRange(least=-1), eval_generate=amount(),
+              early_stopping_patience=count(), viz_interval=count(), display_samples_every=count())
 @option_group('evaluation and samples')
 class EvaluationOptions:
     "Options of the group: evaluation and samples"
@@ -207,11 +197,9 @@ class FolderOptions:
     imports: tuple[str, ...] = ()      # files or modules of your own to import first (--import), such as my_idea.py
     dry_run: bool = False              # print the plan and start nothing
 
-@value_ranges(
-    grpo_beta=OptionRange(least=0, most=1000), grpo_group_size=count(2**16), max_prompt_length=count(2**24),
-    max_completion_length=count(2**24), rl_learning_rate=OptionRange(above=0, below=100),
-    rl_warmup_steps=OptionRange(least=0, most=10**9),
-)
+@value_ranges(grpo_beta=amount(1000), grpo_group_size=count(2**16), max_prompt_length=count(2**24),
+              max_completion_length=count(2**24), rl_learning_rate=OptionRange(above=0, below=100),
+              rl_warmup_steps=amount())
 @option_group('RL')
 class RLOptions:
     "Options of the group: RL"

@@ -167,12 +167,14 @@ def _memory_line(facts): # AdamW keeps two numbers for each that learns
     n = bytes_text(4*facts.parameters + 12*facts.trainable)
     return f'{n} for weights, gradients and optimizer; activations come on top'
 
+def _passes(n): return f"{n:g} pass{'' if n == 1 else 'es'}"
+
 def _steps_lines(o, data, steps):
     per_step,known = tokens_per_step(o, data)
     each = f'of {known}{round(per_step)} tokens'
     if not steps and o.max_seconds:
         return dict(steps=f'as many as fit in {o.max_seconds:g} s, {each}', tokens='unknown until the probe')
-    if not steps: return dict(steps=f'{o.num_train_epochs:g} passes over the data, {each}', tokens='unknown')
+    if not steps: return dict(steps=f'{_passes(o.num_train_epochs)} over the data, {each}', tokens='unknown')
     n = passes(o, data, steps)
     return dict(
         steps=f'{steps} {each}',
@@ -244,7 +246,7 @@ def plan_run(o:TrainOptions, data, facts:ModelFacts, steps:int|None, recipe='')-
         p |= _rl_lines(o, data, steps)
         p.pop('passes', None)
     p['writes'] = o.output_dir or f"runs/{datetime.now():%Y-%m-%d_%Hh%Mm}_{run_name(o, data)}"
-    return p | (dict(note='; '.join(data.notes)) if data.notes else {})
+    return p | (dict(note=data.notes[0] if len(data.notes) == 1 else list(data.notes)) if data.notes else {})
 
 def show_plan(plan:dict, file=None):
     """Print a plan, a line for each of its parts
@@ -252,7 +254,9 @@ def show_plan(plan:dict, file=None):
     Parameters:
         plan: lines by name
         file: default: standard output"""
-    for k,v in plan.items(): print(f'{k:>10}  {v}', file=file or sys.stdout)
+    for k,v in plan.items():
+        text = '\n            '.join(f'- {x}' for x in v) if isinstance(v, list) else v
+        print(f'{k:>10}  {text}', file=file or sys.stdout)
 
 # %% ../../nbs/06_training/17_plan.ipynb #9eb7055b
 _small_rl = dict(grpo_group_size=4, max_prompt_length=256, max_completion_length=32, rl_warmup_steps=2)
@@ -262,6 +266,7 @@ def shrink_for_test(o:TrainOptions)->TrainOptions:
 
     Parameters:
         o: of any run"""
+    if base_name(o) in models: recipe_sizes(base_name(o), o.size) # the size that is shrunk must be one
     long = o.max_length > 4096 # what is tried then is the length itself
     steps = min(o.max_steps or 40, 5 if long else 40)
     if o.mode == 'rl':

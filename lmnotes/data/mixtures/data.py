@@ -276,7 +276,9 @@ def mixture_data(datasets, configs=None, **options)->MixtureData:
         raise InputError(
             f"'{plain[0]}' is a corpus without answers; leave --mode out, or mix it with --mode pretrain"
         )
-    for ds in found: check_role(ds, spec.allow_eval_data)
+    for ds in found:
+        check_role(ds, spec.allow_eval_data)
+        rows_source(ds, spec.data_dir) # one that is missing is found before any other is loaded
     parts = _load_parts(spec, found)
     if rates is None:
         rates = size_rates([_part_size(d, spec.by) for d in parts.values()], spec.temperature, spec.cap)

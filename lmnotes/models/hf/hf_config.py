@@ -94,7 +94,8 @@ def _not_on_hub(name, why): # message with two ways on
     near = suggest_name(name, known)
     what = (f"the weights of '{name}' are on the hub, which {why}." if name in known
             else f"'{name}' is no recipe and the hub {why}{'; ' + near if near else '.'}")
-    return f'{what} Two ways on: a local folder (--model PATH), or a random model such as tiny:gpt2'
+    family = max((k for k in tiny_configs if k in name.lower()), key=len, default='gpt2')
+    return f'{what} Two ways on: a local folder (--model PATH), or a random model such as tiny:{family}'
 
 def _hub_error(name, error): # the `InputError` that stands for an error of the hub's client
     text = str(error)
