@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lmnotes.files import atomic_write, lock_folder, read_json, read_jsonl
+from lmnotes.files import atomic_write, read_json, read_jsonl
+from lmnotes.folders import lock_folder
 
 HERE = Path(__file__).parent
 MODULES = '''lmnotes.app.cli lmnotes.training.train lmnotes.comparison.comparison lmnotes.models

@@ -23,6 +23,7 @@ from .result import *
 from .spec import *
 from ..core import *
 from ..files import *
+from ..folders import lock_folder, remove_partial_files
 from ..training.train import train_validation_overlap
 from ..trust import granted
 

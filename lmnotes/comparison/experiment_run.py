@@ -33,6 +33,7 @@ from ..evaluation.reference_compressors import reference_scores, reference_texts
 from ..evaluation.task_suite import evaluate_tasks, select_tasks
 from ..evaluation.tasks.long_range import evaluate_long_range
 from ..files import *
+from ..folders import lock_folder
 from ..models.build import build_model
 from ..models.config import find_rewrite
 from ..training.learner_metrics import RowSums

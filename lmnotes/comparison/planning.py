@@ -86,11 +86,11 @@ def _shapes(arms, b, o, data): # arm -> overrides at which parameters match
     if target == 'baseline': target = sum(p.numel() for p in builder(arms[0])().parameters())
     return {a: matching_shape(builder(a), target) for a in arms}
 
-# %% ../../nbs/08_comparison/06_planning.ipynb #50b9deaa
+# %% ../../nbs/08_comparison/06_planning.ipynb #3d2d5642
 def _checked(arms, names, seeds, b, o, **fields): # the spec; `fields`: those that are set as they are
     _check_arms(arms, o)
     _check_effects(arms, names, o)
-    data = {d: load_comparison_data(o, d, seeds[0]) for d in names}
+    data = load_all_data(o, names, seeds[0])
     ids = _listed([d.name for d in data.values()], 'dataset')
     first = next(iter(data.values()))
     shapes = _shapes(arms, b, o, first)

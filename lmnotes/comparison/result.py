@@ -17,6 +17,7 @@ from .cell_result import read_cell
 from .formatting import *
 from ..core import *
 from ..files import *
+from ..folders import is_unused
 from ..reading import reading
 
 # %% ../../nbs/08_comparison/16_result.ipynb #929f238a

@@ -130,7 +130,7 @@ def has_answer(self:Dataset, row)->bool:
     return True
 
 # %% ../../nbs/01_data/05_catalog.ipynb #3e2480d0
-catalog = Registry('dataset')
+catalog = Registry('dataset', 'lmnotes data list')
 catalog.discover('lmnotes.data.datasets')
 short_names = {} # short name -> (id, configuration or None)
 
@@ -169,7 +169,7 @@ def find_dataset(name:str, config:str=None)->Dataset:
     catalog.import_packages()
     id,own = _id_and_config(name)
     if id not in catalog:
-        raise InputError(f"unknown dataset '{name}': {did_you_mean(name, [*catalog, *short_names])}")
+        raise InputError(f"unknown dataset '{name}': {did_you_mean(name, [*catalog, *short_names], catalog.listing)}")
     if own and config and own != config:
         raise InputError(f"'{name}' already says the configuration '{own}', and '{config}' came too; give one")
     return catalog[id](config or own)

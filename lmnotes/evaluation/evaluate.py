@@ -18,6 +18,7 @@ from .evaluation_data import EvaluationData, load_eval_model
 from .item_files import write_items
 from .task_suite import *
 from ..files import *
+from ..folders import check_writable
 
 # %% ../../nbs/05_evaluation/12_evaluate.ipynb #99752dfe
 def item_standard_error(t:TaskScores)->float:
@@ -57,7 +58,7 @@ def task_record(t:TaskScores)->dict:
     names = 'task name split metric mean error n n_cut chance floor higher metrics samples overlap'.split()
     return {k: item_standard_error(t) if k == 'error' else getattr(t, k) for k in names}
 
-# %% ../../nbs/05_evaluation/12_evaluate.ipynb #41e77d13
+# %% ../../nbs/05_evaluation/12_evaluate.ipynb #8400c4ce
 def _measure(s, data, names, progress)->tuple: # name -> rows; what could not be measured; items of the rows
     found,missing,items = {},[],[]
     for name in names:
@@ -93,9 +94,10 @@ def _write(result, items, folder, output): # beside the model, or where it was a
     write_json(path, result)
     return result | dict(path=str(path))
 
-def _check_output(output): # refused before anything is measured
+def _check_output(output, folder): # refused before anything is measured
     if output and Path(output).is_dir():
         raise InputError(f"'{output}' is a folder; name a file, such as {Path(output)/'evaluation.json'}")
+    if output or folder and folder.is_dir(): check_writable(output or folder/'evaluation.json')
 
 def _about(name, model, fp)->dict: # the model, and what is known of its training text
     known = None if fp is None else {k: getattr(fp, k) for k in 'n_words n_documents sampled whole start_known'.split()}
@@ -106,7 +108,7 @@ def _split_options(options)->tuple: # for the evaluation; for loading the model
     evaluation = eval_options(**{k: v for k,v in options.items() if k in known})
     return evaluation,{k: v for k,v in options.items() if k not in known}
 
-# %% ../../nbs/05_evaluation/12_evaluate.ipynb #ab30f154
+# %% ../../nbs/05_evaluation/12_evaluate.ipynb #7ad26941
 def evaluate_model(model, tasks='all', tokenizer=None, *, datasets=None, data_path=None, output=None,
         device='auto', progress=None, **options)->dict:
     """Evaluate a model on everything that is asked for, and write the result
@@ -128,7 +130,7 @@ def evaluate_model(model, tasks='all', tokenizer=None, *, datasets=None, data_pa
     name = str(model) if folder else type(model).__name__
     fp = load_fingerprint(name.partition('+')[0]) if folder else None
     data = EvaluationData(datasets, o.data_dir, data_path, o.limit, name if folder else '', o.seed, o.split, fp)
-    _check_output(output)
+    _check_output(output, folder)
     if folder: model,tokenizer = load_eval_model(str(model), device, **hub_options)
     result = _about(name, model, fp)
     scores,missing = [],[]

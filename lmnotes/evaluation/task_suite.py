@@ -7,7 +7,7 @@ __all__ = ['eval_tasks', 'measurements', 'TaskScores', 'task_name', 'subsample',
            'register_task', 'cluster_ids', 'distinct_share', 'EvalOptions', 'eval_options', 'select_tasks',
            'scored_items', 'evaluate_tasks']
 
-# %% ../../nbs/05_evaluation/09_task_suite.ipynb #9d193dd7
+# %% ../../nbs/05_evaluation/09_task_suite.ipynb #fe4ba90f
 import os
 import random
 from collections.abc import Callable
@@ -25,6 +25,7 @@ from .generation_eval import cut_note, is_measured, max_cut_share
 from .item_files import *
 from .metric_names import score_name, task_metric
 from ..models.causality import check_causal
+from ..option_values import OptionRange, check_values, count, value_ranges
 
 # %% ../../nbs/05_evaluation/09_task_suite.ipynb #e7318586
 @dataclass
@@ -156,6 +157,7 @@ def distinct_share(outputs:list)->float:
     return len(set(outputs))/max(len(outputs), 1)
 
 # %% ../../nbs/05_evaluation/09_task_suite.ipynb #420c16e2
+@value_ranges(limit=count(), max_length=count(2**24), bs=count(2**20), draws=OptionRange(least=0, most=10**6))
 @dataclass
 class EvalOptions:
     "How items are chosen and how a model is asked"
@@ -182,7 +184,7 @@ def eval_options(**options)->EvalOptions:
     known = [f.name for f in fields(EvalOptions)]
     for name in options:
         if name not in known: raise InputError(f"unknown option '{name}': {did_you_mean(name, known)}")
-    return EvalOptions(**options)
+    return check_values(EvalOptions(**options), '')
 
 def select_tasks(tasks='all')->list:
     """Find the groups of tasks that are asked for; an unknown one is an `InputError`

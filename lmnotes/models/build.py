@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['models', 'model_sizes', 'model_loaders', 'standard_lm', 'gpt_lm', 'encoder_lm', 'count_parameters',
-           'saved_model_type', 'find_lm_class', 'load_lm', 'build_model']
+           'saved_model_type', 'find_lm_class', 'load_lm', 'recipe_sizes', 'build_model']
 
 # %% ../../nbs/02_models/07_build.ipynb #a4c3f74a
 import inspect
@@ -142,10 +142,19 @@ def _read_lm(path, config): # all weights of the model, and no others
 _shape_fields = ('vocab_size', 'dim', 'n_layer', 'n_head', 'n_kv_head', 'head_dim', 'ffn_dim', 'max_length',
                  'rope_theta', 'eps', 'tie', 'bias', 'qk_norm') # fixed by the weights
 
-def _build_recipe(name, size, vocab_size, overrides):
-    recipe = models[name]
-    known = getattr(recipe, 'sizes', model_sizes)
+def recipe_sizes(name:str, size:str)->dict:
+    """Return the sizes of a recipe; an unknown `size` is an `InputError`
+
+    Parameters:
+        name: a recipe
+        size: one of its sizes
+    Returns: size -> fields of `LMConfig`"""
+    known = getattr(models[name], 'sizes', model_sizes)
     if size not in known: raise InputError(f"unknown size '{size}' of {name}: {did_you_mean(size, known)}")
+    return known
+
+def _build_recipe(name, size, vocab_size, overrides):
+    recipe,known = models[name],recipe_sizes(name, size)
     own = set(inspect.signature(recipe).parameters) # a recipe may take choices of its own, such as `cell`
     overrides = {LMConfig.attribute_map.get(k, k): v for k,v in _check_options(overrides, own).items()}
     shape = dict(known[size])

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from ..core import *
 from ..data.contamination_fingerprint import copy_fingerprint
 from ..files import *
+from ..folders import check_new_folder
 from ..models.build import *
 from ..models.decoder import *
 from ..models.weight_checks import *
@@ -66,7 +67,7 @@ def packed_file_table(model:nn.Module, folder)->str:
     quotients = [total['fp32']/n for n in (*(total[c] for c in size_columns), in_file['all'])]
     return '\n'.join([head, *lines, f"{'times smaller':22}" + ''.join(f'{q:10.1f}' for q in quotients)])
 
-# %% ../../nbs/03_quantizers/15_packed_export.ipynb #f422aef4
+# %% ../../nbs/03_quantizers/15_packed_export.ipynb #92ccab0f
 def export_dense(model, output_path, tokenizer=None, verbose=True)->Path:
     """Write the weights a model computes with as a plain model
 
@@ -77,7 +78,7 @@ def export_dense(model, output_path, tokenizer=None, verbose=True)->Path:
         verbose: print the size
     Returns: the folder"""
     out = Path(output_path).expanduser()
-    if out.exists(): raise InputError(f'{out} is there already; choose another folder')
+    check_new_folder(out)
     source = model
     if isinstance(model, (str, Path)):
         if tokenizer is None: tokenizer = source_tokenizer(str(model))

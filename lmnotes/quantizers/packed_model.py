@@ -20,6 +20,7 @@ from ..core import *
 from ..data.contamination_fingerprint import copy_fingerprint
 from ..data.tokenizers import get_tokenizer
 from ..files import *
+from ..folders import check_new_folder
 from ..models.build import *
 from ..models.build import find_lm_class as find_lm_class
 from ..models.config import *
@@ -161,7 +162,7 @@ def bits_per_weight(matrices:dict)->float:
     unique = {p.data.data_ptr(): p for p in matrices.values()}.values()
     return sum(8*p.nbytes for p in unique)/sum(math.prod(p.shape) for p in unique)
 
-# %% ../../nbs/03_quantizers/14_packed_model.ipynb #68b860d2
+# %% ../../nbs/03_quantizers/14_packed_model.ipynb #79cc01c2
 def pack(model, output_path, tokenizer=None, layout='base3', quantize=None, verbose=True,
         source=None)->PackedFolder:
     """Write a quantized model as packed codes; an `InputError` says what cannot be packed before anything is written
@@ -176,7 +177,7 @@ def pack(model, output_path, tokenizer=None, layout='base3', quantize=None, verb
         source: folder or name of the model, for messages and the fingerprint of its training text"""
     choose_layout('ternary', 2, layout)
     out = Path(output_path).expanduser()
-    if out.exists(): raise InputError(f'{out} is there already; choose another folder')
+    check_new_folder(out)
     if isinstance(model, (str, Path)): source = str(model)
     if is_packed(model):
         raise InputError(

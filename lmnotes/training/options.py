@@ -7,13 +7,13 @@ __all__ = ['aliases', 'training_modes', 'option_group', 'option_groups', 'ModelO
            'BatchOptions', 'BudgetOptions', 'OptimizerOptions', 'PrecisionOptions', 'DeviceOptions',
            'EvaluationOptions', 'FolderOptions', 'RLOptions', 'TrainOptions', 'options_from', 'check_options']
 
-# %% ../../nbs/06_training/01_options.ipynb #839e4f3f
+# %% ../../nbs/06_training/01_options.ipynb #d2c1d12f
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Literal
 
 from ..core import InputError, Registry, did_you_mean
-from ..option_values import OptionRange, check_values, count, fraction, value_ranges
+from ..option_values import OptionRange, amount, check_values, count, fraction, value_ranges
 from .planning.conditions import *
 from .planning.option_effects import check_effects, option
 
@@ -39,11 +39,9 @@ def option_groups(cls)->dict:
         groups.setdefault(f.metadata.get('group', ''), []).append(f.name)
     return groups
 
-# %% ../../nbs/06_training/01_options.ipynb #0da4f27f
-@value_ranges(
-    dim=count(2**17), n_layer=count(10_000), n_head=count(2**14), ffn_dim=count(2**20), num_frequencies=count(2**20),
-    dropout=fraction(),
-)
+# %% ../../nbs/06_training/01_options.ipynb #28f3cf1d
+@value_ranges(dim=count(2**17), n_layer=count(10_000), n_head=count(2**14), ffn_dim=count(2**20),
+              num_frequencies=count(2**20), dropout=fraction())
 @option_group('model')
 class ModelOptions:
     "Options of the group: model"
@@ -72,13 +70,11 @@ class LoraOptions:
     lora_dropout: float = option(0.1, with_lora) # probability in [0,1), on the input of the adapters
     lora_target_modules: tuple[str, ...] = option((), with_lora) # layers with one; default: all projections in blocks
 
-# %% ../../nbs/06_training/01_options.ipynb #2e2184a9
-@value_ranges(
-    mixture_rates=OptionRange(least=0, most=1), mixture_temperature=OptionRange(above=0, most=10**6),
-    mixture_cap=OptionRange(above=0, most=1), max_chunks=count(), tokens_per_chunk=count(2**31),
-    prompt_template=OptionRange(text=True), limit=count(), vocab_size=count(2**24),
-    hub_timeout=OptionRange(above=0, most=10**6),
-)
+# %% ../../nbs/06_training/01_options.ipynb #42c69116
+@value_ranges(mixture_rates=OptionRange(least=0, most=1), mixture_temperature=OptionRange(above=0, most=10**6),
+              mixture_cap=OptionRange(above=0, most=1), max_chunks=count(), tokens_per_chunk=count(2**31),
+              prompt_template=OptionRange(template=True), limit=count(), vocab_size=count(2**24),
+              hub_timeout=OptionRange(above=0, most=10**6))
 @option_group('data')
 class DatasetOptions:
     "Options of the group: data"
@@ -108,11 +104,9 @@ class DatasetOptions:
     tokenizer: str = 'auto'            # bytes, chars, bpe, a folder or hub id; auto: the saved model's own, else bytes
     vocab_size: int | None = option(None, with_trained_tokenizer) # tokens a trained tokenizer may have
 
-# %% ../../nbs/06_training/01_options.ipynb #b3fb154b
-@value_ranges(
-    max_length=count(2**24), batch_size=count(2**20), gradient_accumulation_steps=count(2**20),
-    packing_max_length=count(2**24), num_workers=OptionRange(least=0, most=1024),
-)
+# %% ../../nbs/06_training/01_options.ipynb #fb8c6f03
+@value_ranges(max_length=count(2**24), batch_size=count(2**20), gradient_accumulation_steps=count(2**20),
+              packing_max_length=count(2**24), num_workers=amount(1024))
 @option_group('batch and length')
 class BatchOptions:
     "Options of the group: batch and length"
@@ -133,11 +127,9 @@ class BudgetOptions:
     seed: int = 0                      # of the weights, the data order and dropout
     test: bool = False                 # shrink the run to well under a minute
 
-@value_ranges(
-    learning_rate=OptionRange(above=0, below=100), warmup_steps=OptionRange(least=0, most=10**9),
-    warmup_ratio=fraction(), weight_decay=OptionRange(least=0, most=100), adam_beta1=fraction(),
-    adam_beta2=fraction(), adam_epsilon=OptionRange(above=0, most=1), max_grad_norm=OptionRange(least=0),
-)
+@value_ranges(learning_rate=OptionRange(above=0, below=100), warmup_steps=amount(), warmup_ratio=fraction(),
+              weight_decay=amount(100), adam_beta1=fraction(), adam_beta2=fraction(),
+              adam_epsilon=OptionRange(above=0, most=1), max_grad_norm=amount())
 @option_group('optimizer and schedule')
 class OptimizerOptions:
     "Options of the group: optimizer and schedule"
@@ -174,11 +166,9 @@ class DeviceOptions:
     ddp_backend: Literal['auto', 'nccl', 'gloo'] = option('auto', with_ranks) # auto: nccl on CUDA, else gloo
     fsdp: bool = False                 # split weights and optimizer over the ranks (FSDP2) instead of copying them
 
-# %% ../../nbs/06_training/01_options.ipynb #9f820855
-@value_ranges(
-    eval_steps=count(), eval_max_batches=OptionRange(least=-1), eval_generate=OptionRange(least=0),
-    early_stopping_patience=count(), viz_interval=count(), display_samples_every=count(),
-)
+# %% ../../nbs/06_training/01_options.ipynb #c9dea4a5
+@value_ranges(eval_steps=count(), eval_max_batches=OptionRange(least=-1), eval_generate=amount(),
+              early_stopping_patience=count(), viz_interval=count(), display_samples_every=count())
 @option_group('evaluation and samples')
 class EvaluationOptions:
     "Options of the group: evaluation and samples"
@@ -196,7 +186,7 @@ class EvaluationOptions:
     viz_interval: int = 50             # steps between plots
     display_samples_every: int = 5     # plots between text samples
 
-# %% ../../nbs/06_training/01_options.ipynb #0c939628
+# %% ../../nbs/06_training/01_options.ipynb #25888e68
 @value_ranges(save_steps=count(), save_total_limit=count(), logging_steps=count())
 @option_group('run folder and logging')
 class FolderOptions:
@@ -211,11 +201,9 @@ class FolderOptions:
     imports: tuple[str, ...] = ()      # files or modules of your own to import first (--import), such as my_idea.py
     dry_run: bool = False              # print the plan and start nothing
 
-@value_ranges(
-    grpo_beta=OptionRange(least=0, most=1000), grpo_group_size=count(2**16), max_prompt_length=count(2**24),
-    max_completion_length=count(2**24), rl_learning_rate=OptionRange(above=0, below=100),
-    rl_warmup_steps=OptionRange(least=0, most=10**9),
-)
+@value_ranges(grpo_beta=amount(1000), grpo_group_size=count(2**16), max_prompt_length=count(2**24),
+              max_completion_length=count(2**24), rl_learning_rate=OptionRange(above=0, below=100),
+              rl_warmup_steps=amount())
 @option_group('RL')
 class RLOptions:
     "Options of the group: RL"

@@ -69,7 +69,7 @@ def tokens_per_step(o:TrainOptions, data)->tuple[float,str]:
     if mean is None: return rows*full,'at most '
     return (rows*full,'') if math.isclose(mean, full) else (rows*mean,'about ')
 
-# %% ../../nbs/06_training/17_plan.ipynb #323435aa
+# %% ../../nbs/06_training/17_plan.ipynb #9e935789
 _weights_words = dict(random='random weights', saved='saved weights', hub='weights of the hub', init='weights of {}')
 
 def count_text(n)->str:
@@ -126,12 +126,14 @@ def _memory_line(o, facts):
     said = f'{bytes_text(need)} for weights, gradients and optimizer; activations come on top'
     return said if need < free else f'does not fit here: {said}, and {bytes_text(free)} are free'
 
+def _passes(n): return f"{n:g} pass{'' if n == 1 else 'es'}"
+
 def _steps_lines(o, data, steps):
     per_step,known = tokens_per_step(o, data)
     each = f'of {known}{round(per_step)} tokens'
     if not steps and o.max_seconds:
         return dict(steps=f'as many as fit in {o.max_seconds:g} s, {each}', tokens='unknown until the probe')
-    if not steps: return dict(steps=f'{o.num_train_epochs:g} passes over the data, {each}', tokens='unknown')
+    if not steps: return dict(steps=f'{_passes(o.num_train_epochs)} over the data, {each}', tokens='unknown')
     n = passes(o, data, steps)
     return dict(
         steps=f'{steps} {each}',
@@ -161,7 +163,7 @@ def _rl_lines(o, data, steps): # of a run on rewards, whose steps are made of pr
         f'prompts of {o.max_prompt_length} and completions of {o.max_completion_length} tokens',
     )
 
-# %% ../../nbs/06_training/17_plan.ipynb #6f79fae7
+# %% ../../nbs/06_training/17_plan.ipynb #ac00a46a
 def run_name(o:TrainOptions, data)->str:
     """Name a run, without its date
 
@@ -204,7 +206,7 @@ def plan_run(o:TrainOptions, data, facts:ModelFacts, steps:int|None, recipe='')-
         p |= _rl_lines(o, data, steps)
         p.pop('passes', None)
     p['writes'] = o.output_dir or f"runs/{datetime.now():%Y-%m-%d_%Hh%Mm}_{run_name(o, data)}"
-    return p | (dict(note='; '.join(data.notes)) if data.notes else {})
+    return p | (dict(note=data.notes[0] if len(data.notes) == 1 else list(data.notes)) if data.notes else {})
 
 def show_plan(plan:dict, file=None):
     """Print a plan, a line for each of its parts
@@ -212,4 +214,5 @@ def show_plan(plan:dict, file=None):
     Parameters:
         plan: lines by name
         file: default: standard output"""
-    for k,v in plan.items(): print_message(k, v, file)
+    for k,v in plan.items():
+        for text in [f'- {x}' for x in v] if isinstance(v, list) else [v]: print_message(k, text, file)

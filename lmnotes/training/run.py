@@ -17,6 +17,7 @@ from fastai.basics import *
 from ..core import *
 from ..data.contamination_fingerprint import keep_fingerprint
 from ..files import *
+from ..folders import is_unused, lock_folder, remove_partial_files
 from ..models import models
 from ..models.lora import merge_lora
 from ..plugins import loaded_plugins

@@ -248,7 +248,7 @@ class MixtureSpec(DataSpec):
             ds: of the mixture"""
         return self.objective != 'pretrain' and 'sft' in ds.modes
 
-# %% ../../../nbs/01_data/mixtures/03_data.ipynb #f9ece45b
+# %% ../../../nbs/01_data/mixtures/03_data.ipynb #a38d12cd
 def _load_parts(spec, found)->dict: # name -> data
     tok = shared_tokenizer(
         found, spec.tokenizer, spec.vocab_size, spec.data_dir, spec.limit, answers=spec.learns_answers)
@@ -286,6 +286,7 @@ def mixture_data(datasets, configs=None, **options)->MixtureData:
     found,rates = find_mixture(datasets, configs, options.get('rates'))
     spec = MixtureSpec(datasets=datasets, configs=configs, **(options | dict(rates=rates)))
     check_mixture(found, spec.objective, spec.allow_eval_data)
+    for ds in found: rows_source(ds, spec.data_dir) # one that is missing is found before any other is loaded
     parts = _load_parts(spec, found)
     if rates is None:
         rates = size_rates([_part_size(d, spec.by) for d in parts.values()], spec.temperature, spec.cap)

@@ -70,7 +70,7 @@ def describe_model(name, from_scratch=False)->str:
     weights = 'random weights (only its config is taken)' if from_scratch else 'with its weights'
     return f'{name}: {_kinds[kind]}, {weights}'
 
-# %% ../../../nbs/02_models/hf/03_hf_config.ipynb #fc28ccc0
+# %% ../../../nbs/02_models/hf/03_hf_config.ipynb #823332df
 class HubUnreachableError(InputError):
     "The hub does not answer"
 
@@ -95,8 +95,9 @@ def _not_on_hub(name, why): # message with two ways on
     near = suggest_name(name, known)
     what = (f"the weights of '{name}' are on the hub, which {why}." if name in known
             else f"'{name}' is no recipe and the hub {why}{'; ' + near if near else '.'}")
-    note = hub_deadline.note()
-    return f'{what} Two ways on: a local folder (--model PATH), or a random model such as tiny:gpt2.{note}'
+    family = max((k for k in tiny_configs if k in name.lower()), key=len, default='gpt2')
+    ways = f'Two ways on: a local folder (--model PATH), or a random model such as tiny:{family}'
+    return f'{what} {ways}.{hub_deadline.note()}'
 
 def _hub_error(name, error): # the `InputError` that stands for an error of the hub's client
     text = str(error)

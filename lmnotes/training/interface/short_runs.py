@@ -10,6 +10,7 @@ import math
 from dataclasses import fields, replace
 
 from ...core import *
+from ...models.build import models, recipe_sizes
 from ..build import *
 from ..build_data import data_source_kind
 from ..options import TrainOptions
@@ -120,6 +121,7 @@ def shrink_for_test(o:TrainOptions)->TrainOptions:
 
     Parameters:
         o: of any run"""
+    if base_name(o) in models: recipe_sizes(base_name(o), o.size) # the size that is shrunk must be one
     given,o = o,_with_caps(o)
     known = o.tokenizer in ('auto', 'bytes', 'chars') # words and tokenizers of the hub have 50,000 tokens
     facts = sketch_model_facts(o, o.vocab_size or (None if known else 4096 if o.tokenizer == 'bpe' else 50_000))

@@ -7,10 +7,8 @@ __all__ = ['check_output_dir', 'check_run', 'run_data', 'is_only_sketched', 'run
            'prepare_job']
 
 # %% ../../../nbs/06_training/planning/07_prepare.ipynb #a0558c88
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from string import Formatter
 
 from fastai.basics import *
 
@@ -18,6 +16,7 @@ from ...core import *
 from ...evaluation.generation_eval import *
 from ...evaluation.metric_names import *
 from ...files import *
+from ...folders import check_writable, is_unused
 from ...models.causality import check_causal
 from ...models.config import find_rewrite
 from ..build import *
@@ -41,29 +40,15 @@ from ..run_summary import *
 from ..schedules import *
 
 # %% ../../../nbs/06_training/planning/07_prepare.ipynb #78d81663
-def _check_writable(path): # the folder, or the nearest above it that exists
-    there = next(p for p in (path, *path.absolute().parents) if p.exists())
-    if not there.is_dir(): raise InputError(f'cannot write into {path}: {there} is a file; choose another --output_dir')
-    if not os.access(there, os.W_OK):
-        raise InputError(f'cannot write into {path}: {there} is read-only; choose another --output_dir')
-
 def check_output_dir(output_dir):
     """Refuse a folder that holds something or cannot be written, with an `InputError`
 
     Parameters:
         output_dir: folder of a run that is to start; None: a new one under runs/"""
     path = Path(output_dir or 'runs')
-    if output_dir and path.is_dir() and any(path.iterdir()):
+    if output_dir and path.is_dir() and not is_unused(path):
         raise InputError(f'{path} already holds something; choose another --output_dir, or go on with --resume {path}')
-    _check_writable(path)
-
-def _check_template(template):
-    try:
-        list(Formatter().parse(template))
-    except ValueError as e:
-        raise InputError(
-            f'--prompt_template cannot be read ({e}); write columns in braces, and real braces twice'
-        ) from None
+    check_writable(path)
 
 def check_run(o:TrainOptions, given=())->list:
     """Refuse what needs neither data nor weights to be refused, with an `InputError`
@@ -75,7 +60,6 @@ def check_run(o:TrainOptions, given=())->list:
     optimizer_arguments(o.optimizer, (o.adam_beta1, o.adam_beta2), o.adam_epsilon)
     if o.lr_scheduler_type: schedules[o.lr_scheduler_type]
     for name in o.model.split('+')[1:]: find_rewrite(name)
-    if o.prompt_template: _check_template(o.prompt_template)
     if not o.resume_from_checkpoint: run_on_main(lambda: check_output_dir(o.output_dir))
     return check_effects(o, given)
 
