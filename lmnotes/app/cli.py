@@ -8,6 +8,7 @@ __all__ = ['takes_list', 'normalize', 'take_option', 'parser_class', 'parse', 'u
 # %% ../../nbs/11_app/03_cli.ipynb #841abde5
 import contextlib
 import dataclasses
+import gc
 import io
 import os
 import re
@@ -20,8 +21,9 @@ from .config_file import *
 from .options import commands, option_classes, option_comments
 from ..core import InputError, RunError, did_you_mean
 from ..plugins import import_entry_points, import_plugins
-from ..training.options import option_groups
+from ..training.options import check_options, option_groups
 from ..training.planning.command_line import *
+from ..training.planning.option_effects import check_effects
 
 # %% ../../nbs/11_app/03_cli.ipynb #35ae37f4
 def takes_list(options:type, name:str)->bool:
@@ -169,6 +171,22 @@ def usage()->str:
     lines = [f'  {name:<{width}}  {option_classes[name].__doc__}' for name in option_classes.names()]
     return _USAGE.format(commands='\n'.join(lines))
 
+_SLOW_TO_START = 'train', 'compare' # commands that look at data and models before they say more
+
+def _begin(name, options, given): # what can be said before anything heavy is imported
+    if name == 'train': check_options(options, given)
+    else:
+        for note in check_effects(options, given, light=True): warnings.warn(note, stacklevel=2)
+    if name in _SLOW_TO_START and os.environ.get('RANK', '0') == '0':
+        print(f'{"plan":>10}  options of lmnotes {name} are read; now its data and models', flush=True)
+
+def _import_command(name): # what is imported stays, and collecting garbage meanwhile is a quarter of the time
+    gc.disable()
+    try:
+        return commands[name]
+    finally:
+        gc.enable()
+
 def run_command(name:str, words:list[str])->int:
     """Parse the words of a command and run it
 
@@ -179,7 +197,8 @@ def run_command(name:str, words:list[str])->int:
     option_classes[name]
     import_entry_points()
     options,given = parse(name, words)
-    return commands[name](options, given) or 0
+    _begin(name, options, given)
+    return _import_command(name)(options, given) or 0
 
 # %% ../../nbs/11_app/03_cli.ipynb #755853a7
 _DISK_FULL = 28, 122 # ENOSPC, EDQUOT

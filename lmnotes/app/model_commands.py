@@ -23,6 +23,7 @@ from ..models.generation import generate
 from ..models.model_zoo import show_models
 from ..quantizers.packed_export import pack_and_report
 from ..rl.sandbox import require_walls
+from ..training.planning.option_effects import check_effects
 
 # %% ../../nbs/11_app/05_model_commands.ipynb #c6d2dace
 def check_evaluation(model:str, tasks, output=None)->list:
@@ -58,6 +59,7 @@ def evaluate_command(o, given):
         o: `EvaluateOptions`
         given: names of the options that were typed"""
     tasks = check_evaluation(o.model, o.tasks, o.output)
+    check_effects(o, given)
     if o.allow_execution: require_walls()
     options = {k: getattr(o, k) for k in (*_SAME, *_LOADING)}
     datasets = list(o.datasets) if o.datasets else None
@@ -92,6 +94,7 @@ def generate_command(o, given):
         o: `GenerateOptions`
         given: names of the options that were typed"""
     if not o.model: raise InputError('--model is missing; give the folder of a run or of a saved model')
+    check_effects(o, given)
     model,tokenizer = load_for_use(o)
     sampling = {k: getattr(o, k) for k in ('max_new_tokens', 'temperature', 'top_p', 'seed', 'stop')}
     print(generate(model, tokenizer, o.prompt, **sampling))

@@ -291,5 +291,5 @@ def check_options(o:TrainOptions, given=())->TrainOptions:
         values = getattr(o, n)
         if values and len(values) != len(o.datasets):
             raise InputError(f'{len(o.datasets)} --datasets and {len(values)} --{n}; give one for each')
-    check_effects(o, given, light=True)
+    if not o.resume_from_checkpoint: check_effects(o, given, light=True) # else with those of the run
     return o

@@ -47,7 +47,7 @@ from .trackers import *
 def _loggers(job, facts): # of rank 0 alone
     o,path = job.options,job.folder.path
     cbs = [
-        Monitor(path/'metrics.jsonl', o.logging_steps or o.eval_steps or 10),
+        Monitor(path/'metrics.jsonl', o.logging_steps or o.eval_steps or 10, mean_of=o.logging_steps or 1),
         StepProgress(job.steps, quiet=job.quiet),
         TrainingPlots(path, every=o.viz_interval, at_end=False),
         TensorBoard(path, facts, at_end=False),
