@@ -7,11 +7,11 @@ __all__ = ['bytes_text', 'memory_bytes', 'Monitor', 'truncate_log', 'metrics_his
            'moving_average', 'progress_text', 'StepProgress', 'StepTimer', 'measure_step_time']
 
 # %% ../../nbs/06_training/08_monitor.ipynb #18a0b5ec
+import itertools
 import json
 import statistics
 import sys
 import time
-from itertools import groupby
 from pathlib import Path
 
 from fastai.basics import *
@@ -74,7 +74,7 @@ class Monitor(Callback):
 
 # %% ../../nbs/06_training/08_monitor.ipynb #c0e899bc
 def _windows(rows, n, rest)->list: # indices of the rows of each line; `rest`: those of a window that is not full too
-    found = [list(g) for _,g in groupby(range(len(rows)), key=lambda i: (rows[i][0] - 1)//n)]
+    found = [list(g) for _,g in itertools.groupby(range(len(rows)), key=lambda i: (rows[i][0] - 1)//n)]
     return found if rest or not found or rows[found[-1][-1]][0] % n == 0 else found[:-1]
 
 @patch
