@@ -74,7 +74,8 @@ def test_every_line_has_a_plan(line, words, capsys):
     assert main([*typed, '--dry_run']) == 0, capsys.readouterr().err
     out = capsys.readouterr().out
     keys = [l.split()[0] for l in out.splitlines()]
-    assert keys[:3] == ['model', 'data', 'mode'] and {'memory', 'steps', 'optimizer', 'writes'} <= set(keys), out
+    assert keys[:4] == ['plan', 'model', 'data', 'mode'], out
+    assert {'memory', 'steps', 'optimizer', 'writes'} <= set(keys), out
     assert [p for p in sorted(Path('.').rglob('*')) if p not in before and 'cache' not in p.parts] == []
     if 'gpt2' in line and 'rl' not in line: assert '124M parameters' in out and 'only the hub could tell' in out
     if '--mode rl' in line: assert 'rewards' in keys

@@ -15,12 +15,13 @@ from lmnotes.data.classification.labels import head_input_text
 from lmnotes.data.dataset_splits import load_rows
 from lmnotes.data.tokenizers import get_tokenizer
 from lmnotes.models.build import build_model
-from lmnotes.training.build import model_facts, model_from_options, sketch_model_facts
+from lmnotes.training.build import model_facts, model_from_options
 from lmnotes.training.build_data import data_from_options
 from lmnotes.training.checkpoints import load_run
 from lmnotes.training.learner import lm_learner
 from lmnotes.training.learner_metrics import evaluate
 from lmnotes.training.options import TrainOptions
+from lmnotes.training.planning.sketch import sketch_model_facts
 from lmnotes.training.train import train
 
 tasks = dict(classify='opinions', tag='entities', span='reading')

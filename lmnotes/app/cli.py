@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['takes_list', 'normalize', 'take_option', 'parser_class', 'parse', 'usage', 'run_command', 'main']
 
-# %% ../../nbs/11_app/03_cli.ipynb #0f63e38b
+# %% ../../nbs/11_app/03_cli.ipynb #7423b240
 import contextlib
 import dataclasses
+import gc
 import io
 import os
 import re
@@ -24,8 +25,9 @@ from ..data.sources.hub_deadline import set_hub_timeout
 from ..option_values import check_values
 from ..plugins import import_entry_points, import_plugins
 from ..reading import short_reason
-from ..training.options import option_groups
+from ..training.options import check_options, option_groups
 from ..training.planning.command_line import *
+from ..training.planning.option_effects import check_effects
 
 # %% ../../nbs/11_app/03_cli.ipynb #35ae37f4
 def takes_list(options:type, name:str)->bool:
@@ -158,7 +160,7 @@ def parse(name:str, words:list[str])->tuple:
         raise InputError(f'{_first_sentence(err.getvalue())} (lmnotes {name} --help lists all)') from None
     return check_values(parsed), given
 
-# %% ../../nbs/11_app/03_cli.ipynb #d745145a
+# %% ../../nbs/11_app/03_cli.ipynb #87843a92
 _USAGE = '''usage: lmnotes COMMAND [options]
 
 A lab where small language models are changed, trained and compared truthfully.
@@ -174,6 +176,22 @@ def usage()->str:
     lines = [f'  {name:<{width}}  {option_classes[name].__doc__}' for name in option_classes.names()]
     return _USAGE.format(commands='\n'.join(lines))
 
+_SLOW_TO_START = 'train', 'compare' # commands that look at data and models before they say more
+
+def _begin(name, options, given): # what can be said before anything heavy is imported
+    if name == 'train': check_options(options, given)
+    else:
+        for note in check_effects(options, given, light=True): warnings.warn(note, stacklevel=2)
+    if name in _SLOW_TO_START and os.environ.get('RANK', '0') == '0':
+        print(f'{"plan":>10}  options of lmnotes {name} are read; now its data and models', flush=True)
+
+def _import_command(name): # what is imported stays, and collecting garbage meanwhile is a quarter of the time
+    gc.disable()
+    try:
+        return commands[name]
+    finally:
+        gc.enable()
+
 def run_command(name:str, words:list[str])->int:
     """Parse the words of a command and run it
 
@@ -185,7 +203,8 @@ def run_command(name:str, words:list[str])->int:
     import_entry_points()
     options,given = parse(name, words)
     set_hub_timeout(options.hub_timeout)
-    return commands[name](options, given) or 0
+    _begin(name, options, given)
+    return _import_command(name)(options, given) or 0
 
 # %% ../../nbs/11_app/03_cli.ipynb #755853a7
 def _complain(text, code):

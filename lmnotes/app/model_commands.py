@@ -23,6 +23,7 @@ from ..models.generation import generate
 from ..models.model_zoo import show_models
 from ..quantizers.packed_export import pack_and_report
 from ..rl.sandbox import require_walls
+from ..training.planning.option_effects import check_effects
 
 # %% ../../nbs/11_app/05_model_commands.ipynb #c6d2dace
 def check_evaluation(model:str, tasks, output=None)->list:
@@ -43,7 +44,7 @@ def check_evaluation(model:str, tasks, output=None)->list:
         raise InputError(f"'{output}' is a folder; name a file, such as {Path(output)/'evaluation.json'}")
     return known if 'all' in tasks else list(dict.fromkeys(tasks))
 
-# %% ../../nbs/11_app/05_model_commands.ipynb #e625d110
+# %% ../../nbs/11_app/05_model_commands.ipynb #db325184
 _LOADING = 'attn_implementation', 'load_in_4bit', 'load_in_8bit', 'trust_remote_code' # fields of `LoadingOptions`
 _SAME = 'data_dir', 'data_path', 'split', 'limit', 'seed', 'max_length', 'draws', 'allow_execution', 'output', 'device'
 
@@ -58,6 +59,7 @@ def evaluate_command(o, given):
         o: `EvaluateOptions`
         given: names of the options that were typed"""
     tasks = check_evaluation(o.model, o.tasks, o.output)
+    check_effects(o, given)
     if o.allow_execution: require_walls()
     options = {k: getattr(o, k) for k in (*_SAME, *_LOADING)}
     options['limit'] = None if o.limit == 'all' else o.limit
@@ -68,7 +70,7 @@ def evaluate_command(o, given):
     nowhere = 'nothing was written: the model is no folder here; --output names a file'
     print(f"evaluation: {result['path']}" if 'path' in result else nowhere)
 
-# %% ../../nbs/11_app/05_model_commands.ipynb #45cd9429
+# %% ../../nbs/11_app/05_model_commands.ipynb #eab590fe
 def check_own_loading(name:str, loading:dict):
     """Refuse options that have no effect on a model of lmnotes, with an `InputError`
 
@@ -108,6 +110,7 @@ def generate_command(o, given):
         o: `GenerateOptions`
         given: names of the options that were typed"""
     if not o.model: raise InputError('--model is missing; give the folder of a run or of a saved model')
+    check_effects(o, given)
     model,tokenizer = load_for_use(o)
     sampling = {k: getattr(o, k) for k in ('max_new_tokens', 'temperature', 'top_p', 'seed', 'stop')}
     print(generate(model, tokenizer, o.prompt, **sampling))

@@ -4,18 +4,22 @@
 
 # %% auto #0
 __all__ = ['max_python_characters', 'builtin_sources', 'person_names', 'city_names', 'standard_library_files',
-           'drop_repeated_parts', 'extract_docstrings', 'split_for_key', 'prose_rows', 'python_rows', 'builtin_hash']
+           'drop_repeated_parts', 'extract_docstrings', 'cache_folder', 'split_for_key', 'prose_rows', 'python_rows',
+           'builtin_hash']
 
 # %% ../../nbs/01_data/01_builtin.ipynb #cc56ebc0
 import ast
+import contextlib
 import gc
 import hashlib
+import os
 import sysconfig
 from functools import cache
 from pathlib import Path
 
 from ..core import *
 from .sources.files import *
+from ..files import read_json, write_json
 
 # %% ../../nbs/01_data/01_builtin.ipynb #6222c6c0
 _excluded = {
@@ -28,7 +32,10 @@ def standard_library_files()->tuple:
 
     Returns: (name such as `json/decoder.py`, source) pairs, by name"""
     root = Path(sysconfig.get_path('stdlib'))
-    files = [f for f in root.rglob('*.py') if not _excluded.intersection(f.relative_to(root).parts)]
+    files = []
+    for folder,folders,names in os.walk(root):
+        folders[:] = [n for n in folders if n not in _excluded] # where most files are
+        files += [Path(folder)/n for n in names if n.endswith('.py')]
     return tuple(sorted((f.relative_to(root).as_posix(), f.read_text('utf-8', 'replace')) for f in files))
 
 # %% ../../nbs/01_data/01_builtin.ipynb #1c158288
@@ -71,16 +78,41 @@ _has_doc = ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
 _has_body = ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef, ast.If, ast.Try
 
 # %% ../../nbs/01_data/01_builtin.ipynb #bae3b3bb
-@cache
-def _prose()->tuple: # documents: one for each help topic, one for each file
-    from pydoc_data import topics
+def cache_folder()->Path:
+    """Return the folder for files that can be made again
+
+    Returns: XDG_CACHE_HOME/lmnotes, or ~/.cache/lmnotes"""
+    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'lmnotes'
+
+def _parsed_docstrings(sources)->list: # a text for each source; three seconds of parsing
     on = gc.isenabled()
     gc.disable()
     try:
-        docs = ['\n\n'.join(extract_docstrings(s)) for _,s in standard_library_files() if '"""' in s or "'''" in s]
+        return ['\n\n'.join(extract_docstrings(s)) for s in sources]
     finally:
         if on: gc.enable()
-    docs = drop_repeated_parts([t for _,t in sorted(topics.topics.items())] + docs)
+
+def _read_kept(path, n): # n texts; None: there are none, or others
+    try:
+        kept = read_json(path)
+    except (OSError, ValueError):
+        return None
+    return kept if isinstance(kept, list) and len(kept) == n and all(isinstance(t, str) for t in kept) else None
+
+def _docstrings()->list: # of the library's files, kept under the hash of their sources
+    sources = [s for _,s in standard_library_files() if '"""' in s or "'''" in s]
+    path = cache_folder()/'docstrings'/f'{sysconfig.get_python_version()}-{content_hash(chr(0).join(sources))}.json'
+    kept = _read_kept(path, len(sources))
+    if kept is None:
+        kept = _parsed_docstrings(sources)
+        with contextlib.suppress(OSError, RunError): write_json(path, kept) # where it cannot be kept it is parsed again
+    return kept
+
+# %% ../../nbs/01_data/01_builtin.ipynb #406632da
+@cache
+def _prose()->tuple: # documents: one for each help topic, one for each file
+    from pydoc_data import topics
+    docs = drop_repeated_parts([t for _,t in sorted(topics.topics.items())] + _docstrings())
     return tuple(d for d in dict.fromkeys(docs) if len(d) >= 40)
 
 # %% ../../nbs/01_data/01_builtin.ipynb #560a4f13

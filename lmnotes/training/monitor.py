@@ -7,7 +7,8 @@ __all__ = ['bytes_text', 'memory_bytes', 'Monitor', 'truncate_log', 'metrics_his
            'moving_average', 'progress_text', 'seconds_left', 'bar_options', 'StepProgress', 'StepTimer',
            'measure_step_time']
 
-# %% ../../nbs/06_training/08_monitor.ipynb #18a0b5ec
+# %% ../../nbs/06_training/08_monitor.ipynb #a3de00e0
+import itertools
 import json
 import shutil
 import statistics
@@ -46,15 +47,16 @@ def memory_bytes(device='cpu')->int|None:
 
 # %% ../../nbs/06_training/08_monitor.ipynb #689abde8
 class Monitor(Callback):
-    """Log a line of `metrics.jsonl` per optimizer step, written every `every` steps
+    """Log a line of `metrics.jsonl` for every `mean_of` optimizer steps, written every `every` steps
 
     Parameters:
         path: the log
         every: steps between writes
-        started: `time.perf_counter()` when the run began"""
+        started: `time.perf_counter()` when the run began
+        mean_of: steps of a line, whose loss, accuracy and gradient norm are means over them"""
     order,run_valid = 50,False # after the step has been counted and applied
-    def __init__(self, path, every:int=10, started=None):
-        self.path,self.every,self.rows = Path(path),every,[]
+    def __init__(self, path, every:int=10, started=None, mean_of:int=1):
+        self.path,self.every,self.mean_of,self.rows = Path(path),every,mean_of,[]
         self.started = started
     def before_fit(self):
         self.started = self.started or time.perf_counter()
@@ -67,21 +69,31 @@ class Monitor(Callback):
         times,counts = (time.perf_counter(), self._clock()),(l.tokens, l.supervised)
         numbers = [t.detach().float().reshape(()) for t in (l.step_loss, l.step_accuracy, l.grad_norm)]
         self.rows.append((l.step, times, torch.stack(numbers), l.opt.opt.param_groups[0]['lr'], counts))
-        if len(self.rows) >= self.every: self.flush()
+        if len(self.rows) >= self.every and l.step % self.mean_of == 0: self.flush()
     def rate(self)->float:
         "Return tokens per second since this process began to train, evaluations aside"
         return (int(self.learn.tokens) - self.first_tokens)/max(self._clock() - self.began, 1e-9)
-    def after_fit(self): self.flush()
+    def after_fit(self): self.flush(rest=True)
 
 # %% ../../nbs/06_training/08_monitor.ipynb #c0e899bc
+def _windows(rows, n, rest)->list: # indices of the rows of each line; `rest`: those of a window that is not full too
+    found = [list(g) for _,g in itertools.groupby(range(len(rows)), key=lambda i: (rows[i][0] - 1)//n)]
+    return found if rest or not found or rows[found[-1][-1]][0] % n == 0 else found[:-1]
+
 @patch
-def flush(self:Monitor):
-    "Write the steps gathered so far"
+def flush(self:Monitor, rest:bool=False):
+    """Write the steps gathered so far
+
+    Parameters:
+        rest: write a line for fewer steps than it is the mean of too"""
     if not self.rows: return
     numbers = torch.stack([r[2] for r in self.rows]).tolist()
     memory = memory_bytes(next(self.learn.model.parameters()).device)
     lines = []
-    for (step, (now, clock), _, lr, counts),(loss, accuracy, norm) in zip(self.rows, numbers):
+    groups = _windows(self.rows, self.mean_of, rest)
+    for group in groups:
+        means = [sum(column)/len(group) for column in zip(*(numbers[i] for i in group))]
+        (step, (now, clock), _, lr, counts),(loss, accuracy, norm) = self.rows[group[-1]],means
         tokens,supervised = map(int, counts)
         rate = (tokens - self.last_tokens)/max(clock - self.last, 1e-9)
         self.last,self.last_tokens = clock,tokens
@@ -99,8 +111,8 @@ def flush(self:Monitor):
                 memory_bytes=memory,
             )
         )
-    append_jsonl(self.path, *lines)
-    self.rows = []
+    if lines: append_jsonl(self.path, *lines)
+    self.rows = self.rows[sum(map(len, groups)):]
 
 # %% ../../nbs/06_training/08_monitor.ipynb #ae874094
 def truncate_log(path, step:int):

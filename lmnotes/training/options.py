@@ -268,7 +268,7 @@ training_modes.lazy('pretrain', 'lmnotes.training.train:train_supervised')
 training_modes.lazy('sft', 'lmnotes.training.train:train_supervised')
 training_modes.lazy('rl', 'lmnotes.rl.run:train_rl')
 
-# %% ../../nbs/06_training/01_options.ipynb #3154cd68
+# %% ../../nbs/06_training/01_options.ipynb #cf10f329
 _contradict = [
     pair.split() for pair in (
         'fp16 bf16', 'fp16 no_mixed_precision', 'bf16 no_mixed_precision', 'load_in_4bit load_in_8bit',
@@ -295,5 +295,5 @@ def check_options(o:TrainOptions, given=())->TrainOptions:
         values = getattr(o, n)
         if values and len(values) != len(o.datasets):
             raise InputError(f'{len(o.datasets)} --datasets and {len(values)} --{n}; give one for each')
-    check_effects(o, given, light=True)
+    if not o.resume_from_checkpoint: check_effects(o, given, light=True) # else with those of the run
     return o
