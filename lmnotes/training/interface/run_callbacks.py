@@ -51,7 +51,7 @@ def logging_callbacks(job, evals, facts:dict)->list:
         facts: as `tracker_facts` gives them"""
     o,path = job.options,job.folder.path
     cbs = [
-        Monitor(path/'metrics.jsonl', o.logging_steps or o.eval_steps or 10),
+        Monitor(path/'metrics.jsonl', o.logging_steps or o.eval_steps or 10, mean_of=o.logging_steps or 1),
         StepProgress(job.steps, quiet=job.quiet, messages=job.messages, every=o.logging_steps),
         TrainingPlots(path, every=o.viz_interval, at_end=False),
         RunEvents(job.messages, job.steps, evals.best_step),
