@@ -34,8 +34,8 @@ def verdict_class(word)->str:
     return f' {found}' if found else ''
 
 # %% ../../nbs/09_reports/01_escaping.ipynb #5573b718
-_md_mark = re.compile(r'([\\`*\[\]|~$])|(?<!\w)_|_(?!\w)')
-_md_start = re.compile(r'([#>+=-]|\d{1,9}(?=[.)]))')
+_md_mark = re.compile(r'[\\*\[\]|~$]|(?<!\w)_|_(?!\w)')
+_md_start = re.compile(r'#{1,6}(?=\s|$)|>|[+-](?=\s|$)|-{2,}|=+$|`{3,}|\d{1,9}(?=[.)](?:\s|$))')
 _entity = re.compile(r'&(?=#?\w+;)')
 
 def md_text(s)->str:
