@@ -7,7 +7,6 @@ __all__ = ['read_mapping', 'run_options', 'option_name', 'config_words']
 
 # %% ../../nbs/11_app/02_config_file.ipynb #b774c38b
 from dataclasses import fields
-from pathlib import Path
 
 from ..core import InputError, did_you_mean
 from ..files import read_text

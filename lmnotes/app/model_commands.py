@@ -60,6 +60,7 @@ def evaluate_command(o, given):
     tasks = check_evaluation(o.model, o.tasks, o.output)
     if o.allow_execution: require_walls()
     options = {k: getattr(o, k) for k in (*_SAME, *_LOADING)}
+    if saved_model_type(name := o.model.partition('+')[0]) == 'lmnotes': check_own_loading(name, options)
     options['limit'] = None if o.limit == 'all' else o.limit
     datasets = list(o.datasets) if o.datasets else None
     say = lambda what: print(what, file=sys.stderr, flush=True)

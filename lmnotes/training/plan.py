@@ -21,7 +21,7 @@ from ..data.builtin import builtin_sources
 from ..data.catalog import find_dataset
 from ..data.mixtures.data import dataset_slug, find_mixture, mixture_name
 from ..data.tokenizers import tokenizer_builders
-from ..models.build import models
+from ..models.build import models, recipe_sizes
 from .build import *
 from .build_data import *
 from .distributed.process_groups import world_size
