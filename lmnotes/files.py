@@ -120,6 +120,11 @@ def read_text(path, expected:str='UTF-8 text')->str:
 
 _kinds = {dict: 'a JSON object', list: 'a JSON list'}
 
+def _int64(digits): # arrays hold no longer ones
+    if len(digits) > 20 or not -2**63 <= int(digits) < 2**64:
+        raise ValueError(f'a whole number of {len(digits)} digits, beyond 64 bits')
+    return int(digits)
+
 def parse_json(text, path, kind:type=dict, where:str=''):
     """Parse JSON and check what it is
 
@@ -129,7 +134,7 @@ def parse_json(text, path, kind:type=dict, where:str=''):
         kind: of the value: dict or list
         where: in the file, such as ' in line 3'"""
     with reading(path, _kinds[kind] + where):
-        value = json.loads(text)
+        value = json.loads(text, parse_int=_int64)
         if not isinstance(value, kind): raise ValueError(f'it holds {json.dumps(value)[:40]}')
         return value
 

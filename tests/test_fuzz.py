@@ -18,7 +18,7 @@ from lmnotes.option_values import option_range
 
 # %% One invocation
 
-def invoke(words, err=None):
+def invoke(words):
     "Exit code and the lines on standard error of one command line"
     out,err = io.StringIO(),io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -31,7 +31,7 @@ def tree(root):
     return {str(p): (p.lstat().st_size, p.lstat().st_mtime_ns) for p in found}
 
 def fault(words, codes, root='.', said=''):
-    "What is wrong with the answer to a command line; None: nothing"
+    "What is wrong with the answer to a command line; None: nothing. A run that is resumed keeps a log of it"
     before = tree(root)
     code,lines = invoke(words)
     shown = f"{' '.join(w if len(w) < 60 else w[:57] + '...' for w in words)!r}: exit {code}, {lines}"
@@ -41,7 +41,7 @@ def fault(words, codes, root='.', said=''):
     if any(len(l) > 500 for l in lines): return f'{shown}, a line is too long'
     if 'Traceback' in '\n'.join(lines): return f'{shown}, a traceback'
     if code == 2 and said and said not in '\n'.join(told): return f'{shown}, {said!r} is not named'
-    if code == 2 and tree(root) != before: return f'{shown}, something was written'
+    if code == 2 and '--resume' not in words and tree(root) != before: return f'{shown}, something was written'
     return None
 
 def check(faults):
@@ -85,7 +85,7 @@ def option_lines():
             for value in bad_values(f): yield [name, value] if positional else [name, f'{spelled}={value}']
 
 def sampled(things, n):
-    "All of them where the slow tests run, else so many, the same each time"
+    "So many of them, the same each time"
     return random.Random(0).sample(things, min(n, len(things)))
 
 option_cases = list(option_lines())
@@ -100,7 +100,7 @@ def empty(tmp_path, monkeypatch):
 def test_a_bad_value_of_an_option_is_one_line(empty):
     cheap = [c for c in option_cases if c[0] not in ('train', 'compare')]
     dear = [c for c in option_cases if c[0] in ('train', 'compare')]
-    cases = sampled(cheap, 240) + sampled(dear, 110)
+    cases = sampled(cheap, 260) + sampled(dear, 90)
     assert len(option_cases) > 800
     check(fault(words, {2}) for words in cases)
 
@@ -119,7 +119,7 @@ def make_run(path, *more, steps=4):
     assert invoke([*words, '--save_steps', '2', '--output_dir', str(path), *more])[0] == 0
 
 def make_data(root):
-    "A file of text or tokens in every format, and a program, a configuration and an experiment"
+    "A file of text or tokens in every format, and a file of options"
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -134,7 +134,6 @@ def make_data(root):
     np.save(root/'ids.npy', ids)
     torch.save(torch.from_numpy(ids.astype(np.int32)), root/'ids.pt')
     (root/'options.yaml').write_text('batch_size: 4\nmax_length: 32\n', encoding='utf-8')
-    (root/'idea.py').write_text('x = 1\n', encoding='utf-8')
 
 NUMBER = re.compile(rb'-?\d+(\.\d+)?(e-?\d+)?')
 
@@ -185,12 +184,75 @@ def as_other_user(path, data):
         finally:
             os.seteuid(0)
 
-TRAIN = ['train', '--mode', 'pretrain', *small, '--max_steps', '2', '--dry_run']
-readers = { # files -> command lines that read them, R being the folder of the run; exit codes that are right
-    'r/checkpoints/*/state.json': [('train --resume R', {2})],
-    'r/checkpoints/*/trainer.pt': [('train --resume R', {2})],
-    'r/checkpoints/*/model.safetensors': [('train --resume R', {2})],
-    'r/args.json': [('train --resume R', {2}), ('report R', {1, 2}), ('train --config R/args.json --dry_run', {0, 2})],
-    'r/summary.json': [('report R', {0, 1}), ('report --card R', {0, 2})],
-    'r/env.json': [('report R', {0, 1}), ('train --resume R', {0, 2})],
-}
+plan = 'train --mode pretrain --dim 16 --n_layer 1 --n_head 2 --max_length 32 --batch_size 2 --max_steps 2 --dry_run'
+ask = 'generate --max_new_tokens 1 --device cpu --model'
+readers = [ # files, command that reads them, exit codes that are right for a damage
+    ('run/final/config.json', f'{ask} run', {0, 2}), # without it a checkpoint is taken
+    ('run/final/model.safetensors', f'{ask} run', {2}),
+    ('run/final/tokenizer*.json', f'{ask} run', {0, 2}),
+    ('run/final/generation_config.json', f'{ask} run', {0, 2}),
+    ('run/final/model.safetensors', 'pack run --quantize ternary --output_path packed_again', {2}),
+    ('packed/config.json', f'{ask} packed', {2}),
+    ('packed/model.safetensors', f'{ask} packed', {2}),
+    ('packed/*token*.json', f'{ask} packed', {0, 2}),
+    ('packed/generation_config.json', f'{ask} packed', {0, 2}),
+    ('run/args.json', 'report run --output_path report', {2}),
+    ('run/args.json', f'{plan} --config run/args.json', {0, 2}),
+    ('run/*.json', 'report run --output_path report', {0, 1, 2}),
+    ('run/*.jsonl', 'report run --output_path report', {0, 1, 2}),
+    ('run/*.json', 'report --card run', {0, 1, 2}),
+    ('run/training_text.npz', 'evaluate --model run --tasks lm --datasets recall --limit 1 --device cpu', {0, 2}),
+    ('killed/checkpoints/*/state.json', 'train --resume killed', {1, 2}),
+    ('killed/checkpoints/*/trainer.pt', 'train --resume killed', {1, 2}),
+    ('killed/checkpoints/*/model.safetensors', 'train --resume killed', {1, 2}),
+    ('killed/args.json', 'train --resume killed', {0, 2}), # some of its numbers are only notes
+    ('rows.*', f'{plan} --data_path FILE', {0, 2}), # any text is text
+    ('ids.*', f'{plan} --data_path FILE', {2}),
+    ('options.yaml', f'{plan} --config FILE', {0, 2}),
+]
+file_cases = [(*r, damage) for r in readers for damage in (*damages, *places)]
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    "A folder with a run, a run that was killed, a packed model and data"
+    root,before = tmp_path_factory.mktemp('files'),os.getcwd()
+    os.chdir(root)
+    make_run('run')
+    shutil.copytree('run', 'killed')
+    for part in ('final', 'checkpoints/step_000004'): shutil.rmtree(f'killed/{part}')
+    os.unlink('killed/summary.json')
+    Path('killed/checkpoints/latest').write_text('step_000002\n', encoding='utf-8')
+    assert invoke('pack run --quantize ternary --output_path packed'.split())[0] == 0
+    make_data(root)
+    for d,_,_ in os.walk(root): os.chmod(d, 0o755)
+    yield root
+    os.chdir(before)
+
+def damage_fault(pattern, command, codes, damage, root):
+    "The fault that one damage of one file of a pattern brings to light; None: none"
+    found = sorted(root.glob(pattern))
+    path = random.Random(pattern + damage).choice(found)
+    shutil.rmtree(root/'copy', ignore_errors=True)
+    top = root/path.relative_to(root).parts[0]
+    if top.is_dir(): shutil.copytree(top, root/'copy')
+    words = [str(path.relative_to(root)) if w == 'FILE' else w for w in command.split()]
+    with damaged(path, damage): found = fault(words, codes, root)
+    if top.is_dir(): # as it was, also after a command that writes
+        shutil.rmtree(top)
+        shutil.move(root/'copy', top)
+    for made in ('report', 'packed_again', 'runs'): shutil.rmtree(root/made, ignore_errors=True)
+    return found and f'{path.name} {damage}: {found}'
+
+def run_cases(cases, root, monkeypatch):
+    monkeypatch.chdir(root)
+    monkeypatch.setenv('XDG_STATE_HOME', str(root/'state'))
+    (root/'state').mkdir(exist_ok=True)
+    check(damage_fault(*case, root) for case in cases)
+
+def test_damaged_files_are_one_line(files, monkeypatch):
+    quick = [c for c in file_cases if c[1].split()[0] in ('generate', 'report') or 'FILE' in c[1]]
+    run_cases(sampled(quick, 50), files, monkeypatch)
+
+@pytest.mark.slow
+def test_every_damage_of_every_file_is_one_line(files, monkeypatch):
+    run_cases(file_cases, files, monkeypatch)

@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['read_mapping', 'run_options', 'option_name', 'config_words']
 
-# %% ../../nbs/11_app/02_config_file.ipynb #6cebb3f7
+# %% ../../nbs/11_app/02_config_file.ipynb #92a0274f
 from dataclasses import fields
-from pathlib import Path
 
 from ..core import InputError, did_you_mean
 from ..files import read_text

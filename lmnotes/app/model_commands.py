@@ -44,7 +44,7 @@ def check_evaluation(model:str, tasks, output=None)->list:
         raise InputError(f"'{output}' is a folder; name a file, such as {Path(output)/'evaluation.json'}")
     return known if 'all' in tasks else list(dict.fromkeys(tasks))
 
-# %% ../../nbs/11_app/05_model_commands.ipynb #db325184
+# %% ../../nbs/11_app/05_model_commands.ipynb #225444e8
 _LOADING = 'attn_implementation', 'load_in_4bit', 'load_in_8bit', 'trust_remote_code' # fields of `LoadingOptions`
 _SAME = 'data_dir', 'data_path', 'split', 'limit', 'seed', 'max_length', 'draws', 'allow_execution', 'output', 'device'
 
@@ -62,6 +62,7 @@ def evaluate_command(o, given):
     check_effects(o, given)
     if o.allow_execution: require_walls()
     options = {k: getattr(o, k) for k in (*_SAME, *_LOADING)}
+    if saved_model_type(name := o.model.partition('+')[0]) == 'lmnotes': check_own_loading(name, options)
     options['limit'] = None if o.limit == 'all' else o.limit
     datasets = list(o.datasets) if o.datasets else None
     say = lambda what: print(what, file=sys.stderr, flush=True)

@@ -57,13 +57,13 @@ def held_out_scores(model, data, prompts:list, right=correctness, **options)->di
     o,task,n = AttemptOptions(**options),data.task,len(prompts)
     rows,ids = [data.rows['validation'][p['index']] for p in prompts],[p['ids'] for p in prompts]
     def generate(temperature, seed):
-        return generate_batch(model, data.tokenizer, ids, o.max_new_tokens, temperature=temperature, seed=seed, bs=o.bs)
+        return generate_batch(model, data.tokenizer, ids, o.max_new_tokens, temperature, seed=seed, bs=o.bs)
     greedy = generate(0, 0)
     rewards = [compute_reward(task, row, text, right) for row,text in zip(rows, greedy)]
     draws = list(zip(*(generate(o.temperature, seed_for('pass', o.seed, j)) for j in range(o.k)))) # (n, k) texts
     attempts = [[right(task, row, text) > 0 for text in texts] for row,texts in zip(rows, draws)]
     cuts,values = [p['cut'] for p in prompts],[r['correctness'] for r in rewards]
-    each = {'pass@1': [sum(a)/o.k for a in attempts], f'pass@{o.k}': [*map(any, attempts)], 'greedy': values}
+    each = {'pass@1': [sum(a)/o.k for a in attempts], f'pass@{o.k}': [*map(any, attempts)]} | dict(greedy=values)
     return {
         'pass@1': sum(map(sum, attempts))/(n*o.k),
         f'pass@{o.k}': sum(map(any, attempts))/n,
@@ -71,7 +71,7 @@ def held_out_scores(model, data, prompts:list, right=correctness, **options)->di
         'format': sum(r['format'] for r in rewards)/n,
         'n': n,
         'n_cut': sum(map(bool, cuts)),
-        'standard_error': {k: standard_error(v) for k,v in each.items()},
+        'standard_error': {m: standard_error(v) for m,v in each.items()},
         'items': score_items(task, rows, greedy, values, cuts, draws=draws, right=attempts),
     }
 
