@@ -269,8 +269,7 @@ def _load_ours(path, vocab_size, options, changes):
     return model
 
 def _load_packed(path, vocab_size, options, changes):
-    kwargs = asdict(options) | changes
-    kwargs.pop('trust_remote_code')
+    kwargs = {k: v for k,v in (asdict(options) | changes).items() if k != 'trust_remote_code'}
     return model_loaders['packed'](path, vocab_size, **dict(kwargs, device=options.torch_device))
 
 def _load_adapter(path, vocab_size, options, changes):
