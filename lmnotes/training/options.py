@@ -186,7 +186,7 @@ class EvaluationOptions:
     viz_interval: int = 50             # steps between plots
     display_samples_every: int = 5     # plots between text samples
 
-# %% ../../nbs/06_training/01_options.ipynb #ee12ede9
+# %% ../../nbs/06_training/01_options.ipynb #d9f7ca4a
 @value_ranges(save_steps=count(), save_total_limit=count(), logging_steps=count())
 @option_group('run folder and logging')
 class FolderOptions:
@@ -207,7 +207,7 @@ class FolderOptions:
 @option_group('RL')
 class RLOptions:
     "Options of the group: RL"
-    reward: Literal['task', 'random'] = option('task', in_rl, task_rewards, off=('task',)) # or a random control (rl)
+    reward: Literal['task', 'random'] = option('task', in_rl, task_rewards, off=('task',)) # or random (control)
     reward_model: str | None = option(None, in_rl) # a folder or hub id with a score head, for the reward (rl)
     allow_execution: bool = option(False, in_rl, with_programs) # run programs of the model, in a sandbox (rl)
     grpo_beta: float = option(0.1, in_rl) # weight of the KL divergence from the first model (rl)

@@ -48,7 +48,7 @@ def check_output_dir(output_dir):
     Parameters:
         output_dir: folder of a run that is to start; None: a new one under runs/"""
     path = Path(output_dir or 'runs')
-    if output_dir and path.is_dir() and not is_unused(path):
+    if output_dir and path.is_dir() and not is_unused(path, 'env.json'):
         raise InputError(f'{path} already holds something; choose another --output_dir, or go on with --resume {path}')
     check_writable(path)
 
