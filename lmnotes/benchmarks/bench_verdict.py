@@ -89,6 +89,7 @@ def text_pool(models, data, windows=192)->Pool:
         neighbour_clusters(len(s[0].nll)),
     )
 
+# %% ../../nbs/10_benchmarks/12_bench_verdict.ipynb #e6f8e7c6
 def task_pools(models, data, limit=48)->list:
     """Items of the embedded classification and multiple-choice tasks, right or wrong, passages as clusters
 
