@@ -146,7 +146,7 @@ def _future_findings(p, reference, passes): # all borders where a reading is not
         yield p.finding('future', k, _future_change(p, k, None if complete else passes))
 
 def _label_findings(p):
-    for training in (False, True):
+    for training in (False, True) if 'training' in p.reader.readings else (False,):
         logits,loss = _label_change(p, training)
         yield p.finding('labels', 'training' if training else 'logits', logits)
         yield p.finding('labels', 'loss', loss, same_shape=False)

@@ -221,7 +221,9 @@ def readings(self:ModelReader)->dict:
 
     Returns: name -> function of tokens and labels; an encoder-decoder has no scores"""
     known = dict(scores=self.scores, logits=self.logits, training=self.training)
-    return {k: f for k,f in known.items() if k != 'scores' or not self.is_seq2seq}
+    if self.is_seq2seq: known.pop('scores')
+    if getattr(getattr(self.model, 'config', None), 'packed', None): known.pop('training') # nothing in it can learn
+    return known
 
 # %% ../../nbs/02_models/08_model_readings.ipynb #3a08149f
 @patch
