@@ -246,6 +246,8 @@ def model_folder(path)->Path:
     for p in (path, path/'final'):
         if any((p/name).is_file() for name in ('config.json', 'adapter_config.json')): return p
     if not path.is_dir(): raise InputError(f'there is no folder {path}; give a run folder or a saved model')
+    if (path/'final').is_dir():
+        raise InputError(f'{path}/final lacks its config.json; resume the run, or name one of its checkpoints')
     try:
         return find_checkpoint(path)
     except InputError as e:

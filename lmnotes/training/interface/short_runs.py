@@ -36,9 +36,11 @@ def _width(o): # a multiple of twice the heads, at most 128
 
 def _evaluations(o): # at most four in a run, and a fourth as many samplings and tenths as there are steps
     steps,every,batches = o.max_steps,o.eval_steps or o.max_steps//2,4 if o.max_length > 4096 else 16
+    ends = o.mode == 'rl' and o.eval_strategy == 'auto' and not o.eval_steps # before and after are what is compared
+    none = o.eval_strategy == 'no' or ends
     return dict(
-        eval_strategy='no' if o.eval_strategy == 'no' else 'steps',
-        eval_steps=None if o.eval_strategy == 'no' else max(math.ceil(steps/4), min(every, steps//2), 1),
+        eval_strategy=o.eval_strategy if none else 'steps',
+        eval_steps=None if none else max(math.ceil(steps/4), min(every, steps//2), 1),
         eval_max_batches=min(o.eval_max_batches if o.eval_max_batches > 0 else batches, batches),
         display_samples_every=max(o.display_samples_every, math.ceil(steps/4/o.viz_interval)),
         save_steps=max(o.save_steps, math.ceil(steps/10)),
