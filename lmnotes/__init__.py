@@ -20,7 +20,7 @@ _modules = { # module -> the names it offers here, imported when they are first 
     'lmnotes.evaluation.metric_names': 'register_metric',
     'lmnotes.evaluation.metrics': 'evaluate_lm',
     'lmnotes.training.checkpoints': 'save_run load_run',
-    'lmnotes.training.learner': 'lm_learner',
+    'lmnotes.training.interface.fastai_methods': 'lm_learner', # with them, fastai's own methods work
     'lmnotes.training.options': 'TrainOptions',
     'lmnotes.training.train': 'train',
     'lmnotes.rl.grpo': 'grpo',

@@ -1,4 +1,4 @@
-"The 155 names that notebooks use most, of every package, and those of fastai: `from lmnotes.all import *`"
+"The 156 names that notebooks use most, of every package, and those of fastai: `from lmnotes.all import *`"
 from fastai.basics import *
 from fastai.callback.progress import *
 from fastai.callback.schedule import *
@@ -84,6 +84,7 @@ from lmnotes.evaluation.speed import decoding_speed, training_speed
 from lmnotes.evaluation.task_suite import eval_tasks, evaluate_tasks, register_task, TaskScores
 from lmnotes.training.checkpoints import Checkpoints, load_run, save_run
 from lmnotes.training.distributed.data_parallel import Distributed
+from lmnotes.training.interface.fastai_methods import predictions_table
 from lmnotes.training.learner import lm_learner, LMLearner
 from lmnotes.training.learner_metrics import evaluate
 from lmnotes.training.optimizers import optimizers

@@ -119,6 +119,7 @@ def _fit_and_finish(job, evals, start): # summary
         with stop_on_signals(job.learn, now=True):
             return _finish(job, evals, _fit(job), start)
     except StopRequested as e:
+        if is_main(): job.learn.training_plots.draw()
         job.folder.stop(str(e), job.learn.step, job.steps, tokens=int(job.learn.tokens))
 
 def _steps_in_time(job): # how many steps fit, by a probe
