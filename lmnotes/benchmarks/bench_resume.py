@@ -50,7 +50,7 @@ small = dict(
 guest = {**small, 'dim': None, 'n_layer': None, 'n_head': None, 'dropout': None}
 
 runs = dict(
-    blocks  = dict(small, dataset='arithmetic', mode='pretrain'),
+    blocks  = dict(small, dataset='arithmetic', mode='pretrain', eval_generate=0),
     packing = dict(small, dataset='arithmetic', use_packing=True, max_length=512, batch_size=2),
     mixture = dict(small, datasets=('opinions', 'recall'), mixture_rates=(.6, .4), max_length=256, batch_size=2),
     stream  = dict(small, dataset='arithmetic', max_chunks=400, tokens_per_chunk=512),
