@@ -55,7 +55,7 @@ class RLRecorder:
         self.partial = self.checkpoints/f'.trl.{os.getpid()}.tmp' # where TRL writes a checkpoint before it has its name
         self.trackers = []
         self.start_time,self.last_time,self.paused = time.perf_counter(),0.,0. # seconds
-        self.first_step,self.said_at = None,0. # of this process; seconds
+        self.first_step,self.said_at,self.train_time = None,0.,self.start_time # of this process; seconds
         self.tokens,self.plot_due = 0,False
         self.plot_seconds,self.last_plot_seconds,self.left_out = 0.,0.5,0
     def history(self)->list:
