@@ -120,10 +120,10 @@ def read_text(path, expected:str='UTF-8 text')->str:
 
 _kinds = {dict: 'a JSON object', list: 'a JSON list'}
 
-def _int64(digits): # arrays hold no longer ones
-    if len(digits) > 20 or not -2**63 <= int(digits) < 2**64:
-        raise ValueError(f'a whole number of {len(digits)} digits, beyond 64 bits')
-    return int(digits)
+def _int64(digits): # longer ones are floats, as other readers of JSON have them (RFC 8259, section 6)
+    if len(digits) <= 20 and -2**63 <= int(digits) < 2**64: return int(digits)
+    if len(digits) > 300: raise ValueError(f'a whole number of {len(digits)} digits')
+    return float(digits)
 
 def parse_json(text, path, kind:type=dict, where:str=''):
     """Parse JSON and check what it is

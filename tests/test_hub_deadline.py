@@ -39,6 +39,7 @@ class Hub(BaseHTTPRequestHandler):
         time.sleep(60)
 
 server = ThreadingHTTPServer(('127.0.0.1', 0), Hub)
+server.handle_error = lambda *_: None # a reader that goes away is what is tested
 server.daemon_threads = True
 port = server.server_address[1]
 threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -131,7 +131,7 @@ def test_a_file_of_other_weights_is_refused(name, fault, tmp_path):
     if fault == 'cut': file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(InputError, match=r'model\.safetensors') as e:
         build_model(str(tmp_path))
-    named = dict(unexpected='more.weight', cut='cut short').get(fault, 'norm.weight')
+    named = dict(unexpected='more.weight', cut='is damaged').get(fault, 'norm.weight')
     assert named in str(e.value) and '\n' not in str(e.value)
 
 PARTS = [

@@ -95,7 +95,6 @@ without = [
     ('--num_frequencies 9', 'no resonance layers'),
     ('--load_in_4bit', 'model of lmnotes'),
     ('--no_log_eval_spread', 'several --datasets'),
-    ('--eval_generate 3', 'no answers'),
     ('--warmup_steps 5 --lr_scheduler_type constant', 'constant_with_warmup'),
 ]
 

@@ -202,7 +202,7 @@ def test_resumed_run_has_each_step_once_on_its_pictures(killed):
     run, reached, _ = killed
     h = read_json(run/'viz/metrics_history.json')
     assert 24 <= reached < N and h['steps'] == list(range(1, N + 1)) and h == metrics_history(run)
-    assert [s['step'] for s in read_json(run/'viz/text_samples.json')] == list(range(10, N + 1, 10))
+    assert [s['step'] for s in read_json(run/'viz/text_samples.json', list)] == list(range(10, N + 1, 10))
     assert (run / 'viz/training_step_000010.png').exists() and (
         run / f'viz/training_step_{N:06d}.png'
     ).read_bytes() == (run / 'viz/training_latest.png').read_bytes()

@@ -50,7 +50,7 @@ def test_sigkill_then_resume_gives_the_same_bits(tmp_path):
     assert whole.wait() == 0
     a,b = (load_file(tmp_path/n/'final/model.safetensors') for n in ('whole', 'killed'))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-    assert losses(tmp_path/'whole') == losses(tmp_path/'killed') and len(losses(tmp_path/'whole')) == 120
+    assert losses(tmp_path/'whole') == losses(tmp_path/'killed') and len(losses(tmp_path/'whole')) == 24
     assert read_json(tmp_path/'killed/summary.json')['resumed_at_step'] >= 15
 
 @pytest.mark.parametrize('sign', ['SIGTERM', 'SIGINT'])
@@ -124,7 +124,7 @@ def test_samples_are_what_the_model_wrote(tmp_path, monkeypatch):
     )
     def samples(**more):
         r = train(**same, **more, output_dir=str(tmp_path/f'{len(list(tmp_path.iterdir()))}'))
-        return read_json(r.path/'viz/text_samples.json')
+        return read_json(r.path/'viz/text_samples.json', list)
     a,again,other = samples(),samples(),samples(model='reversible', seed=0, dropout=0.5)
     assert (
         a == again

@@ -176,7 +176,7 @@ class EvaluationOptions:
     eval_steps: int | None = None      # steps between evaluations
     eval_on_start: bool = option(False, supervised_start) # evaluate before the first step too
     eval_max_batches: int = option(-1, supervised_batches) # validation batches of an evaluation; -1: all
-    eval_generate: int = option(16, with_answers, off=(0,)) # items answered and scored at each evaluation
+    eval_generate: int = option(16, asks_answers, off=(0,)) # items answered and scored at each evaluation
     separate_mixture_eval: bool = option(True, with_mixture) # score each source of a mixture by itself too
     log_eval_spread: bool = option(True, with_mixture, with_separate_eval) # and the spread of these scores
     load_best_model_at_end: bool = False # end with the weights of the best evaluation

@@ -7,9 +7,9 @@ __all__ = ['with_lora', 'in_rl', 'with_mixture', 'without_rates', 'with_separate
            'with_own_data', 'with_ranks', 'supervised_length', 'supervised_rate', 'supervised_warmup',
            'supervised_adam', 'supervised_start', 'supervised_batches', 'supervised_workers', 'names_dataset',
            'deciding_score', 'with_checkpoints', 'by_steps', 'rows_are_loaded', 'warmup_share', 'with_warmup',
-           'epochs_decide', 'task_rewards', 'with_answers', 'with_pairs', 'with_texts', 'with_size', 'with_oscillators',
-           'of_transformers', 'with_code', 'not_a_recipe', 'with_trained_tokenizer', 'with_rows', 'packs_rows',
-           'with_folder', 'with_eval_data', 'with_programs', 'not_in_rl']
+           'epochs_decide', 'task_rewards', 'with_answers', 'asks_answers', 'with_pairs', 'with_texts', 'with_size',
+           'with_oscillators', 'of_transformers', 'with_code', 'not_a_recipe', 'with_trained_tokenizer', 'with_rows',
+           'packs_rows', 'with_folder', 'with_eval_data', 'with_programs', 'not_in_rl']
 
 # %% ../../../nbs/06_training/planning/03_conditions.ipynb #06fc5ba8
 from .option_effects import Condition, run_facts
@@ -67,6 +67,7 @@ reads_folder reads_eval_data loads_rows writes_programs has_oscillators'''
 for _name in _facts.split(): run_facts.lazy(_name, f'lmnotes.training.planning.run_facts:{_name}')
 
 with_answers = Condition('where no answers are learnt (--mode sft)', 'learns_answers')
+asks_answers = Condition(with_answers.otherwise, 'learns_answers', harmless=True)
 with_pairs = Condition('where no answers or labels are learnt (--mode sft, or --task)', 'reads_pairs')
 with_texts = Condition('where answers are learnt; give --prompt_column and --target_column', 'learns_texts')
 with_size = Condition('with a model that brings its own size', 'has_size')
