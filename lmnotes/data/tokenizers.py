@@ -200,6 +200,8 @@ def sentencepiece_tokenizer(texts, vocab_size:int=None)->PreTrainedTokenizerFast
     return _wrap(tok, _check_filled(tok, vocab_size, want, 'pieces'))
 
 # %% ../../nbs/01_data/02_tokenizers.ipynb #1eca2816
+_tokenizer_options = dict(use_fast=True, clean_up_tokenization_spaces=False, trust_remote_code=False)
+
 def hub_tokenizer(name:str)->PreTrainedTokenizerFast:
     """Load a tokenizer from a folder or the hub; one without a fast version or an end-of-text token is an `InputError`
 
@@ -209,8 +211,7 @@ def hub_tokenizer(name:str)->PreTrainedTokenizerFast:
     if Path(name).is_dir(): return _check_tokenizer(name, _folder_tokenizer(name))
     try:
         with hub_access():
-            options = dict(use_fast=True, clean_up_tokenization_spaces=False, trust_remote_code=False)
-            tok = AutoTokenizer.from_pretrained(name, **options)
+            tok = AutoTokenizer.from_pretrained(name, **_tokenizer_options)
     except Exception as e:
         near,note = did_you_mean(name, tokenizer_builders),hub_deadline.note()
         said = f"no tokenizer '{name}' ({short_reason(e)}); {near} Or give a folder with tokenizer.json.{note}"
@@ -220,7 +221,7 @@ def hub_tokenizer(name:str)->PreTrainedTokenizerFast:
 def _folder_tokenizer(path):
     from transformers import AutoTokenizer
     with reading(path, 'a saved tokenizer', 'copy its tokenizer.json and tokenizer_config.json again'):
-        return AutoTokenizer.from_pretrained(path, use_fast=True, clean_up_tokenization_spaces=False)
+        return AutoTokenizer.from_pretrained(path, **_tokenizer_options)
 
 def _check_tokenizer(name, tok):
     if not tok.is_fast:
