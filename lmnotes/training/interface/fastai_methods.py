@@ -253,7 +253,8 @@ def exported_learner(files:dict, settings:dict, facts:dict)->LMLearner:
     from transformers import AutoTokenizer
     with tempfile.TemporaryDirectory() as d:
         for name,content in files.items(): (Path(d)/name).write_bytes(content)
-        tokenizer = AutoTokenizer.from_pretrained(d, trust_remote_code=False) if 'tokenizer_config.json' in files else None
+        load = partial(AutoTokenizer.from_pretrained, trust_remote_code=False)
+        tokenizer = load(d) if 'tokenizer_config.json' in files else None
         return lm_learner(build_model(d), ExportedData(tokenizer, facts), device='cpu', **settings)
 
 class ExportedLearner:
