@@ -158,7 +158,7 @@ def batch_table(data, batch:dict, max_n:int=9)->pd.DataFrame:
     return pd.DataFrame({'text': _text_rows(data, batch)[:max_n], 'target': targets})
 
 @patch
-def show_batch(self:(LMData, TaskData, LabelData, MixtureData), b=None, max_n:int=9, **kwargs):
+def show_batch(self:LMData, b=None, max_n:int=9, **kwargs):
     """Show the texts of a batch, and what is learnt of them
 
     Parameters:
@@ -166,6 +166,8 @@ def show_batch(self:(LMData, TaskData, LabelData, MixtureData), b=None, max_n:in
         max_n: rows
         kwargs: others of fastai's"""
     display_df(batch_table(self, (b or self.train.one_batch())[0], max_n))
+
+for cls in (TaskData, LabelData, MixtureData): cls.show_batch = LMData.show_batch
 
 def _result_rows(learn, dl, max_n): # of a task head
     data,b = learn.dls,next(iter(dl))
