@@ -30,6 +30,8 @@ def tree(root):
     found = [Path(d)/n for d,folders,files in os.walk(root) for n in [*folders, *files]]
     return {str(p): (p.lstat().st_size, p.lstat().st_mtime_ns) for p in found}
 
+log_of_a_run = '/logs', '/logs/training.log', '/summary.json', 'killed' # where a resumed run says why it failed
+
 def fault(words, codes, root='.', said=''):
     "What is wrong with the answer to a command line; None: nothing. A run that is resumed keeps a log of it"
     before = tree(root)
@@ -41,7 +43,9 @@ def fault(words, codes, root='.', said=''):
     if any(len(l) > 500 for l in lines): return f'{shown}, a line is too long'
     if 'Traceback' in '\n'.join(lines): return f'{shown}, a traceback'
     if code == 2 and said and said not in '\n'.join(told): return f'{shown}, {said!r} is not named'
-    if code == 2 and '--resume' not in words and tree(root) != before: return f'{shown}, something was written'
+    written = {p for p,facts in tree(root).items() if before.get(p) != facts} | before.keys() - tree(root).keys()
+    if '--resume' in words: written = {p for p in written if not p.endswith(log_of_a_run)}
+    if code == 2 and written: return f'{shown}, written: {sorted(written)[:3]}'
     return None
 
 def check(faults):
@@ -187,7 +191,7 @@ def as_other_user(path, data):
 plan = 'train --mode pretrain --dim 16 --n_layer 1 --n_head 2 --max_length 32 --batch_size 2 --max_steps 2 --dry_run'
 ask = 'generate --max_new_tokens 1 --device cpu --model'
 readers = [ # files, command that reads them, exit codes that are right for a damage
-    ('run/final/config.json', f'{ask} run', {0, 2}), # without it a checkpoint is taken
+    ('run/final/config.json', f'{ask} run', {2}),
     ('run/final/model.safetensors', f'{ask} run', {2}),
     ('run/final/tokenizer*.json', f'{ask} run', {0, 2}),
     ('run/final/generation_config.json', f'{ask} run', {0, 2}),
@@ -202,7 +206,7 @@ readers = [ # files, command that reads them, exit codes that are right for a da
     ('run/*.jsonl', 'report run --output_path report', {0, 1, 2}),
     ('run/*.json', 'report --card run', {0, 1, 2}),
     ('run/training_text.npz', 'evaluate --model run --tasks lm --datasets recall --limit 1 --device cpu', {0, 2}),
-    ('killed/checkpoints/*/state.json', 'train --resume killed', {1, 2}),
+    ('killed/checkpoints/*/state.json', 'train --resume killed', {0, 1, 2}), # without it there is no checkpoint
     ('killed/checkpoints/*/trainer.pt', 'train --resume killed', {1, 2}),
     ('killed/checkpoints/*/model.safetensors', 'train --resume killed', {1, 2}),
     ('killed/args.json', 'train --resume killed', {0, 2}), # some of its numbers are only notes

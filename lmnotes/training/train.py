@@ -140,8 +140,8 @@ def run_job(job:TrainingJob)->Run:
         job: with its folder"""
     o,learn,folder = job.options,job.learn,job.folder
     if job.steps is None: job.steps = _steps_in_time(job)
+    if job.checkpoint: load_checkpoint(learn, job.checkpoint) # first: one that is damaged costs nothing that is there
     folder.rewind(checkpoint_step(job.checkpoint) if job.checkpoint else 0)
-    if job.checkpoint: load_checkpoint(learn, job.checkpoint)
     start,evals = (learn.step, learn.tokens),EvalLog(folder.path/'evals.jsonl', job.metric, o.greater_is_better)
     tokens = round(job.steps*tokens_per_step(o, learn.dls)[0])
     facts = tracker_facts(learn, tokens, asdict(o), world_size()) if is_main() else None
