@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ranks import run_ranks
 
 from lmnotes.core import InputError
 from lmnotes.data.catalog import find_dataset
@@ -294,25 +295,7 @@ def test_two_ranks_share_a_run(tmp_path):
         if k != 'quiet'
         for w in ([f'--{k}'] if v is True else [f'--{k}', str(v)])
     ]
-    done = subprocess.run(
-        [
-            sys.executable,
-            '-m',
-            'torch.distributed.run',
-            '--standalone',
-            '--nproc_per_node=2',
-            '-m',
-            'lmnotes',
-            'train',
-            '--multi_gpu',
-            *words,
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, 'OMP_NUM_THREADS': '1'},
-    )
+    done = run_ranks(['lmnotes', 'train', '--multi_gpu', *words], cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
     s = read_json(tmp_path/'two/summary.json')
     assert s['ranks'] == 2 and s['steps'] == 2 and len(read_jsonl(tmp_path/'two/metrics.jsonl')) == 2

@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+from ranks import run_ranks
 from safetensors.torch import load_file
 
 from lmnotes.files import read_json, read_jsonl
@@ -418,14 +419,11 @@ text  = generate(model, data.tokenizer, 'Once', max_new_tokens=64, temperature=0
 def test_a_split_model_leaves_a_whole_run(tmp_path):
     "FSDP on two ranks, by the command line: generated answers, a checkpoint, a final model that one process reads"
     typed = (
-        "-m torch.distributed.run --standalone --nproc_per_node=2 -m lmnotes train "
-        "--multi_gpu --fsdp --device cpu --dataset arithmetic --max_length 512 --batch_size "
+        "lmnotes train --multi_gpu --fsdp --device cpu --dataset arithmetic --max_length 512 --batch_size "
         "2 --max_steps 4 --save_steps 2 --eval_max_batches 2 --eval_generate 2 --limit 200 "
         "--output_dir run"
     )
-    r = subprocess.run(
-        [sys.executable, *typed.split()], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240
-    )
+    r = run_ranks(typed.split(), cwd=tmp_path, env=env)
     assert r.returncode == 0, r.stderr[-2000:]
     s = read_json(tmp_path/'run/summary.json')
     assert (s['status'], s['ranks'], s['task_score_n']) == ('done', 2, 2)
