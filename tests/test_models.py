@@ -307,6 +307,7 @@ class TestReversible:
 DDP = '''
 import os, sys, torch, torch.distributed as dist, torch.multiprocessing as mp
 from lmnotes.models import build_model
+from lmnotes.training.distributed.process_groups import leave_process_group
 def model(): torch.manual_seed(0); return build_model('reversible', 'tiny', 61, n_layer=3).double()
 def work(rank, path):
     torch.set_num_threads(1)
@@ -315,7 +316,7 @@ def work(rank, path):
     m = torch.nn.parallel.DistributedDataParallel(model(), bucket_cap_mb=0.05); own = ids[2*rank:2*rank+2]
     m(own, labels=own).loss.backward()
     if rank == 0: torch.save([p.grad for p in m.module.parameters()], f'{path}/ddp.pt')
-    dist.destroy_process_group()
+    leave_process_group()
 if __name__ == '__main__':
     path = sys.argv[1]; torch.manual_seed(1); ids = torch.randint(61, (4, 20)); torch.save(ids, f'{path}/ids.pt')
     m = model(); m(ids, labels=ids).loss.backward(); torch.save([p.grad for p in m.parameters()], f'{path}/whole.pt')

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['is_initialized', 'rank', 'world_size', 'is_main', 'barrier', 'restart_count', 'under_torchrun', 'run_on_main',
-           'start_process_group', 'process_group', 'check_ranks_agree', 'check_launch']
+           'start_process_group', 'leave_process_group', 'process_group', 'check_ranks_agree', 'check_launch']
 
 # %% ../../../nbs/06_training/distributed/01_process_groups.ipynb #de167872
+import atexit
 import os
 import re
 from contextlib import contextmanager
@@ -127,6 +128,15 @@ def _rendezvous(backend, timeout):
     except (RuntimeError, ValueError) as e:
         raise RunError(f'the ranks did not find each other: {str(e).splitlines()[0][:200]}') from e
 
+# %% ../../../nbs/06_training/distributed/01_process_groups.ipynb #c811a5f7
+_left = {} # the group that was left, alive until this process ends
+atexit.register(_left.clear)
+
+def leave_process_group():
+    "Leave the group that was joined; a model that still holds it does no harm"
+    _left['group'] = dist.group.WORLD
+    dist.destroy_process_group()
+
 # %% ../../../nbs/06_training/distributed/01_process_groups.ipynb #a869f8a1
 _lost_contact = re.compile(r'gloo|nccl|ProcessGroup|connection (closed|reset)|timed out waiting', re.I)
 
@@ -148,7 +158,7 @@ def process_group(device='auto', backend='auto', timeout=600.):
             f'rank {rank()} of {world_size()} lost contact with another rank; resume from the last checkpoint'
         ) from e
     barrier()
-    dist.destroy_process_group() # only when all went well: what is left of a broken group cannot be waited for
+    leave_process_group() # only when all went well: what is left of a broken group cannot be waited for
 
 # %% ../../../nbs/06_training/distributed/01_process_groups.ipynb #a38a3162
 def check_ranks_agree(**values):
