@@ -235,8 +235,9 @@ def _newest_complete(path, folder, named): # an older one is never taken in sile
     steps,damaged = steps_in(folder),damaged_steps(folder)
     lost = damaged[0] if damaged else named if named and steps else None
     if lost and not steps:
-        raise InputError(f'{lost} is damaged: it has no state.json; copy it again, or remove it to start the run anew')
-    if not steps: raise InputError(f'{path} holds no checkpoint yet; start the run anew, or with a smaller --save_steps')
+        raise InputError(f'{lost} is damaged: it has no state.json; copy it again, or remove it to start anew')
+    if not steps:
+        raise InputError(f'{path} holds no checkpoint yet; start the run anew, or with a smaller --save_steps')
     if lost and checkpoint_step(lost) > checkpoint_step(steps[-1]):
         warnings.warn(f'{lost} is damaged or gone (no state.json): {steps[-1].name} is used instead', stacklevel=3)
     return steps[-1]

@@ -192,7 +192,6 @@ def test_sources_of_one_kind_stay_as_they_were():
 
 def test_shares_are_those_of_the_steps_that_were_made(tmp_path):
     "Though the run is stopped early"
-    from lmnotes.data.mixtures.loader import counts_before
     from lmnotes.training.train import train
     tiny = dict(dim=16, n_layer=1, n_head=2, max_length=32, batch_size=2, limit=40, eval_max_batches=1, device='cpu')
     run = train(quiet=True, datasets=('opinions', 'recall'), mode='pretrain', max_steps=40, eval_steps=2,

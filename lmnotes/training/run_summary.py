@@ -223,7 +223,8 @@ def summarize_run(learn, o:TrainOptions, scores:dict, seconds:float, start=(0, 0
     if best not in (None, learn.step): out['best_step'] = best
     if reason := learn.stop_on_request.why: out['stopped'] = reason
     machine = dict(memory_bytes=memory_bytes(data.device), ranks=world_size())
-    return out | _data_notes(model, data, learn.step*learn.accumulate.n) | machine | dict(tokenizer=data.spec['tokenizer'])
+    notes = _data_notes(model, data, learn.step*learn.accumulate.n)
+    return out | notes | machine | dict(tokenizer=data.spec['tokenizer'])
 
 def _task_score_text(s): # with what did not fit, or why there is none
     n,cut = s['task_score_n'],s.get('task_score_cut', 0)
