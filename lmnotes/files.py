@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['atomic_write', 'default_modes', 'delete_folder', 'atomic_dir', 'write_json', 'read_text', 'parse_json', 'read_json',
-           'append_jsonl', 'read_jsonl', 'new_run_folder', 'step_name', 'checkpoint_step', 'steps_in',
+           'append_jsonl', 'read_jsonl', 'new_run_folder', 'step_name', 'checkpoint_step', 'steps_in', 'damaged_steps',
            'find_checkpoint', 'model_folder']
 
 # %% ../nbs/00_files.ipynb #809a5367
@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -212,6 +213,15 @@ def steps_in(folder)->list:
     return sorted(complete, key=checkpoint_step)
 
 # %% ../nbs/00_files.ipynb #7dff0615
+def damaged_steps(folder)->list:
+    """Folders of checkpoints without state.json, newest first: a copy that was cut short leaves one, a process never
+
+    Parameters:
+        folder: folder of checkpoints
+    Returns: of `Path`"""
+    found = [p for p in Path(folder).glob('step_*') if _step_name.fullmatch(p.name) and p.is_dir()]
+    return sorted((p for p in found if not (p/'state.json').is_file()), key=checkpoint_step, reverse=True)
+
 def _latest(folder): # the checkpoint that `latest` names: one of this folder, never a path
     if not (folder/'latest').is_file(): return None
     name = (folder/'latest').read_text(encoding='utf-8', errors='replace').strip()
@@ -221,8 +231,19 @@ def _latest(folder): # the checkpoint that `latest` names: one of this folder, n
         'on with the newest checkpoint'
     )
 
+def _newest_complete(path, folder, named): # an older one is never taken in silence
+    steps,damaged = steps_in(folder),damaged_steps(folder)
+    lost = damaged[0] if damaged else named if named and steps else None
+    if lost and not steps:
+        raise InputError(f'{lost} is damaged: it has no state.json; copy it again, or remove it to start anew')
+    if not steps:
+        raise InputError(f'{path} holds no checkpoint yet; start the run anew, or with a smaller --save_steps')
+    if lost and checkpoint_step(lost) > checkpoint_step(steps[-1]):
+        warnings.warn(f'{lost} is damaged or gone (no state.json): {steps[-1].name} is used instead', stacklevel=3)
+    return steps[-1]
+
 def find_checkpoint(path)->Path:
-    """The checkpoint at `path`: itself, or the newest of a run folder
+    """The checkpoint at `path`: itself, or the newest complete one of a run folder; a warning names a damaged one
 
     Returns: a checkpoint folder"""
     path = Path(path)
@@ -231,11 +252,12 @@ def find_checkpoint(path)->Path:
         raise InputError(
             f"there is no folder {path} to resume from; give a run folder, one of its checkpoints, or 'latest'"
         )
+    if _step_name.fullmatch(path.name):
+        raise InputError(f'{path} is damaged: it has no state.json; copy it again, or name another checkpoint')
     folder = path/'checkpoints' if (path/'checkpoints').is_dir() else path
     named = _latest(folder)
     if named and (named/'state.json').is_file(): return named
-    if steps := steps_in(folder): return steps[-1]
-    raise InputError(f'{path} holds no checkpoint yet; start the run anew, or with a smaller --save_steps')
+    return _newest_complete(path, folder, named)
 
 # %% ../nbs/00_files.ipynb #2029b369
 def model_folder(path)->Path:

@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 
 from .core import *
+from .reading import reading
 
 # %% ../nbs/00_plugins.ipynb #756ef1d4
 ENTRY_POINT_GROUP = 'lmnotes.plugins'
@@ -99,7 +100,8 @@ def is_trusted(digest:str)->bool:
     Parameters:
         digest: SHA-256 of a source"""
     path = trust_file()
-    kept = path.read_text(encoding='utf-8').split() if path.is_file() else []
+    with reading(path, 'hashes, one a line', 'remove it to trust nothing'):
+        kept = path.read_text(encoding='utf-8').split() if path.is_file() else []
     return digest in kept or digest in os.environ.get(TRUSTED, '').split(',')
 
 def trust(digest:str):
@@ -165,7 +167,7 @@ def import_plugins(names, recorded=None)->dict:
     found = {}
     for name in map(plugin_name, names or ()):
         source = plugin_source(name)
-        code = source.read_bytes()
+        with reading(source, 'Python code'): code = source.read_bytes()
         digest = _digest(name, code)
         if recorded is None: trust(digest)
         else: _check_recorded(name, source, digest, recorded)

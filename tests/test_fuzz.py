@@ -206,7 +206,7 @@ readers = [ # files, command that reads them, exit codes that are right for a da
     ('run/*.jsonl', 'report run --output_path report', {0, 1, 2}),
     ('run/*.json', 'report --card run', {0, 1, 2}),
     ('run/training_text.npz', 'evaluate --model run --tasks lm --datasets recall --limit 1 --device cpu', {0, 2}),
-    ('killed/checkpoints/*/state.json', 'train --resume killed', {0, 1, 2}), # without it there is no checkpoint
+    ('killed/checkpoints/*/state.json', 'train --resume killed', {2}),
     ('killed/checkpoints/*/trainer.pt', 'train --resume killed', {1, 2}),
     ('killed/checkpoints/*/model.safetensors', 'train --resume killed', {1, 2}),
     ('killed/args.json', 'train --resume killed', {0, 2}), # some of its numbers are only notes
@@ -252,6 +252,17 @@ def run_cases(cases, root, monkeypatch):
     monkeypatch.setenv('XDG_STATE_HOME', str(root/'state'))
     (root/'state').mkdir(exist_ok=True)
     check(damage_fault(*case, root) for case in cases)
+
+def test_an_older_checkpoint_is_used_and_said(files):
+    shutil.copytree('run', 'cut')
+    shutil.rmtree('cut/final')
+    for lost in 'cut/summary.json', 'cut/checkpoints/step_000004/state.json': os.unlink(lost)
+    code,lines = invoke('train --resume cut'.split())
+    said = [line for line in lines if 'step_000004 is damaged or gone (no state.json): step_000002 is used' in line]
+    assert code == 0 and len(said) == 1, lines
+    for name in 'final/model.safetensors', 'checkpoints/step_000004/state.json':
+        assert Path('cut', name).read_bytes() == Path('run', name).read_bytes()
+    shutil.rmtree('cut')
 
 def test_damaged_files_are_one_line(files, monkeypatch):
     quick = [c for c in file_cases if c[1].split()[0] in ('generate', 'report') or 'FILE' in c[1]]

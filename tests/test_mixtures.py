@@ -189,3 +189,14 @@ def test_sources_of_one_kind_stay_as_they_were():
         'shift_labels',
         'documents',
     }
+
+def test_shares_are_those_of_the_steps_that_were_made(tmp_path):
+    "Though the run is stopped early"
+    from lmnotes.training.train import train
+    tiny = dict(dim=16, n_layer=1, n_head=2, max_length=32, batch_size=2, limit=40, eval_max_batches=1, device='cpu')
+    run = train(quiet=True, datasets=('opinions', 'recall'), mode='pretrain', max_steps=40, eval_steps=2,
+                learning_rate=1e-9, metric_for_best_model='accuracy', early_stopping_patience=1,
+                output_dir=str(tmp_path/'r'), **tiny)
+    steps,realised = run.summary['steps'],run.summary['realised']
+    assert 'early stopping' in run.summary['stopped'] and steps < 40, run.summary
+    assert sum(s['draws'] for s in realised.values()) == 2*steps

@@ -21,6 +21,7 @@ from ..data.shards.split import split_shards
 from ..data.shards.tokenize import tokenize_dataset
 from ..data.shards.validate import validate_shards
 from ..data.tokenizers import get_tokenizer
+from ..folders import check_new_folder
 
 # %% ../../nbs/11_app/06_data_command.ipynb #6d80ab78
 data_actions = Registry('data action')
@@ -157,7 +158,8 @@ def split_action(o, name):
     Parameters:
         o: options of the command
         name: not used"""
-    done = split_shards(required(o, 'data_path'), required(o, 'output_path'), o.val_ratio)
+    check_new_folder(required(o, 'output_path'))
+    done = split_shards(required(o, 'data_path'), o.output_path, o.val_ratio)
     held_out = f"{done['train']} rows to train on, {done['validation']} held out, by {done['by']}"
     print(f"{held_out}; {done['copies_left_out']} copies left out\n{o.output_path}")
 
@@ -172,6 +174,7 @@ def tokenize_action(o, name):
         name: not used"""
     same = {k: getattr(o, k) for k in ('data_dir', 'vocab_size', 'limit', 'allow_eval_data')}
     dataset,path = required(o, 'dataset'),required(o, 'output_path')
+    check_new_folder(path)
     made = tokenize_dataset(dataset, path, o.tokenizer, o.max_length, config=o.dataset_config, **same)
     for split_name,d in made['splits'].items():
         rows = f"{split_name}: {d['documents']} documents, {d['rows']} rows of {made['length']}"

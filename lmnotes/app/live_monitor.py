@@ -13,9 +13,10 @@ from pathlib import Path
 
 from fastai.callback.core import Callback
 
-from ..core import format_count
+from ..core import InputError, format_count
 from ..files import *
 from ..files import append_jsonl, read_json, read_jsonl
+from ..reading import reading
 from ..training.monitor import Monitor, evaluations, metrics_history, moving_average, text_samples
 from ..training.plots import draw_plots, png_bytes
 
@@ -61,12 +62,12 @@ def run_state(run)->dict:
     run = Path(run)
     if not run.is_dir(): return dict(state='waiting', why=f'there is no folder {run} yet')
     try:
-        rows = read_jsonl(run/'metrics.jsonl')
-    except ValueError:
-        return dict(
-            state='waiting',
-            why=f'{run}/metrics.jsonl holds a line that is not JSON; resume the run, or give another folder',
-        )
+        with reading(run/'metrics.jsonl', 'the numbers of a step in each line', 'resume the run'): return _state_of(run)
+    except InputError as e:
+        return dict(state='waiting', why=str(e))
+
+def _state_of(run): # of a folder that is there
+    rows = read_jsonl(run/'metrics.jsonl')
     if not rows: return dict(state='waiting', why=f'{run} has no step in its metrics.jsonl yet')
     last,total,pace = rows[-1],total_steps(run),_pace(rows)
     # NaN where the last step measured nothing
@@ -165,7 +166,10 @@ class LiveMonitor:
             if (p := self.folder / f'{n}.jsonl').exists()
         ]
         if draw and stamps != self.drawn:
-            self.draw()
+            try:
+                with reading(self.folder, 'logs of a run', 'resume the run'): self.draw()
+            except InputError as e: # of samples or evaluations: the line stays
+                self.line.value += f' &nbsp; {escape(str(e))}'
             self.drawn = stamps
     def draw(self):
         samples = text_samples(self.folder)

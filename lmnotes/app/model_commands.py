@@ -117,6 +117,11 @@ def generate_command(o, given):
     print(generate(model, tokenizer, o.prompt, **sampling))
 
 # %% ../../nbs/11_app/05_model_commands.ipynb #136be535
+_no_remote_code = (
+    '{} brings its own Python code, and a packed model is read without running any, so it cannot be packed; save the '
+    'model as a class of transformers first'
+)
+
 def pack_command(o, given):
     """Write a quantized model as bytes, and print what they are spent on
 
@@ -125,7 +130,11 @@ def pack_command(o, given):
         given: names of the options that were typed"""
     if not o.model: raise InputError('which model? lmnotes pack RUN_OR_FOLDER --output_path FOLDER')
     if not o.output_path: raise InputError('--output_path is missing; give a folder to make')
-    pack_and_report(o.model, o.output_path, o.layout, o.quantize, o.plain)
+    try:
+        pack_and_report(o.model, o.output_path, o.layout, o.quantize, o.plain)
+    except InputError as e:
+        if '--trust_remote_code' not in str(e): raise
+        raise InputError(_no_remote_code.format(o.model)) from None
 
 def models_command(o, given):
     """List models by name, their parameters and bytes, and what fits

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from ..benchmarks.bench import run_benches
 from ..comparison.comparison import compare, rerun
 from ..core import InputError
+from ..folders import check_writable
 from ..reports.model_card import write_card
 from ..reports.run_report import report_runs
 
@@ -50,8 +51,10 @@ def report_command(o, given)->int:
     Returns: 1 if a folder could not be read; what could be read is reported"""
     if not o.runs: raise InputError('no run was named; give the folders of runs or comparisons')
     if o.card:
+        for path in o.runs: check_writable(path)
         for path in o.runs: print(f'card: {write_card(path)}')
         return 0
+    check_writable(o.output_path or (o.runs[0] if len(o.runs) == 1 else 'runs')) # before anything is read
     folder,report = report_runs(o.runs, o.output_path, o.metric)
     for missing in report['missing']:
         print(f"lmnotes: left out: {missing['reason']}", file=sys.stderr)
@@ -65,5 +68,6 @@ def bench_command(o, given):
     Parameters:
         o: `BenchOptions`
         given: names of the options that were typed"""
+    if o.json: check_writable(o.json) # minutes before it is written
     where = {k: getattr(o, k) for k in ('size', 'data_dir') if getattr(o, k)}
     run_benches(list(o.names), json=o.json, device=o.device, quick=o.quick, **where)

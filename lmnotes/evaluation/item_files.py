@@ -53,6 +53,15 @@ def score_items(ds:Dataset, rows, outputs:list, values, cuts:list|None=None, **c
     return items
 
 # %% ../../nbs/05_evaluation/16_item_files.ipynb #1cbfb191
+_most_bytes = 4*2**30 # of items
+_most_times = 200     # as many bytes as their file has; some twenty are usual
+
+def _unpacked(path): # bytes, never many more than the file could hold if it were one of ours
+    most = min(_most_bytes, max(2**24, _most_times*Path(path).stat().st_size))
+    with gzip.open(path) as f: data = f.read(most + 1)
+    if len(data) > most: raise ValueError(f'it unpacks to more than {most/1e6:.0f} MB')
+    return data
+
 def _plain(o): return o.tolist() if hasattr(o, 'tolist') else str(o)
 
 def write_items(path, items:list):
@@ -73,7 +82,7 @@ def read_items(path)->list:
         path: file that `write_items` made
     Returns: dicts"""
     with reading(path, 'items of an evaluation (.jsonl.gz)'):
-        return [parse_json(line, path) for line in gzip.decompress(Path(path).read_bytes()).decode().splitlines()]
+        return [parse_json(line, path) for line in _unpacked(path).decode().splitlines()]
 
 # %% ../../nbs/05_evaluation/16_item_files.ipynb #66322de9
 item_rules = Registry('item rule') # name -> function of an item, to its score

@@ -9,6 +9,7 @@ __all__ = ['log_prob_floor', 'cast_model', 'is_fixed_model', 'copy_dtype', 'pert
 # %% ../../nbs/02_models/08_model_readings.ipynb #858e4c38
 import copy
 import inspect
+import logging
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -84,6 +85,18 @@ def _fork_rng(model): # the state of the generators comes back
     device = next(model.parameters()).device
     return torch.random.fork_rng([device] if device.type == 'cuda' else [])
 
+class _PaddingAdvice(logging.Filter): # of transformers, which takes a random token at the edge of a row for padding
+    def filter(self, record): return 'We strongly recommend passing in an `attention_mask`' not in record.getMessage()
+
+@contextmanager
+def _no_padding_advice(): # rows of a probe are full, so a mask would say nothing
+    logger,advice = logging.getLogger('transformers.modeling_utils'),_PaddingAdvice()
+    logger.addFilter(advice)
+    try:
+        yield
+    finally:
+        logger.removeFilter(advice)
+
 @contextmanager
 def mode_without_dropout(model:nn.Module, training:bool, seed=0):
     """Put a model into a mode, without dropout and with one seed; flags, rates and buffers come back as they were
@@ -97,7 +110,7 @@ def mode_without_dropout(model:nn.Module, training:bool, seed=0):
     model.train(training)
     for m,k,_ in rates: setattr(m, k, 0.)
     try:
-        with _fork_rng(model):
+        with _fork_rng(model), _no_padding_advice():
             torch.manual_seed(seed)
             yield
     finally:

@@ -177,7 +177,10 @@ class Checkpoints(Callback):
         "Save a checkpoint of this step, unless there is one"
         if hasattr(self.learn, 'monitor'): self.learn.monitor.flush()
         path = self.folder/step_name(self.learn.step)
-        if not path.exists(): save_checkpoint(self.learn, path, **self.note)
+        if not (path/'state.json').is_file():
+            if is_main() and path.exists(): delete_folder(path) # damaged: made again
+            barrier()
+            save_checkpoint(self.learn, path, **self.note)
         run_on_main(lambda: self.tidy(path.name))
     def tidy(self, newest):
         """Point `latest` and `best` to their checkpoints, and remove old ones

@@ -183,11 +183,11 @@ class Run:
 # of the scores that are renamed
 _summary_names = dict(loss='eval_loss', tokens='eval_tokens', rows='eval_rows', all_rows='eval_all_rows')
 
-def _data_notes(model, data):
+def _data_notes(model, data, batches): # `batches`: that were trained on
     out = {}
     if names := getattr(model.config, 'trained_on_eval', None): out['tainted'] = names
     if found := train_validation_overlap(data): out['overlap'] = {k: c.as_dict() for k,c in found.items()}
-    if hasattr(data.train, 'realised'): out['realised'] = data.train.realised()
+    if hasattr(data.train, 'realised'): out['realised'] = data.train.realised(batches)
     return out
 
 def summarize_run(learn, o:TrainOptions, scores:dict, seconds:float, start=(0, 0), best:int|None=None)->dict:
@@ -223,7 +223,8 @@ def summarize_run(learn, o:TrainOptions, scores:dict, seconds:float, start=(0, 0
     if best not in (None, learn.step): out['best_step'] = best
     if reason := learn.stop_on_request.why: out['stopped'] = reason
     machine = dict(memory_bytes=memory_bytes(data.device), ranks=world_size())
-    return out | _data_notes(model, data) | machine | dict(tokenizer=data.spec['tokenizer'])
+    notes = _data_notes(model, data, learn.step*learn.accumulate.n)
+    return out | notes | machine | dict(tokenizer=data.spec['tokenizer'])
 
 def _task_score_text(s): # with what did not fit, or why there is none
     n,cut = s['task_score_n'],s.get('task_score_cut', 0)

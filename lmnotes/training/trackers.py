@@ -7,7 +7,6 @@ __all__ = ['LogTail', 'row_scalars', 'tracker_facts', 'Tracker', 'TensorBoard', 
 
 # %% ../../nbs/06_training/13_trackers.ipynb #dbfc45cc
 import importlib.util
-import json
 import math
 import os
 import socket
@@ -22,6 +21,7 @@ from ..core import InputError, format_count
 from ..files import *
 from ..files import read_json, write_json
 from ..models.hf.hf_load import attention_implementation
+from ..reading import reading
 
 # %% ../../nbs/06_training/13_trackers.ipynb #870c67ab
 class LogTail:
@@ -40,7 +40,7 @@ class LogTail:
             more = f.read()
         *whole,rest = more.split(b'\n')
         self.offset += len(more) - len(rest)
-        return [json.loads(l) for l in whole]
+        return [parse_json(line, self.path) for line in whole]
 
 # %% ../../nbs/06_training/13_trackers.ipynb #32ce2121
 _skip = ('step', 'time', 'trained') # where a number belongs, not what it is
@@ -132,7 +132,8 @@ class Tracker(Callback):
         if self.logs is None:
             self.logs = dict(train=LogTail(self.folder/'metrics.jsonl'), eval=LogTail(self.folder/'evals.jsonl'))
             self.open()
-        new = [(row['step'], row_scalars(row, group)) for group,log in self.logs.items() for row in log.new()]
+        with reading(self.folder, 'lines of metrics.jsonl and evals.jsonl, each with its step'):
+            new = [(int(row['step']), row_scalars(row, group)) for group,log in self.logs.items() for row in log.new()]
         for step,scalars in sorted(new, key=lambda o: o[0]):
             self.scalars(step, scalars)
         self.flush()
@@ -199,7 +200,8 @@ def wandb_mode(wait:float=2.)->str:
 def _wandb_id(folder): # drawn once, kept with the run
     path = folder/'wandb.json'
     if not path.exists(): write_json(path, dict(id=uuid.uuid4().hex[:16]))
-    return read_json(path)['id']
+    with reading(path, 'the id of a run at W&B', 'remove it to begin a new one there'):
+        return str(read_json(path)['id'])
 
 class WandB(Tracker):
     """Send curves and facts to Weights & Biases

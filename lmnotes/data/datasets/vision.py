@@ -16,6 +16,7 @@ from ..answer_metrics import *
 from ..catalog import *
 from ..dataset_types import *
 from ..sources.files import *
+from ...reading import reading
 
 # %% ../../../nbs/01_data/datasets/11_vision.ipynb #0f86ed19
 @register_dataset('finance_vision')
@@ -29,7 +30,7 @@ class FinanceVision(PromptDataset):
         "Make a row for each question about a page"
         try:
             pairs = [(p['question'], p['answer']) for p in json.loads(row['qa_pairs'])]
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise InputError(
                 f"'{self.name}': qa_pairs is not a JSON list of questions and answers "
                 f"({str(row.get('qa_pairs'))[:40]!r})"
@@ -72,10 +73,9 @@ def load_image(image):
     except ImportError:
         raise InputError('reading pictures needs Pillow: `pip install pillow`') from None
     if isinstance(image, dict): image = io.BytesIO(image['bytes']) if image.get('bytes') else image.get('path')
-    try:
+    where = image if isinstance(image, (str, Path)) else 'the picture of a row'
+    with reading(where, 'a picture that Pillow reads', 'leave the row out'):
         return (Image.open(image) if isinstance(image, (str, Path, io.BytesIO)) else image).convert('RGB')
-    except (OSError, AttributeError, ValueError):
-        raise InputError(f'a row holds no picture that can be read ({str(image)[:40]})') from None
 
 # %% ../../../nbs/01_data/datasets/11_vision.ipynb #33daf04f
 def _vision_prompt(processor, text)->str:

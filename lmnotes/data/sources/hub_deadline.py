@@ -121,12 +121,12 @@ def ask(self:HubDeadline, timeout:float=None)->float:
 
 @patch
 def failed(self:HubDeadline, why:str):
-    """Give up where the pause before the next try would go beyond the deadline
+    """Give up where there is no time for the pause before the next try and for that try, even on a slow machine
 
     Parameters:
         why: what the hub did"""
     with self.lock:
-        if self.left() <= _longest_pause: self.give_up(why)
+        if self.left() <= _longest_pause + self.timeout: self.give_up(why)
 
 # %% ../../../nbs/01_data/sources/03_hub_deadline.ipynb #acf79960
 hub_deadline = HubDeadline()

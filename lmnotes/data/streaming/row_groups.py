@@ -19,6 +19,7 @@ from ..sources.files import *
 from ..sources.hub_requests import *
 from ..sources.hub_rows import *
 from ..sources.user_files import *
+from ...reading import reading
 
 # %% ../../../nbs/01_data/streaming/01_row_groups.ipynb #1e548a21
 class RemoteFile:
@@ -203,10 +204,7 @@ def _read(self:StreamSource, f, row, read):
                 raise OSError(f'not whole parquet: {e}') from None
             raise
     if 'url' in self.files[f]: return retry(once, where, self.patience)
-    try:
-        return once()
-    except OSError as e:
-        raise InputError(f"{where} cannot be read ({str(e).splitlines()[0]})") from None
+    with reading(where, 'rows of a dataset'): return once()
 
 # %% ../../../nbs/01_data/streaming/01_row_groups.ipynb #438e5813
 def stream_source(dataset:str=None, config:str=None, split:str='train', data_dir=None, data_path=None,
@@ -256,5 +254,6 @@ def _label_names(source)->dict: # column -> names of its labels
     if 'rows' in first: return getattr(first['rows'], 'labels', {})
     if Path(first['path']).suffix != '.parquet': return {}
     meta = source._read(0, 0, lambda: _parquet_file(source, 0).schema_arrow.metadata) or {}
-    features = json.loads(meta.get(b'huggingface', b'{}')).get('info', {}).get('features', {})
-    return {k: f['names'] for k,f in features.items() if isinstance(f, dict) and f.get('_type') == 'ClassLabel'}
+    with reading(first['path'], "the names of its columns, as the hub writes them"):
+        features = json.loads(meta.get(b'huggingface', b'{}')).get('info', {}).get('features', {})
+        return {k: f['names'] for k,f in features.items() if isinstance(f, dict) and f.get('_type') == 'ClassLabel'}

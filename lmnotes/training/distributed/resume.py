@@ -126,7 +126,8 @@ def resume_options(given:dict)->tuple:
         yet"""
     path = find_resumed(given)['resume_from_checkpoint']
     run = run_of(path)
-    checkpoint = find_checkpoint(path) if steps_in(run/'checkpoints') else None
+    started = steps_in(run/'checkpoints') or damaged_steps(run/'checkpoints')
+    checkpoint = find_checkpoint(path) if started else None
     _check_unchanged(run, given)
     _import_again(run)
     saved = {k: tuple(v) if isinstance(v, list) else v for k,v in RunFolder(run).args['options'].items()}

@@ -30,7 +30,7 @@ from ..interface.short_runs import short_run_line
 from ..learner import *
 from ..memory_check import *
 from ..monitor import *
-from ..optimizers import optimizer_arguments
+from ..optimizers import check_optimizer, optimizer_arguments
 from ..options import TrainOptions
 from ..plan import *
 from .data_sketch import *
@@ -102,8 +102,10 @@ def run_model(o:TrainOptions, data)->tuple:
     Returns: the model, and its facts"""
     if is_only_sketched(o, data):
         model,loading = sketch_model(o, data.vocab_size, getattr(data, 'labels', None))
+        check_optimizer(o.optimizer, model)
         return model,sketch_facts(o, model, loading)
     model = model_from_options(o, data.vocab_size, data)
+    check_optimizer(o.optimizer, model)
     mark_trained_on_eval(model, data)
     return model,model_facts(model)
 
