@@ -14,6 +14,7 @@ import torch
 
 from ..core import *
 from ..data.classification.alignment import encode_with_offsets, truncate_keep_last
+from ..data.sources.prompt_form import PromptForm, model_prompt_form
 from ..data.token_encoding import encode_separately
 from .generation_eval import *
 from ..models.chunked_loss import token_scores
@@ -54,6 +55,8 @@ class EvalModel:
     seed:int = 0               # of sampling
     draws:int = 4              # answers sampled for pass@k; 0 for none
     allow_execution:bool = False # whether programs that the model wrote may be run
+    form:PromptForm|None = None # of prompts; None: the one the model was trained on, else the dataset's own
+    def __post_init__(self): self.form = self.form or model_prompt_form(self.model) or PromptForm()
     @property
     def interface(self)->str:
         "What the model can be asked, a key of `model_interfaces`"
@@ -80,7 +83,7 @@ class EvalModel:
             task: a dataset
             rows: rows with known answers
         Returns: of `Request`"""
-        return make_requests(task, rows, self.tokenizer, self.context_length)
+        return make_requests(task, rows, self.tokenizer, self.context_length, chat=self.form.chat_template)
     def answer(self, task, rows)->list:
         """Generate an answer to each row by greedy decoding; an `InputError` where too many do not fit
 

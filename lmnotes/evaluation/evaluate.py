@@ -14,7 +14,8 @@ import numpy as np
 
 from ..core import *
 from ..data.contamination_fingerprint import load_fingerprint
-from .evaluation_data import EvaluationData, load_eval_model
+from ..data.sources.prompt_form import model_prompt_form
+from .evaluation_data import EvaluationData, load_eval_model, saved_prompt_form
 from .item_files import write_items
 from .task_suite import *
 from ..files import *
@@ -83,6 +84,7 @@ def _asked(o, names, datasets, data_path)->dict: # how the model was asked, for 
         seed=o.seed,
         max_length=o.max_length,
         draws=o.draws,
+        prompts=o.form and o.form.to_dict(),
     )
 
 def _write(result, items, folder, output): # beside the model, or where it was asked for
@@ -102,6 +104,12 @@ def _check_output(output, folder): # refused before anything is measured
 def _about(name, model, fp)->dict: # the model, and what is known of its training text
     known = None if fp is None else {k: getattr(fp, k) for k in 'n_words n_documents sampled whole start_known'.split()}
     return dict(model=name, n_parameters=sum(p.numel() for p in model.parameters()), training_text=known)
+
+def _data(o, datasets, data_path, tokenizer_name, fp, progress)->EvaluationData:
+    limits = o.limit, tokenizer_name, o.seed, o.split
+    data = EvaluationData(datasets, o.data_dir, data_path, *limits, trained_on=fp, form=o.form)
+    if progress and data.note: progress(data.note)
+    return data
 
 def _split_options(options)->tuple: # for the evaluation; for loading the model
     known = {f.name for f in fields(EvalOptions)}
@@ -129,7 +137,8 @@ def evaluate_model(model, tasks='all', tokenizer=None, *, datasets=None, data_pa
     folder = Path(str(model)).expanduser() if isinstance(model, (str, Path)) else None
     name = str(model) if folder else type(model).__name__
     fp = load_fingerprint(name.partition('+')[0]) if folder else None
-    data = EvaluationData(datasets, o.data_dir, data_path, o.limit, name if folder else '', o.seed, o.split, fp)
+    o.form = o.form or (saved_prompt_form(name) if folder else model_prompt_form(model))
+    data = _data(o, datasets, data_path, name if folder else '', fp, progress)
     _check_output(output, folder)
     if folder: model,tokenizer = load_eval_model(str(model), device, **hub_options)
     result = _about(name, model, fp)
@@ -138,8 +147,8 @@ def evaluate_model(model, tasks='all', tokenizer=None, *, datasets=None, data_pa
         scores,missing = evaluate_tasks(
             model, tokenizer, groups, datasets=data.sources(), progress=progress, trained_on=fp, **vars(o)
         )
-    measured,unmeasured,windows = _measure(o.eval_model(model, tokenizer), data, whole, progress)
-    result |= measured | dict(
+    found,unmeasured,windows = _measure(o.eval_model(model, tokenizer), data, whole, progress)
+    result |= found | dict(
         tasks=[task_record(t) for t in scores],
         not_measured=missing + unmeasured,
         asked=_asked(o, [*whole, *groups], datasets, data_path),

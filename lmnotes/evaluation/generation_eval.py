@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from ..core import *
 from ..data.catalog import Dataset
 from ..data.sft_examples import encode_rows
+from ..data.sources.prompt_form import PromptForm, model_prompt_form
 from ..data.token_encoding import encode_separately
+from .asked_form import apply_prompt_form
 from .item_files import score_items
 from .metric_names import score_name, task_metric
 from ..models.generation import generate_batch, max_positions
@@ -230,7 +232,7 @@ def score_requests(model, tokenizer, requests:list, max_new_tokens:int|None=None
     return dict(metric=task_metric(task), score=score, **counts, items=items)
 
 def task_score(model, tokenizer, task:Dataset, rows, max_length:int|None=None, max_new_tokens:int|None=None,
-        bs:int=16, template:str|None=None, chat:bool=False)->dict:
+        bs:int=16, form:PromptForm|None=None)->dict:
     """Score a model's generated answers to rows; no row at all is an `InputError`
 
     Parameters:
@@ -240,11 +242,12 @@ def task_score(model, tokenizer, task:Dataset, rows, max_length:int|None=None, m
         max_length: tokens that prompt and answer may take together; None: as many as the model takes
         max_new_tokens: of an answer; None: by `answer_limit`
         bs: rows at a time
-        template: prompt with columns in braces; None: the dataset's own
-        chat: another form of prompts, see `encode_rows`
+        form: of the prompts; None: the one the model was trained on, else the dataset's own
     Returns: as `score_requests`"""
     if not len(rows): raise InputError(f"'{task.name}' has no row to ask; a score needs at least one")
-    requests = make_requests(task, rows, tokenizer, max_length, template, chat)
+    form = form or model_prompt_form(model) or PromptForm()
+    task = apply_prompt_form(task, form, rows)
+    requests = make_requests(task, rows, tokenizer, max_length, chat=form.chat_template)
     return score_requests(model, tokenizer, requests, max_new_tokens, bs)
 
 # %% ../../nbs/05_evaluation/05_generation_eval.ipynb #82ef9e15

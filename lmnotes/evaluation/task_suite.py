@@ -19,7 +19,9 @@ from ..core import *
 from ..data.catalog import *
 from ..data.contamination_fingerprint import item_texts, overlap
 from ..data.dataset_splits import scored_rows
+from ..data.sources.prompt_form import PromptForm
 from .answer_floors import answer_floor
+from .asked_form import apply_prompt_form, template_note
 from .eval_model import EvalModel, probe_windows
 from .generation_eval import cut_note, is_measured, max_cut_share
 from .item_files import *
@@ -169,12 +171,14 @@ class EvalOptions:
     draws:int = 4              # answers sampled for pass@k; 0 for none
     allow_execution:bool = False # run programs that the model writes
     split:str|None = None      # train, validation or test; None: the one that is meant for an evaluation
+    form:PromptForm|None = None # of prompts; None: the one the model was trained on, else the datasets' own
     def eval_model(self, model, tokenizer)->EvalModel:
         """The model with these limits
 
         Parameters:
             tokenizer: that made the tokens"""
-        return EvalModel(model, tokenizer, self.max_length, self.bs, self.seed, self.draws, self.allow_execution)
+        limits = self.max_length, self.bs, self.seed, self.draws, self.allow_execution
+        return EvalModel(model, tokenizer, *limits, form=self.form)
 
 def eval_options(**options)->EvalOptions:
     """Make options from keywords; an unknown one is an `InputError`
@@ -272,9 +276,9 @@ def evaluate_tasks(model, tokenizer, tasks='all', *, datasets=None, progress=Non
     if s.interface == 'text': check_causal(model, windows=probe_windows(s, _scored_texts(sources)), noise=0)
     scores = []
     for group,name,ds,rows in sources:
-        if progress: progress(f'{group}: {name}')
+        if progress: progress(f'{group}: {name}' + template_note(s.form, ds, rows))
         try:
-            kept,cut = _measured(eval_tasks[group](s, ds, rows))
+            kept,cut = _measured(eval_tasks[group](s, apply_prompt_form(ds, s.form, rows), rows))
             scores += _with_origin(kept, ds, rows, trained_on)
             missing += cut
         except InputError as e:

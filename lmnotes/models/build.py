@@ -14,6 +14,7 @@ from pathlib import Path
 from torch import nn
 
 from ..core import *
+from ..data.sources.prompt_form import load_prompt_form
 from ..files import *
 from .config import *
 from .decoder import *
@@ -219,4 +220,4 @@ def build_model(name:str='standard', size:str='tiny', vocab_size:int=None, init:
         model = _check_vocab_size(load_lm(base, **overrides), base, vocab_size)
     else:
         model = model_loaders['hf'](base, vocab_size=vocab_size, **overrides)
-    return apply_rewrites(model, parts)
+    return load_prompt_form(apply_rewrites(model, parts), init or base)

@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..core import *
 from ..data.contamination_fingerprint import copy_fingerprint
+from ..data.sources.prompt_form import save_prompt_form
 from ..files import *
 from ..folders import check_new_folder
 from ..models.build import *
@@ -96,6 +97,7 @@ def export_dense(model, output_path, tokenizer=None, verbose=True)->Path:
         plain.save_pretrained(folder)
         if tokenizer is not None: tokenizer.save_pretrained(folder)
         copy_fingerprint(source, folder)
+        save_prompt_form(model, folder)
     if verbose: print(_export_line(out, any(m.act_bits for m in layers.values())))
     return out
 

@@ -18,6 +18,7 @@ from transformers import AutoConfig, GenerationConfig, initialization
 
 from ..core import *
 from ..data.contamination_fingerprint import copy_fingerprint
+from ..data.sources.prompt_form import load_prompt_form, save_prompt_form
 from ..data.tokenizers import get_tokenizer
 from ..files import *
 from ..folders import check_new_folder
@@ -230,6 +231,7 @@ def _write_packed_model(model, out, layout, tokenizer, source):
         _write_config(folder, model, layout)
         if getattr(model, 'generation_config', None) is not None: model.generation_config.save_pretrained(folder)
         copy_fingerprint(source, folder)
+        save_prompt_form(model, folder)
         _check_packed(folder, model)
     numbers = sum(p.numel() for p in model.parameters())
     return PackedFolder(out, os.path.getsize(out/'model.safetensors'), numbers, bits_per_weight(matrices), layout)
@@ -272,4 +274,4 @@ def load_packed(path, vocab_size:int=None, device='cpu', attn_implementation='au
     model.config._attn_implementation = attention
     model.save_pretrained,model.random_weights = _refuse_save,False
     model.eval().requires_grad_(False).to(device)
-    return model if isinstance(model, LM) else patch_forward(model)
+    return load_prompt_form(model if isinstance(model, LM) else patch_forward(model), folder)

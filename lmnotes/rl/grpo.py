@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..core import *
 from ..data.load import load_data
+from ..data.sources.prompt_form import learn_prompt_form
 from ..files import *
 from .grpo_trainer import make_grpo_trainer
 from .log_probs import remove_patches
@@ -207,6 +208,7 @@ def _train(job, scorer, recorder, evaluate): # trainer, seconds
 def _train_and_finish(job):
     s,notes = job.settings,check_rl_settings(job.settings)
     if not getattr(job.model, 'is_quantized', False): job.model.to(pick_device(s.device))
+    learn_prompt_form(job.model, job.data)
     scorer = RewardScorer(job.data.task, job.data.rows['train'], s)
     recorder = RLRecorder(job.folder, s, job.data, scorer, job.messages())
     evaluate = _evaluation(job, scorer)

@@ -15,6 +15,7 @@ import torch
 from fastcore.basics import patch
 
 from ..core import *
+from ..data.sources.prompt_form import data_prompt_form
 from ..files import *
 from .rl_evaluation import scores_text
 from .settings import RLSettings
@@ -118,6 +119,7 @@ def keep_checkpoint(self:RLRecorder, step:int):
     (made/'training_args.bin').unlink(missing_ok=True) # a pickle
     state = dict(step=step, tokens=self.tokens, fingerprint=self.data.fingerprint)
     write_json(made/'state.json', state | dict(total_steps=self.settings.steps, mode='rl'))
+    if form := data_prompt_form(self.data): form.save(made)
     default_modes(made)
     os.rename(made, self.checkpoints/step_name(step))
     shutil.rmtree(self.partial, ignore_errors=True)

@@ -19,6 +19,7 @@ from fastai.callback.progress import *
 from fastai.callback.schedule import *
 
 from ..core import InputError, did_you_mean, pick_device, pick_dtype
+from ..data.sources.prompt_form import learn_prompt_form
 from .accumulation import *
 from .learner_metrics import *
 from .optimizers import *
@@ -198,6 +199,7 @@ def lm_learner(model, data, *, cbs=None, device=None, **kwargs)->LMLearner:
         kwargs: fields of `LearnerSettings`, and anything else `Learner` takes"""
     chosen,others = _split_arguments(kwargs)
     check_vocab_size(model, data)
+    learn_prompt_form(model, data)
     device = pick_device(str(device or data.device or 'auto'))
     if not getattr(model, 'is_quantized', False): model.to(device)
     s = _resolved(LearnerSettings(**chosen), model)

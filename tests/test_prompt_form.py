@@ -1,0 +1,116 @@
+"A run remembers how its prompts were made, and whoever asks its model does it in that form."
+import json
+
+import pytest
+import torch
+
+from lmnotes.core import InputError, set_seed
+from lmnotes.data.load import load_data
+from lmnotes.data.sources.prompt_form import PromptForm, model_prompt_form
+from lmnotes.evaluation.evaluate import evaluate_model
+from lmnotes.evaluation.generation_eval import task_score
+from lmnotes.models import build_model
+from lmnotes.models.lora import add_lora
+from lmnotes.quantizers.packed_export import export_dense
+from lmnotes.quantizers.packed_model import load_packed, pack
+from lmnotes.training.checkpoints import load_run, save_checkpoint, save_run
+from lmnotes.training.learner import lm_learner
+
+COLOURS = dict(ana='red', bob='blue', cy='green', dee='gold')
+TEMPLATE = '{question} likes the colour:'
+
+def write_rows(folder, prompt, target):
+    folder.mkdir()
+    for split in ('train', 'validation', 'test'):
+        rows = [{prompt: who, target: colour} for who,colour in COLOURS.items()]
+        (folder/f'{split}.jsonl').write_text('\n'.join(map(json.dumps, rows)), encoding='utf-8')
+    return str(folder)
+
+def tune(path, **options):
+    "A learner whose model knows the answers to rows in one form of prompts"
+    data = load_data(mode='sft', data_path=path, max_length=64, bs=4, packing=False, device='cpu', **options)
+    set_seed(0)
+    learn = lm_learner(build_model('standard', 'tiny', data.vocab_size, max_length=256), data, device='cpu')
+    batch,opt = data.train.one_batch()[0],torch.optim.AdamW(learn.model.parameters(), 3e-3)
+    for _ in range(60):
+        loss = learn.model(**batch).loss
+        loss.backward()
+        opt.step()
+        opt.zero_grad()
+    assert loss.item() < .1
+    return learn
+
+@pytest.fixture(scope='module')
+def tuned(tmp_path_factory):
+    "A model that was trained in a template, the folder of its rows, and that of the run"
+    home = tmp_path_factory.mktemp('tuned')
+    path = write_rows(home/'rows', 'question', 'answer')
+    learn = tune(path, prompt_template=TEMPLATE)
+    return learn, path, save_run(learn, home/'run')
+
+def test_a_run_is_evaluated_in_the_form_it_was_trained_on(tuned):
+    learn,path,run = tuned
+    said = []
+    options = dict(data_path=path, device='cpu', limit=None)
+    score, = evaluate_model(run, 'generation', progress=said.append, **options)['tasks']
+    other, = evaluate_model(run, 'generation', form=PromptForm(), output=run/'other.json', **options)['tasks']
+    assert score['metrics']['chrf'] == 100 > other['metrics']['chrf'] + 30
+    assert json.loads((run/'evaluation.json').read_text())['asked']['prompts']['template'] == TEMPLATE
+
+def test_task_score_asks_in_the_form_the_model_was_trained_on(tuned):
+    learn,path,run = tuned
+    task,rows = learn.dls.task,learn.dls.rows['train']
+    saved = build_model(str(run/'final')).eval()
+    for model in (learn.model, saved):
+        assert task_score(model, learn.dls.tokenizer, task, rows)['score'] == 1
+    assert task_score(saved, learn.dls.tokenizer, task, rows, form=PromptForm())['score'] < 1
+
+def test_own_columns_are_remembered(tmp_path):
+    learn = tune(write_rows(tmp_path/'rows', 'who', 'colour'), prompt_column='who', target_column='colour')
+    run = save_run(learn, tmp_path/'run')
+    score, = evaluate_model(run, 'generation', data_path=tmp_path/'rows', device='cpu')['tasks']
+    assert score['metrics']['chrf'] == 100
+
+def test_every_folder_of_a_model_has_its_form(tuned, tmp_path):
+    learn,_,run = tuned
+    form = model_prompt_form(learn.model)
+    assert (form.template, form.columns) == (TEMPLATE, ('question', 'answer'))
+    save_checkpoint(learn, tmp_path/'step')
+    packed = pack(str(run/'final'), tmp_path/'packed', quantize='ternary', verbose=False)
+    export_dense(str(packed.path), tmp_path/'dense', verbose=False)
+    save_run(load_run(run), tmp_path/'again')
+    for folder in (run/'final', tmp_path/'step', tmp_path/'packed', tmp_path/'dense', tmp_path/'again/final'):
+        assert PromptForm.load(folder) == form, folder
+    assert model_prompt_form(load_packed(tmp_path/'packed')) == form
+
+def test_adapters_have_the_form_and_so_has_what_they_are_merged_into(tuned, tmp_path):
+    learn,path,run = tuned
+    data = load_data(mode='sft', data_path=path, prompt_template='{question}?', max_length=64, bs=4, device='cpu')
+    model = add_lora(build_model(str(run/'final')), verbose=False)
+    assert model_prompt_form(model).template == TEMPLATE
+    folder = save_run(lm_learner(model, data, device='cpu'), tmp_path/'lora')/'final'
+    assert PromptForm.load(folder).template == '{question}?'
+    assert model_prompt_form(model.merge_and_unload()).template == '{question}?'
+
+def test_a_folder_without_the_file_is_asked_as_before(tuned, tmp_path):
+    learn,path,_ = tuned
+    folder = save_run(learn, tmp_path/'run')
+    (folder/'final/prompts.json').unlink()
+    plain = build_model(str(folder/'final')).eval()
+    assert model_prompt_form(plain) is None
+    task,rows = learn.dls.task,learn.dls.rows['train']
+    one,two = (task_score(plain, learn.dls.tokenizer, task, rows, form=f) for f in (None, PromptForm()))
+    assert one == two
+
+def test_running_text_leaves_the_form_of_a_model(tuned):
+    learn,_,run = tuned
+    model = build_model(str(run/'final'))
+    lm_learner(model, load_data('prose', max_length=32, limit=20, device='cpu'), device='cpu')
+    assert model_prompt_form(model) == model_prompt_form(learn.model)
+
+def test_a_damaged_file_is_one_line(tuned, tmp_path):
+    learn,path,_ = tuned
+    folder = save_run(learn, tmp_path/'run')
+    (folder/'final/prompts.json').write_text('{"template": "{question"}')
+    with pytest.raises(InputError, match='prompts.json: template cannot be read'):
+        evaluate_model(folder, 'generation', data_path=path, device='cpu')
