@@ -17,6 +17,7 @@ from fastai.basics import *
 from ..core import *
 from ..data.contamination_fingerprint import keep_fingerprint
 from ..data.load import data_from_spec
+from ..data.sources.prompt_form import save_prompt_form
 from ..files import *
 from ..models.build import build_model
 from ..models.lora import check_adapter_file
@@ -43,6 +44,7 @@ def save_pretrained_model(model, tokenizer, path, state=None, processor=None):
     model.save_pretrained(path, **weights, **adapters)
     if tokenizer is not None: tokenizer.save_pretrained(path) # shards may be numbers of a tokenizer that is not here
     if processor is not None: processor.save_pretrained(path)
+    save_prompt_form(model, path)
 
 # %% ../../nbs/06_training/09_checkpoints.ipynb #3cfde46b
 def _plain_numbers(o): # NumPy scalars, which fastai's schedulers leave in an optimizer: `weights_only` reads none
