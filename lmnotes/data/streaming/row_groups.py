@@ -18,6 +18,7 @@ from ..catalog import *
 from ..sources.files import *
 from ..sources.hub_requests import *
 from ..sources.hub_rows import *
+from ..sources.row_layout import *
 from ..sources.user_files import *
 
 # %% ../../../nbs/01_data/streaming/01_row_groups.ipynb #1e548a21
@@ -237,7 +238,8 @@ def _user_source(path, split, text_column, patience):
     splits = user_file_splits(path)
     _check_split(str(path), split, splits)
     text = text_column and (lambda r: text_getter(r, text_column)(r))
-    return StreamSource(Path(path).name, [dict(path=f) for f in splits[split]], text, patience)
+    files = [dict(path=f) for f in splits[split]]
+    return StreamSource(Path(path).name, files, text, patience, user_file_notes(path))
 
 def _catalog_files(ds, data_dir, patience)->dict: # split, as the dataset calls it -> files
     if ds.id in builtin_sources: return {s: [dict(path=s, rows=r)] for s,r in builtin_sources.build(ds.id).items()}
