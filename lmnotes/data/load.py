@@ -34,8 +34,9 @@ class CorpusSpec(TextSpec):
 def _documents(source): # texts by split, notes
     if not source.data_path:
         return load_documents(find_dataset(source.dataset, source.config), source.data_dir, source.limit)
-    splits = read_user_texts(source.data_path, *source.columns)
-    return make_document_splits({s: t for s,t in splits.items() if s != 'test'}, source.limit)
+    found = read_user_texts(source.data_path, *source.columns, splits=('train', 'validation'))
+    splits,notes = make_document_splits(found, source.limit)
+    return splits, [*user_file_notes(source.data_path), *notes]
 
 @lru_cache(8)
 def _tokens(source, tokenizer, vocab_size, tokenizer_stamp): # tokenizer, training and validation tokens, notes

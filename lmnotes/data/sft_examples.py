@@ -16,7 +16,9 @@ from ..core import *
 from .catalog import *
 from .data_spec import *
 from .dataset_splits import *
+from .sources.cells import *
 from .sources.files import *
+from .sources.row_layout import *
 from .sources.user_files import *
 from .token_encoding import *
 from .tokenizers import *
@@ -83,7 +85,7 @@ def prompt_function(ds:Dataset, template:str):
     Returns: function from a row to its prompt"""
     def prompt(row):
         try:
-            return template.replace('\\n', '\n').format(**{**row, 'prompt': ds.prompt(row)})
+            return template.replace('\\n', '\n').format_map(CellTexts(row, prompt=ds.prompt(row)))
         except (KeyError, IndexError) as e:
             raise InputError(
                 f"--prompt_template names a column {e}, and there is: {', '.join(['prompt', *row])}"
@@ -124,11 +126,10 @@ class UserPairs(Dataset):
 
     Parameters:
         name: of the file
-        prompt: function from a row to its prompt
-        target: function from a row to its target"""
+        reader: of its rows"""
     id, kind, modes = 'own', 'instructions', ('sft', 'rl')
-    def __init__(self, name:str, prompt, target):
-        self.title,self._prompt,self._target = name,prompt,target
+    def __init__(self, name:str, reader:PairReader):
+        self.title,self.reader = name,reader
     @property
     def name(self): return self.title
     def prompt(self, row:dict)->str:
@@ -136,25 +137,39 @@ class UserPairs(Dataset):
 
         Parameters:
             row: of the file"""
-        return self._prompt(row)
+        return self.reader.prompt(row)
     def target(self, row:dict)->str:
-        """Return the target of a row
+        """Return the first right answer of a row, with the space before it
 
         Parameters:
             row: of the file"""
-        return self._target(row)
+        return self.reader.target(row)
+    def references(self, row)->list: return [a.strip() for a in self.reader.answers(row)]
+    def messages(self, row:dict)->list:
+        """Return a row as a conversation; a row of text has two turns
 
-def load_user_pairs(path, prompt_column:str=None, target_column:str=None)->tuple:
-    """Load a file of questions and answers
+        Parameters:
+            row: of the file
+        Returns: of dicts `role` and `content`, of which the last is an answer"""
+        asked,answer = (dict(role=r, content=t.strip()) for r,t in
+                        (('user', self.prompt(row)), ('assistant', self.target(row))))
+        return self.reader.turns(row) or [asked, answer]
+
+def load_user_pairs(path, prompt_column:str=None, target_column:str=None, splits=None)->tuple:
+    """Load a file of questions and answers; a cell that cannot be read is an `InputError` with file, row and column
 
     Parameters:
-        path: file or folder of jsonl, csv or parquet
+        path: file or folder of jsonl, json, csv, tsv or parquet
         prompt_column: the two columns, when the usual names do not fit
         target_column: the column of the target
+        splits: names of those to read, of which the first must be there; None: all there are
     Returns: a `Dataset` and its splits of `Rows`; (None, splits) when the columns have no two sides"""
-    splits = read_user_rows(path, (prompt_column, target_column))
-    pair = prompt_target_getters(column_names(splits['train']), prompt_column, target_column)
-    return (UserPairs(Path(path).name, *pair) if pair else None), splits
+    found = read_user_rows(path, (prompt_column, target_column), splits)
+    reader = pair_reader(column_names(next(iter(found.values()))), prompt_column, target_column)
+    if reader is None: return None, found
+    for rows in found.values():
+        for _ in map_rows(reader.target, rows): pass
+    return UserPairs(Path(path).name, reader), found
 
 # %% ../../nbs/01_data/13_sft_examples.ipynb #12e9818c
 def load_pairs(source:RowSource, check)->tuple:
@@ -164,14 +179,19 @@ def load_pairs(source:RowSource, check)->tuple:
         source: whose `columns` are prompt and target
         check: function of the `Dataset` (None: a file without two sides); raises an `InputError`
     Returns: `Dataset`, rows by split, notes"""
-    if source.data_path: ds,splits = load_user_pairs(source.data_path, *source.columns)
-    else:
-        ds,splits = find_dataset(source.dataset, source.config),None
-        check_role(ds, source.allow_eval_data)
+    if source.data_path: return _load_own_pairs(source, check)
+    ds = find_dataset(source.dataset, source.config)
+    check_role(ds, source.allow_eval_data)
     check(ds)
-    if splits is None: splits = load_rows(ds, source.data_dir)
-    splits = {s: r for s,r in splits.items() if s != 'test' or ds.role == 'eval'}
+    splits = {s: r for s,r in load_rows(ds, source.data_dir).items() if s != 'test' or ds.role == 'eval'}
     return ds, *make_row_splits(ds, splits, source.limit)
+
+def _load_own_pairs(source, check):
+    path = source.data_path
+    ds,splits = load_user_pairs(path, *source.columns, splits=('train', 'validation'))
+    check(ds)
+    splits,notes = make_row_splits(ds, splits, source.limit)
+    return ds, splits, [*user_file_notes(path), *notes]
 
 # %% ../../nbs/01_data/13_sft_examples.ipynb #98cebda5
 def render_loss_mask(tokenizer, example:dict, form:str='terminal', limit:int=1200)->str:

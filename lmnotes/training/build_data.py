@@ -61,7 +61,7 @@ def training_mode(o:TrainOptions)->str:
     kind = data_source_kind(o)
     if kind == 'mixture': answers = any('sft' in d.modes for d in _mixed_datasets(o)[0])
     elif kind != 'one' or is_masked_lm(o) or o.text_column: answers = False
-    elif o.data_path: answers = load_user_pairs(o.data_path, o.prompt_column, o.target_column)[0]
+    elif o.data_path: answers = load_user_pairs(o.data_path, o.prompt_column, o.target_column, ['train'])[0]
     else: answers = 'sft' in find_dataset(o.dataset, o.dataset_config).modes
     return 'sft' if answers else 'pretrain'
 

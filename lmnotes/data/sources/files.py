@@ -68,7 +68,7 @@ def check_unique(names, where):
         names: of columns, or keys of an object
         where: file and place, for the message"""
     twice = [n for n,count in Counter(names).items() if count > 1]
-    if twice: raise InputError(f"{where} has the column '{twice[0]}' {Counter(names)[twice[0]]} times; rename or drop one")
+    if twice: raise InputError(f"{where} has the column '{twice[0]}' more than once; rename or drop one")
 
 @file_readers('.parquet')
 def _read_parquet(path)->Rows:

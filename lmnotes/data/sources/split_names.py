@@ -62,12 +62,11 @@ def sort_by_split(files)->SplitFiles:
         files: paths relative to a folder
     Returns: splits in the order train, validation, test"""
     files = [PurePath(f) for f in files]
-    for split_of,why in _conventions:
-        found = {f: split_of(f) for f in files}
-        if any(found.values()): break
-    else: return SplitFiles(dict(train=files) if files else {})
+    tried = ((reason, {f: split_of(f) for f in files}) for split_of,reason in _conventions)
+    reason,found = next((t for t in tried if any(t[1].values())), (None, None))
+    if not found: return SplitFiles(dict(train=files) if files else {})
     splits = {s: [f for f in files if found[f] == s] for s in split_keywords}
-    return SplitFiles({s: fs for s,fs in splits.items() if fs}, {f: why for f in files if not found[f]})
+    return SplitFiles({s: fs for s,fs in splits.items() if fs}, {f: reason for f in files if not found[f]})
 
 # %% ../../../nbs/01_data/sources/01_split_names.ipynb #1fc1e513
 _card_files = 'config.json dataset_info.json dataset_infos.json dataset_dict.json state.json'.split()

@@ -16,7 +16,7 @@ from fastcore.basics import patch
 
 from ...core import *
 from ..sources.files import *
-from ..sources.user_files import *
+from ..sources.row_layout import *
 from .row_groups import *
 
 # %% ../../../nbs/01_data/streaming/02_documents.ipynb #9dc43e62
