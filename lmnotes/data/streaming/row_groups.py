@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RemoteFile', 'StreamSource', 'stream_source']
 
-# %% ../../../nbs/01_data/streaming/01_row_groups.ipynb #e517b23c
+# %% ../../../nbs/01_data/streaming/01_row_groups.ipynb #0bef88e8
 import json
 import os
 from pathlib import Path
@@ -18,6 +18,7 @@ from ..catalog import *
 from ..sources.files import *
 from ..sources.hub_requests import *
 from ..sources.hub_rows import *
+from ..sources.row_layout import *
 from ..sources.user_files import *
 from ...reading import reading
 
@@ -206,7 +207,7 @@ def _read(self:StreamSource, f, row, read):
     if 'url' in self.files[f]: return retry(once, where, self.patience)
     with reading(where, 'rows of a dataset'): return once()
 
-# %% ../../../nbs/01_data/streaming/01_row_groups.ipynb #438e5813
+# %% ../../../nbs/01_data/streaming/01_row_groups.ipynb #92db04ab
 def stream_source(dataset:str=None, config:str=None, split:str='train', data_dir=None, data_path=None,
         text_column:str=None, patience:RetryPolicy=None)->StreamSource:
     """Find the files of a dataset or a path, ready to be streamed
@@ -235,7 +236,8 @@ def _user_source(path, split, text_column, patience):
     splits = user_file_splits(path)
     _check_split(str(path), split, splits)
     text = text_column and (lambda r: text_getter(r, text_column)(r))
-    return StreamSource(Path(path).name, [dict(path=f) for f in splits[split]], text, patience)
+    files = [dict(path=f) for f in splits[split]]
+    return StreamSource(Path(path).name, files, text, patience, user_file_notes(path))
 
 def _catalog_files(ds, data_dir, patience)->dict: # split, as the dataset calls it -> files
     if ds.id in builtin_sources: return {s: [dict(path=s, rows=r)] for s,r in builtin_sources.build(ds.id).items()}
