@@ -18,7 +18,7 @@ from ..core import *
 from ..data.contamination_fingerprint import keep_fingerprint
 from ..data.load import data_from_spec
 from ..files import *
-from ..models.build import build_model
+from ..models.build import build_model, saved_model_type
 from ..models.lora import check_adapter_file
 from ..models.weight_checks import check_saved_dtypes
 from ..reading import reading
@@ -267,7 +267,9 @@ def load_run(path)->LMLearner:
     args = read_json(path/'args.json')
     data = data_from_spec(args['data'])
     if rows := args.get('eval_rows'): data.loaders[1] = data.valid.sampled(rows) # those that the run was scored on
-    learn = lm_learner(build_model(str(path/'final')), data, **args['learner'])
+    fills_gaps = data.masked and saved_model_type(path/'final') != 'lmnotes' # an encoder has a head for it alone
+    model = build_model(str(path/'final'), **(dict(task='mlm') if fills_gaps else {}))
+    learn = lm_learner(model, data, **args['learner'])
     if (path/'final/trainer.pt').is_file():
         load_checkpoint(learn, path/'final')
         learn.dls.train.start = 0
