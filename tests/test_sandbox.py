@@ -210,7 +210,7 @@ def test_memory_is_what_was_allowed(kind):
             'resource.setrlimit(resource.RLIMIT_AS, (-1, -1))'
     result = run_code(widen, kind=kind, megabytes=512)
     assert result.verdict == 'error' and f'{(2**29, 2**29)}\n' in result.output, result
-    assert 'not allowed to raise maximum limit' in result.why
+    assert 'not allowed to raise maximum limit' in result.output
 
 # %% The verdict
 
