@@ -200,6 +200,18 @@ def test_limits_give_a_verdict_with_its_reason(what, kind):
     result = run_code(code, seconds=3, kind=kind)
     assert (result.verdict, bool(result.why)) == (verdict, True), result
 
+def test_memory_is_what_was_allowed(kind):
+    "RLIMIT_AS: the address space of the program, which it cannot widen"
+    take = 'x = bytearray(600*2**20)\nprint("taken")'
+    assert run_code(take, kind=kind, megabytes=1024).output == 'taken\n'
+    result = run_code(take, kind=kind, megabytes=512)
+    assert result.verdict == 'error' and 'MemoryError' in result.why, result
+    widen = 'import resource\nprint(resource.getrlimit(resource.RLIMIT_AS))\n' \
+            'resource.setrlimit(resource.RLIMIT_AS, (-1, -1))'
+    result = run_code(widen, kind=kind, megabytes=512)
+    assert result.verdict == 'error' and f'{(2**29, 2**29)}\n' in result.output, result
+    assert 'not allowed to raise maximum limit' in result.output
+
 # %% The verdict
 
 ADD = 'def add(a, b):\n    return a + b\n'

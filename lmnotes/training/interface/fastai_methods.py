@@ -23,7 +23,7 @@ from ...data.mixtures.data import MixtureData
 from ...data.sft import TaskData
 from ...data.token_encoding import *
 from ...evaluation.text_samples import text_samplers
-from ...models.build import build_model
+from ...models.build import build_model, saved_model_type
 from ...models.generation import fill_mask, generate
 from ...models.lora import merge_lora
 from ..checkpoints import save_pretrained_model
@@ -257,7 +257,8 @@ def exported_learner(files:dict, settings:dict, facts:dict)->LMLearner:
         for name,content in files.items(): (Path(d)/name).write_bytes(content)
         load = partial(AutoTokenizer.from_pretrained, trust_remote_code=False)
         tokenizer = load(d) if 'tokenizer_config.json' in files else None
-        return lm_learner(build_model(d), ExportedData(tokenizer, facts), device='cpu', **settings)
+        mlm = dict(task='mlm') if facts.get('masked') and saved_model_type(d) != 'lmnotes' else {}
+        return lm_learner(build_model(d, **mlm), ExportedData(tokenizer, facts), device='cpu', **settings)
 
 class ExportedLearner:
     """A learner as it is pickled: a function that makes it, with bytes and plain values as arguments
