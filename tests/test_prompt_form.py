@@ -122,4 +122,5 @@ def test_generate_makes_prompts_as_training_did(tuned, capsys):
     assert main([*words, '--row', '{"question": "cy"}']) == 0
     assert capsys.readouterr().out.strip() == 'green'
     assert main([*words, '--file', f'{path}/test.jsonl']) == 0
-    assert [json.loads(line)['completion'].strip() for line in capsys.readouterr().out.splitlines()] == [*COLOURS.values()]
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row['completion'].strip() for row in lines] == [*COLOURS.values()]
