@@ -4,6 +4,7 @@ import json
 import pytest
 import torch
 
+from lmnotes.app.cli import main
 from lmnotes.core import InputError, set_seed
 from lmnotes.data.load import load_data
 from lmnotes.data.sources.prompt_form import PromptForm, model_prompt_form
@@ -114,3 +115,12 @@ def test_a_damaged_file_is_one_line(tuned, tmp_path):
     (folder/'final/prompts.json').write_text('{"template": "{question"}')
     with pytest.raises(InputError, match='prompts.json: template cannot be read'):
         evaluate_model(folder, 'generation', data_path=path, device='cpu')
+
+def test_generate_makes_prompts_as_training_did(tuned, capsys):
+    _,path,run = tuned
+    words = ['generate', '--model', str(run), '--device', 'cpu', '--temperature', '0', '--max_new_tokens', '8']
+    assert main([*words, '--row', '{"question": "cy"}']) == 0
+    assert capsys.readouterr().out.strip() == 'green'
+    assert main([*words, '--file', f'{path}/test.jsonl']) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row['completion'].strip() for row in lines] == [*COLOURS.values()]
