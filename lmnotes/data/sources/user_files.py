@@ -27,7 +27,7 @@ def find_user_files(path)->SplitFiles:
     names = [f.relative_to(path) for f in sorted(path.rglob('*')) if f.is_file()]
     left_out = {n: why for n in names if (why := why_ignored(n))}
     names = [n for n in names if n not in left_out]
-    data = select_data_files(names)
+    data = _data_files(names)
     left_out |= {n: _why_not_read(n) for n in names if n not in data}
     if not data:
         raise InputError(f"no file under {path} ends in {', '.join(file_readers.names())}; convert one of yours")
@@ -35,8 +35,13 @@ def find_user_files(path)->SplitFiles:
     splits = {s: [path/f for f in files] for s,files in found.splits.items()}
     return SplitFiles(splits, left_out | {Path(f): why for f,why in found.left_out.items()})
 
-def _why_not_read(name): # of a file that `select_data_files` leaves out
-    if file_format(name) == '.json': return 'json may hold anything, and other files hold rows'
+def _data_files(names): # those that hold rows; `.json` may hold anything, and counts alone or where it names a split
+    data = [n for n in names if file_format(n) in file_readers]
+    only = all(file_format(n) == '.json' for n in data)
+    return [n for n in data if only or file_format(n) != '.json' or any(map(split_of_name, n.parts))]
+
+def _why_not_read(name): # of a file that holds no rows
+    if file_format(name) == '.json': return 'json that names no split, beside files of rows'
     return f"cannot be read; rows stand in {', '.join(file_readers.names())}"
 
 def user_file_splits(path)->dict:
