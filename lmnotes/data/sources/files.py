@@ -11,6 +11,7 @@ import csv
 import hashlib
 import json
 import math
+from functools import singledispatch
 from pathlib import Path
 
 from ...core import *
@@ -172,6 +173,7 @@ def local_rows(data_dir, id:str, config:str=None)->dict:
     return {f.stem: read_file(f) for f in files}
 
 # %% ../../../nbs/01_data/sources/01_files.ipynb #9f3e67de
+@singledispatch
 def content_hash(text:str)->int:
     """Hash what a document says (BLAKE2b of its UTF-8 bytes)
 
@@ -199,6 +201,7 @@ def split_by_hash(texts:list, fraction:float=0.05)->tuple:
     return train, [i for i,h in enumerate(hashes) if h <= limit]
 
 # %% ../../../nbs/01_data/sources/01_files.ipynb #52b540dd
+@singledispatch
 def split_tail(text:str, fraction:float=0.05)->tuple:
     """Hold out the end of a document, cut at the line break nearest before the mark
 
