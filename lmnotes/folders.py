@@ -43,18 +43,19 @@ def is_unused(folder, *also)->bool:
 _locked = set() # folders that this process has locked
 
 @contextmanager
-def lock_folder(path):
+def lock_folder(path, wait:bool=False):
     """Keep other processes out of a folder for the length of a block; one that is in use is an `InputError`
 
     Parameters:
-        path: folder that is there"""
+        path: folder that is there
+        wait: wait for the other process instead"""
     from filelock import FileLock, Timeout
     place = Path(path).resolve()
     if place in _locked:
         yield
         return
     if not place.is_dir(): raise InputError(f'there is no folder {path}')
-    lock = FileLock(place/'.lock', blocking=False)
+    lock = FileLock(place/'.lock', blocking=wait)
     try:
         lock.acquire()
     except Timeout:

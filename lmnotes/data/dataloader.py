@@ -17,6 +17,8 @@ from fastai.data.core import DataLoaders
 from fastcore.basics import patch
 
 from ..core import *
+from .token_cache.corpus_facts import *
+from .token_cache.text_spans import document_pieces
 from .token_encoding import *
 
 # %% ../../nbs/01_data/09_dataloader.ipynb #8cf9ee67
@@ -244,20 +246,20 @@ class LMData(DataLoaders):
         valid_ids: tensor of tokens, 1-D
         notes: sentences for plan and report
         tainted: names of datasets kept for evaluation that are trained on
-        documents: split -> documents of these tokens; without them unknown tokens leave no bits per byte"""
+        documents: split -> documents of these tokens; without them unknown tokens leave no bits per byte
+        facts: None: the tokens are read for them"""
     # masked: whether labels are hidden tokens instead of next ones; task: a corpus asks no questions
     masked, mode, task = False, 'pretrain', None
     def __init__(self, name:str, spec:dict, tokenizer, train_ids, valid_ids, notes=(), tainted=(),
-            documents=None):
+            documents=None, facts:CorpusFacts=None):
         self.name,self.spec,self.tokenizer,self.tainted,self.notes = name,spec,tokenizer,list(tainted),list(notes)
         self.train_ids,self.valid_ids,self.max_length,self.bs = train_ids,valid_ids,spec['max_length'],spec['bs']
-        counted = count_text_bytes(tokenizer, documents and documents['validation'], valid_ids)
+        facts = facts or corpus_facts(tokenizer, documents, train_ids, valid_ids)
+        counted,self.fingerprint = facts.counted,facts.fingerprint
         if counted.token_bytes is not None: self.token_bytes = counted.token_bytes
         self.vocab_size,self.unknown_share = counted.vocab_size,counted.unknown_share
         self.notes += filter(None, [counted.note])
-        lost = counted.note or has_unknown(tokenizer, train_ids)
-        self.documents = documents if lost else None # tokens give the text back, or it is kept
-        self.fingerprint = fingerprint(tokenizer, train_ids, valid_ids)
+        self.documents = documents if facts.lost else None # tokens give the text back, or it is kept
         self.train_blocks = _named_blocks(train_ids, self.max_length, f'{name} (training)')
         self.valid_blocks = _named_blocks(valid_ids, self.max_length, f'{name} (validation)', counted.sizes)
         super().__init__(
@@ -293,5 +295,5 @@ def texts(self:LMData, split:str='train'):
     Parameters:
         split: or `validation`
     Returns: generator of texts"""
-    if self.documents: yield from self.documents[split]
+    if self.documents: yield from (piece for t in self.documents[split] for piece in document_pieces(t))
     else: yield from decode_documents(self.tokenizer, self.train_ids if split == 'train' else self.valid_ids)

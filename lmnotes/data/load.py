@@ -20,10 +20,11 @@ from .dataset_splits import *
 from .shards.files import is_shards
 from .sources.files import *
 from .sources.user_files import *
+from .token_cache.token_cache import *
 from .token_encoding import *
 from .tokenizers import *
 
-# %% ../../nbs/01_data/11_load.ipynb #f0a6d7ec
+# %% ../../nbs/01_data/11_load.ipynb #0bd1b59a
 @dataclass(kw_only=True)
 class CorpusSpec(TextSpec):
     "Describe windows of running text"
@@ -39,11 +40,15 @@ def _documents(source): # texts by split, notes
     return splits, [*user_file_notes(source.data_path), *notes]
 
 @lru_cache(8)
-def _tokens(source, tokenizer, vocab_size, tokenizer_stamp): # tokenizer, training and validation tokens, notes
+def _tokens(source, tokenizer, vocab_size, tokenizer_stamp):
     splits,notes = _documents(source)
     tok = get_tokenizer(tokenizer, lambda: splits['train'], vocab_size)
     train,valid = (torch.from_numpy(encode_documents(tok, splits[s])) for s in ('train', 'validation'))
-    return tok, train, valid, splits, notes
+    return KeptTokens(tok, train, valid, notes, splits)
+
+@lru_cache(8)
+def _kept_tokens(source, tokenizer, vocab_size, tokenizer_stamp):
+    return kept_tokens(source.data_path, tokenizer, vocab_size, *source.columns, limit=source.limit)
 
 # %% ../../nbs/01_data/11_load.ipynb #a3b8b047
 @data_kinds('pretrain')
@@ -60,8 +65,10 @@ def corpus_data(dataset:str='prose', **options)->LMData:
     if spec.text_column and ds:
         raise InputError(f"text_column belongs to data_path; '{name}' knows its own columns")
     source = spec.resolve_root().row_source(spec.text_column, limit=spec.limit)
-    tok,train,valid,splits,notes = _tokens(source, spec.tokenizer, spec.vocab_size, file_stamp(spec.tokenizer))
-    return LMData(name, spec.as_dict(), tok, train, valid, [*taint_note(tainted), *notes], tainted, splits)
+    make = _kept_tokens if spec.data_path and is_big_text(spec.data_path) else _tokens
+    t = make(source, spec.tokenizer, spec.vocab_size, file_stamp(spec.tokenizer))
+    notes = [*taint_note(tainted), *t.notes]
+    return LMData(name, spec.as_dict(), t.tokenizer, t.train, t.validation, notes, tainted, t.documents, t.facts)
 
 # %% ../../nbs/01_data/11_load.ipynb #9bf4eb51
 def load_data(dataset:str='prose', config:str=None, tokenizer:str='bytes', max_length:int=128, bs:int=8,

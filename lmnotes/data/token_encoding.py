@@ -12,11 +12,14 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
 from ..core import *
+from .token_cache.long_encoding import *
+from .token_cache.preparation import *
 from .tokenizers import *
 
 # %% ../../nbs/01_data/03_token_encoding.ipynb #d1ac36c6
@@ -53,12 +56,15 @@ def _encode_any(tok, texts, size=1024)->list: # an array for each document; `siz
     old,rust.encode_special_tokens = rust.encode_special_tokens,True
     try:
         chunks = ([to_utf8(t) for t in texts[i:i+size]] for i in range(0, len(texts), size))
-        encoded = (e for chunk in chunks for e in rust.encode_batch_fast(chunk, add_special_tokens=False))
-        return [np.array([*e.ids, tok.eos_token_id], np.int32) for e in encoded]
+        with tokenizer_threads():
+            encoded = (e for chunk in chunks for e in rust.encode_batch_fast(chunk, add_special_tokens=False))
+            return [np.array([*e.ids, tok.eos_token_id], np.int32) for e in encoded]
     finally:
         rust.encode_special_tokens = old
 
 # %% ../../nbs/01_data/03_token_encoding.ipynb #3d2d4595
+def _encode_each(tok, texts)->list: return encode_each(partial(_encode_any, tok), map(to_utf8, texts), tok.eos_token_id)
+
 def encode_documents(tokenizer, texts:list)->np.ndarray:
     """Encode documents as one stream of tokens
 
@@ -68,7 +74,7 @@ def encode_documents(tokenizer, texts:list)->np.ndarray:
     Returns: int32: the tokens of every document, each closed by `eos`"""
     if not len(texts): return np.zeros(0, np.int32)
     fast = dict(bytes=_encode_bytes, chars=_encode_chars).get(tokenizer_kind(tokenizer))
-    return fast(tokenizer, list(texts)) if fast else np.concatenate(_encode_any(tokenizer, list(texts)))
+    return fast(tokenizer, list(texts)) if fast else np.concatenate(_encode_each(tokenizer, texts))
 
 def encode_separately(tokenizer, texts:list)->list:
     """Encode documents, each as an array of tokens
@@ -78,7 +84,7 @@ def encode_separately(tokenizer, texts:list)->list:
         texts: documents
     Returns: an int32 array for each document, closed by `eos`"""
     texts,kind = list(texts),tokenizer_kind(tokenizer)
-    if kind not in ('bytes', 'chars'): return _encode_any(tokenizer, texts)
+    if kind not in ('bytes', 'chars'): return _encode_each(tokenizer, texts)
     n = [len(to_utf8(t).encode() if kind == 'bytes' else t) + 1 for t in texts]
     return np.split(encode_documents(tokenizer, texts), np.cumsum(n)[:-1]) if texts else []
 
@@ -149,7 +155,8 @@ def has_unknown(tokenizer, ids)->bool:
         tokenizer: a `PreTrainedTokenizerFast`
         ids: tokens"""
     unknown = _unknown_id(tokenizer)
-    return unknown is not None and bool((ids == unknown).any())
+    if unknown is None: return False
+    return any(bool((ids[i:i+2**24] == unknown).any()) for i in range(0, len(ids), 2**24))
 
 def _unknown_bytes(tok, texts)->list: # of each unknown token of documents, in order
     if tokenizer_kind(tok) == 'chars':
@@ -221,7 +228,7 @@ def count_text_bytes(tokenizer, texts:list|None, ids)->TextCount:
         texts: documents; None: only their tokens are known
         ids: their tokens"""
     table,ids = token_bytes(tokenizer),np.asarray(ids)
-    share = float((table.numpy()[ids] < 0).mean()) if len(ids) else 0.
+    share = float((table < 0).numpy()[ids].mean()) if len(ids) else 0.
     counted = TextCount(len(table), table, unknown_share=share)
     try:
         if texts is not None: counted.sizes = document_bytes(tokenizer, texts, ids)
@@ -245,10 +252,14 @@ def fingerprint(tokenizer, *parts)->str:
         elif isinstance(part, np.ndarray): h.update(part.tobytes())
         else:
             h.update(str(len(part)).encode())
-            h.update(part.to(torch.int32).numpy().data)
+            for some in part.split(2**22): h.update(some.to(torch.int32).numpy().data)
     return h.hexdigest()
 
 # %% ../../nbs/01_data/03_token_encoding.ipynb #ff9a0853
+def _decode(tok, kind, ids)->str:
+    if kind == 'bytes': return ids[ids < 256].astype(np.uint8).tobytes().decode('utf-8', 'replace')
+    return tok.decode(ids, skip_special_tokens=True)
+
 def decode_documents(tokenizer, ids):
     """Decode a stream of tokens, document by document
 
@@ -258,5 +269,6 @@ def decode_documents(tokenizer, ids):
     Returns: generator of texts"""
     ids = np.asarray(ids)
     ends = np.flatnonzero(ids == tokenizer.eos_token_id) + 1
+    kind = tokenizer_kind(tokenizer)
     for a,b in zip([0, *ends], [*ends, len(ids)]):
-        if b > a: yield tokenizer.decode(ids[a:b], skip_special_tokens=True)
+        if b > a: yield from decode_long(partial(_decode, tokenizer, kind), ids[a:b], tokenizer)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['EOS', 'PAD', 'UNK', 'tokenizer_builders', 'tokenizer_note', 'bytes_to_unicode', 'byte_tokenizer', 'char_tokenizer',
-           'word_tokenizer', 'bpe_tokenizer', 'to_utf8', 'sentencepiece_tokenizer', 'hub_tokenizer', 'get_tokenizer']
+           'word_tokenizer', 'bpe_tokenizer', 'to_utf8', 'sentencepiece_tokenizer', 'hub_tokenizer', 'is_trained',
+           'get_tokenizer']
 
 # %% ../../nbs/01_data/02_tokenizers.ipynb #75752980
 import inspect
@@ -20,6 +21,8 @@ from transformers import PreTrainedTokenizerFast
 from ..core import *
 from .sources.hub_deadline import hub_deadline
 from .sources.hub_requests import hub_access
+from .token_cache.preparation import tokenizer_threads
+from .token_cache.text_spans import document_pieces
 from ..reading import reading, short_reason
 
 # %% ../../nbs/01_data/02_tokenizers.ipynb #a022fe11
@@ -127,7 +130,7 @@ def bpe_tokenizer(texts, vocab_size:int=None)->PreTrainedTokenizerFast:
     trainer = trainers.BpeTrainer(
         vocab_size=want, special_tokens=[EOS, PAD], initial_alphabet=alphabet, show_progress=False
     )
-    tok.train_from_iterator(texts, trainer)
+    with tokenizer_threads(): tok.train_from_iterator(texts, trainer)
     return _wrap(tok, _check_filled(tok, vocab_size, want, 'pairs'))
 
 # %% ../../nbs/01_data/02_tokenizers.ipynb #2c11f1f3
@@ -237,6 +240,13 @@ def _check_tokenizer(name, tok):
 # %% ../../nbs/01_data/02_tokenizers.ipynb #83fac282
 def _parameters(name)->dict: return inspect.signature(tokenizer_builders[name]).parameters
 
+def is_trained(name:str)->bool:
+    """Tell whether a tokenizer is trained on the text that it encodes
+
+    Parameters:
+        name: as in `get_tokenizer`"""
+    return name in tokenizer_builders and 'texts' in _parameters(name)
+
 def get_tokenizer(name:str='bytes', texts=lambda: (), vocab_size:int=None)->PreTrainedTokenizerFast:
     """Load the tokenizer of that name, or train it on `texts` where it is of a kind that is trained
 
@@ -252,6 +262,6 @@ def get_tokenizer(name:str='bytes', texts=lambda: (), vocab_size:int=None)->PreT
             f"vocab_size belongs to the tokenizer {', '.join(first)} or {last}, and '{name}' has its own; leave it out"
         )
     if name not in tokenizer_builders: return hub_tokenizer(name)
-    options = dict(texts=texts()) if 'texts' in _parameters(name) else {}
+    options = dict(texts=(piece for t in texts() for piece in document_pieces(t))) if is_trained(name) else {}
     if name in sized: options['vocab_size'] = vocab_size
     return tokenizer_builders.build(name, **options)

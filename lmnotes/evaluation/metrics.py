@@ -126,7 +126,8 @@ def unigram_scores(data, limit=None)->LMScores:
     Parameters:
         data: from `load_data`
         limit: only so many windows, spread evenly over the text"""
-    counts = torch.bincount(torch.as_tensor(data.train_ids).long().flatten(), minlength=data.vocab_size).double() + 1
+    parts = torch.as_tensor(data.train_ids).flatten().split(2**24)
+    counts = sum(torch.bincount(p.long(), minlength=data.vocab_size) for p in parts).double() + 1
     logp,top = (counts/counts.sum()).log(), int(counts.argmax())
     return _scores(
         validation_windows(data, limit=limit),

@@ -20,6 +20,7 @@ from ..data.sft_examples import load_user_pairs
 from ..data.shards.data import shard_data
 from ..data.shards.files import is_shards
 from ..data.shards.validate import open_shard, shard_files
+from ..data.sources.user_files import user_file_splits
 from ..data.streaming.data import stream_data
 from ..data.vision_language import vision_data
 from ..files import *
@@ -28,7 +29,7 @@ from ..models.hf.hf_config import *
 from .build import *
 from .options import TrainOptions
 
-# %% ../../nbs/06_training/11_build_data.ipynb #49d7f3e6
+# %% ../../nbs/06_training/11_build_data.ipynb #e1fc1f8c
 def use_shard_length(o:TrainOptions, given)->TrainOptions:
     """Set windows as long as the rows of shards, one in a batch, unless something else was given
 
@@ -50,6 +51,11 @@ def data_source_kind(o:TrainOptions)->str:
 
 def _mixed_datasets(o): return find_mixture(o.datasets, o.dataset_configs or None, o.mixture_rates or None)
 
+def _has_pairs(o): # whether a file of one's own has questions and answers; a text file is not read for that
+    texts_only = all(f.suffix == '.txt' for files in user_file_splits(o.data_path).values() for f in files)
+    if texts_only and not (o.prompt_column or o.target_column): return False
+    return load_user_pairs(o.data_path, o.prompt_column, o.target_column, ['train'])[0] is not None
+
 def training_mode(o:TrainOptions)->str:
     """Return what is learnt from the data: sft where it has answers, unless the mode is given
 
@@ -61,7 +67,7 @@ def training_mode(o:TrainOptions)->str:
     kind = data_source_kind(o)
     if kind == 'mixture': answers = any('sft' in d.modes for d in _mixed_datasets(o)[0])
     elif kind != 'one' or is_masked_lm(o) or o.text_column: answers = False
-    elif o.data_path: answers = load_user_pairs(o.data_path, o.prompt_column, o.target_column, ['train'])[0]
+    elif o.data_path: answers = _has_pairs(o)
     else: answers = 'sft' in find_dataset(o.dataset, o.dataset_config).modes
     return 'sft' if answers else 'pretrain'
 

@@ -6,7 +6,7 @@
 __all__ = ['save_pretrained_model', 'save_checkpoint', 'load_weights', 'check_same_data', 'load_step_weights', 'load_checkpoint',
            'Checkpoints', 'StopRequested', 'stop_on_signals', 'StopOnRequest', 'save_run', 'load_run']
 
-# %% ../../nbs/06_training/09_checkpoints.ipynb #e10df938
+# %% ../../nbs/06_training/09_checkpoints.ipynb #68f86a93
 import signal
 import threading
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from ..data.contamination_fingerprint import keep_fingerprint
 from ..data.load import data_from_spec
 from ..data.sources.prompt_form import save_prompt_form
 from ..files import *
-from ..models.build import build_model
+from ..models.build import build_model, saved_model_type
 from ..models.lora import check_adapter_file
 from ..models.weight_checks import check_saved_dtypes
 from ..reading import reading
@@ -269,7 +269,9 @@ def load_run(path)->LMLearner:
     args = read_json(path/'args.json')
     data = data_from_spec(args['data'])
     if rows := args.get('eval_rows'): data.loaders[1] = data.valid.sampled(rows) # those that the run was scored on
-    learn = lm_learner(build_model(str(path/'final')), data, **args['learner'])
+    fills_gaps = data.masked and saved_model_type(path/'final') != 'lmnotes' # an encoder has a head for it alone
+    model = build_model(str(path/'final'), **(dict(task='mlm') if fills_gaps else {}))
+    learn = lm_learner(model, data, **args['learner'])
     if (path/'final/trainer.pt').is_file():
         load_checkpoint(learn, path/'final')
         learn.dls.train.start = 0

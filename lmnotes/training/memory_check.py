@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from fastai.basics import *
 
 from ..core import *
+from ..data.token_cache.preparation import free_host_bytes
 from ..models.hf.hf_load import free_memory
 from .learner import has_pretrained_weights, restore_learner
 from .monitor import memory_bytes
@@ -110,13 +111,6 @@ def peak_memory_of(f, device='cpu', above=None)->int:
     f()
     return max(most() - (before if above is None else above), 0)
 
-_cgroup_files = (
-    ('memory.max', 'memory.current'),
-    ('memory/memory.limit_in_bytes', 'memory/memory.usage_in_bytes'),
-) # of versions 2 and 1: limit, use
-
-def _cgroup_number(name): return int((Path('/sys/fs/cgroup')/name).read_text(encoding='utf-8'))
-
 def free_bytes(device='cpu')->int:
     """Return the bytes that may still be taken: what the system has, or what the container allows
 
@@ -124,12 +118,7 @@ def free_bytes(device='cpu')->int:
         device: where memory is wanted"""
     free,device = free_memory(device),torch.device(device)
     if device.type == 'cuda': return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    for limit,used in _cgroup_files:
-        try:
-            free = min(free, max(_cgroup_number(limit) - _cgroup_number(used), 0))
-        except (OSError, ValueError):
-            continue # no such file, or 'max'
-    return free
+    return min(free, free_host_bytes())
 
 # %% ../../nbs/06_training/14_memory_check.ipynb #a3f098d6
 def _options_of(learn): # what a learner knows of its options

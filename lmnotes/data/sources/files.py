@@ -6,12 +6,13 @@
 __all__ = ['file_readers', 'Rows', 'check_unique', 'file_format', 'nearest_path', 'read_file', 'select_data_files',
            'local_config', 'local_rows', 'content_hash', 'split_by_hash', 'split_tail', 'hold_out_documents']
 
-# %% ../../../nbs/01_data/sources/01_files.ipynb #e9e56fa9
+# %% ../../../nbs/01_data/sources/01_files.ipynb #6a641839
 import gzip
 import hashlib
 import json
 import math
 from collections import Counter
+from functools import singledispatch
 from pathlib import Path
 
 from ...core import *
@@ -236,6 +237,7 @@ def local_rows(data_dir, id:str, config:str=None)->dict:
     return {Path(f.stem).stem if f.suffix in _unpack else f.stem: read_file(f) for f in files}
 
 # %% ../../../nbs/01_data/sources/01_files.ipynb #9f3e67de
+@singledispatch
 def content_hash(text:str)->int:
     """Hash what a document says (BLAKE2b of its UTF-8 bytes)
 
@@ -263,6 +265,7 @@ def split_by_hash(texts:list, fraction:float=0.05)->tuple:
     return train, [i for i,h in enumerate(hashes) if h <= limit]
 
 # %% ../../../nbs/01_data/sources/01_files.ipynb #52b540dd
+@singledispatch
 def split_tail(text:str, fraction:float=0.05)->tuple:
     """Hold out the end of a document, cut at the line break nearest before the mark
 
