@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import Popen, run as run_forked
 
 from lmnotes.core import InputError
 from lmnotes.data.catalog import find_dataset
@@ -163,12 +164,12 @@ def test_killed_and_resumed_it_comes_to_the_same_weights(whole, tmp_path):
         if k != 'quiet'
         for w in ([f'--{k}'] if v is True else [f'--{k}', str(v)])
     ]
-    p = subprocess.Popen(
+    p = Popen(
         [sys.executable, '-m', 'lmnotes', 'train', *words],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, 'OMP_NUM_THREADS': str(torch.get_num_threads())},
+        env={**os.environ, 'OMP_NUM_THREADS': str(torch.get_num_threads()), 'HF_HUB_OFFLINE': '1'},
     )
     try:
         for _ in range(3000):
@@ -294,7 +295,7 @@ def test_two_ranks_share_a_run(tmp_path):
         if k != 'quiet'
         for w in ([f'--{k}'] if v is True else [f'--{k}', str(v)])
     ]
-    done = subprocess.run(
+    done = run_forked(
         [
             sys.executable,
             '-m',
@@ -311,7 +312,7 @@ def test_two_ranks_share_a_run(tmp_path):
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, 'OMP_NUM_THREADS': '1'},
+        env={**os.environ, 'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1'},
     )
     assert done.returncode == 0, done.stderr[-2000:]
     s = read_json(tmp_path/'two/summary.json')

@@ -4,9 +4,12 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
+from inspect import signature
 
 import pytest
 import torch
+from forked import Popen, run as run_forked
 from safetensors.torch import load_file
 
 from lmnotes.files import read_json, read_jsonl
@@ -15,7 +18,7 @@ shape = '--dim 32 --n_layer 2 --n_head 2 --max_length 32 --batch_size 4 --datase
 env = os.environ | dict(OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1')
 
 def lmnotes(*words, cwd, **kwargs):
-    return subprocess.run(
+    return run_forked(
         [sys.executable, '-m', 'lmnotes', *words],
         cwd=cwd,
         env=env,
@@ -26,8 +29,8 @@ def lmnotes(*words, cwd, **kwargs):
     )
 
 def train_in_process(*words, cwd):
-    return subprocess.Popen([sys.executable, '-m', 'lmnotes', 'train', *shape, *words], cwd=cwd, env=env,
-                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return Popen([sys.executable, '-m', 'lmnotes', 'train', *shape, *words], cwd=cwd, env=env,
+                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 def losses(run): return [r['loss'] for r in read_jsonl(run/'metrics.jsonl')]
 
@@ -59,7 +62,7 @@ def test_a_signal_saves_first_and_the_run_goes_on_exactly(sign, tmp_path):
     # the only checkpoint is that of the signal
     options = '--max_steps 60 --save_steps 1000 --logging_steps 1 --dropout 0.1'.split()
     whole = train_in_process(*options, '--output_dir', 'whole', cwd=tmp_path)
-    told = subprocess.Popen(
+    told = Popen(
         [sys.executable, '-m', 'lmnotes', 'train', *shape, *options, '--output_dir', 'told'],
         cwd=tmp_path,
         env=env,
@@ -412,6 +415,8 @@ text  = generate(model, data.tokenizer, 'Once', max_new_tokens=64, temperature=0
         scope,
     )
     assert scope['text'].startswith('Once')
+    assert signature(scope['compare']).parameters['budget'].default == 'tokens:200k' # a minute of training, here 20k
+    scope['compare'] = partial(scope['compare'], budget='tokens:20k')
     exec("c = compare(['standard', 'reversible'], ['prose'], seeds=3); c.table(); c.report('report.html')", scope)
     assert (tmp_path/'report.html').stat().st_size > 10_000
 
@@ -423,7 +428,7 @@ def test_a_split_model_leaves_a_whole_run(tmp_path):
         "2 --max_steps 4 --save_steps 2 --eval_max_batches 2 --eval_generate 2 --limit 200 "
         "--output_dir run"
     )
-    r = subprocess.run(
+    r = run_forked(
         [sys.executable, *typed.split()], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240
     )
     assert r.returncode == 0, r.stderr[-2000:]
