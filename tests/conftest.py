@@ -1,4 +1,15 @@
-"What the tests measured, printed when they are done"
+"What several files of tests use, and what the tests measured, printed when they are done"
+import subprocess
+
+import pytest
+
+@pytest.fixture
+def forked_workers(monkeypatch):
+    "Processes of the library that start Python are forks of one that has imported it: see `forked`"
+    import forked
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    monkeypatch.setattr(subprocess, 'Popen', forked.Popen)
 
 def pytest_terminal_summary(terminalreporter):
     results = {}

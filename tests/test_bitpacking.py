@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from forked import run as run_forked
 
 from lmnotes.core import InputError, RunError
 from lmnotes.models import build_model
@@ -23,7 +24,8 @@ from lmnotes.sharing.sharing_report import safetensors_header_bytes
 IDS = torch.randint(256, (1, 12), generator=torch.Generator().manual_seed(0))
 
 def run(*words):
-    return subprocess.run([sys.executable, '-m', 'lmnotes', *map(str, words)], capture_output=True, text=True)
+    env = os.environ | dict(OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1')
+    return run_forked([sys.executable, '-m', 'lmnotes', *map(str, words)], env=env, capture_output=True, text=True)
 
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):

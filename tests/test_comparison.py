@@ -497,7 +497,7 @@ def test_processes_find_what_this_process_finds(tmp_path, done):
     for (a,d,s),x in c.scores.items():
         assert (x.nll == done.scores[a, d, s].nll).all()
 
-def test_a_killed_cell_is_run_again_alone(tmp_path):
+def test_a_killed_cell_is_run_again_alone(tmp_path, forked_workers):
     def kill(root):
         while not list(root.glob('cells/standard/*/seed_0/args.json')):
             time.sleep(.01)
@@ -597,7 +597,7 @@ def mine_lm(**kw):
     return LM(LMConfig(**kw, residual='reversible'))
 '''
 
-def test_an_imported_file_is_known_to_workers_and_to_rerun(tmp_path):
+def test_an_imported_file_is_known_to_workers_and_to_rerun(tmp_path, forked_workers):
     mine = tmp_path/'my_idea.py'
     mine.write_text(MY_IDEA, encoding='utf-8')
     shared = dict(seeds=1, budget='steps:2', costs=False, output_dir=tmp_path/'c', imports=[str(mine)])

@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from forked import Popen
 from PIL import Image
 
 from lmnotes.files import append_jsonl, read_json, read_jsonl
@@ -166,11 +167,11 @@ with learn.no_bar(), learn.no_logging(): learn.fit(1)
 '''
 
 def start(run, pause):
-    return subprocess.Popen(
+    return Popen(
         [sys.executable, '-c', SCRIPT, str(run), str(N), str(EVERY), str(pause)],
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | dict(OMP_NUM_THREADS='1'),
+        env=os.environ | dict(OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1'),
     )
 
 @pytest.fixture(scope='module')

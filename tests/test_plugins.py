@@ -56,7 +56,7 @@ def test_compare_in_this_process_and_rerun(idea, capsys):
     assert main(['compare', '--rerun', 'c']) == 0, capsys.readouterr().err
     assert outcome('c') == ALL_DONE
 
-def test_compare_in_other_processes(idea, capsys):
+def test_compare_in_other_processes(idea, capsys, forked_workers):
     assert compare('--launcher', 'processes', '--workers', '2', '--output_dir', 'c') == 0, capsys.readouterr().err
     assert outcome('c') == ALL_DONE
 

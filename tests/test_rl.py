@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import Popen
 from ranks import run_ranks
 
 from lmnotes.core import InputError
@@ -164,12 +165,12 @@ def test_killed_and_resumed_it_comes_to_the_same_weights(whole, tmp_path):
         if k != 'quiet'
         for w in ([f'--{k}'] if v is True else [f'--{k}', str(v)])
     ]
-    p = subprocess.Popen(
+    p = Popen(
         [sys.executable, '-m', 'lmnotes', 'train', *words],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, 'OMP_NUM_THREADS': str(torch.get_num_threads())},
+        env={**os.environ, 'OMP_NUM_THREADS': str(torch.get_num_threads()), 'HF_HUB_OFFLINE': '1'},
     )
     try:
         for _ in range(3000):

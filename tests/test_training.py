@@ -4,9 +4,12 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
+from inspect import signature
 
 import pytest
 import torch
+from forked import Popen, run as run_forked
 from ranks import run_ranks
 from safetensors.torch import load_file
 
@@ -16,7 +19,7 @@ shape = '--dim 32 --n_layer 2 --n_head 2 --max_length 32 --batch_size 4 --datase
 env = os.environ | dict(OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1')
 
 def lmnotes(*words, cwd, **kwargs):
-    return subprocess.run(
+    return run_forked(
         [sys.executable, '-m', 'lmnotes', *words],
         cwd=cwd,
         env=env,
@@ -27,8 +30,8 @@ def lmnotes(*words, cwd, **kwargs):
     )
 
 def train_in_process(*words, cwd):
-    return subprocess.Popen([sys.executable, '-m', 'lmnotes', 'train', *shape, *words], cwd=cwd, env=env,
-                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return Popen([sys.executable, '-m', 'lmnotes', 'train', *shape, *words], cwd=cwd, env=env,
+                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 def losses(run): return [r['loss'] for r in read_jsonl(run/'metrics.jsonl')]
 
@@ -60,7 +63,7 @@ def test_a_signal_saves_first_and_the_run_goes_on_exactly(sign, tmp_path):
     # the only checkpoint is that of the signal
     options = '--max_steps 60 --save_steps 1000 --logging_steps 1 --dropout 0.1'.split()
     whole = train_in_process(*options, '--output_dir', 'whole', cwd=tmp_path)
-    told = subprocess.Popen(
+    told = Popen(
         [sys.executable, '-m', 'lmnotes', 'train', *shape, *options, '--output_dir', 'told'],
         cwd=tmp_path,
         env=env,
@@ -429,6 +432,8 @@ text  = generate(model, data.tokenizer, 'Once', max_new_tokens=64, temperature=0
         scope,
     )
     assert scope['text'].startswith('Once')
+    assert signature(scope['compare']).parameters['budget'].default == 'tokens:200k' # a minute of training, here 20k
+    scope['compare'] = partial(scope['compare'], budget='tokens:20k')
     exec("c = compare(['standard', 'reversible'], ['prose'], seeds=3); c.table(); c.report('report.html')", scope)
     assert (tmp_path/'report.html').stat().st_size > 10_000
 
