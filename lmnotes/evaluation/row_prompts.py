@@ -9,8 +9,9 @@ __all__ = ['row_prompt', 'chat_prompt_ids', 'row_prompt_ids']
 from ..core import *
 from ..data.catalog import Dataset, find_dataset
 from ..data.sft_examples import UserPairs, prompt_function
+from ..data.sources.cells import chat_turns, is_chat, write_turns
 from ..data.sources.prompt_form import PromptForm
-from ..data.sources.user_files import prompt_target_getters
+from ..data.sources.row_layout import pair_reader
 from ..data.token_encoding import encode_separately
 
 # %% ../../nbs/05_evaluation/04_row_prompts.ipynb #6eb7f360
@@ -20,10 +21,15 @@ def _prompts_of(form, row)->Dataset: # that writes the prompts which the templat
     if form.template and '{prompt}' not in form.template: return Dataset()
     if form.dataset: return find_dataset(form.dataset)
     columns = form.columns or (*row, *filter(None, [form.target_column]), *_targets)
-    pair = prompt_target_getters(columns, form.prompt_column, form.target_column)
-    if pair is None:
+    reader = pair_reader(columns, form.prompt_column, form.target_column)
+    if reader is None:
         raise InputError(f"no prompt can be made of the columns {', '.join(row)}; give --prompt_template")
-    return UserPairs('rows', *pair)
+    return UserPairs('rows', reader)
+
+def _open_turns(row)->list: # of a conversation, up to where the assistant answers; none: a row of text
+    column = next((c for c in ('messages', 'conversations', 'prompt') if is_chat(row.get(c))), None)
+    turns = chat_turns(row[column], column) if column else []
+    return turns[:-1] if turns and turns[-1]['role'] == 'assistant' else turns
 
 def row_prompt(form:PromptForm, row:dict)->str:
     """Write the prompt of a row; one to which the row contributes nothing is an `InputError`
@@ -31,6 +37,7 @@ def row_prompt(form:PromptForm, row:dict)->str:
     Parameters:
         form: of a model
         row: value by column; the answer may be missing"""
+    if not form.template and (turns := _open_turns(row)): return f'{write_turns(turns)}\nAssistant:'
     ds = _prompts_of(form, row)
     write = prompt_function(ds, form.template) if form.template else ds.prompt
     try:
@@ -58,13 +65,6 @@ def chat_prompt_ids(tokenizer, form:PromptForm, messages:list)->list:
     options = dict(add_generation_prompt=True, tokenize=True, return_dict=False)
     return list(tokenizer.apply_chat_template(messages, **options))
 
-def _conversation(row)->list: # turns before the answer
-    turns = row['messages']
-    good = isinstance(turns, (list, tuple)) and turns and all(
-        isinstance(m, dict) and isinstance(m.get('role'), str) and isinstance(m.get('content'), str) for m in turns)
-    if not good: raise InputError(f"'messages' is a list of role and content; {str(turns)[:60]} came")
-    return list(turns[:-1] if turns[-1]['role'] == 'assistant' else turns)
-
 def row_prompt_ids(tokenizer, form:PromptForm, row:dict)->list:
     """Encode the prompt of a row
 
@@ -73,8 +73,8 @@ def row_prompt_ids(tokenizer, form:PromptForm, row:dict)->list:
         form: of the model
         row: value by column; the answer may be missing
     Returns: tokens"""
-    if form.chat_template and 'messages' in row: return chat_prompt_ids(tokenizer, form, _conversation(row))
-    if 'messages' in row: row = dict(row, messages=[*_conversation(row), dict(role='assistant', content='')])
+    turns = _open_turns(row)
+    if form.chat_template and turns: return chat_prompt_ids(tokenizer, form, turns)
     text = row_prompt(form, row)
     if not form.chat_template: return encode_separately(tokenizer, [text])[0][:-1].tolist()
     return chat_prompt_ids(tokenizer, form, [dict(role='user', content=text.strip())])
