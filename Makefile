@@ -22,7 +22,7 @@ test: install     ## ruff and the structure, then every notebook, then pytest
 	@ruff check --quiet
 	@python tools/structure.py
 	@OMP_NUM_THREADS=1 python tools/test_notebooks.py --workers $(WORKERS)
-	@OMP_NUM_THREADS=1 python -m pytest -n $(WORKERS) --dist loadfile
+	@OMP_NUM_THREADS=1 python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lab: install      ## open JupyterLab in nbs/
 	@cd nbs && jupyter lab

@@ -3,6 +3,13 @@ import subprocess
 
 import pytest
 
+LONGEST = '''comparison training distributed kills fuzz hub streams rl suite memory_check sandbox plugins hub_deadline
+scoring trust'''.split() # files that take minutes begin first, so that none is left to one worker at the end
+
+def pytest_collection_modifyitems(items):
+    place = {f'test_{name}': i for i,name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
 @pytest.fixture
 def forked_workers(monkeypatch):
     "Processes of the library that start Python are forks of one that has imported it: see `forked`"

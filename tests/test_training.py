@@ -432,15 +432,16 @@ text  = generate(model, data.tokenizer, 'Once', max_new_tokens=64, temperature=0
         scope,
     )
     assert scope['text'].startswith('Once')
-    assert signature(scope['compare']).parameters['budget'].default == 'tokens:200k' # a minute of training, here 20k
-    scope['compare'] = partial(scope['compare'], budget='tokens:20k')
+    assert signature(scope['compare']).parameters['budget'].default == 'tokens:200k' # ten times as much
+    scope['compare'] = partial(scope['compare'], budget='tokens:20k', dim=32, n_layer=2, n_head=2)
     exec("c = compare(['standard', 'reversible'], ['prose'], seeds=3); c.table(); c.report('report.html')", scope)
     assert (tmp_path/'report.html').stat().st_size > 10_000
 
 def test_a_split_model_leaves_a_whole_run(tmp_path):
     "FSDP on two ranks, by the command line: generated answers, a checkpoint, a final model that one process reads"
     typed = (
-        "lmnotes train --multi_gpu --fsdp --device cpu --dataset arithmetic --max_length 512 --batch_size "
+        "lmnotes train --multi_gpu --fsdp --device cpu --dataset arithmetic --max_length 64 --dim 64 --n_layer 2 "
+        "--batch_size "
         "2 --max_steps 4 --save_steps 2 --eval_max_batches 2 --eval_generate 2 --limit 200 "
         "--output_dir run"
     )
