@@ -6,20 +6,23 @@
 __all__ = ['data_actions', 'data_action', 'required', 'list_datasets', 'list_action', 'show_dataset', 'show_action',
            'validate_action', 'split_action', 'tokenize_action', 'format_duration', 'recommend_action', 'data_command']
 
-# %% ../../nbs/11_app/06_data_command.ipynb #de7dba37
+# %% ../../nbs/11_app/06_data_command.ipynb #3906e5ae
 import sys
+from functools import partial
+from pathlib import Path
 
 from rich.console import Console
 
 from .size_advice import recommend
 from ..core import InputError, Registry, did_you_mean, format_count
-from ..data.catalog import find_dataset
+from ..data.catalog import catalog, find_dataset, short_names
 from ..data.catalog_table import catalog_table
 from ..data.dataset_splits import load_documents, load_rows, make_row_splits
-from ..data.sft_examples import encode_rows, render_loss_mask, supervised_share
+from ..data.sft_examples import encode_rows, load_user_pairs, render_loss_mask, supervised_share
 from ..data.shards.split import split_shards
 from ..data.shards.tokenize import tokenize_dataset
 from ..data.shards.validate import validate_shards
+from ..data.sources.user_files import read_user_texts, user_file_notes
 from ..data.tokenizers import get_tokenizer
 from ..folders import check_new_folder
 
@@ -70,11 +73,10 @@ def list_action(o, name):
 # %% ../../nbs/11_app/06_data_command.ipynb #676ed165
 _RULE = '-'*40
 
-def _show_documents(ds, data_dir, n, say):
-    splits,notes = load_documents(ds, data_dir)
+def _show_documents(splits, notes, n, say):
     sizes = [f'{len(t)} {s} documents, {format_count(sum(map(len, t)))} characters' for s,t in splits.items()]
     say('; '.join([*sizes, *notes]))
-    for document in splits['train'][:n]: say(f'{_RULE}\n{document[:400]}')
+    for document in next(iter(splits.values()))[:n]: say(f'{_RULE}\n{document[:400]}')
 
 def _rows_to_show(ds, data_dir):
     "Rows by split and notes: as training gets them, or as they are where nothing can be trained"
@@ -99,28 +101,7 @@ def _scores(ds, row):
     return f'its answer scores {ds.score(row, right):g}; {others}'
 
 # %% ../../nbs/11_app/06_data_command.ipynb #003fddbc
-def show_dataset(name:str, config:str=None, data_dir=None, tokenizer:str='bytes', n:int=3,
-        vocab_size:int=None, form:str=None, file=None):
-    """Print rows of a dataset as the model will see them
-
-    Parameters:
-        name: short name, id or id/configuration
-        config: its configuration
-        data_dir: root in hub layout
-        tokenizer: that made the tokens
-        n: rows
-        vocab_size: of a tokenizer that is trained
-        form: terminal, plain or html; default: colours where they can be seen
-        file: where it is printed; None: stdout"""
-    say = lambda text: print(text, file=file)
-    form = form or ('terminal' if sys.stdout.isatty() else 'plain')
-    ds = find_dataset(name, config)
-    title = f"{ds.name}: {ds.kind}, role {ds.role}, for {' and '.join(ds.modes)}"
-    if 'sft' not in ds.modes:
-        say(title)
-        return _show_documents(ds, data_dir, n, say)
-    rows,notes = _rows_to_show(ds, data_dir)
-    say(title)
+def _show_rows(ds, rows, notes, *, tokenizer, vocab_size, n, form, say):
     shown = _first_scored(ds, rows)
     tok = get_tokenizer(tokenizer, lambda: [ds.prompt(r) + ds.target(r) for r in shown], vocab_size)
     examples = encode_rows(ds, shown[:200], tok)
@@ -130,13 +111,47 @@ def show_dataset(name:str, config:str=None, data_dir=None, tokenizer:str='bytes'
         say(f'{_RULE}\n{render_loss_mask(tok, example, form)}')
         say(_scores(ds, row))
 
+def _show_user_files(path, n, say, show_rows):
+    ds,rows = load_user_pairs(path)
+    say(f"{Path(path).name}: one's own {'prompts with answers' if ds else 'text'}")
+    for note in user_file_notes(path): say(note)
+    if ds: show_rows(ds, rows, [])
+    else: _show_documents(read_user_texts(path), [], n, say)
+
+def show_dataset(name:str, config:str=None, data_dir=None, tokenizer:str='bytes', n:int=3,
+        vocab_size:int=None, form:str=None, file=None):
+    """Print rows of a dataset as the model will see them
+
+    Parameters:
+        name: short name, id or id/configuration, or the path of a file or folder of one's own
+        config: its configuration
+        data_dir: root in hub layout
+        tokenizer: that made the tokens
+        n: rows
+        vocab_size: of a tokenizer that is trained
+        form: terminal, plain or html; default: colours where they can be seen
+        file: where it is printed; None: stdout"""
+    say = lambda text: print(text, file=file)
+    form = form or ('terminal' if sys.stdout.isatty() else 'plain')
+    show_rows = partial(_show_rows, tokenizer=tokenizer, vocab_size=vocab_size, n=n, form=form, say=say)
+    if name not in (*catalog, *short_names) and Path(name).exists():
+        return _show_user_files(name, n, say, show_rows)
+    ds = find_dataset(name, config)
+    title = f"{ds.name}: {ds.kind}, role {ds.role}, for {' and '.join(ds.modes)}"
+    if 'sft' not in ds.modes:
+        say(title)
+        return _show_documents(*load_documents(ds, data_dir), n, say)
+    rows,notes = _rows_to_show(ds, data_dir)
+    say(title)
+    show_rows(ds, rows, notes)
+
 @data_action('show', 'dataset_config', 'data_dir', 'tokenizer', 'rows', 'vocab_size')
 def show_action(o, name):
-    """Show rows of a dataset
+    """Show rows of a dataset, or of a file or folder of one's own
 
     Parameters:
         o: options of the command
-        name: name of the dataset"""
+        name: name of the dataset, or a path"""
     show_dataset(name, o.dataset_config, o.data_dir, o.tokenizer, o.rows, o.vocab_size)
 
 # %% ../../nbs/11_app/06_data_command.ipynb #e07d2046
@@ -215,7 +230,7 @@ def data_command(o, given=()):
     word,*rest = list(o.words) or ['']
     if word not in data_actions:
         raise InputError(f'lmnotes data {word}: say what to do; {did_you_mean(word, data_actions)}')
-    if word == 'show' and len(rest) != 1: raise InputError('lmnotes data show takes the name of one dataset')
+    if word == 'show' and len(rest) != 1: raise InputError('lmnotes data show takes the name of one dataset, or a path')
     if word != 'show' and rest:
         raise InputError(f"lmnotes data {word} takes options only, and '{' '.join(rest)}' came")
     takes = data_actions[word].takes

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RemoteFile', 'StreamSource', 'stream_source']
 
-# %% ../../../nbs/01_data/streaming/01_row_groups.ipynb #0bef88e8
+# %% ../../../nbs/01_data/streaming/01_row_groups.ipynb #0485659b
 import json
 import os
 from pathlib import Path
@@ -21,6 +21,7 @@ from ..sources.hub_rows import *
 from ..sources.row_layout import *
 from ..sources.user_files import *
 from ...reading import reading
+from ..token_cache.text_spans import *
 
 # %% ../../../nbs/01_data/streaming/01_row_groups.ipynb #1e548a21
 class RemoteFile:
@@ -128,6 +129,22 @@ def _json_row(path, i, raw)->dict:
     raise InputError(f'{path} line {i} holds a {type(row).__name__}, not an object such as {{"text": "..."}}')
 
 # %% ../../../nbs/01_data/streaming/01_row_groups.ipynb #2aa413c8
+def _text_starts(source, f)->list: # where pieces of a text file begin, and its end
+    if f in source._open: return source._open[f]
+    span,size = TextSpan(source.files[f]['path']),2**16
+    if len(source.files) == 1: size = min(size, max((span.end - span.start)//64, 256))
+    source._open[f] = piece_starts(span, size)
+    return source._open[f]
+
+def _text_sizes(source, f)->list:
+    n = len(_text_starts(source, f)) - 1
+    return [min(16, n - i) for i in range(0, n, 16)]
+
+def _text_rows(source, f, g)->list:
+    at,path = _text_starts(source, f)[16*g:16*g + 17],source.files[f]['path']
+    return [dict(text=str(TextSpan(path, a, b))) for a,b in zip(at, at[1:])]
+
+# %% ../../../nbs/01_data/streaming/01_row_groups.ipynb #f2548fe6
 def _whole_file(source, f)->list: # all rows of a file that cannot be read in part; one file is kept
     if f not in source._open:
         source._open.clear()
@@ -140,7 +157,11 @@ def _whole_sizes(source, f)->list:
 
 def _whole_rows(source, f, g)->list: return _whole_file(source, f)[1000*g:1000*(g+1)]
 
-_formats = {'.parquet': (_parquet_sizes, _parquet_rows), '.jsonl': (_jsonl_sizes, _jsonl_rows)}
+_formats = {
+    '.parquet': (_parquet_sizes, _parquet_rows),
+    '.jsonl': (_jsonl_sizes, _jsonl_rows),
+    '.txt': (_text_sizes, _text_rows),
+}
 _whole_format = _whole_sizes,_whole_rows
 
 # %% ../../../nbs/01_data/streaming/01_row_groups.ipynb #4e19cf37
