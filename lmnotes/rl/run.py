@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['rl_settings_from_options', 'rl_data', 'use_form_of_start', 'train_rl']
 
-# %% ../../nbs/07_rl/12_run.ipynb #c0ccb24e
+# %% ../../nbs/07_rl/12_run.ipynb #2eba0970
 from dataclasses import asdict, replace
 
 from ..core import *
@@ -13,6 +13,7 @@ from ..data.catalog import find_dataset
 from ..data.sources.prompt_form import PromptForm
 from ..evaluation.asked_form import form_line, overrule_form, template_columns
 from ..evaluation.evaluation_data import saved_prompt_form
+from ..data.rows.row_encoding import answer_start
 from ..models import models
 from ..models.hf.hf_config import find_model
 from .grpo import RLJob, RLRun, run_rl
@@ -114,7 +115,7 @@ def rl_data(o:TrainOptions):
     data = run_data(replace(o, max_length=o.max_prompt_length + o.max_completion_length))
     if isinstance(data, DataSketch): return data
     data.notes = [note for note in data.notes if 'are cut from rows' not in note]
-    long = sum(e['start'] > o.max_prompt_length for e in data.examples['train'])
+    long = sum(answer_start(e) > o.max_prompt_length for e in data.examples['train'])
     if long:
         data.notes.append(
             f"{long} of {len(data.examples['train'])} prompts are longer than "
