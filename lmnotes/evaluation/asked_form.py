@@ -7,13 +7,11 @@ __all__ = ['FORM_OPTIONS', 'template_columns', 'form_applies', 'apply_prompt_for
            'form_line']
 
 # %% ../../nbs/05_evaluation/04_asked_form.ipynb #eadd5309
-from copy import copy
 from dataclasses import replace
-from string import Formatter
 
 from ..core import *
 from ..data.catalog import Dataset
-from ..data.sft_examples import prompt_function
+from ..data.rows.prompt_templates import parse_template, with_template
 from ..data.sources.prompt_form import PromptForm
 
 # %% ../../nbs/05_evaluation/04_asked_form.ipynb #66f22d4d
@@ -23,8 +21,7 @@ def template_columns(template:str)->list:
     Parameters:
         template: with names in braces
     Returns: without repetitions, `prompt` left out"""
-    names = (name.partition('.')[0].partition('[')[0] for _,name,*_ in Formatter().parse(template) if name)
-    return [n for n in dict.fromkeys(names) if n != 'prompt']
+    return [n for n in dict.fromkeys(name for _,name in parse_template(template)) if n not in (None, 'prompt')]
 
 def form_applies(form:PromptForm, ds:Dataset, rows)->bool:
     """Tell whether the template of a form is meant for the rows of a dataset
@@ -49,9 +46,7 @@ def apply_prompt_form(ds:Dataset, form:PromptForm, rows)->Dataset:
         rows: of the dataset
     Returns: the same where the form changes nothing"""
     if form.template is None or not isinstance(ds, Dataset) or not form_applies(form, ds, rows): return ds
-    made = copy(ds)
-    made.prompt,made.group = prompt_function(ds, form.template),ds.group
-    return made
+    return with_template(ds, form.template)
 
 # %% ../../nbs/05_evaluation/04_asked_form.ipynb #65932525
 def template_note(form:PromptForm, ds, rows)->str:

@@ -123,7 +123,7 @@ def start_ids(tokenizer)->list:
     return [next(i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id, 0) if i is not None)]
 
 def _choice_item(tokenizer, prompt, choices, max_length): # tokens of the prompt, of each choice; whether it was cut
-    pairs = encode_pairs(tokenizer, [prompt]*len(choices), choices)
+    pairs = encode_pairs(tokenizer, [prompt]*len(choices), choices, marked=has_marks(prompt))
     common = min(first for _,first,_,_ in pairs) # tokens of the prompt that all candidates have
     prompt = pairs[0][0][:common].tolist()
     answers = [ids[common:last].tolist() for ids,_,last,_ in pairs]

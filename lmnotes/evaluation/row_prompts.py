@@ -8,11 +8,13 @@ __all__ = ['row_prompt', 'chat_prompt_ids', 'row_prompt_ids']
 # %% ../../nbs/05_evaluation/04_row_prompts.ipynb #3c2b67ba
 from ..core import *
 from ..data.catalog import Dataset, find_dataset
-from ..data.sft_examples import UserPairs, prompt_function
+from ..data.rows.prompt_templates import prompt_function
+from ..data.rows.row_encoding import encode_pairs, has_marks
+from ..data.sft_examples import UserPairs
 from ..data.sources.cells import chat_turns, is_chat, write_turns
 from ..data.sources.prompt_form import PromptForm
 from ..data.sources.row_layout import pair_reader
-from ..data.token_encoding import encode_separately
+
 
 # %% ../../nbs/05_evaluation/04_row_prompts.ipynb #6eb7f360
 _targets = 'response', 'output', 'answer' # columns that rows without an answer lack
@@ -31,15 +33,16 @@ def _open_turns(row)->list: # of a conversation, up to where the assistant answe
     turns = chat_turns(row[column], column) if column else []
     return turns[:-1] if turns and turns[-1]['role'] == 'assistant' else turns
 
-def row_prompt(form:PromptForm, row:dict)->str:
+def row_prompt(form:PromptForm, row:dict, tokenizer=None)->str:
     """Write the prompt of a row; one to which the row contributes nothing is an `InputError`
 
     Parameters:
         form: of a model
-        row: value by column; the answer may be missing"""
+        row: value by column; the answer may be missing
+        tokenizer: marks the special tokens of a template; None: none are"""
     if not form.template and (turns := _open_turns(row)): return f'{write_turns(turns)}\nAssistant:'
     ds = _prompts_of(form, row)
-    write = prompt_function(ds, form.template) if form.template else ds.prompt
+    write = prompt_function(ds, form.template, tokenizer) if form.template else ds.prompt
     try:
         text = write(row)
     except (KeyError, TypeError, AttributeError) as e:
@@ -75,6 +78,8 @@ def row_prompt_ids(tokenizer, form:PromptForm, row:dict)->list:
     Returns: tokens"""
     turns = _open_turns(row)
     if form.chat_template and turns: return chat_prompt_ids(tokenizer, form, turns)
-    text = row_prompt(form, row)
-    if not form.chat_template: return encode_separately(tokenizer, [text])[0][:-1].tolist()
+    text = row_prompt(form, row, None if form.chat_template else tokenizer)
+    if not form.chat_template:
+        (ids,n,*_), = encode_pairs(tokenizer, [text], [''], marked=has_marks(text))
+        return ids[:n].tolist()
     return chat_prompt_ids(tokenizer, form, [dict(role='user', content=text.strip())])
