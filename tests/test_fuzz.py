@@ -30,7 +30,8 @@ def tree(root):
     found = [Path(d)/n for d,folders,files in os.walk(root) for n in [*folders, *files]]
     return {str(p): (p.lstat().st_size, p.lstat().st_mtime_ns) for p in found}
 
-log_of_a_run = '/logs', '/logs/training.log', '/summary.json', 'killed' # where a resumed run says why it failed
+log_of_a_run = '/logs', '/logs/training.log', '/summary.json' # where a resumed run says why it failed
+locked = '/killed', '/lora', '/comp' # folders in which a lock comes and goes
 
 def fault(words, codes, root='.', said=''):
     "What is wrong with the answer to a command line; None: nothing. A run that is resumed keeps a log of it"
@@ -45,6 +46,7 @@ def fault(words, codes, root='.', said=''):
     if code == 2 and said and said not in '\n'.join(told): return f'{shown}, {said!r} is not named'
     written = {p for p,facts in tree(root).items() if before.get(p) != facts} | before.keys() - tree(root).keys()
     if '--resume' in words: written = {p for p in written if not p.endswith(log_of_a_run)}
+    if {'--resume', '--rerun'} & {*words}: written = {p for p in written if not p.endswith(locked)}
     if code == 2 and written: return f'{shown}, written: {sorted(written)[:3]}'
     return None
 
@@ -200,7 +202,7 @@ readers = [ # files, command that reads them, exit codes that are right for a da
     ('packed/model.safetensors', f'{ask} packed', {2}),
     ('packed/*token*.json', f'{ask} packed', {0, 2}),
     ('packed/generation_config.json', f'{ask} packed', {0, 2}),
-    ('run/args.json', 'report run --output_path report', {2}),
+    ('run/args.json', 'report run --output_path report', {2}), # some of its numbers are only notes: see `noted`
     ('run/args.json', f'{plan} --config run/args.json', {0, 2}),
     ('run/*.json', 'report run --output_path report', {0, 1, 2}),
     ('run/*.jsonl', 'report run --output_path report', {0, 1, 2}),
@@ -209,12 +211,27 @@ readers = [ # files, command that reads them, exit codes that are right for a da
     ('killed/checkpoints/*/state.json', 'train --resume killed', {2}),
     ('killed/checkpoints/*/trainer.pt', 'train --resume killed', {1, 2}),
     ('killed/checkpoints/*/model.safetensors', 'train --resume killed', {1, 2}),
-    ('killed/args.json', 'train --resume killed', {0, 2}), # some of its numbers are only notes
+    ('killed/args.json', 'train --resume killed', {2}),
     ('rows.*', f'{plan} --data_path FILE', {0, 2}), # any text is text
     ('ids.*', f'{plan} --data_path FILE', {2}),
     ('options.yaml', f'{plan} --config FILE', {0, 2}),
 ]
+more_readers = [ # of a comparison, of adapters, and of a user's own code
+    ('comp/plan.json', 'compare --rerun comp', {2}),
+    ('comp/*.json', 'report comp --output_path report', {0, 1, 2}),
+    ('comp/comparison.json', 'compare --rerun comp', {0, 1, 2}), # made again from the cells
+    ('comp/cells/*/*/*/cell.json', 'compare --rerun comp', {0, 1, 2}), # a cell without it is trained again
+    ('comp/cells/*/*/*/scores.npz', 'compare --rerun comp', {0, 1, 2}),
+    ('comp/cells/*/*/*/items.jsonl.gz', 'compare --rerun comp', {0, 1, 2}),
+    ('comp/cells/*/*/*/final/config.json', f'{ask} comp/cells/standard/embedded__recall/seed_0', {0, 2}),
+    ('lora/checkpoints/step_000002/adapter_model.safetensors', 'train --resume lora', {1, 2}),
+    ('lora/checkpoints/step_000002/adapter_config.json', 'train --resume lora', {0, 1, 2}), # the run knows its own
+    ('lora/checkpoints/step_000002/adapter_*', f'{ask} lora/checkpoints/step_000002', {0, 2}),
+    ('idea.py', f'{plan} --dataset recall --import idea.py', {0, 2}), # any expression is Python
+    ('idea.py', 'train --resume lora', {2}), # the run has its hash
+]
 file_cases = [(*r, damage) for r in readers for damage in (*damages, *places)]
+more_cases = [(*r, damage) for r in more_readers for damage in (*damages, *places)]
 
 @pytest.fixture(scope='module')
 def files(tmp_path_factory):
@@ -232,6 +249,27 @@ def files(tmp_path_factory):
     yield root
     os.chdir(before)
 
+@pytest.fixture(scope='module')
+def more_files(tmp_path_factory):
+    "A folder with a comparison, a run with adapters that was killed, and user code"
+    root,before = tmp_path_factory.mktemp('more_files'),os.getcwd()
+    os.chdir(root)
+    (root/'idea.py').write_text('\n'.join(f'NAME_{i} = {i}' for i in range(9)), encoding='utf-8')
+    tiny = '--limit 20 --max_length 32 --batch_size 2 --device cpu'
+    arms = '--models standard,reversible --datasets recall --seeds 1 --budget steps:1 --output_dir comp'
+    assert invoke(f'compare {arms} {tiny}'.split())[0] == 0
+    lora = '--model tiny:qwen3 --use_lora --lora_r 2 --mode pretrain --max_steps 3 --save_steps 2 --eval_max_batches 1'
+    assert invoke(f'train --dataset recall {lora} {tiny} --import idea.py --output_dir lora'.split())[0] == 0
+    for part in ('final', 'checkpoints/step_000003'): shutil.rmtree(f'lora/{part}')
+    os.unlink('lora/summary.json')
+    Path('lora/checkpoints/latest').write_text('step_000002\n', encoding='utf-8')
+    for d,_,_ in os.walk(root): os.chmod(d, 0o755)
+    yield root
+    os.chdir(before)
+
+def noted(path, damage): # the exit codes that are right besides: of numbers that nothing depends on
+    return {0} if damage == 'huge' and path.name == 'args.json' else set()
+
 def damage_fault(pattern, command, codes, damage, root):
     "The fault that one damage of one file of a pattern brings to light; None: none"
     found = sorted(root.glob(pattern))
@@ -240,7 +278,7 @@ def damage_fault(pattern, command, codes, damage, root):
     top = root/path.relative_to(root).parts[0]
     if top.is_dir(): shutil.copytree(top, root/'copy')
     words = [str(path.relative_to(root)) if w == 'FILE' else w for w in command.split()]
-    with damaged(path, damage): found = fault(words, codes, root)
+    with damaged(path, damage): found = fault(words, codes | noted(path, damage), root)
     if top.is_dir(): # as it was, also after a command that writes
         shutil.rmtree(top)
         shutil.move(root/'copy', top)
@@ -268,6 +306,14 @@ def test_damaged_files_are_one_line(files, monkeypatch):
     quick = [c for c in file_cases if c[1].split()[0] in ('generate', 'report') or 'FILE' in c[1]]
     run_cases(sampled(quick, 50), files, monkeypatch)
 
+def test_damages_of_a_comparison_and_of_user_code_are_one_line(more_files, monkeypatch):
+    quick = [c for c in more_cases if c[0] in ('comp/plan.json', 'comp/*.json', 'idea.py') and '--dry_run' not in c[1]]
+    run_cases(sampled(quick, 12), more_files, monkeypatch)
+
 @pytest.mark.slow
 def test_every_damage_of_every_file_is_one_line(files, monkeypatch):
     run_cases(file_cases, files, monkeypatch)
+
+@pytest.mark.slow
+def test_every_damage_of_comparisons_adapters_and_user_code_is_one_line(more_files, monkeypatch):
+    run_cases(more_cases, more_files, monkeypatch)

@@ -169,6 +169,10 @@ def save(self:Comparison)->Path:
     write_json(self.path/'comparison.json', self.result)
     return self.path
 
+def _check_measures(r): # what reports draw of each
+    for measured in (r.get('measures') or {}).values():
+        for m in measured.values(): m['median'],m['q1'],m['q3']
+
 @patch(cls_method=True)
 def load(cls:Comparison, path)->Comparison:
     """Load a comparison; an `InputError` where the folder is none or damaged
@@ -182,6 +186,7 @@ def load(cls:Comparison, path)->Comparison:
     with reading(f, 'the result of a comparison', f'`lmnotes compare --rerun {path}` makes it anew from the cells'):
         r = read_json(f)
         r['tokenizer'],r['cells'],r['differences']
+        _check_measures(r)
     return cls(r, path)
 
 # %% ../../nbs/08_comparison/16_result.ipynb #6f606996

@@ -235,6 +235,6 @@ def report_runs(paths, output_path=None, metric='bits_per_byte')->tuple:
     make,source = runs_document,r
     if len(r['comparisons']) == 1 and not r['runs'] and not r['missing']:
         make,source = comparison_document,r['comparisons'][0]['result']
-    for suffix in (*report_formats, '.json'):
-        write_document(make, source, out/f'report{suffix}')
+    with reading(', '.join(map(str, paths[:3])), 'what a run or a comparison leaves', 'resume or rerun it'):
+        for suffix in (*report_formats, '.json'): write_document(make, source, out/f'report{suffix}')
     return out,r
