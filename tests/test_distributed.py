@@ -210,7 +210,7 @@ def test_started_again_it_ends_with_the_same_weights(letters, tmp_path, how):
     with pytest.raises(RunError, match='lost contact|exit code -9'):
         two(letters, how=how, die=(1, 1))
 
-def test_torchrun_ends_or_restarts_a_job_whose_rank_is_killed(letters, tmp_path):
+def test_torchrun_ends_or_restarts_a_job_whose_rank_is_killed(letters, tmp_path, forked_workers):
     assert rank_failure_errors(letters, tmp_path/'x') == dict(killed_is_error=1., restart_error=0.)
 
 def test_leaving_does_not_wait_for_a_thread_that_waits_for_us():

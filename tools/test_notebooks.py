@@ -12,6 +12,7 @@ from nbdev.doclinks import nbglob
 from nbdev.test import test_nb
 
 LIMIT = 300 # seconds a notebook may take
+FIRST = 'tutorials', 'experiments' # folders with long ones, which begin first: none is left to one worker at the end
 
 def preload():
     "Import once what nearly every notebook imports; each process begins as a copy of this one"
@@ -68,6 +69,7 @@ def main():
     args.add_argument('--workers', type=int, default=2)
     o = args.parse_args()
     notebooks = [p.absolute() for p in o.path] or [Path(p).absolute() for p in sorted(nbglob(as_path=True))]
+    notebooks.sort(key=lambda p: p.parent.name not in FIRST)
     preload()
     failed = run_all(notebooks, o.workers)
     print(f'{len(notebooks) - len(failed)} of {len(notebooks)} notebooks passed')

@@ -10,7 +10,7 @@ from collections import Counter
 from functools import partial
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from ..core import *
 from ..data.catalog import *
@@ -67,4 +67,4 @@ def stands_above(values, floor:float, clusters=None, alpha=.05, higher=True)->bo
     if n < 2: return False
     gain = (means@w - floor)*(1 if higher else -1)
     se = float(np.sqrt((w**2*(means - means@w)**2).sum()*n/(n - 1)))
-    return bool(gain > stats.t.ppf(1 - alpha, n - 1)*se + 1e-9)
+    return bool(gain > stdtrit(n - 1, 1 - alpha)*se + 1e-9)
