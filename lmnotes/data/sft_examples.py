@@ -16,7 +16,6 @@ from ..core import *
 from .catalog import *
 from .data_spec import *
 from .dataset_splits import *
-from .sources.cells import *
 from .sources.files import *
 from .sources.row_layout import *
 from .sources.user_files import *
@@ -85,7 +84,7 @@ def prompt_function(ds:Dataset, template:str):
     Returns: function from a row to its prompt"""
     def prompt(row):
         try:
-            return template.replace('\\n', '\n').format_map(CellTexts(row, prompt=ds.prompt(row)))
+            return template.replace('\\n', '\n').format(**{**row, 'prompt': ds.prompt(row)})
         except (KeyError, IndexError) as e:
             raise InputError(
                 f"--prompt_template names a column {e}, and there is: {', '.join(['prompt', *row])}"
