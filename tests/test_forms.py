@@ -7,7 +7,7 @@ import pytest
 
 from lmnotes.core import InputError
 from lmnotes.data.load import load_data
-from lmnotes.data.sft_examples import encode_rows, load_user_pairs, prompt_function, render_loss_mask
+from lmnotes.data.sft_examples import encode_rows, load_user_pairs, render_loss_mask
 from lmnotes.data.sources.split_names import sort_by_split
 from lmnotes.data.sources.user_files import find_user_files, read_user_rows, read_user_texts
 from lmnotes.data.tokenizers import byte_tokenizer
@@ -101,13 +101,9 @@ def test_parquet_columns_of_one_name_and_nulls_are_refused(tmp_path):
 
 
 def test_no_cell_is_written_as_python(tmp_path):
-    rows = [dict(q=None, hint=[1], ok=True, answer=['4', 'four'])]
+    rows = [dict(q=None, answer=['4', 'four']), dict(q=True, answer=4.5)]
     ds,splits = load_user_pairs(put(tmp_path, 'a.jsonl', rows), 'q', 'answer')
-    row, = splits['train']
-    assert (ds.prompt(row), ds.target(row)) == ('', ' 4')
-    assert prompt_function(ds, '[{q}] {ok}')(row) == '[] true'
-    with pytest.raises(InputError, match=r"column 'hint' holds a list \(\[1\]\), not text"):
-        prompt_function(ds, '{hint}')(row)
+    assert [(ds.prompt(r), ds.target(r)) for r in splits['train']] == [('', ' 4'), ('true', ' 4.5')]
 
 
 def test_every_right_answer_counts_in_the_score(tmp_path):

@@ -10,10 +10,10 @@ from dataclasses import asdict, replace
 
 from ..core import *
 from ..data.catalog import find_dataset
+from ..data.rows.row_encoding import answer_start
 from ..data.sources.prompt_form import PromptForm
 from ..evaluation.asked_form import form_line, overrule_form, template_columns
 from ..evaluation.evaluation_data import saved_prompt_form
-from ..data.rows.row_encoding import answer_start
 from ..models import models
 from ..models.hf.hf_config import find_model
 from .grpo import RLJob, RLRun, run_rl

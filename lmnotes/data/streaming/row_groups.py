@@ -20,8 +20,8 @@ from ..sources.hub_requests import *
 from ..sources.hub_rows import *
 from ..sources.row_layout import *
 from ..sources.user_files import *
-from ...reading import reading
 from ..token_cache.text_spans import *
+from ...reading import reading
 
 # %% ../../../nbs/01_data/streaming/01_row_groups.ipynb #1e548a21
 class RemoteFile:
