@@ -244,7 +244,7 @@ def test_two_sides_encoded_apart_are_other_ids():
 
 @pytest.mark.parametrize('name', ['bytes', 'chars', 'words', 'bpe'])
 def test_catalog_rows_keep_their_ids(name):
-    "Where no space ends the prompt and one begins the target, our tokenizers give the same apart and whole"
+    "Where a prompt ends without a space and a target begins with one, apart and whole are the same in our tokenizers"
     data = load_data('opinions', mode='sft', tokenizer='bytes', limit=40, device='cpu')
     ds,rows = data.task,data.rows['train'][:20]
     t = own(name)
@@ -300,8 +300,8 @@ def test_chat_options_need_a_chat_template():
     both = dict(system_prompt='Be brief.', train_on='last')
     check_options(TrainOptions(chat_template=True, **both), set(both))
     for name,value in both.items():
-        options = TrainOptions(**{name: value})
-        with pytest.raises(InputError, match='without --chat_template'): check_options(options, {name})
+        o = TrainOptions(**{name: value})
+        with pytest.raises(InputError, match='without --chat_template'): check_options(o, {name})
 
 def test_a_system_prompt_and_the_turns_reach_the_tokens(tmp_path):
     t = get_tokenizer('bytes')
