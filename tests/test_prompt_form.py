@@ -140,3 +140,13 @@ def test_own_text_is_named_by_its_file(tmp_path):
     events = b''.join(f.read_bytes() for f in (run.path/'tensorboard').glob('events*'))
     assert b'tale.txt' in events
     assert b'prose' not in events
+
+def test_a_length_that_cuts_is_a_warning_above_the_plan(tmp_path):
+    rows = [dict(question=f'{i}?', answer='long '*40) for i in range(20)]
+    (tmp_path/'own.jsonl').write_text('\n'.join(map(json.dumps, rows)), encoding='utf-8')
+    plan = train(data_path=str(tmp_path/'own.jsonl'), dry_run=True, device='cpu', quiet=True)
+    assert next(iter(plan)) == 'warning'
+    length = plan['warning'].partition('--max_length ')[2].split()[0]
+    assert '19 of 19 answers' in plan['warning']
+    assert 'warning' not in train(data_path=str(tmp_path/'own.jsonl'), dry_run=True, device='cpu', quiet=True,
+                                  max_length=int(length))
