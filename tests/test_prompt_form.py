@@ -14,8 +14,11 @@ from lmnotes.models import build_model
 from lmnotes.models.lora import add_lora
 from lmnotes.quantizers.packed_export import export_dense
 from lmnotes.quantizers.packed_model import load_packed, pack
+from lmnotes.reports.model_card import write_card
+from lmnotes.reports.run_report import report_runs
 from lmnotes.training.checkpoints import load_run, save_checkpoint, save_run
 from lmnotes.training.learner import lm_learner
+from lmnotes.training.train import train
 
 COLOURS = dict(ana='red', bob='blue', cy='green', dee='gold')
 TEMPLATE = '{question} likes the colour:'
@@ -124,3 +127,26 @@ def test_generate_makes_prompts_as_training_did(tuned, capsys):
     assert main([*words, '--file', f'{path}/test.jsonl']) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row['completion'].strip() for row in lines] == [*COLOURS.values()]
+
+def test_own_text_is_named_by_its_file(tmp_path):
+    (tmp_path/'tale.txt').write_text('Once upon a time there was a hen. It sang.\n'*40, encoding='utf-8')
+    run = train(data_path=str(tmp_path/'tale.txt'), output_dir=str(tmp_path/'run'), max_steps=2, max_length=32,
+                device='cpu', quiet=True)
+    report_runs([run.path])
+    write_card(run.path)
+    for name in ('final/README.md', 'report.md', 'report.html', 'report.tex', 'report.json', 'summary.json'):
+        text = (run.path/name).read_text(encoding='utf-8')
+        assert 'prose' not in text, name
+    events = b''.join(f.read_bytes() for f in (run.path/'tensorboard').glob('events*'))
+    assert b'tale.txt' in events
+    assert b'prose' not in events
+
+def test_a_length_that_cuts_is_a_warning_above_the_plan(tmp_path):
+    rows = [dict(question=f'{i}?', answer='long '*40) for i in range(20)]
+    (tmp_path/'own.jsonl').write_text('\n'.join(map(json.dumps, rows)), encoding='utf-8')
+    plan = train(data_path=str(tmp_path/'own.jsonl'), dry_run=True, device='cpu', quiet=True)
+    assert next(iter(plan)) == 'warning'
+    length = plan['warning'].partition('--max_length ')[2].split()[0]
+    assert '19 of 19 answers' in plan['warning']
+    assert 'warning' not in train(data_path=str(tmp_path/'own.jsonl'), dry_run=True, device='cpu', quiet=True,
+                                  max_length=int(length))

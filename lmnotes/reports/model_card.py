@@ -14,6 +14,7 @@ from .detail_tables import flatten_dict
 from .document import *
 from .model_facts import *
 from .parts import *
+from .run_summary import run_data_name
 
 # %% ../../nbs/09_reports/13_model_card.ipynb #875001e8
 _pipelines = dict( # task -> the hub's name
@@ -29,7 +30,7 @@ def _eval_results(f): # bits per byte, for the hub
     s,o = f['run']['summary'],f['run']['options']
     if s.get('bits_per_byte') is None: return None
     score = round(s['bits_per_byte'], 4)
-    return [EvalResult(_pipeline(f), o.get('dataset') or 'unknown', data_label(f), 'bits_per_byte', score)]
+    return [EvalResult(_pipeline(f), run_data_name(o) or 'unknown', data_label(f), 'bits_per_byte', score)]
 
 def _head(f): # YAML
     from huggingface_hub import ModelCardData

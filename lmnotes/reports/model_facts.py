@@ -7,12 +7,11 @@ __all__ = ['card_facts', 'data_label', 'measured_rows', 'not_measured_of_model']
 
 # %% ../../nbs/09_reports/12_model_facts.ipynb #40ddbdbc
 import os
-from pathlib import Path
 
 from ..core import *
 from ..files import *
 from .parts import *
-from .run_summary import read_run
+from .run_summary import read_run, run_data_name
 
 # %% ../../nbs/09_reports/12_model_facts.ipynb #e5323b2c
 def _run_of(folder): # the run a model lies in, if any
@@ -57,8 +56,7 @@ def data_label(f:dict)->str:
         f: from `card_facts`, with a run"""
     o = f['run']['options']
     content = f"(content {f['run']['fingerprint'] or 'unknown'})"
-    if o.get('data_path'): named = Path(o['data_path']).name
-    else: named = ' + '.join(o.get('datasets') or []) or o.get('dataset') or 'unknown data'
+    named = run_data_name(o) or 'unknown data'
     config = f"/{o['dataset_config']}" if o.get('dataset_config') else ''
     return f'{named}{config} {content}'
 
