@@ -39,6 +39,9 @@ class SFTSpec(TextSpec):
     mode = 'sft'
     def __post_init__(self):
         super().__post_init__()
+        if self.text_column and not self.label_column:
+            raise InputError('text_column is for running text, or stands beside a label_column; name two sides with '
+                             'prompt_column and target_column')
         if self.packing and self.decoder_start is not None:
             raise InputError('an encoder-decoder reads one question at a time; leave --use_packing out')
 

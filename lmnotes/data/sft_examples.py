@@ -164,12 +164,16 @@ def load_pairs(source:RowSource, check)->tuple:
         source: whose `columns` are prompt and target
         check: function of the `Dataset` (None: a file without two sides); raises an `InputError`
     Returns: `Dataset`, rows by split, notes"""
-    if source.data_path: ds,splits = load_user_pairs(source.data_path, *source.columns)
-    else:
-        ds,splits = find_dataset(source.dataset, source.config),None
-        check_role(ds, source.allow_eval_data)
+    if not source.data_path: ds,splits = source.find(),None
+    elif source.named.label:
+        ds = column_datasets.build('labels', source.data_path, columns=source.named)
+        splits = ds.prepare(read_user_rows(source.data_path))
+    else: ds,splits = load_user_pairs(source.data_path, *source.columns)
+    if not source.data_path: check_role(ds, source.allow_eval_data)
     check(ds)
-    if splits is None: splits = load_rows(ds, source.data_dir)
+    if splits is None:
+        splits = load_rows(ds, source.data_dir)
+        if ds.by_columns: check(ds) # what its rows are is known now
     splits = {s: r for s,r in splits.items() if s != 'test' or ds.role == 'eval'}
     return ds, *make_row_splits(ds, splits, source.limit)
 

@@ -9,7 +9,7 @@ __all__ = ['rl_settings_from_options', 'rl_data', 'train_rl']
 from dataclasses import asdict, replace
 
 from ..core import *
-from ..data.catalog import find_dataset
+from ..data.sources.column_datasets import know_columns
 from ..models import models
 from ..models.hf.hf_config import find_model
 from .grpo import RLJob, RLRun, run_rl
@@ -17,6 +17,7 @@ from .reward_models import load_reward_model
 from .sandbox import sandbox_walls
 from .settings import RLSettings, check_rl_settings, fit_prompt_length, import_trl, require_trl
 from ..training.build import base_name, decoder_start_token, is_masked_lm
+from ..training.build_data import asked_dataset
 from ..training.checkpoints import check_same_data
 from ..training.distributed.process_groups import run_on_main, world_size
 from ..training.interface.run_messages import print_message
@@ -86,7 +87,7 @@ def _check_options(o): # what has no prompts, or writes no text
     if is_masked_lm(o):
         raise InputError(f'{o.model} fills gaps and writes no text, and rewards are for texts; choose a causal model')
     if not o.data_path and not o.datasets:
-        ds = find_dataset(o.dataset, o.dataset_config)
+        ds = know_columns(asked_dataset(o), o.data_dir)
         if 'rl' not in ds.modes:
             raise InputError(
                 f"'{ds.name}' is a corpus: it has no answers to reward; train on it with --mode "

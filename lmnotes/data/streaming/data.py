@@ -100,7 +100,6 @@ def _training_texts(self:StreamData):
 @dataclass(kw_only=True)
 class StreamSpec(TextSpec):
     "Describe a streamed dataset"
-    text_column:str=None      # the column of `data_path` to read
     walk:str='chunk'          # `chunk`: windows of one stream of tokens; `sample`: a document a row
     tokens_per_chunk:int=4096 # the unit of the two bounds below
     max_chunks:int=None       # chunks in a pass over the training part; None: all there is
@@ -108,7 +107,7 @@ class StreamSpec(TextSpec):
 
 def _split_sources(spec, patience): # training and validation source, part of each (None: a split of its own), notes
     where = dict(config=spec.config, data_dir=spec.data_dir, data_path=spec.data_path,
-                 text_column=spec.text_column, patience=patience)
+                 text_column=spec.text_column, revision=spec.revision, patience=patience)
     train = stream_source(spec.dataset, **where)
     try:
         return train, stream_source(spec.dataset, split='validation', **where), (None, None), []
@@ -160,7 +159,7 @@ def stream_data(dataset:str='prose', patience:RetryPolicy=None, **options)->Stre
         patience: with a remote file: time-out, tries and waits
         options: the other fields of `StreamSpec`"""
     spec = StreamSpec(dataset=dataset, **options)
-    ds = None if spec.data_path else find_dataset(dataset, spec.config)
+    ds = None if spec.data_path else spec.asked_dataset()
     tainted = [ds.name] if ds and check_role(ds, spec.allow_eval_data) else []
     train,valid,(train_part,valid_part),notes = _split_sources(spec, patience)
     tok = get_tokenizer(spec.tokenizer, lambda: _first_texts(train, train_part), spec.vocab_size)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ...core import *
 from ...data.builtin import builtin_sources
-from ...data.catalog import check_role, find_dataset
+from ...data.catalog import check_role
 from ...data.mixtures.data import check_mixture, find_mixture, mixture_name
 from ...data.tokenizers import tokenizer_builders
 from ...evaluation.metric_names import score_name
@@ -44,8 +44,8 @@ class DataSketch:
         return names + (['task_score', *map(score_name, self.sources)] if self.sources and o.eval_generate else [])
 
 def _catalog_entries(o): # and their rates
-    if not o.datasets: return [find_dataset(o.dataset, o.dataset_config)],None
-    return find_mixture(o.datasets, o.dataset_configs or None, o.mixture_rates or None)
+    if not o.datasets: return [asked_dataset(o)],None
+    return find_mixture(o.datasets, o.dataset_configs or None, o.mixture_rates or None, o.data_dir)
 
 def hub_only_parts(o:TrainOptions)->list:
     """List what of the data only the hub could tell
@@ -55,7 +55,8 @@ def hub_only_parts(o:TrainOptions)->list:
     Returns: sentences; empty where everything is here"""
     out,local = [],o.data_path or o.data_dir or os.environ.get('LMNOTES_DATA_DIR')
     if not local:
-        out += [f"the rows of '{d.name}' are on the hub" for d in _catalog_entries(o)[0] if d.id not in builtin_sources]
+        out += [f"the rows of '{d.name}' are on the hub" for d in _catalog_entries(o)[0]
+                if not (d.id in builtin_sources or d.folder)]
     tok = tokenizer_name(o)
     if tok not in tokenizer_builders and not is_folder(tok): out.append(f"the tokenizer of '{tok}' is on the hub")
     return out
