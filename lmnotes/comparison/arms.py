@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core import *
-from ..data.catalog import find_dataset
 from ..data.dataset_splits import rows_source
 from ..data.tokenizers import get_tokenizer
 from ..files import model_folder
 from ..models.build import build_model, models
 from ..models.config import find_rewrite
+from ..training.build_data import asked_dataset
 from ..training.options import TrainOptions
 from ..training.train import data_from_options, model_from_options
 
@@ -89,7 +89,7 @@ def load_all_data(o:TrainOptions, names:list, seed:int=0)->dict:
         seed: of the order of windows
     Returns: name -> data"""
     if o.data_path: return {name: load_comparison_data(o, name, seed) for name in names}
-    where = {name: rows_source(find_dataset(name, o.dataset_config), o.data_dir) for name in names}
+    where = {name: rows_source(asked_dataset(replace(o, dataset=name)), o.data_dir) for name in names}
     data = {name: load_comparison_data(o, name, seed) for name in sorted(names, key=lambda n: where[n] != 'hub')}
     return {name: data[name] for name in names}
 

@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from ..core import *
 from .builtin import builtin_sources
 from .catalog import *
+from .dataset_splits import *
 
 # %% ../../nbs/01_data/10_data_spec.ipynb #8cc9153e
 data_kinds = Registry('kind of data')
@@ -49,6 +50,8 @@ class SourceSpec(DataSpec):
     "Describe batches of a dataset of the catalog"
     dataset:str='prose' # short name, id or id/configuration; see the catalog
     config:str=None     # configuration of the dataset
+    revision:str=None   # branch, tag or commit of the hub
+    commit:str=None     # of the hub, which was read; found when the data is loaded
     data_dir:str=None   # root in hub layout; None: LMNOTES_DATA_DIR, else the hub
     allow_eval_data:bool=False # train on a set that is kept for evaluation
 
@@ -58,6 +61,20 @@ class TextSpec(SourceSpec):
     tokenizer:str='bytes' # `bytes`, `chars`, `words`, `bpe`, `sentencepiece`, a folder or a hub id
     vocab_size:int=None   # tokens of a tokenizer that is trained
     data_path:str=None    # one's own file or folder, in place of `register_dataset`
+    text_column:str=None  # of rows that the catalog does not know: the column of their text; several beside a label
+    label_column:str=None # the column of their label
+
+# %% ../../nbs/01_data/10_data_spec.ipynb #1e2247f0
+@patch
+def columns(self:TextSpec)->DatasetColumns:
+    "Return the columns that the spec names"
+    prompt,target = (getattr(self, f'{side}_column', None) for side in ('prompt', 'target'))
+    return DatasetColumns(self.text_column, prompt, target, self.label_column)
+
+@patch
+def asked_dataset(self:TextSpec)->Dataset:
+    "Find the dataset that the spec names"
+    return find_dataset(self.dataset, self.config, self.revision, self.columns())
 
 # %% ../../nbs/01_data/10_data_spec.ipynb #bdbdede2
 @patch
@@ -65,8 +82,12 @@ def resolve_root(self:TextSpec)->TextSpec:
     """Set `data_dir` to the root that is read: None for built-in datasets and files, else LMNOTES_DATA_DIR by default
 
     Returns: itself"""
-    local = self.data_path or find_dataset(self.dataset, self.config).id in builtin_sources
+    ds = None if self.data_path else self.asked_dataset()
+    local = ds is None or ds.id in builtin_sources or ds.folder
     self.data_dir = None if local else self.data_dir or os.environ.get('LMNOTES_DATA_DIR')
+    if ds and ds.records_commit:
+        ds.commit = self.commit # of a run whose data is built again
+        self.commit = source_commit(ds, self.data_dir)
     return self
 
 # %% ../../nbs/01_data/10_data_spec.ipynb #c2296932
@@ -91,6 +112,16 @@ class RowSource:
     limit:int      # rows of each split, at most
     allow_eval_data:bool # as in the spec
     stamp:tuple    # of the files
+    revision:str   # as in the spec
+    commit:str     # as in the spec
+    named:DatasetColumns # of rows that the catalog does not know
+
+@patch
+def find(self:RowSource)->Dataset:
+    "Find the dataset that the rows are of"
+    ds = find_dataset(self.dataset, self.config, self.revision, self.named)
+    ds.commit = self.commit
+    return ds
 
 # %% ../../nbs/01_data/10_data_spec.ipynb #e3aa6cc5
 @patch
@@ -100,9 +131,15 @@ def row_source(self:TextSpec, *columns, limit:int=None)->RowSource:
     Parameters:
         columns: names of the columns of `data_path`
         limit: rows of each split, at most, drawn at random"""
-    files = self.data_path or self.data_dir and _dataset_folder(self)
+    files = self.data_path or _dataset_folder(self)
     stamp = file_stamp(files) if files else ()
     where = self.dataset, self.config, self.data_dir, self.data_path
-    return RowSource(*where, columns=columns, limit=limit, allow_eval_data=self.allow_eval_data, stamp=stamp)
+    return RowSource(
+        *where, columns=columns, limit=limit, allow_eval_data=self.allow_eval_data, stamp=stamp,
+        revision=self.revision, commit=self.commit, named=self.columns(),
+    )
 
-def _dataset_folder(spec): return Path(spec.data_dir)/find_dataset(spec.dataset, spec.config).id.replace('/', '__')
+def _dataset_folder(spec): # None where the rows are not on disk
+    ds,root = spec.asked_dataset(),spec.data_dir
+    if ds.folder or not root: return ds.folder
+    return next((p for id in (ds.id.replace('/', '__'), ds.id) if (p := Path(root)/id).is_dir()), None)

@@ -24,17 +24,16 @@ from .token_cache.token_cache import *
 from .token_encoding import *
 from .tokenizers import *
 
-# %% ../../nbs/01_data/11_load.ipynb #0bd1b59a
+# %% ../../nbs/01_data/11_load.ipynb #089973d3
 @dataclass(kw_only=True)
 class CorpusSpec(TextSpec):
     "Describe windows of running text"
-    text_column:str=None # the column of `data_path` to read
-    limit:int=None       # documents of each split, at most, drawn at random
+    limit:int=None # documents of each split, at most, drawn at random
 
 @lru_cache(8)
 def _documents(source): # texts by split, notes
     if not source.data_path:
-        return load_documents(find_dataset(source.dataset, source.config), source.data_dir, source.limit)
+        return load_documents(source.find(), source.data_dir, source.limit)
     found = read_user_texts(source.data_path, *source.columns, splits=('train', 'validation'))
     splits,notes = make_document_splits(found, source.limit)
     return splits, [*user_file_notes(source.data_path), *notes]
@@ -50,7 +49,7 @@ def _tokens(source, tokenizer, vocab_size, tokenizer_stamp):
 def _kept_tokens(source, tokenizer, vocab_size, tokenizer_stamp):
     return kept_tokens(source.data_path, tokenizer, vocab_size, *source.columns, limit=source.limit)
 
-# %% ../../nbs/01_data/11_load.ipynb #a3b8b047
+# %% ../../nbs/01_data/11_load.ipynb #1785d2c4
 @data_kinds('pretrain')
 def corpus_data(dataset:str='prose', **options)->LMData:
     """Load a corpus as windows of tokens
@@ -59,11 +58,10 @@ def corpus_data(dataset:str='prose', **options)->LMData:
         dataset: short name, id or id/configuration; see the catalog
         options: the other fields of `CorpusSpec`"""
     spec = CorpusSpec(dataset=dataset, **options)
-    ds = None if spec.data_path else find_dataset(spec.dataset, spec.config)
+    ds = None if spec.data_path else spec.asked_dataset()
     name = ds.name if ds else Path(spec.data_path).name
     tainted = [name] if ds and check_role(ds, spec.allow_eval_data) else []
-    if spec.text_column and ds:
-        raise InputError(f"text_column belongs to data_path; '{name}' knows its own columns")
+    if spec.label_column: raise InputError("label_column belongs to mode='sft'; running text has no labels")
     source = spec.resolve_root().row_source(spec.text_column, limit=spec.limit)
     make = _kept_tokens if spec.data_path and is_big_text(spec.data_path) else _tokens
     t = make(source, spec.tokenizer, spec.vocab_size, file_stamp(spec.tokenizer))
@@ -72,8 +70,9 @@ def corpus_data(dataset:str='prose', **options)->LMData:
 
 # %% ../../nbs/01_data/11_load.ipynb #9bf4eb51
 def load_data(dataset:str='prose', config:str=None, tokenizer:str='bytes', max_length:int=128, bs:int=8,
-        seed:int=0, vocab_size:int=None, data_dir=None, data_path=None, text_column:str=None, limit:int=None,
-        device:str=None, masked:bool=False, mode:str='pretrain', allow_eval_data:bool=False, **more)->LMData:
+        seed:int=0, vocab_size:int=None, data_dir=None, data_path=None, text_column:str=None,
+        label_column:str=None, revision:str=None, commit:str=None, limit:int=None, device:str=None,
+        masked:bool=False, mode:str='pretrain', allow_eval_data:bool=False, **more)->LMData:
     """Load a dataset or a file as training and validation batches of tokens
 
     Parameters:
@@ -86,7 +85,10 @@ def load_data(dataset:str='prose', config:str=None, tokenizer:str='bytes', max_l
         vocab_size: tokens of a tokenizer that is trained
         data_dir: root in hub layout; None: LMNOTES_DATA_DIR, else the hub
         data_path: one's own file or folder, in place of `register_dataset`
-        text_column: the column of `data_path` to read
+        text_column: the column to read of rows that the catalog does not know; several beside a label
+        label_column: for `sft`: the column of a label, in place of an answer
+        revision: branch, tag or commit of the hub
+        commit: of the hub, as the spec of a run recorded it
         limit: documents of each split, at most, drawn at random
         device: where batches go; None: the best there is
         masked: masked language modelling instead of the next token; see `masked_data`
@@ -98,17 +100,17 @@ def load_data(dataset:str='prose', config:str=None, tokenizer:str='bytes', max_l
         raise InputError(f"unknown mode '{mode}': {did_you_mean(mode, ['pretrain', 'sft'])}")
     if data_path and is_shards(data_path):
         raise InputError(
-            f'{data_path} holds shards; load them with `shard_data`, or train on them with '
-            f'`lmnotes train --data_path {data_path}`'
+            f'{data_path} holds shards; load them with `shard_data`, or `lmnotes train --data_path {data_path}`'
         )
     same = dict(
         dataset=dataset, config=config, tokenizer=tokenizer, max_length=max_length, bs=bs, seed=seed,
         vocab_size=vocab_size, data_dir=data_dir, data_path=data_path, limit=limit, device=device,
-        allow_eval_data=allow_eval_data,
+        allow_eval_data=allow_eval_data, revision=revision, commit=commit,
+        text_column=text_column, label_column=label_column,
     )
     if mode == 'sft': return data_kinds.build('sft', **same, **more)
     if more: raise InputError(f"'{next(iter(more))}' belongs to mode='sft'; leave it out, or choose that mode")
-    return data_kinds.build('masked' if masked else 'pretrain', **same, text_column=text_column)
+    return data_kinds.build('masked' if masked else 'pretrain', **same)
 
 # %% ../../nbs/01_data/11_load.ipynb #66a9e3c9
 def data_kind(spec:dict)->str:

@@ -24,7 +24,7 @@ from .sft_examples import *
 from .token_encoding import *
 from .tokenizers import *
 
-# %% ../../nbs/01_data/19_sft.ipynb #907ff3a3
+# %% ../../nbs/01_data/19_sft.ipynb #dc7a45ce
 @dataclass(kw_only=True)
 class SFTSpec(TextSpec):
     "Describe batches of questions and answers"
@@ -41,6 +41,9 @@ class SFTSpec(TextSpec):
     mode = 'sft'
     def __post_init__(self):
         super().__post_init__()
+        if self.text_column and not self.label_column:
+            raise InputError('text_column is for running text, or stands beside a label_column; name two sides with '
+                             'prompt_column and target_column')
         if self.packing and self.decoder_start is not None:
             raise InputError('an encoder-decoder reads one question at a time; leave --use_packing out')
         if self.train_on not in ('all', 'last'):

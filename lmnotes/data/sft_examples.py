@@ -111,7 +111,7 @@ def load_user_pairs(path, prompt_column:str=None, target_column:str=None, splits
         for _ in map_rows(reader.target, rows): pass
     return UserPairs(Path(path).name, reader), found
 
-# %% ../../nbs/01_data/13_sft_examples.ipynb #12e9818c
+# %% ../../nbs/01_data/13_sft_examples.ipynb #7aafbfe2
 def load_pairs(source:RowSource, check)->tuple:
     """Load the rows of a dataset or of a user's file that have a prompt and a target
 
@@ -120,15 +120,21 @@ def load_pairs(source:RowSource, check)->tuple:
         check: function of the `Dataset` (None: a file without two sides); raises an `InputError`
     Returns: `Dataset`, rows by split, notes"""
     if source.data_path: return _load_own_pairs(source, check)
-    ds = find_dataset(source.dataset, source.config)
+    ds = source.find()
     check_role(ds, source.allow_eval_data)
     check(ds)
-    splits = {s: r for s,r in load_rows(ds, source.data_dir).items() if s != 'test' or ds.role == 'eval'}
+    found = load_rows(ds, source.data_dir)
+    if ds.by_columns: check(ds) # what its rows are is known now
+    splits = {s: r for s,r in found.items() if s != 'test' or ds.role == 'eval'}
     return ds, *make_row_splits(ds, splits, source.limit)
 
 def _load_own_pairs(source, check):
     path = source.data_path
-    ds,splits = load_user_pairs(path, *source.columns, splits=('train', 'validation'))
+    wanted = 'train', 'validation'
+    if source.named.label:
+        ds = column_datasets.build('labels', path, columns=source.named)
+        splits = ds.prepare(read_user_rows(path, splits=wanted))
+    else: ds,splits = load_user_pairs(path, *source.columns, splits=wanted)
     check(ds)
     splits,notes = make_row_splits(ds, splits, source.limit)
     return ds, splits, [*user_file_notes(path), *notes]

@@ -128,7 +128,7 @@ def vision_data(dataset:str='finance_vision', processor=None, **options)->Vision
         options: the other fields of `VisionSpec`"""
     name = str(getattr(processor, 'name_or_path', processor))
     spec = VisionSpec(dataset=dataset, processor=name, **options)
-    ds = find_dataset(dataset, spec.config)
+    ds = find_dataset(dataset, spec.config, spec.revision)
     if ds.kind != 'vision': raise InputError(f"'{ds.name}' has no pictures; load it with `load_data`")
     check_role(ds, spec.allow_eval_data)
     spec.data_dir = spec.data_dir or os.environ.get('LMNOTES_DATA_DIR')

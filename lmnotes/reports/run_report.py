@@ -209,7 +209,7 @@ def runs_document(r:dict)->Document:
     for i,c in enumerate(r['comparisons']):
         first,more = _comparison_sections(c, i)
         lead,sections = [*lead, *first],[*sections, *more]
-    names = {short_dataset_name(x['options']['dataset']) for x in runs if x['options'].get('dataset')}
+    names = {short_dataset_name(name) for x in runs if (name := run_data_name(x['options']))}
     foot = ['Speed, seconds and memory belong to the machine and the load of each run.']
     return Document(_title(r), ' · '.join(sorted(names)), lead, sections, foot)
 

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['rl_settings_from_options', 'rl_data', 'use_form_of_start', 'train_rl']
 
-# %% ../../nbs/07_rl/12_run.ipynb #2eba0970
+# %% ../../nbs/07_rl/12_run.ipynb #15426a3c
 from dataclasses import asdict, replace
 
 from ..core import *
-from ..data.catalog import find_dataset
 from ..data.rows.row_encoding import answer_start
+from ..data.sources.column_datasets import know_columns
 from ..data.sources.prompt_form import PromptForm
 from ..evaluation.asked_form import form_line, overrule_form, template_columns
 from ..evaluation.evaluation_data import saved_prompt_form
@@ -21,6 +21,7 @@ from .reward_models import load_reward_model
 from .sandbox import sandbox_walls
 from .settings import RLSettings, check_rl_settings, fit_prompt_length, import_trl, require_trl
 from ..training.build import base_name, decoder_start_token, is_masked_lm, weights_source
+from ..training.build_data import asked_dataset
 from ..training.checkpoints import check_same_data
 from ..training.distributed.process_groups import run_on_main, world_size
 from ..training.interface.run_messages import print_message
@@ -85,12 +86,12 @@ def rl_settings_from_options(o:TrainOptions, n_prompts:int, steps:int|None=None,
         **taken,
     )
 
-# %% ../../nbs/07_rl/12_run.ipynb #27df9dfe
+# %% ../../nbs/07_rl/12_run.ipynb #12638c47
 def _check_options(o): # what has no prompts, or writes no text
     if is_masked_lm(o):
         raise InputError(f'{o.model} fills gaps and writes no text, and rewards are for texts; choose a causal model')
     if not o.data_path and not o.datasets:
-        ds = find_dataset(o.dataset, o.dataset_config)
+        ds = know_columns(asked_dataset(o), o.data_dir)
         if 'rl' not in ds.modes:
             raise InputError(
                 f"'{ds.name}' is a corpus: it has no answers to reward; train on it with --mode "
@@ -123,7 +124,7 @@ def rl_data(o:TrainOptions):
         )
     return data
 
-# %% ../../nbs/07_rl/12_run.ipynb #99fc34ef
+# %% ../../nbs/07_rl/12_run.ipynb #82373bf0
 def use_form_of_start(o:TrainOptions, given=())->tuple:
     """Make prompts as the model that a run starts from was trained on
 
@@ -135,7 +136,7 @@ def use_form_of_start(o:TrainOptions, given=())->tuple:
     form = saved_prompt_form(o.init if source == 'init' else o.model) if source in ('saved', 'init') else None
     if form is None: return o,[]
     own = bool(o.data_path and form.columns)
-    same = not o.data_path and form.dataset == find_dataset(o.dataset, o.dataset_config).name
+    same = not o.data_path and form.dataset == asked_dataset(o).name
     fits = own or same or not template_columns(form.template or '')
     fields = dict(chat_template=True, system_prompt=True, prompt_template=fits, prompt_column=own, target_column=own)
     names = [k for k,wanted in fields.items() if wanted and hasattr(o, k)]

@@ -70,7 +70,7 @@ class LoraOptions:
     lora_dropout: float = option(0.1, with_lora) # probability in [0,1), on the input of the adapters
     lora_target_modules: tuple[str, ...] = option((), with_lora) # layers with one; default: all projections in blocks
 
-# %% ../../nbs/06_training/01_options.ipynb #42c69116
+# %% ../../nbs/06_training/01_options.ipynb #0eb24e1c
 @value_ranges(mixture_rates=OptionRange(least=0, most=1), mixture_temperature=OptionRange(above=0, most=10**6),
               mixture_cap=OptionRange(above=0, most=1), max_chunks=count(), tokens_per_chunk=count(2**31),
               prompt_template=OptionRange(template=True), system_prompt=OptionRange(text=True), limit=count(),
@@ -79,8 +79,9 @@ class LoraOptions:
 class DatasetOptions:
     "Options of the group: data"
     mode: str = 'auto'                 # pretrain, sft (answers) or rl (rewards); auto: sft where there are answers
-    dataset: str = option('prose', names_dataset) # a name of the catalog or a hub id
+    dataset: str = option('prose', names_dataset) # a name of the catalog, org/name of the hub, or a dataset's folder
     dataset_config: str | None = option(None, names_dataset) # configuration of a hub dataset
+    dataset_revision: str | None = option(None, names_dataset, with_hub) # branch, tag or commit of a hub dataset
     datasets: tuple[str, ...] = ()     # several datasets, mixed, instead of one
     dataset_configs: tuple[str, ...] = option((), with_mixture) # their configurations, None where one needs none
     mixture_rates: tuple[float, ...] = option((), with_mixture) # their shares, which sum to 1; default: by size
@@ -94,9 +95,10 @@ class DatasetOptions:
     data_dir: str | None = option(None, with_folder) # local root in hub layout; default: LMNOTES_DATA_DIR
     hub_timeout: float = 10            # seconds a request to the hub may take; all that fail take three times as long
     data_path: str | None = None       # a file or folder of your own: txt, jsonl, csv, parquet
-    text_column: str | None = option(None, with_own_data, with_texts) # the column of your own data that holds the text
-    prompt_column: str | None = option(None, with_own_data, with_pairs) # the columns of your data that hold questions
-    target_column: str | None = option(None, with_own_data, with_pairs) # and answers
+    text_column: str | None = option(None, with_columns, with_texts) # column of the text; beside a label also several
+    prompt_column: str | None = option(None, with_columns, with_pairs) # the columns that hold questions
+    target_column: str | None = option(None, with_columns, with_pairs) # and answers
+    label_column: str | None = option(None, with_columns, with_pairs) # the column that holds a label, for --text_column
     prompt_template: str | None = option(None, with_answers) # another form of prompts, with columns in braces
     chat_template: bool = option(False, with_answers) # write prompts in the tokenizer's chat form
     train_on: Literal['all', 'last'] = option('all', with_chat) # turns of the assistant that are learnt
@@ -272,7 +274,7 @@ _contradict = [
     pair.split() for pair in (
         'fp16 bf16', 'fp16 no_mixed_precision', 'bf16 no_mixed_precision', 'load_in_4bit load_in_8bit',
         'moe_load_in_4bit moe_load_in_8bit', 'max_steps max_seconds', 'datasets data_path', 'datasets streaming',
-        'datasets max_chunks',
+        'datasets max_chunks', 'label_column target_column', 'label_column prompt_column',
     )
 ]
 

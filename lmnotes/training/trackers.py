@@ -74,6 +74,10 @@ def _device(learn, ranks): # such as 'cuda:0 (NVIDIA H100), bfloat16, 2 ranks'
     dtype = learn.precision.dtype if hasattr(learn, 'precision') else next(learn.model.parameters()).dtype
     return f"{d}{name}, {str(dtype).removeprefix('torch.')}, {ranks} {'rank' if ranks == 1 else 'ranks'}"
 
+def _used(options)->dict: # without the default of `dataset` where other data was given
+    other = options.get('data_path') or options.get('datasets')
+    return {k: v for k,v in options.items() if k != 'dataset'} if other else options
+
 def tracker_facts(learn, tokens:int, options=None, ranks:int=1)->dict:
     """Describe a run before its first step: numbers and texts for trackers
 
@@ -86,7 +90,7 @@ def tracker_facts(learn, tokens:int, options=None, ranks:int=1)->dict:
     n,learns = learn.model.num_parameters(),learn.model.num_parameters(only_trainable=True)
     count = lambda n: format_count(n) if n < math.inf else 'an unknown number'
     train,valid = learn.dls.n_tokens
-    data = dict(name=learn.dls.name, tokens=f'{count(train)} to train on, {count(valid)} to validate') | learn.dls.spec
+    data = dict(name=learn.dls.name, tokens=f'{count(train)} to train on, {count(valid)} to validate')
     return dict(
         numbers={
             'budget/tokens': tokens,
@@ -95,10 +99,10 @@ def tracker_facts(learn, tokens:int, options=None, ranks:int=1)->dict:
             'model/trainable_percent': 100 * learns / n,
         },
         texts=dict(
-            configuration=_table(options or learn.spec),
+            configuration=_table(_used(options or learn.spec)),
             attention=attention_implementation(learn.model),
             device=_device(learn, ranks),
-            datasets=_table(data),
+            datasets=_table(data | _used(learn.dls.spec)),
         ),
     )
 

@@ -20,7 +20,7 @@ def supported_head(ds:Dataset)->str:
     Parameters:
         ds: from `find_dataset`
     Returns: classify, tag or span; None where there is no label for a head"""
-    if isinstance(ds, (ClassificationDataset, UserPairs)): return 'classify'
+    if isinstance(ds, (ClassificationDataset, UserPairs)): return None if ds.kind == 'corpus' else 'classify'
     return 'tag' if isinstance(ds, TaggingDataset) else 'span' if isinstance(ds, SQuAD) else None
 
 _needs = dict(classify='label of a fixed list', tag='tags for words', span='places of answers in a context')

@@ -22,17 +22,19 @@ from ..dataset_splits import *
 from ..load import *
 from .loader import *
 from .rates import *
+from ..sources.column_datasets import know_columns
 from ..tokenizers import *
 from ...files import *
 
 # %% ../../../nbs/01_data/mixtures/03_data.ipynb #78bb5171
-def find_mixture(datasets, configs=None, rates=None)->tuple:
+def find_mixture(datasets, configs=None, rates=None, data_dir=None)->tuple:
     """Find the datasets of a mixture and check its rates
 
     Parameters:
         datasets: names
         configs: configurations, `None` where a dataset needs none
         rates: shares; None: they follow from sizes
+        data_dir: root in hub layout, for datasets that are read by their columns
     Returns: `Dataset`s; rates or None"""
     names = list(datasets)
     if len(names) < 2:
@@ -44,7 +46,7 @@ def find_mixture(datasets, configs=None, rates=None)->tuple:
             f"{len(names)} datasets and {len(configs)} dataset_configs; give one for each of "
             f"{', '.join(names)} (None where none is needed)"
         )
-    found = [find_dataset(n, c) for n,c in zip(names, configs)]
+    found = [know_columns(find_dataset(n, c), data_dir) for n,c in zip(names, configs)]
     if len({d.name for d in found}) < len(found):
         raise InputError(f"{', '.join(names)}: a dataset is named twice; name each once and add up its rates")
     return found, None if rates is None else check_rates(names, rates)
@@ -284,7 +286,7 @@ def mixture_data(datasets, configs=None, **options)->MixtureData:
         datasets: names
         configs: configurations, `None` where a dataset needs none
         options: the other fields of `MixtureSpec`: rates, by, temperature, ..."""
-    found,rates = find_mixture(datasets, configs, options.get('rates'))
+    found,rates = find_mixture(datasets, configs, options.get('rates'), options.get('data_dir'))
     spec = MixtureSpec(datasets=datasets, configs=configs, **(options | dict(rates=rates)))
     check_mixture(found, spec.objective, spec.allow_eval_data)
     for ds in found: rows_source(ds, spec.data_dir) # one that is missing is found before any other is loaded

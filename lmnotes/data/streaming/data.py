@@ -96,11 +96,10 @@ def _training_texts(self:StreamData):
         if bound: n += len(encode_separately(self.tokenizer, [text])[0])
         if bound and n >= bound: return
 
-# %% ../../../nbs/01_data/streaming/06_data.ipynb #3fc7ab11
+# %% ../../../nbs/01_data/streaming/06_data.ipynb #70717b60
 @dataclass(kw_only=True)
 class StreamSpec(TextSpec):
     "Describe a streamed dataset"
-    text_column:str=None      # the column of `data_path` to read
     walk:str='chunk'          # `chunk`: windows of one stream of tokens; `sample`: a document a row
     tokens_per_chunk:int=4096 # the unit of the two bounds below
     max_chunks:int=None       # chunks in a pass over the training part; None: all there is
@@ -108,7 +107,7 @@ class StreamSpec(TextSpec):
 
 def _split_sources(spec, patience): # training and validation source, fields of the order of each, notes
     where = dict(config=spec.config, data_dir=spec.data_dir, data_path=spec.data_path,
-                 text_column=spec.text_column, patience=patience)
+                 text_column=spec.text_column, revision=spec.revision, patience=patience)
     train = stream_source(spec.dataset, **where)
     try:
         return train, stream_source(spec.dataset, split='validation', **where), ({}, {}), []
@@ -172,7 +171,7 @@ def held_out_fraction(source:StreamSource, need:int, few:int=1000)->float:
     k = min(max(int(np.searchsorted(total, need)) + 1, len(hashes)//20), len(hashes)//2)
     return (hashes[k - 1] + hashes[k])/2/2**64
 
-# %% ../../../nbs/01_data/streaming/06_data.ipynb #33fe356a
+# %% ../../../nbs/01_data/streaming/06_data.ipynb #096e87fc
 @data_kinds('stream')
 def stream_data(dataset:str='prose', patience:RetryPolicy=None, **options)->StreamData:
     """Load a dataset as batches without holding it in memory
@@ -182,7 +181,7 @@ def stream_data(dataset:str='prose', patience:RetryPolicy=None, **options)->Stre
         patience: with a remote file: time-out, tries and waits
         options: the other fields of `StreamSpec`"""
     spec = StreamSpec(dataset=dataset, **options)
-    ds = None if spec.data_path else find_dataset(dataset, spec.config)
+    ds = None if spec.data_path else spec.asked_dataset()
     tainted = [ds.name] if ds and check_role(ds, spec.allow_eval_data) else []
     train,valid,(train_order,valid_order),notes = _split_sources(spec, patience)
     tok = get_tokenizer(spec.tokenizer, lambda: _first_texts(train, **train_order), spec.vocab_size)

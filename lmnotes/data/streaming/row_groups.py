@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RemoteFile', 'StreamSource', 'stream_source']
 
-# %% ../../../nbs/01_data/streaming/01_row_groups.ipynb #0485659b
+# %% ../../../nbs/01_data/streaming/01_row_groups.ipynb #cde09508
 import json
 import os
 from pathlib import Path
@@ -15,6 +15,7 @@ from fastcore.basics import patch
 from ...core import *
 from ..builtin import builtin_sources
 from ..catalog import *
+from ..dataset_splits import local_files
 from ..sources.files import *
 from ..sources.hub_requests import *
 from ..sources.hub_rows import *
@@ -228,9 +229,9 @@ def _read(self:StreamSource, f, row, read):
     if 'url' in self.files[f]: return retry(once, where, self.patience)
     with reading(where, 'rows of a dataset'): return once()
 
-# %% ../../../nbs/01_data/streaming/01_row_groups.ipynb #92db04ab
+# %% ../../../nbs/01_data/streaming/01_row_groups.ipynb #b77c9d44
 def stream_source(dataset:str=None, config:str=None, split:str='train', data_dir=None, data_path=None,
-        text_column:str=None, patience:RetryPolicy=None)->StreamSource:
+        text_column:str=None, revision:str=None, patience:RetryPolicy=None)->StreamSource:
     """Find the files of a dataset or a path, ready to be streamed
 
     Parameters:
@@ -239,12 +240,14 @@ def stream_source(dataset:str=None, config:str=None, split:str='train', data_dir
         split: ours: train, validation or test
         data_dir: root in hub layout; None: LMNOTES_DATA_DIR, else the hub
         data_path: one's own file or folder, in place of `register_dataset`
-        text_column: the column of `data_path` to read
+        text_column: the column to read of rows that the catalog does not know
+        revision: branch, tag or commit of the hub
         patience: with a remote file"""
     if data_path: return _user_source(data_path, split, text_column, patience)
-    ds = find_dataset(dataset, config)
-    theirs = ds.splits.get(split, split)
-    found = _catalog_files(ds, data_dir or os.environ.get('LMNOTES_DATA_DIR'), patience)
+    ds = find_dataset(dataset, config, revision, DatasetColumns(text_column))
+    found = _dataset_files(ds, data_dir or os.environ.get('LMNOTES_DATA_DIR'), patience)
+    theirs = split if ds.by_columns else ds.splits.get(split, split)
+    if ds.by_columns: found = ds.choose_splits(found)
     _check_split(ds.name, theirs, found)
     notes = []
     if any(f.get('partial') for f in found[theirs]):
@@ -260,12 +263,11 @@ def _user_source(path, split, text_column, patience):
     files = [dict(path=f) for f in splits[split]]
     return StreamSource(Path(path).name, files, text, patience, user_file_notes(path))
 
-def _catalog_files(ds, data_dir, patience)->dict: # split, as the dataset calls it -> files
+def _dataset_files(ds, data_dir, patience)->dict: # split, as the dataset calls it -> files
     if ds.id in builtin_sources: return {s: [dict(path=s, rows=r)] for s,r in builtin_sources.build(ds.id).items()}
-    if data_dir:
-        files = sorted(local_config(data_dir, ds.id, ds.config).iterdir())
-        return {f.stem: [dict(path=f)] for f in select_data_files(files)}
-    revision = None if ds.revision == 'refs/convert/parquet' else ds.revision
+    if data_dir or ds.folder:
+        return {s: [dict(path=f) for f in files] for s,files in local_files(ds, data_dir).items()}
+    revision = None if ds.revision == parquet_revision else ds.revision
     found = hub_files(ds.hub_id or ds.id, revision, patience)
     return found[pick_config(ds.id, found, ds.config)]
 

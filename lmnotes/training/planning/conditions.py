@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['with_lora', 'in_rl', 'with_mixture', 'without_rates', 'with_separate_eval', 'with_stream', 'with_packing',
-           'with_own_data', 'with_ranks', 'with_chat', 'supervised_length', 'supervised_rate', 'supervised_warmup',
-           'supervised_adam', 'supervised_start', 'supervised_batches', 'supervised_workers', 'names_dataset',
-           'deciding_score', 'with_checkpoints', 'by_steps', 'rows_are_loaded', 'warmup_share', 'with_warmup',
-           'epochs_decide', 'task_rewards', 'with_answers', 'asks_answers', 'with_pairs', 'with_texts', 'with_size',
-           'with_oscillators', 'of_transformers', 'with_code', 'not_a_recipe', 'with_trained_tokenizer', 'with_rows',
-           'packs_rows', 'with_folder', 'with_eval_data', 'with_programs', 'not_in_rl']
+           'with_ranks', 'with_chat', 'supervised_length', 'supervised_rate', 'supervised_warmup', 'supervised_adam',
+           'supervised_start', 'supervised_batches', 'supervised_workers', 'names_dataset', 'deciding_score',
+           'with_checkpoints', 'by_steps', 'rows_are_loaded', 'warmup_share', 'with_warmup', 'epochs_decide',
+           'task_rewards', 'with_columns', 'with_hub', 'with_answers', 'asks_answers', 'with_pairs', 'with_texts',
+           'with_size', 'with_oscillators', 'of_transformers', 'with_code', 'not_a_recipe', 'with_trained_tokenizer',
+           'with_rows', 'packs_rows', 'with_folder', 'with_eval_data', 'with_programs', 'not_in_rl']
 
 # %% ../../../nbs/06_training/planning/03_conditions.ipynb #06fc5ba8
 from .option_effects import Condition, run_facts
 
-# %% ../../../nbs/06_training/planning/03_conditions.ipynb #69f8aa4f
+# %% ../../../nbs/06_training/planning/03_conditions.ipynb #6074d43f
 with_lora = Condition('without --use_lora', lambda o: o.use_lora)
 in_rl = Condition('outside --mode rl', lambda o: o.mode == 'rl')
 with_mixture = Condition('without several --datasets', lambda o: len(o.datasets) > 1)
@@ -22,7 +22,6 @@ without_rates = Condition('beside --mixture_rates, which set the shares', lambda
 with_separate_eval = Condition('beside --no_separate_mixture_eval', lambda o: o.separate_mixture_eval)
 with_stream = Condition('without --streaming', lambda o: o.streaming or o.max_chunks)
 with_packing = Condition('without --use_packing', lambda o: o.use_packing)
-with_own_data = Condition('without --data_path; a dataset of the catalog knows its columns', lambda o: o.data_path)
 with_ranks = Condition('without --multi_gpu', lambda o: o.multi_gpu)
 with_chat = Condition('without --chat_template', lambda o: o.chat_template)
 
@@ -64,9 +63,11 @@ task_rewards = Condition('beside --reward_model, which gives the reward', lambda
 
 # %% ../../../nbs/06_training/planning/03_conditions.ipynb #c014a09a
 _facts = '''learns_answers reads_pairs learns_texts has_size brings_weights is_of_transformers trains_tokenizer
-reads_folder reads_eval_data loads_rows writes_programs has_oscillators'''
+reads_folder reads_hub names_columns reads_eval_data loads_rows writes_programs has_oscillators'''
 for _name in _facts.split(): run_facts.lazy(_name, f'lmnotes.training.planning.run_facts:{_name}')
 
+with_columns = Condition('without --data_path or a dataset that the catalog does not know', 'names_columns')
+with_hub = Condition('with data that is not read from the hub, and has one version', 'reads_hub')
 with_answers = Condition('where no answers are learnt (--mode sft)', 'learns_answers')
 asks_answers = Condition(with_answers.otherwise, 'learns_answers', harmless=True)
 with_pairs = Condition('where no answers or labels are learnt (--mode sft, or --task)', 'reads_pairs')

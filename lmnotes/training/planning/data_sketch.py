@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['DataSketch', 'hub_only_parts', 'columns_of', 'sketch_data']
 
-# %% ../../../nbs/06_training/planning/06_data_sketch.ipynb #a71f4658
+# %% ../../../nbs/06_training/planning/06_data_sketch.ipynb #697ea8e0
 import os
 from dataclasses import dataclass
 from string import Formatter
 
 from ...core import *
 from ...data.builtin import builtin_sources
-from ...data.catalog import check_role, find_dataset
+from ...data.catalog import check_role
 from ...data.mixtures.data import check_mixture, find_mixture, mixture_name
 from ...data.tokenizers import tokenizer_builders
 from ...evaluation.metric_names import score_name
@@ -21,7 +21,7 @@ from ..build import *
 from ..build_data import *
 from ..options import TrainOptions
 
-# %% ../../../nbs/06_training/planning/06_data_sketch.ipynb #cb42d79e
+# %% ../../../nbs/06_training/planning/06_data_sketch.ipynb #ef97cf42
 @dataclass
 class DataSketch:
     "Data that is described and not loaded"
@@ -45,8 +45,8 @@ class DataSketch:
         return names + (['task_score', *map(score_name, self.sources)] if self.sources and o.eval_generate else [])
 
 def _catalog_entries(o): # and their rates
-    if not o.datasets: return [find_dataset(o.dataset, o.dataset_config)],None
-    return find_mixture(o.datasets, o.dataset_configs or None, o.mixture_rates or None)
+    if not o.datasets: return [asked_dataset(o)],None
+    return find_mixture(o.datasets, o.dataset_configs or None, o.mixture_rates or None, o.data_dir)
 
 def hub_only_parts(o:TrainOptions)->list:
     """List what of the data only the hub could tell
@@ -56,7 +56,8 @@ def hub_only_parts(o:TrainOptions)->list:
     Returns: sentences; empty where everything is here"""
     out,local = [],o.data_path or o.data_dir or os.environ.get('LMNOTES_DATA_DIR')
     if not local:
-        out += [f"the rows of '{d.name}' are on the hub" for d in _catalog_entries(o)[0] if d.id not in builtin_sources]
+        out += [f"the rows of '{d.name}' are on the hub" for d in _catalog_entries(o)[0]
+                if not (d.id in builtin_sources or d.folder)]
     tok = tokenizer_name(o)
     if tok not in tokenizer_builders and not is_folder(tok): out.append(f"the tokenizer of '{tok}' is on the hub")
     return out

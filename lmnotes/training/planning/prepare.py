@@ -6,7 +6,7 @@
 __all__ = ['check_output_dir', 'check_run', 'run_data', 'is_only_sketched', 'run_model', 'learner_from_options', 'TrainingJob',
            'prepare_job']
 
-# %% ../../../nbs/06_training/planning/07_prepare.ipynb #11ac8106
+# %% ../../../nbs/06_training/planning/07_prepare.ipynb #ae966197
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from ..optimizers import check_optimizer, optimizer_arguments
 from ..options import TrainOptions
 from ..plan import *
 from .data_sketch import *
+from .lengths import length_warning
 from .option_effects import check_effects
 from .sketch import *
 from ..precision import *
@@ -194,6 +195,11 @@ def _learner(o, data, model): # after the probe that only a built model can have
     if one_way and (not o.dry_run or _may_leak(o)): check_causal(model, length=o.max_length)
     return learner_from_options(o, data, model)
 
+def _warning(o, data): # a line above the plan
+    option = '--packing_max_length' if o.use_packing and o.packing_max_length else '--max_length'
+    said = length_warning(data, option)
+    return dict(warning=said) if said else {}
+
 def prepare_job(o:TrainOptions, checkpoint:Path|None=None, recipe='', given=())->TrainingJob:
     """Decide everything before the first step; what the run would refuse is an `InputError`
 
@@ -213,5 +219,5 @@ def prepare_job(o:TrainOptions, checkpoint:Path|None=None, recipe='', given=())-
     steps,items = _known_steps(o, data, checkpoint),_questions(o, data)
     metric = _deciding_metric(o, data, model, items)
     measured = dict(unchecked=_left) if sketched else _memory_line(o, learn)
-    plan = plan_run(o, data, facts, steps, recipe) | measured | short_run_line(o, given)
+    plan = _warning(o, data) | plan_run(o, data, facts, steps, recipe) | measured | short_run_line(o, given)
     return TrainingJob(o, learn, steps, plan, metric, items, rows, checkpoint)
