@@ -21,6 +21,7 @@ from ..sft_examples import *
 from .files import *
 from .hub_deadline import *
 from .hub_folder import *
+from .row_layout import *
 from .user_files import *
 
 # %% ../../../nbs/01_data/sources/06_column_datasets.ipynb #14114f75
@@ -77,7 +78,7 @@ class ColumnDataset(_NamedSource, UserPairs):
         columns: `DatasetColumns`"""
     def __init__(self, id:str, config:str=None, revision:str=None, columns:DatasetColumns=None):
         _set_source(self, id, config, revision, columns)
-        super().__init__(self.name, None, None)
+        super().__init__(self.name, None)
         self.read_as = None # 'pairs' or 'text', once it is known
         self.modes = 'pretrain', 'sft', 'rl'
         if self.columns.text: self._read_as('text')
@@ -102,11 +103,11 @@ def look(self:ColumnDataset, columns)->ColumnDataset:
     _check_named(self, columns)
     c = self.columns
     try:
-        pair = None if self.read_as == 'text' else prompt_target_getters(columns, c.prompt, c.target)
+        pair = None if self.read_as == 'text' else pair_reader(columns, c.prompt, c.target)
         self._text = text_getter(columns, c.text) if pair is None or not c.prompt else None
     except InputError as e:
         raise InputError(f"'{self.name}': {e}; or --prompt_column and --target_column, or --label_column") from None
-    if pair: UserPairs.__init__(self, self.name, *pair)
+    if pair: UserPairs.__init__(self, self.name, pair)
     self._read_as('pairs' if pair else 'text')
     return self
 
