@@ -20,8 +20,8 @@ from ..data.sft_examples import load_user_pairs
 from ..data.shards.data import shard_data
 from ..data.shards.files import is_shards
 from ..data.shards.validate import open_shard, shard_files
-from ..data.sources.user_files import user_file_splits
 from ..data.sources.column_datasets import know_columns
+from ..data.sources.user_files import user_file_splits
 from ..data.streaming.data import stream_data
 from ..data.vision_language import vision_data
 from ..files import *

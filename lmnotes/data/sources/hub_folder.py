@@ -13,16 +13,11 @@ from pathlib import Path
 from ...core import *
 from .files import *
 from .hub_rows import *
+from .split_names import split_of_name
 from ...reading import reading
 
 # %% ../../../nbs/01_data/sources/05_hub_folder.ipynb #c4c73dd9
-_words = dict(train='train training', validation='validation valid val dev', test='test testing eval evaluation')
-_word_splits = {word: split for split,words in _words.items() for word in words.split()}
 _part = re.compile(r'[-_]\d{5}-of-\d{5}$')
-
-def _split_word(text): # the split that a text names; None: none
-    found = [_word_splits[w] for w in re.split(r'[^a-z]+', text.lower()) if w in _word_splits]
-    return found[0] if found else None
 
 def path_split(path)->str:
     """Tell the split of a file by its path
@@ -33,7 +28,7 @@ def path_split(path)->str:
     path = Path(path)
     stem = path.name.split('.')[0]
     if _part.search(stem): return _part.sub('', stem)
-    return _split_word(stem) or next(filter(None, map(_split_word, reversed(path.parent.parts))), None)
+    return split_of_name(stem) or next(filter(None, map(split_of_name, reversed(path.parent.parts))), None)
 
 # %% ../../../nbs/01_data/sources/05_hub_folder.ipynb #51c6d233
 def _readme(folder)->dict: # what stands between the two lines `---` at its head
@@ -52,7 +47,7 @@ def _data_files(folder)->list: # paths relative to the folder, hidden ones left 
     return [p.relative_to(folder) for p in select_data_files(paths)]
 
 def _config_of(path): # by its folders
-    folders = [f for f in path.parent.parts if f != 'data' and f.lower() not in _word_splits]
+    folders = [f for f in path.parent.parts if f != 'data' and not split_of_name(f)]
     return '-'.join(folders) or 'default'
 
 def _by_names(files)->dict:
