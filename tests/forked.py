@@ -17,6 +17,7 @@ import struct
 import subprocess
 import sys
 import threading
+from functools import cache
 from itertools import count
 
 READ_AT_IMPORT = 'ATEN_', 'CUDA_', 'HF_', 'MKL_', 'OMP_', 'ONEDNN_', 'PYTHON', 'TRANSFORMERS_'
@@ -27,6 +28,16 @@ FORKED = 'lmnotes', 'torch.distributed.run' # modules that `-m` names
 USUAL = subprocess.Popen # whatever a test puts in its place
 
 here = dict(servers={}, number=count(), key=None, address=None) # of this process; the last two in a fork of a server
+
+
+@cache
+def can_fork():
+    "Tell whether this kernel has what the server uses"
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        return False
+    return True
 
 
 def import_key(env):
@@ -61,7 +72,7 @@ class Popen(USUAL):
     connection = None
     def _execute_child(self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest):
         words,pipes = forkable(args),rest[3:9] # after the two of Windows and `shell`
-        plain = words and not (executable or preexec_fn or pass_fds or rest[2]) and hasattr(os, 'pidfd_open')
+        plain = words and can_fork() and not (executable or preexec_fn or pass_fds or rest[2])
         env = dict(os.environ if env is None else env)
         address = server_address(env) if plain else None
         if not address:
