@@ -9,10 +9,11 @@ import torch
 
 from lmnotes.core import InputError
 from lmnotes.data.catalog import find_dataset
-from lmnotes.data.classification.alignment import encode_for_head, encode_with_offsets
+from lmnotes.data.classification.alignment import encode_for_head
 from lmnotes.data.classification.data import LabelLoader, label_data
 from lmnotes.data.classification.labels import head_input_text
 from lmnotes.data.dataset_splits import load_rows
+from lmnotes.data.rows.row_encoding import encode_with_offsets
 from lmnotes.data.tokenizers import get_tokenizer
 from lmnotes.models.build import build_model
 from lmnotes.training.build import model_facts, model_from_options

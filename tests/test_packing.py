@@ -25,11 +25,14 @@ needs_real = pytest.mark.skipif(
     reason=f'no sample of the real datasets at {real}; set LMNOTES_DATA_DIR',
 )
 
+def learnt_from(ids, start): # an example that is learnt from a place on
+    return dict(ids=ids, loss=np.arange(len(ids)) >= start)
+
 def examples(n=60, vocab=97, longest=40, seed=0):
     g = np.random.default_rng(seed)
     def one():
         L = int(g.integers(3, longest))
-        return dict(ids=g.integers(1, vocab, L).astype(np.int32), start=int(g.integers(1, L)))
+        return learnt_from(g.integers(1, vocab, L).astype(np.int32), int(g.integers(1, L)))
     return [one() for _ in range(n)]
 
 def targets(batches): # (token before, target) of every supervised place, sorted
@@ -91,20 +94,21 @@ def test_real_rows_fill_their_windows(name, bound):
 # ---- long documents
 
 def test_texts_are_cut_without_losing_a_target():
-    e = dict(ids=np.arange(1, 1001), start=0)
+    e = learnt_from(np.arange(1, 1001), 0)
     got = [b for b, in PackedLoader(PackedDataset([e], 64), bs=3, shuffle=False)]
     assert targets(got) == [(i, i+1) for i in range(1, 1000)]
 
 @pytest.mark.parametrize('n,start,size', [(100, 90, 32), (100, 50, 32), (40, 38, 8), (100, 5, 32)])
 def test_long_prompts_keep_their_ends(n, start, size):
-    (e,),_,cut,parted = fit_to_rows([dict(ids=np.arange(n), start=start)], size)
+    (e,),_,cut,parted = fit_to_rows([learnt_from(np.arange(n), start)], size)
+    first = e['loss'].argmax()
     assert (
         len(e['ids']) == size + 1
         and cut == n - size - 1
         and not parted
         and e['ids'][0] == 0
-        and e['ids'][e['start']] == start
-        and e['ids'][e['start'] - 1] == start - 1
+        and e['ids'][first] == start
+        and e['ids'][first - 1] == start - 1
     )
     if n - start <= size - size//4: assert e['ids'][-1] == n - 1
 
@@ -116,7 +120,7 @@ def test_packed_padded_and_alone_teach_the_same():
         (int(a), int(b))
         for e in es
         for j, (a, b) in enumerate(zip(e['ids'][:-1], e['ids'][1:]))
-        if j + 1 >= e['start']
+        if e['loss'][j + 1]
     )
     packed = [b for b, in PackedLoader(PackedDataset(es, 64), bs=3, shuffle=False)]
     assert targets(packed) == want == targets(u for b in packed for u in unpack_batch(b))
@@ -170,7 +174,7 @@ def test_ranks_share_a_batch():
 
 def test_nothing_to_learn_is_an_error():
     with pytest.raises(InputError, match='example 1 has no token to learn'):
-        PackedDataset([dict(ids=[1, 2, 3], start=1), dict(ids=[1, 2, 3], start=3)], 8)
+        PackedDataset([learnt_from([1, 2, 3], 1), learnt_from([1, 2, 3], 3)], 8)
     with pytest.raises(InputError, match='the split is empty'):
         PackedDataset([], 8)
 

@@ -45,7 +45,7 @@ def teach(model, ds, rows, steps, lr=5e-3):
     for i,e in enumerate(made):
         ids = torch.as_tensor(e['ids']).long()
         x[i,:len(ids)-1] = ids[:-1]
-        y[i,e['start']-1:len(ids)-1] = ids[e['start']:]
+        y[i,:len(ids)-1] = torch.where(torch.from_numpy(e['loss'][1:]), ids[1:], -100)
     opt = torch.optim.AdamW(model.parameters(), lr, betas=(.9, .98))
     model.train()
     for k in range(steps):

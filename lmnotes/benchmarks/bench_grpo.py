@@ -24,6 +24,7 @@ from ..data.answers.numbers import number_match
 from ..data.catalog import find_dataset
 from ..data.dataset_splits import load_rows
 from ..data.dataset_types import PromptDataset
+from ..data.rows.row_encoding import answer_start
 from ..data.sft import TaskData
 from ..data.sft_examples import encode_rows
 from ..data.sources.files import Rows
@@ -92,7 +93,7 @@ def exact(model, data, split='test')->list:
     said = generate_batch(
         model,
         data.tokenizer,
-        [e['ids'][: e['start']].tolist() for e in data.examples[split]],
+        [e['ids'][:answer_start(e)].tolist() for e in data.examples[split]],
         6,
         temperature=0,
         bs=256,
@@ -130,7 +131,7 @@ def half_knowing(seed=0, data=None, enough=0.45, steps=1500, lr=3e-3, device='cp
         for j,e in enumerate(some):
             n = len(e['ids'])
             x[j,:n] = torch.from_numpy(e['ids'])
-            y[j,e['start']:n] = x[j,e['start']:n]
+            y[j,:n] = torch.where(torch.from_numpy(e['loss']), x[j,:n], -100)
         opt.zero_grad()
         m(x.to(device), labels=y.to(device)).loss.backward()
         torch.nn.utils.clip_grad_norm_(m.parameters(), 1.)

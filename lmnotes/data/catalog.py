@@ -59,6 +59,12 @@ class Dataset:
         Parameters:
             row: of the dataset"""
         return row['text']
+    def messages(self, row)->list:
+        """Write a row as a conversation, for a chat template: the prompt is the user's turn, the target the assistant's
+
+        Returns: dicts of role and content"""
+        turns = [('user', self.prompt(row)), ('assistant', self.target(row))]
+        return [dict(role=role, content=text.strip()) for role,text in turns]
     def text(self, row)->str:
         "Write a row as running text, for pretraining"
         return self.prompt(row) + self.target(row)

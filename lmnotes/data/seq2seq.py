@@ -26,8 +26,9 @@ def split_pair(packed, i:int)->tuple:
         packed: `PackedDataset`
         i: number of an example
     Returns: tokens of the question and of the answer, int32"""
-    at,n,start = packed.offsets[i],packed.lengths[i] + 1,packed.starts[i]
-    return packed.ids[at:at+start],packed.ids[at+start:at+n]
+    at,n = packed.offsets[i],packed.lengths[i] + 1
+    ids,loss = packed.ids[at:at+n],packed.loss[at:at+n]
+    return ids[~loss],ids[loss]
 
 def pair_batch(questions, answers, begin:int, pad:int=0)->dict:
     """Make a batch of questions and answers for an encoder-decoder

@@ -16,28 +16,32 @@ from .bin_packing import *
 from .dataloader import *
 
 # %% ../../nbs/01_data/15_sequence_packing.ipynb #8899535a
+def _first_learnt(e)->int: # place; behind the last token where none is
+    return int(np.argmax(e['loss'])) if np.any(e['loss']) else len(e['ids'])
+
 def _shorten(e, size): # an example without the middle of its prompt, at most size+1 tokens
-    ids,start = np.asarray(e['ids'], np.int32),e['start']
-    keep = max(size + 1 - (len(ids) - start), min(start, size//4))
+    n,start = len(e['ids']),_first_learnt(e)
+    keep = max(size + 1 - (n - start), min(start, size//4))
     head = keep//2
-    return dict(ids=np.concatenate([ids[:head], ids[start - (keep - head):start], ids[start:]])[:size+1], start=keep)
+    kept = np.r_[:head, start - (keep - head):n][:size+1]
+    return dict(ids=np.asarray(e['ids'], np.int32)[kept], loss=np.asarray(e['loss'], bool)[kept])
 
 def _pieces(e, size):
-    ids = np.asarray(e['ids'], np.int32)
-    return [dict(ids=ids[a:a+size+1], start=max(0, e['start'] - a)) for a in range(0, len(ids) - 1, size)]
+    ids,loss = np.asarray(e['ids'], np.int32),np.asarray(e['loss'], bool)
+    return [dict(ids=ids[a:a+size+1], loss=loss[a:a+size+1]) for a in range(0, len(ids) - 1, size)]
 
 def fit_to_rows(examples, size:int)->tuple:
     """Cut what is too long: texts into pieces, prompts in their middle
 
     Parameters:
-        examples: dicts: `ids`, tokens, and `start`, the first of them to be learned
+        examples: dicts: `ids`, tokens, and `loss`, which of them are learnt
         size: inputs that a row holds
     Returns: examples of at most size+1 tokens; which one each came from; tokens cut away; documents cut into
         pieces"""
     out,origin,n_cut,n_parted = [],[],0,0
     for i,e in enumerate(examples):
         if len(e['ids']) <= size + 1: parts = [e]
-        elif e['start'] <= 1:
+        elif _first_learnt(e) <= 1:
             parts = _pieces(e, size)
             n_parted += 1
         else:
@@ -57,14 +61,14 @@ def count_truncated_answers(examples, size:int)->int:
     def loses(n, start):
         room = size + 1 - min(start, size//4)
         return n > size + 1 and start > 1 and n - start > room
-    return sum(loses(len(e['ids']), e['start']) for e in examples)
+    return sum(loses(len(e['ids']), _first_learnt(e)) for e in examples)
 
 # %% ../../nbs/01_data/15_sequence_packing.ipynb #54750f0a
 class PackedDataset:
     """Hold examples in rows of `size` places, and gather them into batches
 
     Parameters:
-        examples: dicts: `ids`, tokens, and `start`, the first of them to be learned
+        examples: dicts: `ids`, tokens, and `loss`, which of them are learnt
         size: places in a row
         pack: how to fill rows; `one_per_row` makes padded ones
         pad: the token on places that hold none; no model sees it"""
@@ -72,26 +76,25 @@ class PackedDataset:
         parts,self.origin,self.n_cut,self.n_parted = fit_to_rows(examples, size)
         if not parts: raise InputError('there is no example to pack; the split is empty')
         self.size,self.pad = size,pad
-        self.starts = np.array([max(1, p['start']) for p in parts])
         n = np.array([len(p['ids']) for p in parts])
-        self._check_answers(n)
         self.ids = np.concatenate([p['ids'] for p in parts]).astype(np.int32)
+        self.loss = np.concatenate([p['loss'] for p in parts]).astype(bool)
         self.offsets,self.lengths = np.cumsum(n) - n,n - 1
+        self.loss[self.offsets] = False # nothing stands before the first token
+        self._check_answers()
         self.bins = [np.array(b) for b in pack(self.lengths, size)]
         self._epochs = {}
-    def _check_answers(self, n):
-        bad = self.starts >= n
+    def _check_answers(self):
+        bad = np.logical_or.reduceat(self.loss, self.offsets) == 0
         if not bad.any(): return
         i = bad.argmax()
-        raise InputError(
-            f'example {self.origin[i]} has no token to learn ({n[i]} '
-            f'tokens, the answer begins at {self.starts[i]}); give every row an answer'
-        )
+        raise InputError(f'example {self.origin[i]} has no token to learn ({self.lengths[i] + 1} tokens); give every '
+                         'row an answer')
     def __len__(self): return len(self.bins)
     @property
     def fill(self): return fill_rate(self.bins, self.lengths, self.size)
     @property
-    def n_supervised(self): return int((self.lengths + 1 - self.starts).sum())
+    def n_supervised(self): return int(self.loss.sum())
     def __repr__(self):
         return (f'{int(self.origin[-1]) + 1} documents in {len(self)} rows of {self.size}, fill {self.fill:.4f}; '
                 f'{self.n_parted} cut into pieces, {self.n_cut} tokens cut away')
@@ -114,7 +117,7 @@ def gather(self:PackedDataset, rows, width=None)->tuple:
     x,y = np.full(len(rows)*width, self.pad, np.int64),np.full(len(rows)*width, -100, np.int64)
     d = np.repeat(many, width)                          # padding is the document after the last
     x[target] = self.ids[source]
-    y[target] = np.where(within + 1 >= np.repeat(self.starts[items], n), self.ids[source + 1], -100)
+    y[target] = np.where(self.loss[source + 1], self.ids[source + 1], -100)
     d[target] = np.repeat(np.arange(len(items)) - (np.cumsum(many) - many)[row], n)
     return tuple(torch.from_numpy(a.reshape(len(rows), width)) for a in (x, y, d))
 
@@ -197,7 +200,7 @@ def padded_loader(examples, size:int, longest=True, **options)->PaddedLoader:
     """Make a loader of padded rows
 
     Parameters:
-        examples: dicts: `ids` and `start`
+        examples: dicts: `ids` and `loss`
         size: inputs of the longest row
         longest: pad to the longest of the batch; False: to `size`
         options: of the loader: bs, seed, shuffle, ..."""

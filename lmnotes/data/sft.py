@@ -33,6 +33,8 @@ class SFTSpec(TextSpec):
     target_column:str=None    # the column of the answer
     prompt_template:str=None  # columns in braces, in place of the dataset's own prompt
     chat_template:bool=False  # use the tokenizer's chat template
+    train_on:str='all'        # assistant turns of a conversation that carry loss: all or last
+    system_prompt:str=None    # content of the system turn of conversations that have none
     packing:bool=True         # several examples in a row
     limit:int=None            # rows of each split, at most, drawn at random
     decoder_start:int=None    # for an encoder-decoder: the token its decoder begins with
@@ -41,6 +43,16 @@ class SFTSpec(TextSpec):
         super().__post_init__()
         if self.packing and self.decoder_start is not None:
             raise InputError('an encoder-decoder reads one question at a time; leave --use_packing out')
+        if self.train_on not in ('all', 'last'):
+            raise InputError(f"--train_on is all or last; '{self.train_on}' came: "
+                             f"{did_you_mean(self.train_on, ('all', 'last'))}")
+        if self.system_prompt is not None and not self.chat_template:
+            raise InputError('a system prompt is a turn of a conversation; give --chat_template too')
+    def encoding(self)->tuple:
+        "Say how rows are encoded, for `encode_rows`"
+        form = dict(template=self.prompt_template, chat=self.chat_template, train_on=self.train_on,
+                    system_prompt=self.system_prompt, two_texts=self.decoder_start is not None)
+        return tuple(form.items())
 
 def _loader_class(spec): # of the batches a spec describes
     if spec.get('decoder_start') is not None: return partial(pair_loader, begin=spec['decoder_start'])
@@ -53,7 +65,7 @@ class TaskData(DataLoaders):
     Parameters:
         task: whose prompts and targets these are
         rows: split -> `Rows`
-        examples: split -> dicts `ids`, `start`
+        examples: split -> dicts `ids`, `loss`
         spec: as `SFTSpec.as_dict` returns it
         tokenizer: of the examples
         notes: sentences about the data"""
@@ -110,9 +122,11 @@ def texts(self:TaskData, split:str='train')->list:
 def sample_prompt(self:TaskData, n=None): return self.task.prompt(self.rows['validation'][0])
 
 def _learnt(examples)->np.ndarray: # the tokens of all answers
-    return np.concatenate([np.zeros(0, np.int32), *(e['ids'][e['start']:] for e in examples)])
+    return np.concatenate([np.zeros(0, np.int32), *(e['ids'][e['loss']] for e in examples)])
 
-def _hashed(example): return f"{len(example['ids'])} {example['start']} ", example['ids']
+def _hashed(example): # length, where loss begins and ends, tokens
+    borders = ' '.join(map(str, np.flatnonzero(np.diff(example['loss'], prepend=False))))
+    return f"{len(example['ids'])} {borders} ", example['ids']
 
 # %% ../../nbs/01_data/19_sft.ipynb #60134ba9
 def _check_trainable(ds, path): # a `Dataset` that has answers to learn, or an error that says what to do instead
@@ -135,10 +149,11 @@ def _check_trainable(ds, path): # a `Dataset` that has answers to learn, or an e
 def _pairs(source): return load_pairs(source, partial(_check_trainable, path=source.data_path))
 
 @lru_cache(8)
-def _encoded(source, tokenizer, vocab_size, template, chat, tokenizer_stamp):
+def _encoded(source, tokenizer, vocab_size, encoding, tokenizer_stamp):
     ds,rows,notes = _pairs(source)
     tok = get_tokenizer(tokenizer, lambda: [ds.prompt(r) + ds.target(r) for r in rows['train']], vocab_size)
-    return ds, rows, tok, {s: encode_rows(ds, rows[s], tok, template, chat) for s in ('train', 'validation')}, notes
+    examples = {s: encode_rows(ds, rows[s], tok, **dict(encoding)) for s in ('train', 'validation')}
+    return ds, rows, tok, examples, notes
 
 # %% ../../nbs/01_data/19_sft.ipynb #5d177f34
 @data_kinds('sft')
@@ -151,7 +166,5 @@ def task_data(dataset:str='arithmetic', **options)->TaskData:
     spec = SFTSpec(dataset=dataset, **options).resolve_root()
     source = spec.row_source(spec.prompt_column, spec.target_column, limit=spec.limit)
     ds,rows,tok,examples,notes = _encoded(
-        source, spec.tokenizer, spec.vocab_size, template=spec.prompt_template, chat=spec.chat_template,
-        tokenizer_stamp=file_stamp(spec.tokenizer),
-    )
+        source, spec.tokenizer, spec.vocab_size, spec.encoding(), tokenizer_stamp=file_stamp(spec.tokenizer))
     return TaskData(ds, rows, examples, spec.as_dict(), tok, notes)

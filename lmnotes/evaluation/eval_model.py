@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from ..core import *
-from ..data.classification.alignment import encode_with_offsets, truncate_keep_last
+from ..data.classification.alignment import truncate_keep_last
+from ..data.rows.row_encoding import encode_pairs, encode_with_offsets
 from ..data.sources.prompt_form import PromptForm, model_prompt_form
-from ..data.token_encoding import encode_separately
+from .asked_form import request_form
 from .generation_eval import *
 from ..models.chunked_loss import token_scores
 from ..models.generation import max_positions
@@ -83,7 +84,9 @@ class EvalModel:
             task: a dataset
             rows: rows with known answers
         Returns: of `Request`"""
-        return make_requests(task, rows, self.tokenizer, self.context_length, chat=self.form.chat_template)
+        source,encoding = request_form(task, self.form)
+        encoding |= dict(two_texts=self.interface == 'seq2seq')
+        return make_requests(source, rows, self.tokenizer, self.context_length, **encoding)
     def answer(self, task, rows)->list:
         """Generate an answer to each row by greedy decoding; an `InputError` where too many do not fit
 
@@ -108,8 +111,9 @@ def encode_without_eos(tokenizer, texts:list)->list:
 
     Parameters:
         tokenizer: that made the tokens
-    Returns: a list of token ids for each text"""
-    return [list(map(int, ids[:-1])) for ids in encode_separately(tokenizer, texts)]
+    Returns: a list of token ids for each text, without those that the tokenizer adds behind it"""
+    pairs = encode_pairs(tokenizer, ['']*len(texts), texts)
+    return [ids[:last].tolist() for ids,_,last,_ in pairs]
 
 def start_ids(tokenizer)->list:
     """The token that stands before an empty prompt: beginning of sequence, else end of sequence, else 0
@@ -120,7 +124,10 @@ def start_ids(tokenizer)->list:
     return [next(i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id, 0) if i is not None)]
 
 def _choice_item(tokenizer, prompt, choices, max_length): # tokens of the prompt, of each choice; whether it was cut
-    prompt,answers = encode_without_eos(tokenizer, [prompt])[0],encode_without_eos(tokenizer, choices)
+    pairs = encode_pairs(tokenizer, [prompt]*len(choices), choices)
+    common = min(first for _,first,_,_ in pairs) # tokens of the prompt that all candidates have
+    prompt = pairs[0][0][:common].tolist()
+    answers = [ids[common:last].tolist() for ids,_,last,_ in pairs]
     longest = max(map(len, answers))
     if max_length and longest >= max_length:
         raise InputError(f'a choice takes {longest} tokens, and the model takes {max_length} with its prompt')

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 from ..core import *
 from ..data.catalog import Dataset
+from ..data.rows.row_encoding import answer_start, encode_with_offsets
 from ..data.sft_examples import encode_rows
 from ..data.sources.prompt_form import PromptForm, model_prompt_form
-from ..data.token_encoding import encode_separately
-from .asked_form import apply_prompt_form
+from .asked_form import apply_prompt_form, request_form
 from .item_files import score_items
 from .metric_names import score_name, task_metric
 from ..models.generation import generate_batch, max_positions
@@ -33,28 +33,29 @@ class Request:
     n_target:int    # its tokens, with the end of sequence; to count what does not fit, and for nothing else
     max_length:int|None = None # tokens that prompt and answer may take together; None: as many as the model takes
     n_least:int = 1 # tokens of its longest option; 1 where any answer is possible
+    overlap:str = '' # letters of the prompt in the first token of the answer
 
 def _least(task, row, tokenizer): # tokens
     options = task.choices(row)
-    return max(len(ids) - 1 for ids in encode_separately(tokenizer, options)) if options else 1
+    if not options: return 1
+    return max(int((starts >= 0).sum()) for _,starts,_ in encode_with_offsets(tokenizer, options))
 
 def _requests(task, rows, examples, max_length, tokenizer):
     return [
         Request(
             task=task,
             row=row,
-            # an empty prompt must not hold the first token of its answer
-            ids=list(map(int, e['ids'][:e['start']])) if task.prompt(row) else [],
+            ids=e['ids'][:answer_start(e)].tolist(),
             target=task.target(row),
-            n_target=len(e['ids']) - e['start'],
+            n_target=len(e['ids']) - answer_start(e),
             max_length=max_length,
             n_least=_least(task, row, tokenizer),
+            overlap=e.get('overlap', ''),
         )
         for row,e in zip(rows, examples)
     ]
 
-def make_requests(task:Dataset, rows, tokenizer, max_length:int|None=None, template:str|None=None,
-        chat:bool=False)->list:
+def make_requests(task:Dataset, rows, tokenizer, max_length:int|None=None, **form)->list:
     """Turn rows into requests, with the prompts that training uses
 
     Parameters:
@@ -62,10 +63,9 @@ def make_requests(task:Dataset, rows, tokenizer, max_length:int|None=None, templ
         rows: rows with known answers
         tokenizer: that made the tokens
         max_length: tokens that prompt and answer may take together; None: as many as the model takes
-        template: prompt with columns in braces; None: the dataset's own
-        chat: another form of prompts, see `encode_rows`
+        form: of prompts, see `encode_rows`: template, chat, system_prompt, two_texts
     Returns: of `Request`"""
-    return _requests(task, rows, encode_rows(task, rows, tokenizer, template, chat), max_length, tokenizer)
+    return _requests(task, rows, encode_rows(task, rows, tokenizer, **form), max_length, tokenizer)
 
 # %% ../../nbs/05_evaluation/05_generation_eval.ipynb #c7ad69cd
 def validation_requests(data, n:int, seed:int=0)->list:
@@ -199,7 +199,7 @@ def generate_answers(model, tokenizer, requests:list, max_new_tokens:int|None=No
         sampling: of `generate_batch`: temperature, top_p and seed; greedy without
     Returns: texts"""
     fits = [fit_request(model, r, max_new_tokens) for r in requests]
-    return generate_batch(
+    texts = generate_batch(
         model,
         tokenizer,
         [f.ids for f in fits],
@@ -209,6 +209,11 @@ def generate_answers(model, tokenizer, requests:list, max_new_tokens:int|None=No
         max_bytes=[f.max_bytes for f in fits],
         **dict(dict(temperature=0), **sampling),
     )
+    return [_without_overlap(text, r.overlap) for text,r in zip(texts, requests)]
+
+def _without_overlap(text, overlap)->str: # the answer alone, where its first token repeats letters of the prompt
+    overlap = overlap.lstrip() # a decoder may leave the space out
+    return text.lstrip().removeprefix(overlap) if overlap else text
 
 # %% ../../nbs/05_evaluation/05_generation_eval.ipynb #c1679cbd
 def score_requests(model, tokenizer, requests:list, max_new_tokens:int|None=None, bs:int=16)->dict:
@@ -246,8 +251,9 @@ def task_score(model, tokenizer, task:Dataset, rows, max_length:int|None=None, m
     Returns: as `score_requests`"""
     if not len(rows): raise InputError(f"'{task.name}' has no row to ask; a score needs at least one")
     form = form or model_prompt_form(model) or PromptForm()
-    task = apply_prompt_form(task, form, rows)
-    requests = make_requests(task, rows, tokenizer, max_length, chat=form.chat_template)
+    source,encoding = request_form(apply_prompt_form(task, form, rows), form)
+    encoding |= dict(two_texts=getattr(model.config, 'is_encoder_decoder', False))
+    requests = make_requests(source, rows, tokenizer, max_length, **encoding)
     return score_requests(model, tokenizer, requests, max_new_tokens, bs)
 
 # %% ../../nbs/05_evaluation/05_generation_eval.ipynb #82ef9e15

@@ -8,10 +8,11 @@ __all__ = ['row_prompt', 'chat_prompt_ids', 'row_prompt_ids']
 # %% ../../nbs/05_evaluation/04_row_prompts.ipynb #3c2b67ba
 from ..core import *
 from ..data.catalog import Dataset, find_dataset
-from ..data.sft_examples import UserPairs, prompt_function
+from ..data.rows.prompt_templates import prompt_function
+from ..data.rows.row_encoding import encode_prompt
+from ..data.sft_examples import UserPairs
 from ..data.sources.prompt_form import PromptForm
 from ..data.sources.user_files import prompt_target_getters
-from ..data.token_encoding import encode_separately
 
 # %% ../../nbs/05_evaluation/04_row_prompts.ipynb #6eb7f360
 _targets = 'response', 'output', 'answer' # columns that rows without an answer lack
@@ -65,16 +66,17 @@ def _conversation(row)->list: # turns before the answer
     if not good: raise InputError(f"'messages' is a list of role and content; {str(turns)[:60]} came")
     return list(turns[:-1] if turns[-1]['role'] == 'assistant' else turns)
 
-def row_prompt_ids(tokenizer, form:PromptForm, row:dict)->list:
+def row_prompt_ids(tokenizer, form:PromptForm, row:dict, end:bool=False)->list:
     """Encode the prompt of a row
 
     Parameters:
         tokenizer: of the model
         form: of the model
         row: value by column; the answer may be missing
+        end: with what the tokenizer adds behind a text, as an encoder-decoder reads it
     Returns: tokens"""
     if form.chat_template and 'messages' in row: return chat_prompt_ids(tokenizer, form, _conversation(row))
     if 'messages' in row: row = dict(row, messages=[*_conversation(row), dict(role='assistant', content='')])
     text = row_prompt(form, row)
-    if not form.chat_template: return encode_separately(tokenizer, [text])[0][:-1].tolist()
+    if not form.chat_template: return encode_prompt(tokenizer, text, end)
     return chat_prompt_ids(tokenizer, form, [dict(role='user', content=text.strip())])

@@ -13,6 +13,7 @@ import torch
 from transformers import LogitsProcessor, StoppingCriteria, TemperatureLogitsWarper, TopPLogitsWarper
 
 from ..core import *
+from ..data.rows.row_encoding import encode_prompt
 from ..data.token_encoding import token_bytes
 from .hf.hf_generation import *
 
@@ -137,9 +138,9 @@ def _check_causal(model):
     raise InputError(f'{type(model).__name__} looks both ways and cannot continue a text; '
                      'use `fill_mask` for gaps, or a causal model')
 
-def _encode(tokenizer, prompt): # text or ids -> ids, at least one
+def _encode(tokenizer, prompt, seq2seq): # text or ids -> ids, at least one
     if not isinstance(prompt, str): ids = [int(i) for i in prompt]
-    else: ids = tokenizer(prompt, add_special_tokens=False)['input_ids'] if prompt else []
+    else: ids = encode_prompt(tokenizer, prompt, end=seq2seq)
     if ids: return ids
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if start is None:
@@ -217,7 +218,8 @@ def generate_batch(model, tokenizer, prompts:list, max_new_tokens:int|list=64, t
     Returns: the text that follows each prompt"""
     limits = max_new_tokens if isinstance(max_new_tokens, list) else [max_new_tokens]*len(prompts)
     sizes = max_bytes or [None]*len(prompts)
-    rows = [TextRow(_encode(tokenizer, p), n, size) for p,n,size in zip(prompts, limits, sizes, strict=True)]
+    seq2seq = _is_seq2seq(model)
+    rows = [TextRow(_encode(tokenizer, p, seq2seq), n, size) for p,n,size in zip(prompts, limits, sizes, strict=True)]
     o = SamplingOptions(max(limits, default=1), temperature, top_p, seed=seed, stop=stop, use_cache=use_cache)
     _check_causal(model)
     if not rows: o.check(model, 0)

@@ -9,6 +9,7 @@ __all__ = ['rl_prompts', 'prompt_order']
 import random
 
 from ..core import *
+from ..data.rows.row_encoding import answer_start
 from ..evaluation.generation_eval import truncate_middle
 
 # %% ../../nbs/07_rl/05_prompts.ipynb #9ed1835a
@@ -30,12 +31,14 @@ def rl_prompts(data, split:str='train', longest:int=512)->list:
             f"'{data.name}' has no {split} rows; rewards are judged on prompts of their own, so "
             "give a dataset with both"
         )
-    prompts = []
+    prompts,bos = [],data.tokenizer.bos_token_id
     for i,(row,e) in enumerate(zip(data.rows[split], data.examples[split])):
-        ids = truncate_middle(list(map(int, e['ids'][:e['start']])), longest)
-        cut = 'prompt' if len(ids) < e['start'] else ''
+        whole = e['ids'][:answer_start(e)].tolist()
+        ids = truncate_middle(whole, longest)
+        cut = 'prompt' if len(ids) < len(whole) else ''
+        text = data.tokenizer.decode(ids[1:] if ids[:1] == [bos] else ids) # a reward model begins texts by itself
         reference = data.task.references(row)[0]
-        prompts.append(dict(index=i, prompt=data.tokenizer.decode(ids), ids=ids, reference=reference, cut=cut))
+        prompts.append(dict(index=i, prompt=text, ids=ids, reference=reference, cut=cut))
     return prompts
 
 # %% ../../nbs/07_rl/05_prompts.ipynb #1d08be3d

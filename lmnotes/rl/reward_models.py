@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from ..core import *
 from ..data.datasets.opinions import opinion_rows, positive_words
+from ..data.rows.row_encoding import encode_prompt
 from ..data.tokenizers import get_tokenizer
 from ..files import *
 from ..models.build import build_model
@@ -79,10 +80,8 @@ class RewardModel:
         """Tokenize texts into a batch, padded on the right
 
         Returns: tensors input_ids, attention_mask, (B, T)"""
-        ids = [
-            self.tokenizer(t, add_special_tokens=False)['input_ids'][-self.longest :] or [self.tokenizer.eos_token_id]
-            for t in texts
-        ]
+        encoded = (encode_prompt(self.tokenizer, t, end=True)[-self.longest:] for t in texts)
+        ids = [i or [self.tokenizer.eos_token_id] for i in encoded]
         w,pad,device = max(map(len, ids)),self.tokenizer.pad_token_id or 0,next(self.model.parameters()).device
         return dict(
             input_ids=torch.tensor([i + [pad] * (w - len(i)) for i in ids], device=device),

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 
 from ..core import *
 from ..data.catalog import find_dataset
+from ..data.rows.row_encoding import answer_start
 from ..data.sources.prompt_form import PromptForm
 from ..evaluation.asked_form import form_line, overrule_form, template_columns
 from ..evaluation.evaluation_data import saved_prompt_form
@@ -114,7 +115,7 @@ def rl_data(o:TrainOptions):
     data = run_data(replace(o, max_length=o.max_prompt_length + o.max_completion_length))
     if isinstance(data, DataSketch): return data
     data.notes = [note for note in data.notes if 'are cut from rows' not in note]
-    long = sum(e['start'] > o.max_prompt_length for e in data.examples['train'])
+    long = sum(answer_start(e) > o.max_prompt_length for e in data.examples['train'])
     if long:
         data.notes.append(
             f"{long} of {len(data.examples['train'])} prompts are longer than "

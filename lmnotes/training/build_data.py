@@ -193,7 +193,8 @@ def load_answers(o:TrainOptions):
 
     Parameters:
         o: of the run"""
-    columns = {k: getattr(o, k) for k in ('prompt_column', 'target_column', 'prompt_template', 'chat_template')}
+    form = 'prompt_column', 'target_column', 'prompt_template', 'chat_template', 'train_on', 'system_prompt'
+    columns = {k: getattr(o, k) for k in form}
     start = decoder_start_token(o)
     return load_data(
         **_one_dataset(o),

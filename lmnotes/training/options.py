@@ -73,8 +73,8 @@ class LoraOptions:
 # %% ../../nbs/06_training/01_options.ipynb #42c69116
 @value_ranges(mixture_rates=OptionRange(least=0, most=1), mixture_temperature=OptionRange(above=0, most=10**6),
               mixture_cap=OptionRange(above=0, most=1), max_chunks=count(), tokens_per_chunk=count(2**31),
-              prompt_template=OptionRange(template=True), limit=count(), vocab_size=count(2**24),
-              hub_timeout=OptionRange(above=0, most=10**6))
+              prompt_template=OptionRange(template=True), system_prompt=OptionRange(text=True), limit=count(),
+              vocab_size=count(2**24), hub_timeout=OptionRange(above=0, most=10**6))
 @option_group('data')
 class DatasetOptions:
     "Options of the group: data"
@@ -99,6 +99,8 @@ class DatasetOptions:
     target_column: str | None = option(None, with_own_data, with_pairs) # and answers
     prompt_template: str | None = option(None, with_answers) # another form of prompts, with columns in braces
     chat_template: bool = option(False, with_answers) # write prompts in the tokenizer's chat form
+    train_on: Literal['all', 'last'] = option('all', with_chat) # turns of the assistant that are learnt
+    system_prompt: str | None = option(None, with_chat) # system turn of conversations that have none
     allow_eval_data: bool = option(False, with_eval_data) # train on a dataset that is meant for evaluation
     limit: int | None = option(None, rows_are_loaded, with_rows) # use only this many rows
     tokenizer: str = 'auto'            # bytes, chars, bpe, a folder or hub id; auto: the saved model's own, else bytes
@@ -238,11 +240,8 @@ aliases = dict(
 )
 
 _other_words = dict(
-    lr='learning_rate',
-    bs='batch_size',
-    wd='weight_decay',
+    lr='learning_rate', bs='batch_size', wd='weight_decay', epoch='num_train_epochs',
     accumulate='gradient_accumulation_steps',
-    epoch='num_train_epochs',
 )
 
 def options_from(cls, **options):

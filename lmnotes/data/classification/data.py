@@ -19,6 +19,7 @@ from .alignment import *
 from .labels import *
 from ..data_spec import *
 from ..dataloader import *
+from ..rows.row_encoding import encode_with_offsets
 from ..sequence_packing import *
 from ..sft_examples import *
 from ..token_encoding import *

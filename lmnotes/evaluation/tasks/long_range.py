@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ...core import *
-from ..eval_model import EvalModel, encode_without_eos, likeliest_tokens, start_ids
+from ...data.rows.row_encoding import encode_with_offsets
+from ..eval_model import EvalModel, likeliest_tokens, start_ids
 from ..item_files import item_id, score_by_pieces
 from ..task_suite import TaskScores, register_task
 
@@ -165,17 +166,18 @@ class LongRangeTask:
         return max(float(np.mean([c[t]/c.total() for c in asked])) for t in set().union(*asked))
 
 def encode_pieces(tokenizer, pieces:list)->tuple:
-    """Tokenize an item piece by piece
+    """Tokenize an item as one text, and find the tokens that hold a letter of an asked piece
 
     Parameters:
         tokenizer: that made the tokens
         pieces: (text, whether it is asked)
     Returns: tokens; of each asked piece its first place and the one after its last"""
-    ids,spans = start_ids(tokenizer) if pieces[0][1] else [],[]
-    for (_,asked),tokens in zip(pieces, encode_without_eos(tokenizer, [text for text,_ in pieces])):
-        if asked: spans.append((len(ids), len(ids) + len(tokens)))
-        ids += tokens
-    return ids,spans
+    (ids,starts,ends), = encode_with_offsets(tokenizer, [''.join(text for text,_ in pieces)])
+    begins = start_ids(tokenizer) if pieces[0][1] and starts[0] >= 0 else [] # before a first token that is asked
+    asked = [(b - len(text), b) for (text,wanted),b in zip(pieces, np.cumsum([len(t) for t,_ in pieces])) if wanted]
+    places = [np.flatnonzero((ends > a) & (starts < b) & (starts >= 0)) + len(begins) for a,b in asked]
+    ids = begins + ids[:np.flatnonzero(starts >= 0)[-1] + 1].tolist() # without the end token
+    return ids, [(int(p[0]), int(p[-1]) + 1) for p in places]
 
 def piece_item(model, tokenizer, pieces:list, name:str='')->dict:
     """Ask for pieces of a text; the score is the share of them whose tokens are all the likeliest ones
@@ -192,8 +194,8 @@ def piece_item(model, tokenizer, pieces:list, name:str='')->dict:
     first = next(i for i,(_,asked) in enumerate(pieces) if asked) # what follows it is part of the target
     prompt,target = (''.join(text for text,_ in part) for part in (pieces[:first], pieces[first:]))
     output = ''.join(tokenizer.decode([t for t in a if t >= 0]) for a in answers)
-    item = dict(id=item_id(name, prompt, target), dataset=name, prompt=prompt, output=output, target=target, cut='')
-    item |= dict(asked_ids=[ids[a:b] for a,b in spans], answer_ids=answers)
+    about = dict(id=item_id(name, prompt, target), dataset=name, prompt=prompt, output=output, target=target, cut='')
+    item = about | dict(asked_ids=[ids[a:b] for a,b in spans], answer_ids=answers)
     return item | dict(score=score_by_pieces(item))
 
 # %% ../../../nbs/05_evaluation/tasks/07_long_range.ipynb #3c06ec3b
@@ -293,7 +295,6 @@ def accuracy_by_length(scores:list)->dict:
         scores: of `TaskScores`
     Returns: task -> {characters: mean accuracy}"""
     curves = {}
-    for t in scores:
-        if t.task != 'long_range': continue
+    for t in (t for t in scores if t.task == 'long_range'):
         curves.setdefault(t.name.rpartition('_')[0], {})[int(t.metrics['length'])] = t.mean
     return {k: dict(sorted(v.items())) for k,v in curves.items()}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['with_lora', 'in_rl', 'with_mixture', 'without_rates', 'with_separate_eval', 'with_stream', 'with_packing',
-           'with_own_data', 'with_ranks', 'supervised_length', 'supervised_rate', 'supervised_warmup',
+           'with_own_data', 'with_ranks', 'with_chat', 'supervised_length', 'supervised_rate', 'supervised_warmup',
            'supervised_adam', 'supervised_start', 'supervised_batches', 'supervised_workers', 'names_dataset',
            'deciding_score', 'with_checkpoints', 'by_steps', 'rows_are_loaded', 'warmup_share', 'with_warmup',
            'epochs_decide', 'task_rewards', 'with_answers', 'asks_answers', 'with_pairs', 'with_texts', 'with_size',
@@ -24,6 +24,7 @@ with_stream = Condition('without --streaming', lambda o: o.streaming or o.max_ch
 with_packing = Condition('without --use_packing', lambda o: o.use_packing)
 with_own_data = Condition('without --data_path; a dataset of the catalog knows its columns', lambda o: o.data_path)
 with_ranks = Condition('without --multi_gpu', lambda o: o.multi_gpu)
+with_chat = Condition('without --chat_template', lambda o: o.chat_template)
 
 def not_in_rl(instead)->Condition:
     """Make the condition that a run is not on rewards

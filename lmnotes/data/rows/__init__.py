@@ -1,0 +1,1 @@
+"""Tokens of rows: prompts with targets, conversations, and the templates of prompts."""
