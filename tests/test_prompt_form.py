@@ -8,8 +8,10 @@ from lmnotes.app.cli import main
 from lmnotes.core import InputError, set_seed
 from lmnotes.data.load import load_data
 from lmnotes.data.sources.prompt_form import PromptForm, model_prompt_form
+from lmnotes.data.tokenizers import byte_tokenizer
 from lmnotes.evaluation.evaluate import evaluate_model
 from lmnotes.evaluation.generation_eval import task_score
+from lmnotes.evaluation.row_prompts import row_prompt_ids
 from lmnotes.models import build_model
 from lmnotes.models.lora import add_lora
 from lmnotes.quantizers.packed_export import export_dense
@@ -150,3 +152,20 @@ def test_a_length_that_cuts_is_a_warning_above_the_plan(tmp_path):
     assert '19 of 19 answers' in plan['warning']
     assert 'warning' not in train(data_path=str(tmp_path/'own.jsonl'), dry_run=True, device='cpu', quiet=True,
                                   max_length=int(length))
+
+def test_a_chat_form_is_asked_as_a_chat(tmp_path):
+    tok = byte_tokenizer()
+    tok.chat_template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}" \
+                        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    tok.save_pretrained(tmp_path/'tok')
+    path = write_rows(tmp_path/'rows', 'question', 'answer')
+    chat = dict(chat_template=True, system_prompt='Be brief.')
+    learn = tune(path, tokenizer=str(tmp_path/'tok'), **chat)
+    run = save_run(learn, tmp_path/'run')
+    assert PromptForm.load(run/'final').system_prompt == 'Be brief.'
+    score, = evaluate_model(run, 'generation', data_path=path, device='cpu')['tasks']
+    assert score['metrics']['chrf'] == 100
+    words = ['generate', '--model', str(run), '--device', 'cpu', '--temperature', '0', '--max_new_tokens', '8']
+    ids = row_prompt_ids(learn.dls.tokenizer, PromptForm.load(run/'final'), dict(question='cy'))
+    assert learn.dls.tokenizer.decode(ids).startswith('<system>Be brief.')
+    assert main([*words, '--row', '{"question": "cy"}']) == 0

@@ -51,11 +51,12 @@ def encode_requests(o, form:PromptForm, rows, model, tokenizer)->list:
         tokenizer: of the model
     Returns: tokens of each prompt"""
     if o.chat: return [chat_prompt_ids(tokenizer, form, [dict(role='user', content=o.chat)])]
-    longest = None if getattr(model.config, 'is_encoder_decoder', False) else max_positions(model)
+    two_texts = getattr(model.config, 'is_encoder_decoder', False)
+    longest = None if two_texts else max_positions(model)
     found = []
     for place,row in rows:
         try:
-            ids = row_prompt_ids(tokenizer, form, row)
+            ids = row_prompt_ids(tokenizer, form, row, end=two_texts)
         except InputError as e:
             raise InputError(f'{place}: {e}') from None
         if longest and len(ids) + o.max_new_tokens > longest:

@@ -5,16 +5,15 @@
 # %% auto #0
 __all__ = ['row_prompt', 'chat_prompt_ids', 'row_prompt_ids']
 
-# %% ../../nbs/05_evaluation/04_row_prompts.ipynb #3c2b67ba
+# %% ../../nbs/05_evaluation/04_row_prompts.ipynb #f944ad74
 from ..core import *
 from ..data.catalog import Dataset, find_dataset
 from ..data.rows.prompt_templates import prompt_function
-from ..data.rows.row_encoding import encode_pairs, has_marks
+from ..data.rows.row_encoding import encode_pairs, encode_two_texts, has_marks
 from ..data.sft_examples import UserPairs
 from ..data.sources.cells import chat_turns, is_chat, write_turns
 from ..data.sources.prompt_form import PromptForm
 from ..data.sources.row_layout import pair_reader
-
 
 # %% ../../nbs/05_evaluation/04_row_prompts.ipynb #6eb7f360
 _targets = 'response', 'output', 'answer' # columns that rows without an answer lack
@@ -52,7 +51,7 @@ def row_prompt(form:PromptForm, row:dict, tokenizer=None)->str:
         raise InputError(f"the row has the columns {', '.join(row)}; the model was trained on {', '.join(wanted)}")
     return text
 
-# %% ../../nbs/05_evaluation/04_row_prompts.ipynb #a7cc74f9
+# %% ../../nbs/05_evaluation/04_row_prompts.ipynb #f99c0820
 def chat_prompt_ids(tokenizer, form:PromptForm, messages:list)->list:
     """Encode a conversation up to where the assistant answers
 
@@ -68,18 +67,24 @@ def chat_prompt_ids(tokenizer, form:PromptForm, messages:list)->list:
     options = dict(add_generation_prompt=True, tokenize=True, return_dict=False)
     return list(tokenizer.apply_chat_template(messages, **options))
 
-def row_prompt_ids(tokenizer, form:PromptForm, row:dict)->list:
+def _text_ids(tokenizer, text, end)->list: # of a prompt; `end`: as an encoder reads it
+    if not end:
+        (ids,n,*_), = encode_pairs(tokenizer, [text], [''], marked=has_marks(text))
+        return ids[:n].tolist()
+    e, = encode_two_texts(tokenizer, [text], ['.'], marked=has_marks(text))
+    return e['ids'][~e['loss']].tolist()
+
+def row_prompt_ids(tokenizer, form:PromptForm, row:dict, end:bool=False)->list:
     """Encode the prompt of a row
 
     Parameters:
         tokenizer: of the model
         form: of the model
         row: value by column; the answer may be missing
+        end: with what the tokenizer adds behind a text, as an encoder-decoder reads it
     Returns: tokens"""
     turns = _open_turns(row)
     if form.chat_template and turns: return chat_prompt_ids(tokenizer, form, turns)
     text = row_prompt(form, row, None if form.chat_template else tokenizer)
-    if not form.chat_template:
-        (ids,n,*_), = encode_pairs(tokenizer, [text], [''], marked=has_marks(text))
-        return ids[:n].tolist()
+    if not form.chat_template: return _text_ids(tokenizer, text, end)
     return chat_prompt_ids(tokenizer, form, [dict(role='user', content=text.strip())])
