@@ -169,11 +169,11 @@ def import_plugins(names, recorded=None)->dict:
         source = plugin_source(name)
         with reading(source, 'Python code'): code = source.read_bytes()
         digest = _digest(name, code)
-        if recorded is None: trust(digest)
-        else: _check_recorded(name, source, digest, recorded)
+        if recorded is not None: _check_recorded(name, source, digest, recorded)
         if _hashes.get(name, digest) != digest:
             raise InputError(f'{source} has changed since this process imported it; restart')
         if name not in _hashes: _import_source(name, source, code)
+        if recorded is None: trust(digest) # not what was refused or fails
         found[name] = _hashes[name] = digest
     return found
 
