@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+
 from lmnotes.data import load as loading
 from lmnotes.data.load import load_data
 from lmnotes.data.token_cache.token_cache import TOKEN_CACHE_FROM
@@ -17,7 +18,9 @@ from pathlib import Path
 import lmnotes.training.learner
 from lmnotes.data.load import load_data
 from lmnotes.evaluation.memory import release_memory
-status = lambda key: int(next(l for l in Path('/proc/self/status').read_text().splitlines() if l.startswith(key)).split()[1])*1024
+def status(key):
+    lines = Path('/proc/self/status').read_text().splitlines()
+    return int(next(l for l in lines if l.startswith(key)).split()[1])*1024
 release_memory()
 Path('/proc/self/clear_refs').write_text('5') # the high-water mark begins here
 base = status('VmHWM')
