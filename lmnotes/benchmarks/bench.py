@@ -18,9 +18,9 @@ from ..files import *
 
 # %% ../../nbs/10_benchmarks/01_bench.ipynb #b038ca37
 benches = Registry('bench')
-for module in pkgutil.iter_modules(lmnotes.benchmarks.__path__):
-    if module.name.startswith('bench_'):
-        benches.lazy(module.name.removeprefix('bench_'), f'lmnotes.benchmarks.{module.name}:{module.name}')
+for module in pkgutil.walk_packages(lmnotes.benchmarks.__path__, 'lmnotes.benchmarks.'):
+    name = module.name.rpartition('.')[2]
+    if name.startswith('bench_'): benches.lazy(name.removeprefix('bench_'), f'{module.name}:{name}')
 
 # %% ../../nbs/10_benchmarks/01_bench.ipynb #41603941
 def worst(variants:list, targets:dict)->dict:
