@@ -20,7 +20,7 @@ _modules = { # module -> the names it offers here, imported when they are first 
     'lmnotes.evaluation.metric_names': 'register_metric',
     'lmnotes.evaluation.metrics': 'evaluate_lm',
     'lmnotes.training.checkpoints': 'save_run load_run',
-    'lmnotes.training.interface.fastai_methods': 'lm_learner', # with them, fastai's own methods work
+    'lmnotes.training.learner': 'lm_learner',
     'lmnotes.training.options': 'TrainOptions',
     'lmnotes.training.train': 'train',
     'lmnotes.rl.grpo': 'grpo',
@@ -29,11 +29,14 @@ _modules = { # module -> the names it offers here, imported when they are first 
     'lmnotes.comparison.verdicts': 'paired_difference',
     'lmnotes.reports.run_report': 'report_runs',
 }
+_patches = 'lmnotes.training.interface.fastai_methods' # gives fastai's own methods to learners
+_patched = 'lm_learner', 'load_run'
 _module_of = {name: module for module,names in _modules.items() for name in names.split()}
 __all__ = ['__version__', *_module_of]
 
 def __getattr__(name):
     if name not in _module_of: raise AttributeError(f"module 'lmnotes' has no attribute '{name}'")
+    if name in _patched: import_module(_patches)
     value = globals()[name] = getattr(import_module(_module_of[name]), name)
     return value
 

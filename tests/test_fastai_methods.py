@@ -1,6 +1,8 @@
 "What fastai's users call works on an encoder-decoder and on a model that fills gaps, or says in one line why not"
 import contextlib
 import io
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -55,3 +57,13 @@ def test_what_was_kept_predicts_the_same(learner, tmp_path):
     with warnings.catch_warnings(action='ignore'): again = load_learner(tmp_path/'learner.pkl')
     assert again.predict(asked[kind], max_new_tokens=4) == expected
     assert load_run(save_run(learn, tmp_path/'run')).predict(asked[kind], max_new_tokens=4) == expected
+
+
+def test_a_run_loaded_from_the_package_itself_has_them():
+    program = """if True:
+        from lmnotes import load_run
+        from lmnotes.training.learner import LMLearner
+        print(LMLearner.get_preds.__module__)
+    """
+    done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
+    assert done.stdout.strip() == 'lmnotes.training.interface.fastai_methods', done.stderr[-2000:]
