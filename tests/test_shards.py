@@ -2,6 +2,7 @@
 import json
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from lmnotes.app.size_advice import recommend
 from lmnotes.core import InputError
+from lmnotes.data.shards.data import shard_data
 from lmnotes.data.shards.loader import ShardLoader, Shards, block_shuffle
 from lmnotes.data.shards.split import split_shards
 from lmnotes.data.shards.tokenize import tokenize_dataset
@@ -288,3 +290,27 @@ def test_tokens_beyond_any_vocabulary(tmp_path):
     a[0, 0] = MAX_TOKEN_ID
     np.save(tmp_path/'a.npy', a)
     assert 'outside' in validate_shards(tmp_path).problems[0]
+
+def test_a_divided_folder_counts_each_row_once(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path/'a').mkdir()
+    for i in range(2): np.save(tmp_path/f'a/{i}.npy', rng.integers(0, 300, (50, 64)).astype(np.uint16))
+    split_shards(tmp_path/'a', tmp_path/'b', .1)
+    found = {p: validate_shards(tmp_path/p) for p in ('b', 'b/train', 'b/validation')}
+    assert {p: (r.rows, r.duplicates) for p,r in found.items()} == {
+        'b': (100, 0), 'b/train': (90, 0), 'b/validation': (10, 0)}
+
+def test_shards_keep_the_tokenizer_they_were_made_with(tmp_path):
+    tokenize_dataset('recall', tmp_path/'t', tokenizer='bytes', length=256, limit=200)
+    one = tmp_path/'one'
+    shutil.copytree(tmp_path/'t/train', one)
+    shutil.copytree(tmp_path/'t/tokenizer', one/'tokenizer')
+    shutil.copy(tmp_path/'t/meta.json', one)
+    split_shards(one, tmp_path/'divided', .1)
+    data = shard_data(tmp_path/'divided', device='cpu')
+    assert data.tokenizer is not None and data.sample_prompt(4)
+    changed = tmp_path/'divided/tokenizer/tokenizer.json'
+    changed.write_text(changed.read_text(encoding='utf-8') + ' ', encoding='utf-8')
+    with pytest.raises(InputError, match='not the tokenizer that the shards were made with'):
+        shard_data(tmp_path/'divided', device='cpu')
+    assert shard_data(tmp_path/'divided', tokenizer=str(one/'tokenizer'), device='cpu').tokenizer is not None

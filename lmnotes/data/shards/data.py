@@ -114,8 +114,7 @@ class ShardSpec(DataSpec):
     val_ratio:float=.01  # share held out, if the folder is not divided yet
     mode = 'shards'
 
-def _tokenizer_beside(path): # what `tokenize_dataset` left
-    return next((str(p/'tokenizer') for p in (Path(path), Path(path).parent) if (p/'tokenizer').is_dir()), None)
+def _name(folder): return folder and str(folder)
 
 @data_kinds('shards')
 def shard_data(data_path, **options)->ShardData:
@@ -126,7 +125,7 @@ def shard_data(data_path, **options)->ShardData:
         options: the other fields of `ShardSpec`"""
     spec = ShardSpec(data_path=data_path, **options)
     train,valid,report = prepare_shards(data_path, spec.val_ratio)
-    spec.tokenizer = spec.tokenizer or _tokenizer_beside(data_path)
+    spec.tokenizer = spec.tokenizer or _name(shards_tokenizer(data_path))
     tok,found = get_tokenizer(spec.tokenizer) if spec.tokenizer else None,report['vocab']
     V = spec.vocab_size or (len(token_bytes(tok)) if tok is not None else found)
     if V < found:

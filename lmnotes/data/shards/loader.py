@@ -40,13 +40,12 @@ class Shards:
         self.per_row,self.ends = (self.length - 1)//self.T,np.cumsum([n for *_,n in self.spans])
         self._open = lru_cache(n_open)(lambda i: open_shard(self.files[i]))
     def _find_spans(self, root): # (file, first row, rows) of each stretch that counts; lengths of rows
-        only = read_json(root/'rows.json') if (root/'rows.json').is_file() else {}
+        only = shard_rows(root)
         spans,lengths = [],set()
         for i,f in enumerate(self.files):
             n,L = open_shard(f).shape
             lengths.add(L)
-            name = str(f.relative_to(root)) if root.is_dir() else f.name
-            spans += [(i, a, b - a) for a,b in only.get(name, [[0, n]])]
+            spans += [(i, a, b - a) for a,b in only.get(f, [[0, n]])]
         return spans, lengths
     @property
     def n_rows(self): return int(self.ends[-1])

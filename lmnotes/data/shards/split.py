@@ -7,6 +7,7 @@ __all__ = ['SplitBorder', 'split_border', 'split_shards']
 
 # %% ../../../nbs/01_data/shards/04_split.ipynb #7e5fb348
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,8 +115,12 @@ def split_shards(path, output, val_ratio:float=0.01, report:ShardReport=None)->d
             )
         for s,ranges in only.items():
             if ranges: write_json(aside/s/'rows.json', ranges)
-            if meta: write_json(aside/s/'meta.json', meta)
+        _copy_meta(path, aside, meta)
     return dict(by=border.by, train=n_train, validation=n_valid, copies_left_out=n_copies)
+
+def _copy_meta(path, aside, meta): # and the tokenizer
+    for s in ('.', 'train', 'validation') if meta else (): write_json(aside/s/'meta.json', meta)
+    if tokenizer := shards_tokenizer(path, check=False): shutil.copytree(tokenizer, aside/'tokenizer')
 
 def _check_split(path, output, val_ratio):
     if not 0 < val_ratio < 1:

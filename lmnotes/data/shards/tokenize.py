@@ -13,6 +13,7 @@ import numpy as np
 from ...core import *
 from ..catalog import *
 from ..dataset_splits import *
+from .files import tokenizer_hash
 from ..token_encoding import *
 from ..tokenizers import *
 from ...files import *
@@ -71,9 +72,13 @@ def tokenize_dataset(dataset:str, output_path, tokenizer:str='bpe', length:int=3
                     f"{name} ({s}) has {left:,} tokens, fewer than one row of {length:,}; use a smaller length"
                 )
             meta['splits'][s] = dict(documents=len(docs), rows=rows, tokens=rows*length, left_out=left)
-        tok.save_pretrained(aside/'tokenizer')
+        meta['tokenizer_hash'] = _save(tok, aside/'tokenizer')
         write_json(aside/'meta.json', meta)
     return meta
+
+def _save(tok, folder): # its hash
+    tok.save_pretrained(folder)
+    return tokenizer_hash(folder)
 
 def _read_documents(dataset, config=None, data_dir=None, limit=None, allow_eval_data=False):
     ds = find_dataset(dataset, config)

@@ -56,12 +56,14 @@ class ShardReport:
         return '\n'.join([head, *(f'problem: {p}' for p in self.problems), *(f'warning: {w}' for w in self.warnings)])
 
 # %% ../../../nbs/01_data/shards/03_validate.ipynb #17b3ebf6
-def _headers(files): # rows, length and type of the arrays that can be opened; lines for the others
+def _count(n, ranges): return n if ranges is None else sum(b - a for a,b in ranges)
+
+def _headers(files, only): # rows that count, length and type of the arrays that can be opened; lines for the others
     good,problems = {},[]
     for f in files:
         try:
             a = open_shard(f)
-            good[f] = (*a.shape, a.dtype)
+            good[f] = (_count(len(a), only.get(f)), a.shape[1], a.dtype)
         except InputError as e:
             problems.append(str(e))
     length = Counter(L for _,L,_ in good.values()).most_common(1)[0][0] if good else 0
@@ -71,11 +73,21 @@ def _headers(files): # rows, length and type of the arrays that can be opened; l
             good.pop(f)
     return good,length,problems
 
-def _scan_file(file, n_ids, words): # opens anew, so that a thread holds one file at a time
+def _scan_file(file, n_ids, words, ranges): # opens anew, so that a thread holds one file at a time
     a = open_shard(file)
+    parts = [_scan_part(a[i:j], n_ids, words) for i,j in ([[0, len(a)]] if ranges is None else ranges)]
+    counts = np.zeros(max(len(c) for c,*_ in parts), np.int64)
+    for c,*_ in parts: counts[:len(c)] += c
+    return counts, np.concatenate([h for _,h,_ in parts]), sum(bad for *_,bad in parts)
+
+def _scan_part(a, n_ids, words):
     counts,hashes,bad = scan_rows(a, n_ids, words=words)
     if bad and n_ids < MAX_TOKEN_ID: counts,hashes,bad = scan_rows(a, MAX_TOKEN_ID, words=words)
     return counts[:int(np.flatnonzero(counts)[-1:].sum()) + 1],hashes,bad
+
+def _sample_rows(a, ranges): # the first that counts, and one from the middle
+    first,behind = ranges[0] if ranges else (0, len(a))
+    return [np.array(a[i]) for i in sorted({first, (first + behind)//2})]
 
 def _table_size(vocab_size, samples): # a power of 2 that probably holds all ids
     largest = max(vocab_size or 1, *(int(r.max()) for r in samples))
@@ -91,16 +103,17 @@ def validate_shards(path, vocab_size:int=None, threads:int=None)->ShardReport:
         threads: files looked at together; default as many as there are cores"""
     files = shard_files(path)
     vocab_size = vocab_size or shard_meta(path).get('vocab_size')
-    shapes,length,problems = _headers(files)
+    only = shard_rows(path)
+    shapes,length,problems = _headers(files, only)
     report = ShardReport(list(shapes), length, problems=problems)
     if not shapes: return report
-    samples = [np.array(open_shard(f)[i]) for f,(n,*_) in list(shapes.items())[:4] for i in sorted({0, n//2})]
+    samples = [row for f in list(shapes)[:4] for row in _sample_rows(open_shard(f), only.get(f))]
     words = len({d for *_,d in shapes.values()}) == 1
     n_ids = _table_size(vocab_size, samples)
     counts = np.zeros(1, np.int64)
     compiled_scans() # before threads ask for them
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        scanned = pool.map(lambda f: _scan_file(f, n_ids, words), shapes)
+        scanned = pool.map(lambda f: _scan_file(f, n_ids, words, only.get(f)), shapes)
         for f,(c,hashes,bad) in zip(shapes, scanned): # added up as they come
             counts = np.pad(counts, (0, max(0, len(c) - len(counts))))
             counts[:len(c)] += c
