@@ -44,13 +44,19 @@ def _why_not_read(name): # of a file that holds no rows
     if file_format(name) == '.json': return 'json that names no split, beside files of rows'
     return f"cannot be read; rows stand in {', '.join(file_readers.names())}"
 
-def user_file_splits(path)->dict:
+def user_file_splits(path, wanted=None)->dict:
     """List the files of each split of a file or folder of one's own
 
     Parameters:
         path: file or folder of txt, jsonl, json, csv, tsv or parquet
+        wanted: names of the splits to list, of which the first must be there; None: all
     Returns: split name -> files, in the order train, validation, test"""
-    return find_user_files(path).splits
+    found = find_user_files(path).splits
+    if wanted is None: return found
+    if wanted[0] not in found:
+        raise InputError(f"{path} has no {wanted[0]} split ({'; '.join(user_file_notes(path))}); "
+                         f'name a file or folder {wanted[0]}, or give one file')
+    return {s: files for s,files in found.items() if s in wanted}
 
 def user_file_notes(path)->list:
     """Write how many files each split has, and which files were left out and why
@@ -66,14 +72,6 @@ def user_file_notes(path)->list:
 def _short_names(path, files, most=3):
     more = f' and {len(files) - most} more' if len(files) > most else ''
     return ', '.join(str(f.relative_to(path)) for f in files[:most]) + more
-
-def _wanted_files(path, wanted)->dict: # split -> files; `wanted`: names of splits, the first is needed; None: all
-    found = user_file_splits(path)
-    if wanted is None: return found
-    if wanted[0] not in found:
-        raise InputError(f"{path} has no {wanted[0]} split ({'; '.join(user_file_notes(path))}); "
-                         f'name a file or folder {wanted[0]}, or give one file')
-    return {s: files for s,files in found.items() if s in wanted}
 
 def column_names(rows)->list:
     """List the columns that any of `rows` has
@@ -111,7 +109,7 @@ def read_user_rows(path, need=(), splits=None)->dict:
         need: columns that every file must have
         splits: names of those to read, of which the first must be there; None: all there are
     Returns: split name -> `Rows`"""
-    return {s: _read_split(files, list(filter(None, need))) for s,files in _wanted_files(path, splits).items()}
+    return {s: _read_split(files, list(filter(None, need))) for s,files in user_file_splits(path, splits).items()}
 
 # %% ../../../nbs/01_data/sources/02_user_files.ipynb #49c3994f
 def map_rows(read, rows:Rows):
@@ -144,7 +142,7 @@ def read_user_texts(path, text_column:str=None, splits=None)->dict:
         text_column: column to read, when the usual names do not fit
         splits: names of those to read, of which the first must be there; None: all there are
     Returns: split name -> documents"""
-    found = {s: list(_read_texts(files, text_column)) for s,files in _wanted_files(path, splits).items()}
+    found = {s: list(_read_texts(files, text_column)) for s,files in user_file_splits(path, splits).items()}
     for s,docs in found.items():
         if not docs: raise InputError(f'{path} holds no text for {s}; every row is blank')
     return found

@@ -23,6 +23,7 @@ from ...core import *
 from ..builtin import cache_folder
 from ..dataset_splits import *
 from ..sources.files import *
+from ..sources.row_layout import text_getter
 from ..sources.user_files import *
 from .corpus_facts import *
 from .long_encoding import *
@@ -49,7 +50,7 @@ class TextFiles:
     text_column:str=None  # column to read, when the usual names do not fit
     limit:int=None        # documents of each split, at most
     def __post_init__(self):
-        self.files = {s: list(map(Path, fs)) for s,fs in user_file_splits(self.path).items() if s != 'test'}
+        self.files = user_file_splits(self.path, ('train', 'validation'))
     @property
     def n_bytes(self)->int: return sum(f.stat().st_size for fs in self.files.values() for f in fs)
     def document_splits(self)->tuple: # split -> strings and spans; notes
@@ -58,7 +59,8 @@ class TextFiles:
         splits = {s: [d for f in fs for d in _file_documents(f, self.text_column)] for s,fs in self.files.items()}
         for s,docs in splits.items():
             if not docs: raise InputError(f'{self.path} holds no text for {s}; every row is blank')
-        return make_document_splits(splits, self.limit)
+        splits,notes = make_document_splits(splits, self.limit)
+        return splits, [*user_file_notes(self.path), *notes]
 
 class TextList:
     """Show documents, some of which are spans, as a list of strings that are read when they are asked for
