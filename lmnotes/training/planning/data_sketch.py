@@ -8,13 +8,13 @@ __all__ = ['DataSketch', 'hub_only_parts', 'columns_of', 'sketch_data']
 # %% ../../../nbs/06_training/planning/06_data_sketch.ipynb #697ea8e0
 import os
 from dataclasses import dataclass
-from string import Formatter
 
 from ...core import *
 from ...data.builtin import builtin_sources
 from ...data.catalog import check_role
 from ...data.mixtures.data import check_mixture, find_mixture, mixture_name
 from ...data.tokenizers import tokenizer_builders
+from ...evaluation.asked_form import template_columns
 from ...evaluation.metric_names import score_name
 from ...models.task_head_metrics import label_metric_names
 from ..build import *
@@ -83,9 +83,9 @@ def columns_of(ds)->list:
     return list(row)
 
 def _template_notes(o, ds): # of columns that only the hub knows
-    named = {name.split('.')[0].split('[')[0] for _,name,_,_ in Formatter().parse(o.prompt_template or '') if name}
     known = columns_of(ds)
-    if not (unknown := sorted(named - {'prompt', *known})): return []
+    unknown = sorted({*template_columns(o.prompt_template or '')} - {*known})
+    if ds.by_columns or not unknown: return []
     return [
         f"--prompt_template names '{unknown[0]}', and the catalog knows of '{ds.name}' the columns {', '.join(known)}; "
         'whether its rows on the hub have more, only the run finds out'
