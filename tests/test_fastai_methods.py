@@ -9,6 +9,7 @@ import pytest
 from fastai.learner import load_learner
 
 from lmnotes.core import InputError
+from lmnotes.data.sources.prompt_form import model_prompt_form
 from lmnotes.training.checkpoints import load_run, save_run
 from lmnotes.training.interface import fastai_methods  # noqa: F401 methods of every learner
 from lmnotes.training.options import TrainOptions
@@ -56,6 +57,7 @@ def test_what_was_kept_predicts_the_same(learner, tmp_path):
     learn.export('learner.pkl')
     with warnings.catch_warnings(action='ignore'): again = load_learner(tmp_path/'learner.pkl')
     assert again.predict(asked[kind], max_new_tokens=4) == expected
+    assert model_prompt_form(again.model) == model_prompt_form(learn.model)
     assert load_run(save_run(learn, tmp_path/'run')).predict(asked[kind], max_new_tokens=4) == expected
 
 

@@ -7,11 +7,16 @@ import torch
 from lmnotes.app.cli import main
 from lmnotes.core import InputError, set_seed
 from lmnotes.data.load import load_data
+from lmnotes.data.rows.conversations import chat_example
 from lmnotes.data.sources.prompt_form import PromptForm, model_prompt_form
 from lmnotes.data.tokenizers import byte_tokenizer
+from lmnotes.evaluation import eval_model
+from lmnotes.evaluation.eval_model import EvalModel, choice_nll
 from lmnotes.evaluation.evaluate import evaluate_model
 from lmnotes.evaluation.generation_eval import task_score
 from lmnotes.evaluation.row_prompts import row_prompt_ids
+from lmnotes.evaluation.tasks.classification import score_classification
+from lmnotes.evaluation.tasks.likelihood_tasks import load_choice_rows, score_choice
 from lmnotes.models import build_model
 from lmnotes.models.lora import add_lora
 from lmnotes.quantizers.packed_export import export_dense
@@ -169,3 +174,39 @@ def test_a_chat_form_is_asked_as_a_chat(tmp_path):
     ids = row_prompt_ids(learn.dls.tokenizer, PromptForm.load(run/'final'), dict(question='cy'))
     assert learn.dls.tokenizer.decode(ids).startswith('<system>Be brief.')
     assert main([*words, '--row', '{"question": "cy"}']) == 0
+
+CHAT = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}" \
+       "{% if add_generation_prompt %}<assistant>{% endif %}"
+
+def test_candidates_begin_the_answer_of_a_chat(monkeypatch):
+    tok,seen = byte_tokenizer(),[]
+    tok.chat_template = CHAT
+    def nll(model, rows):
+        seen.extend(rows)
+        return [float(len(answer)) for _,answer in rows]
+    monkeypatch.setattr(eval_model, '_batch_nll', nll)
+    model = build_model('standard', 'tiny', len(tok), dim=16, n_layer=1, n_head=2, max_length=2048)
+    for name,score in (('opinions', score_classification), ('reading', score_choice)):
+        ds,rows = load_choice_rows(name, None, 2, 0)
+        for form in (PromptForm(), PromptForm(chat_template=True, system_prompt='Be brief.')):
+            seen.clear()
+            score(EvalModel(model, tok, form=form), ds, rows)
+            before,answers = tok.decode(seen[0][0]),[tok.decode(a) for _,a in seen]
+            if not form.chat_template: assert '<user>' not in before
+            else:
+                asked = ds.prompt(rows[0]).strip()
+                assert before == f'<system>Be brief.\n<user>{asked}\n<assistant>'
+                assert answers[0] == answers[0].strip() and ds.target(rows[0]).strip() in answers
+
+def test_candidates_are_scored_as_the_answers_that_were_learnt():
+    tok = byte_tokenizer()
+    tok.chat_template = CHAT
+    model = build_model('standard', 'tiny', len(tok), dim=16, n_layer=1, n_head=2, max_length=256)
+    asked,answer = [dict(role='user', content='2+2?')],dict(role='assistant', content='four')
+    (nll,), = choice_nll(model, tok, [asked], [[' four']])
+    e = chat_example(tok, [*asked, answer])
+    first = int(e['loss'].argmax())
+    assert tok.decode(e['ids'][first:first + 4]) == 'four'
+    with torch.no_grad(): logits = model(torch.as_tensor(e['ids'], dtype=torch.long)[None]).logits[0]
+    scores = torch.log_softmax(logits.double(), -1)[torch.arange(first - 1, first + 3), e['ids'][first:first + 4]]
+    assert nll == pytest.approx(-scores.sum().item(), rel=1e-5)

@@ -14,7 +14,10 @@ import torch
 
 from ..core import *
 from ..data.classification.alignment import truncate_keep_last
+from ..data.rows.conversations import add_system_prompt, chat_choices
+from ..data.rows.prompt_templates import marked_prompts
 from ..data.rows.row_encoding import encode_pairs, encode_with_offsets, has_marks
+from ..data.sft_examples import row_messages
 from ..data.sources.prompt_form import PromptForm, model_prompt_form
 from .generation_eval import *
 from ..models.chunked_loss import token_scores
@@ -86,6 +89,15 @@ class EvalModel:
         options = dict(chat=self.form.chat_template, system_prompt=self.form.system_prompt)
         options['two_texts'] = self.interface == 'seq2seq'
         return make_requests(task, rows, self.tokenizer, self.context_length, **options)
+    def choice_prompts(self, task, rows)->list:
+        """Return what stands before the candidates of each row, for `choice_nll`
+
+        Parameters:
+            task: a dataset
+            rows: rows with known answers
+        Returns: texts; in the chat form, conversations"""
+        if not self.form.chat_template: return marked_prompts(task, rows, self.tokenizer)
+        return [add_system_prompt(row_messages(task, r)[:-1], self.form.system_prompt) for r in rows]
     def answer(self, task, rows)->list:
         """Generate an answer to each row by greedy decoding; an `InputError` where too many do not fit
 
@@ -122,11 +134,16 @@ def start_ids(tokenizer)->list:
     Returns: one token id"""
     return [next(i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id, 0) if i is not None)]
 
-def _choice_item(tokenizer, prompt, choices, max_length): # tokens of the prompt, of each choice; whether it was cut
+def _choice_ids(tokenizer, prompt, choices)->list: # of (ids of prompt and choice, place of the choice's first)
+    if not isinstance(prompt, str): return chat_choices(tokenizer, prompt, [c.strip() for c in choices])
     pairs = encode_pairs(tokenizer, [prompt]*len(choices), choices, marked=has_marks(prompt))
-    common = min(first for _,first,_,_ in pairs) # tokens of the prompt that all candidates have
+    return [(ids[:last], first) for ids,first,last,_ in pairs]
+
+def _choice_item(tokenizer, prompt, choices, max_length): # tokens of the prompt, of each choice; whether it was cut
+    pairs = _choice_ids(tokenizer, prompt, choices)
+    common = min(first for _,first in pairs) # tokens of the prompt that all candidates have
     prompt = pairs[0][0][:common].tolist()
-    answers = [ids[common:last].tolist() for ids,_,last,_ in pairs]
+    answers = [ids[common:].tolist() for ids,_ in pairs]
     longest = max(map(len, answers))
     if max_length and longest >= max_length:
         raise InputError(f'a choice takes {longest} tokens, and the model takes {max_length} with its prompt')
@@ -150,7 +167,7 @@ def choice_nll(model, tokenizer, prompts:list, choices:list, max_length:int|None
 
     Parameters:
         model, tokenizer: a causal language model
-        prompts: texts
+        prompts: texts, or conversations that end with a question
         choices: of each prompt the texts that may follow
         max_length: tokens that both may take; None: any number
     Returns: (choices,) of each prompt: nats, summed over the tokens of the choice"""
@@ -170,7 +187,7 @@ def choice_cuts(tokenizer, prompts:list, choices:list, max_length:int|None=None)
 
     Parameters:
         tokenizer: that made the tokens
-        prompts: texts
+        prompts: texts, or conversations that end with a question
         choices: of each prompt the texts that may follow
         max_length: tokens that both may take; None: any number
     Returns: of each prompt `prompt`, or nothing"""

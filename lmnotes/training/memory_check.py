@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['largest_batch', 'zero_lr_steps', 'peak_memory_of', 'free_bytes', 'memory_suggestions', 'gradient_and_optimizer_bytes',
-           'memory_readings', 'probe_memory', 'is_oom', 'oom_advice']
+           'memory_readings', 'StepTooLargeError', 'probe_memory', 'is_oom', 'oom_advice']
 
 # %% ../../nbs/06_training/14_memory_check.ipynb #bba40e40
 import ctypes
@@ -199,6 +199,8 @@ def memory_readings(learn, batch:dict, free:int, exact:bool=False):
             yield n, peak, max(peak, min(int(line), most)), most
 
 # %% ../../nbs/06_training/14_memory_check.ipynb #a2a07d97
+class StepTooLargeError(InputError): "A training step that needs more memory than is free"
+
 def _too_large(learn, o, need, free, what, rows_matter=True):
     return (
         f"{what} more than {need / 1e9:.3g} GB and {free / 1e9:.3g} GB are free; in this order: "
@@ -224,8 +226,8 @@ def probe_memory(learn, o=None, free:int=None, exact:bool=False)->dict:
         *_,(tried,peak,least,most) = memory_readings(learn, batch, free, exact)
     except Exception as e:
         if not is_oom(e): raise
-        raise InputError(_too_large(learn, o, free, free, step)) from None
-    if least > free: raise InputError(_too_large(learn, o, least, free, step))
+        raise StepTooLargeError(_too_large(learn, o, free, free, step)) from None
+    if least > free: raise StepTooLargeError(_too_large(learn, o, least, free, step))
     return dict(at_least=least, at_most=most, free=free, tried=tried, rows=rows, width=width)
 
 # %% ../../nbs/06_training/14_memory_check.ipynb #3f66dea3

@@ -114,7 +114,7 @@ class DatasetOptions:
 @option_group('batch and length')
 class BatchOptions:
     "Options of the group: batch and length"
-    max_length: int = option(128, supervised_length) # tokens in a training window
+    max_length: int | Literal['auto'] = option(128, *of_length) # tokens in a row; auto: 99 % of prompts, answers whole
     batch_size: int = 8                # windows in a batch, on each rank
     gradient_accumulation_steps: int = 1 # batches in an optimizer step
     use_packing: bool = option(False, packs_rows) # several examples in a row (sft; running text is always packed)

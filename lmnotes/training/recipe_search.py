@@ -156,6 +156,7 @@ def search_recipes(datasets, models, trials:int=5, steps:int=150, size:str='tiny
     lr_grid(1., trials, factor)
     for k in _set_by_search:
         if k in options: raise InputError(f"'{k}' is what the search sets itself; leave it out")
+    if options.get('max_length') == 'auto': raise InputError("rates are compared at one max_length; 'auto' is none")
     rule = dict(lr_scheduler_type=general_recipe.lr_scheduler_type, warmup_ratio=general_recipe.warmup_ratio)
     found = []
     for d in _names(datasets):

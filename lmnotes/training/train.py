@@ -166,7 +166,7 @@ def train_supervised(o:TrainOptions, checkpoint:Path|None, recipe, given:dict, q
         quiet: print nothing
     Returns: in a dry run the plan"""
     job = prepare_job(o, checkpoint, recipe, given)
-    job.given,job.quiet = given,quiet
+    o,job.given,job.quiet = job.options,given,quiet
     if not quiet: show_plan(job.plan)
     if o.dry_run: return job.plan
     new = not o.resume_from_checkpoint

@@ -129,9 +129,10 @@ def learn_prompt_form(model, data):
 
     Parameters:
         model: any model; it is changed
-        data: with `mode` and `spec`; of data without prompts the model keeps its form
+        data: with `mode` and `spec`; of data without prompts or rows the model keeps its form
     Returns: the model"""
-    if getattr(data, 'mode', None) != 'sft' or getattr(data, 'head', None): return model
+    prompts = getattr(data, 'mode', None) == 'sft' and getattr(data, 'keeps_rows', True)
+    if not prompts or getattr(data, 'head', None): return model
     return set_prompt_form(model, data_prompt_form(data))
 
 def data_prompt_form(data)->PromptForm|None:

@@ -13,7 +13,6 @@ import numpy as np
 from ...data.answer_metrics import parse_label
 from ...data.answers.set_metrics import metric_contributions
 from ...data.classification.labels import class_names, head_input_text
-from ...data.rows.prompt_templates import marked_prompts
 from ..eval_model import EvalModel, choice_cuts, choice_nll, head_cuts, head_labels, head_outputs
 from ..item_files import score_items
 from ..task_suite import TaskScores, distinct_share, register_task, task_name
@@ -65,7 +64,7 @@ def _classification_scores(
 def _by_likelihood(s, ds, rows, labels)->TaskScores:
     choices = [[c.strip() for c in ds.choices(row) or [f' {l}' for l in labels]] for row in rows]
     gold = [ds.target(row).strip() for row in rows]
-    prompts = marked_prompts(ds, rows, s.tokenizer)
+    prompts = s.choice_prompts(ds, rows)
     texts = [[f' {c}' for c in cs] for cs in choices]
     nll = choice_nll(s.model, s.tokenizer, prompts, texts, s.context_length)
     per_byte = [v/[len(c.encode()) for c in cs] for v,cs in zip(nll, choices)]

@@ -16,7 +16,6 @@ from ...data.answers.set_metrics import metric_contributions
 from ...data.catalog import find_dataset
 from ...data.classification.labels import head_input_text
 from ...data.dataset_types import MultipleChoiceDataset
-from ...data.rows.prompt_templates import marked_prompts
 from ..eval_model import EvalModel, choice_cuts, choice_nll, head_cuts, head_labels, head_outputs
 from ..item_files import item_rules, score_items
 from ..task_suite import *
@@ -75,7 +74,7 @@ def score_choice(s:EvalModel, ds, rows)->list:
     Returns: of `TaskScores`"""
     s.require('text')
     letters,gold = [ds.choices(row) for row in rows],[ds.target(row) for row in rows]
-    prompts = marked_prompts(ds, rows, s.tokenizer)
+    prompts = s.choice_prompts(ds, rows)
     nll = choice_nll(s.model, s.tokenizer, prompts, letters, s.context_length)
     predicted = [options[int(np.argmin(v))] for options,v in zip(letters, nll)]
     values = np.array([float(a == b) for a,b in zip(predicted, gold)])
@@ -130,7 +129,7 @@ def _predicted_grades(s, ds, rows)->tuple: # grades; what was cut; log-probabili
         head_labels(s, ['similarity'])
         texts = [head_input_text(ds, row) for row in rows]
         return [float(o.logits[0,0]) for _,o in head_outputs(s, texts)],head_cuts(s, texts),{}
-    prompts,choices = marked_prompts(ds, rows, s.tokenizer),[_grades]*len(rows)
+    prompts,choices = s.choice_prompts(ds, rows),[_grades]*len(rows)
     log_probs = [-v for v in choice_nll(s.model, s.tokenizer, prompts, choices, s.context_length)]
     cuts = choice_cuts(s.tokenizer, prompts, choices, s.context_length)
     return [expected_grade(v) for v in log_probs],cuts,dict(choices=choices, log_probs=log_probs)

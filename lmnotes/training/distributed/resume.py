@@ -19,6 +19,7 @@ from ..checkpoints import *
 from .process_groups import *
 from ..interface.short_runs import shrink_for_test
 from ..options import TrainOptions, check_options
+from ..planning.auto_length import use_auto_length
 from ..recipes import apply_recipe
 from ..run import RunFolder
 from ..run_summary import check_evaluation_schedule
@@ -149,7 +150,7 @@ def locked_while_resumed(given:dict):
         yield
 
 def resolve_options(o:TrainOptions, given:dict)->tuple:
-    """Fill in what was not typed: from a checkpoint, from shards, from a recipe
+    """Fill in what was not typed: from a checkpoint, from shards, from a recipe; and a length that was typed as auto
 
     Parameters:
         o: as given
@@ -162,4 +163,5 @@ def resolve_options(o:TrainOptions, given:dict)->tuple:
     o = use_shard_length(o, set(given))
     o,recipe = apply_recipe(o, set(given))
     schedules[o.lr_scheduler_type] # an unknown one is refused
+    o = use_auto_length(o)
     return (shrink_for_test(o) if o.test else o),None,recipe,given

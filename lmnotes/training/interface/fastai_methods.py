@@ -240,7 +240,7 @@ class ExportedData(DataLoaders):
         facts: further attributes"""
     def __init__(self, tokenizer, facts:dict):
         super().__init__(NoRows(), NoRows(), device=torch.device('cpu'))
-        self.tokenizer = tokenizer
+        self.tokenizer,self.keeps_rows = tokenizer,False
         for k,v in facts.items(): setattr(self, k, v)
 
 _kept = 'name', 'spec', 'head', 'names', 'labels', 'masked', 'mode', 'max_length', 'vocab_size', 'bs'

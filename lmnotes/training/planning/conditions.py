@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['with_lora', 'in_rl', 'with_mixture', 'without_rates', 'with_separate_eval', 'with_stream', 'with_packing',
-           'with_ranks', 'with_chat', 'supervised_length', 'supervised_rate', 'supervised_warmup', 'supervised_adam',
-           'supervised_start', 'supervised_batches', 'supervised_workers', 'names_dataset', 'deciding_score',
-           'with_checkpoints', 'by_steps', 'rows_are_loaded', 'warmup_share', 'with_warmup', 'epochs_decide',
-           'task_rewards', 'with_columns', 'with_hub', 'with_answers', 'asks_answers', 'with_pairs', 'with_texts',
-           'with_size', 'with_oscillators', 'of_transformers', 'with_code', 'not_a_recipe', 'with_trained_tokenizer',
-           'with_rows', 'packs_rows', 'with_folder', 'with_eval_data', 'with_programs', 'not_in_rl']
+           'with_ranks', 'with_chat', 'supervised_length', 'of_length', 'supervised_rate', 'supervised_warmup',
+           'supervised_adam', 'supervised_start', 'supervised_batches', 'supervised_workers', 'names_dataset',
+           'deciding_score', 'with_checkpoints', 'by_steps', 'rows_are_loaded', 'warmup_share', 'with_warmup',
+           'epochs_decide', 'task_rewards', 'with_columns', 'with_hub', 'with_answers', 'asks_answers', 'with_pairs',
+           'with_texts', 'with_size', 'with_oscillators', 'of_transformers', 'with_code', 'not_a_recipe',
+           'with_trained_tokenizer', 'with_rows', 'packs_rows', 'with_folder', 'with_eval_data', 'with_programs',
+           'not_in_rl']
 
 # %% ../../../nbs/06_training/planning/03_conditions.ipynb #06fc5ba8
 from .option_effects import Condition, run_facts
@@ -33,6 +34,16 @@ def not_in_rl(instead)->Condition:
     return Condition(f'in --mode rl: {instead}', lambda o: o.mode != 'rl')
 
 supervised_length = not_in_rl('give --max_prompt_length and --max_completion_length')
+_auto = 'as auto, which asks for prompts and answers of one dataset (give a number)'
+_no_answers = lambda o: o.mode == 'pretrain' or o.task in ('classify', 'tag', 'span', 'mlm')
+_parts = lambda o: o.streaming or o.max_chunks or o.datasets
+of_length = (
+    supervised_length,
+    Condition(_auto, lambda o: o.max_length != 'auto' or not (_no_answers(o) or _parts(o))),
+    Condition('as auto beside --packing_max_length, which sets the length of rows',
+              lambda o: o.max_length != 'auto' or not o.packing_max_length),
+    Condition(_auto, 'has_row_length'),
+) # of --max_length; behind the first, of auto alone
 supervised_rate = not_in_rl('give --rl_learning_rate')
 supervised_warmup = not_in_rl('give --rl_warmup_steps')
 supervised_adam = not_in_rl('its optimizer has its own constants')
@@ -63,7 +74,7 @@ task_rewards = Condition('beside --reward_model, which gives the reward', lambda
 
 # %% ../../../nbs/06_training/planning/03_conditions.ipynb #c014a09a
 _facts = '''learns_answers reads_pairs learns_texts has_size brings_weights is_of_transformers trains_tokenizer
-reads_folder reads_hub names_columns reads_eval_data loads_rows writes_programs has_oscillators'''
+reads_folder reads_hub names_columns reads_eval_data loads_rows writes_programs has_oscillators has_row_length'''
 for _name in _facts.split(): run_facts.lazy(_name, f'lmnotes.training.planning.run_facts:{_name}')
 
 with_columns = Condition('without --data_path or a dataset that the catalog does not know', 'names_columns')

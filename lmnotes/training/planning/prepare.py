@@ -7,7 +7,8 @@ __all__ = ['check_output_dir', 'check_run', 'run_data', 'is_only_sketched', 'run
            'prepare_job']
 
 # %% ../../../nbs/06_training/planning/07_prepare.ipynb #ae966197
-from dataclasses import dataclass, field
+import gc
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fastai.basics import *
@@ -34,7 +35,7 @@ from ..optimizers import check_optimizer, optimizer_arguments
 from ..options import TrainOptions
 from ..plan import *
 from .data_sketch import *
-from .lengths import length_warning
+from .lengths import auto_length_line, length_warning
 from .option_effects import check_effects
 from .sketch import *
 from ..precision import *
@@ -177,6 +178,7 @@ def _questions(o, data): # that are answered at each evaluation
     return validation_requests(data, o.eval_generate, o.seed)
 
 # %% ../../../nbs/06_training/planning/07_prepare.ipynb #7c7b1fe6
+_shortest = 32 # tokens of rows that are not halved any more
 _left = 'that no token sees the future, and the memory of a step; the run checks both'
 
 def _known_steps(o, data, checkpoint): # None: not known yet
@@ -195,20 +197,18 @@ def _learner(o, data, model): # after the probe that only a built model can have
     if one_way and (not o.dry_run or _may_leak(o)): check_causal(model, length=o.max_length)
     return learner_from_options(o, data, model)
 
-def _warning(o, data): # a line above the plan
+def _found_length(o, given): # whether the length of rows was asked for as auto, now
+    return isinstance(given, dict) and given.get('max_length') == 'auto' and not o.resume_from_checkpoint
+
+def _length_line(o, data, given, halved): # above the plan
+    if _found_length(o, given):
+        bound = 'a test run has short rows' if o.test else 'the model reads no more'
+        return dict(length=auto_length_line(data, 'a step on them does not fit into memory' if halved else bound))
     option = '--packing_max_length' if o.use_packing and o.packing_max_length else '--max_length'
     said = length_warning(data, option)
     return dict(warning=said) if said else {}
 
-def prepare_job(o:TrainOptions, checkpoint:Path|None=None, recipe='', given=())->TrainingJob:
-    """Decide everything before the first step; what the run would refuse is an `InputError`
-
-    Parameters:
-        o: resolved
-        checkpoint: to go on from
-        recipe: where the rates come from
-        given: options that were given, by name
-    Returns: without its folder"""
+def _prepared(o, checkpoint, recipe, given, halved):
     notes,data = check_run(o, given),run_data(o)
     data.notes = [*notes, *data.notes]
     sketched = is_only_sketched(o, data)
@@ -219,5 +219,24 @@ def prepare_job(o:TrainOptions, checkpoint:Path|None=None, recipe='', given=())-
     steps,items = _known_steps(o, data, checkpoint),_questions(o, data)
     metric = _deciding_metric(o, data, model, items)
     measured = dict(unchecked=_left) if sketched else _memory_line(o, learn)
-    plan = _warning(o, data) | plan_run(o, data, facts, steps, recipe) | measured | short_run_line(o, given)
+    length = _length_line(o, data, given, halved)
+    plan = length | plan_run(o, data, facts, steps, recipe) | measured | short_run_line(o, given)
     return TrainingJob(o, learn, steps, plan, metric, items, rows, checkpoint)
+
+def prepare_job(o:TrainOptions, checkpoint:Path|None=None, recipe='', given=())->TrainingJob:
+    """Decide everything before the first step; what the run would refuse is an `InputError`
+
+    Parameters:
+        o: resolved
+        checkpoint: to go on from
+        recipe: where the rates come from
+        given: options that were given, by name
+    Returns: without its folder"""
+    halved = False
+    while True:
+        try:
+            return _prepared(o, checkpoint, recipe, given, halved)
+        except StepTooLargeError:
+            if not _found_length(o, given) or o.max_length < _shortest: raise
+        gc.collect() # the learner that was too large
+        o,halved = replace(o, max_length=o.max_length//2),True

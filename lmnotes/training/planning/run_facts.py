@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['learns_answers', 'reads_pairs', 'learns_texts', 'loads_rows', 'reads_folder', 'reads_hub', 'names_columns',
-           'reads_eval_data', 'writes_programs', 'trains_tokenizer', 'brings_weights', 'has_size', 'is_of_transformers',
-           'has_oscillators']
+           'reads_eval_data', 'writes_programs', 'has_row_length', 'trains_tokenizer', 'brings_weights', 'has_size',
+           'is_of_transformers', 'has_oscillators']
 
 # %% ../../../nbs/06_training/planning/05_run_facts.ipynb #f527c525
 import inspect
@@ -88,6 +88,13 @@ def writes_programs(o)->bool:
     Parameters:
         o: options of a run"""
     return any(d.kind == 'code' for d in _datasets(o))
+
+def has_row_length(o)->bool:
+    """Tell whether the length of a row is a number, or can be found from prompts with answers in text
+
+    Parameters:
+        o: options of a run"""
+    return o.max_length != 'auto' or learns_answers(o) and not any(d.kind == 'vision' for d in _datasets(o))
 
 def trains_tokenizer(o)->bool:
     """Tell whether the number of tokens can be chosen
