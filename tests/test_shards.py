@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from lmnotes.app.cli import main
 from lmnotes.app.size_advice import recommend
 from lmnotes.core import InputError
 from lmnotes.data.shards.data import shard_data
@@ -28,6 +29,7 @@ from lmnotes.data.shards.validate import (
     validate_shards,
 )
 from lmnotes.data.tokenizers import get_tokenizer
+from lmnotes.training.train import train
 
 def text_rows(n, L=1024, seed=0, vocab=400): # order and frequencies as text has them: words from a list, by Zipf's law
     g = np.random.default_rng(seed)
@@ -277,13 +279,13 @@ def test_tokenize_validate_train_windows(tmp_path):
 
 def test_advice_has_a_command_and_costs(tmp_path):
     make(tmp_path)
-    r = recommend(tmp_path, vocab_size=400, device='cpu')
-    assert (
-        r['size'] == 'tiny'
-        and r['command'].startswith('lmnotes train --data_path')
-        and r['seconds'] > 0
-        and r['memory_bytes'] > 16 * r['parameters']
-    )
+    r = recommend(tmp_path, vocab_size=400, device='cpu', memory=10**9)
+    best, = (row for row in r['rows'] if row['recommended'])
+    assert best['size'] == 'tiny'
+    assert len({(row['size'], row['batch_size']) for row in r['rows']}) == len(r['rows']) > 2
+    for row in r['rows']:
+        assert row['seconds'] > 0 and 16*row['parameters'] < row['memory_bytes'] <= 10**9
+        assert row['command'].startswith('lmnotes train --data_path')
 
 def test_tokens_beyond_any_vocabulary(tmp_path):
     a = text_rows(2).astype(np.int64)
@@ -314,3 +316,28 @@ def test_shards_keep_the_tokenizer_they_were_made_with(tmp_path):
     with pytest.raises(InputError, match='not the tokenizer that the shards were made with'):
         shard_data(tmp_path/'divided', device='cpu')
     assert shard_data(tmp_path/'divided', tokenizer=str(one/'tokenizer'), device='cpu').tokenizer is not None
+
+def trained_on(shards, folder):
+    train(data_path=str(shards), model='standard', max_steps=2, batch_size=2, device='cpu', quiet=True,
+          output_dir=str(folder))
+    return ['--model', str(folder), '--device', 'cpu']
+
+def test_a_run_on_shards_generates_and_is_evaluated(tmp_path, capsys):
+    tokenize_dataset('recall', tmp_path/'whole', tokenizer='bytes', length=128, limit=100)
+    split_shards(tmp_path/'whole/train', tmp_path/'divided', .1)
+    model = trained_on(tmp_path/'divided', tmp_path/'run')
+    assert (tmp_path/'run/final/tokenizer.json').is_file()
+    assert main(['generate', *model, '--max_new_tokens', '4']) == 0
+    assert main(['evaluate', *model, '--tasks', 'lm', '--datasets', 'prose', '--limit', '2']) == 0
+    assert 'bits/byte' in capsys.readouterr().out
+
+def test_a_run_on_shards_without_tokenizer_says_so(tmp_path, capsys):
+    tokenize_dataset('recall', tmp_path/'bare', tokenizer='bytes', length=128, limit=100)
+    shutil.rmtree(tmp_path/'bare/tokenizer')
+    model = trained_on(tmp_path/'bare', tmp_path/'run')
+    for command in ('generate', 'evaluate'):
+        capsys.readouterr()
+        assert main([command, *model]) == 2
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == 1 and 'final has no tokenizer' in said[0]
+    assert 'no tokenizer lies beside the shards' in ' '.join(shard_data(tmp_path/'bare', device='cpu').notes)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['data_actions', 'data_action', 'required', 'list_datasets', 'list_action', 'show_dataset', 'show_action',
-           'validate_action', 'split_action', 'tokenize_action', 'format_duration', 'recommend_action', 'data_command']
+           'validate_action', 'split_action', 'tokenize_action', 'format_duration', 'advice_lines', 'recommend_action',
+           'data_command']
 
 # %% ../../nbs/11_app/06_data_command.ipynb #3906e5ae
 import sys
@@ -206,19 +207,39 @@ def format_duration(
     divisor,word = next((d, w) for least,d,w in _UNITS if seconds >= least)
     return f'{seconds/divisor:.0f} {word}'
 
+_HEADS = '', 'size', 'batch', 'parameters', 'tokens each', 'memory', 'steps', 'time'
+
+def advice_lines(rows:list)->list:
+    """Write advice on sizes as a table
+
+    Parameters:
+        rows: from `recommend`
+    Returns: lines of text; an arrow marks the row that is recommended"""
+    cells = [_HEADS]
+    for r in rows:
+        marked,memory = '->' if r['recommended'] else '',f"{r['memory_bytes']/1e9:.2f} GB"
+        counts = format_count(r['parameters']),f"{r['tokens_per_parameter']:.2g}"
+        cells.append((marked, r['size'], str(r['batch_size']), *counts, memory, str(r['steps']),
+                      format_duration(r['seconds'])))
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    align = str.ljust, str.ljust, *[str.rjust]*(len(_HEADS) - 2)
+    return ['  '.join(f(c, w) for f,c,w in zip(align, row, widths)) for row in cells]
+
 @data_action('recommend', 'data_path', 'model', 'vocab_size', 'device')
 def recommend_action(o, name):
-    """Recommend a model size for the tokens there are, and print the command that trains it
+    """Print the sizes and batch sizes that fit the memory, one of them recommended, and the command that trains it
 
     Parameters:
         o: options of the command
         name: not used"""
     r = recommend(required(o, 'data_path'), o.model, o.vocab_size, o.device)
-    size = f"{r['model']} {r['size']}, {format_count(r['parameters'])} parameters"
-    print(f"{format_count(r['tokens'])} tokens: {size} ({r['tokens_per_parameter']:.1f} tokens each)")
-    memory = f"about {format_count(r['memory_bytes'])}B of memory for a window of {r['max_length']}"
-    print(f"{memory}, and {format_duration(r['seconds'])} for one pass on this machine, by a measured step")
-    print(f"\n{r['command']}")
+    print(f"{format_count(r['tokens'])} tokens in windows of {r['max_length']}; {r['model']} in sizes and batches that "
+          f"fit {r['memory']/1e9:.1f} GB:")
+    for line in advice_lines(r['rows']): print(line)
+    if r['too_large']: print(f"too large with one window: {', '.join(r['too_large'])}")
+    best, = (row for row in r['rows'] if row['recommended'])
+    print('time: one pass on this machine, by a measured step; recommended: the largest size with 20 tokens a '
+          f"parameter\n\n{best['command']}")
 
 # %% ../../nbs/11_app/06_data_command.ipynb #3b620681
 def data_command(o, given=()):

@@ -221,8 +221,13 @@ def hub_tokenizer(name:str)->PreTrainedTokenizerFast:
         raise InputError(said) from e
     return _check_tokenizer(name, tok)
 
+_tokenizer_files = 'tokenizer*', 'vocab*', '*.model', 'merges.txt' # any of which a saved tokenizer has
+
 def _folder_tokenizer(path):
     from transformers import AutoTokenizer
+    if not any(f for pattern in _tokenizer_files for f in Path(path).glob(pattern)):
+        raise InputError(f'{path} has no tokenizer (a model trained on shards has one where it lies beside them, or '
+                         'where --tokenizer names it); copy tokenizer.json and tokenizer_config.json there')
     with reading(path, 'a saved tokenizer', 'copy its tokenizer.json and tokenizer_config.json again'):
         return AutoTokenizer.from_pretrained(path, **_tokenizer_options)
 

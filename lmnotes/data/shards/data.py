@@ -56,6 +56,9 @@ def _validate_and_split(path, home, val_ratio):
     write_json(home/'report.json', dict(report.as_dict(), notes=notes))
 
 # %% ../../../nbs/01_data/shards/07_data.ipynb #6fa328e4
+_no_tokenizer = ('no tokenizer lies beside the shards: text can neither be generated with this model nor evaluated; '
+                 '--tokenizer names one')
+
 class ShardData(DataLoaders):
     """Hold training and validation batches of shards, and what a model must know about them
 
@@ -74,6 +77,7 @@ class ShardData(DataLoaders):
         self.notes = [*taint_note(self.tainted), *notes]
         self.train_blocks,self.valid_blocks = (Shards(p, spec['max_length']) for p in (train, valid))
         self.max_length,self.bs,self.fingerprint = self.train_blocks.T,spec['bs'],_files_hash(train)
+        if tokenizer is None: self.notes.append(_no_tokenizer)
         if tokenizer is not None and any(has_unknown(tokenizer, row) for row in self.valid_blocks):
             self.notes.append('validation tokens are unknown and their spelling is not kept: no bits per byte')
         elif tokenizer is not None: self.token_bytes = token_bytes(tokenizer) # without it no bits per byte

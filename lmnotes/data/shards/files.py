@@ -85,7 +85,8 @@ def tokenizer_hash(folder)->str:
         folder: of a saved tokenizer
     Returns: 16 digits"""
     one = Path(folder)/'tokenizer.json'
-    files = [one] if one.is_file() else sorted(f for f in Path(folder).iterdir() if f.is_file())
+    files = [one] if one.is_file() else sorted(f for f in Path(folder).glob('*') if f.is_file())
+    if not files: raise InputError(f'{folder} holds no tokenizer, so there is nothing to hash')
     return hashlib.blake2b(b''.join(f.read_bytes() for f in files), digest_size=8).hexdigest()
 
 def shard_rows(path)->dict:
