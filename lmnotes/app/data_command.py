@@ -16,13 +16,14 @@ from rich.console import Console
 
 from .size_advice import recommend
 from ..core import InputError, Registry, did_you_mean, format_count
-from ..data.catalog import catalog, find_dataset, short_names
+from ..data.catalog import DatasetColumns, catalog, find_dataset, short_names
 from ..data.catalog_table import catalog_table
-from ..data.dataset_splits import load_documents, load_rows, make_row_splits
+from ..data.dataset_splits import load_documents, load_rows, make_row_splits, rows_source
 from ..data.sft_examples import encode_rows, load_user_pairs, render_loss_mask, supervised_share
 from ..data.shards.split import split_shards
 from ..data.shards.tokenize import tokenize_dataset
 from ..data.shards.validate import validate_shards
+from ..data.sources.column_datasets import know_columns
 from ..data.sources.user_files import read_user_texts, user_file_notes
 from ..data.tokenizers import get_tokenizer
 from ..folders import check_new_folder
@@ -112,15 +113,19 @@ def _show_rows(ds, rows, notes, *, tokenizer, vocab_size, n, form, say):
         say(f'{_RULE}\n{render_loss_mask(tok, example, form)}')
         say(_scores(ds, row))
 
-def _show_user_files(path, n, say, show_rows):
-    ds,rows = load_user_pairs(path)
+def _show_user_files(path, n, say, show_rows, columns):
+    prompt,target = (columns.prompt, columns.target) if columns else (None, None)
+    if columns and columns.label or columns and columns.text:
+        option = 'label' if columns.label else 'text'
+        raise InputError(f'--{option}_column says nothing of {path}, of which text or pairs are shown; leave it out')
+    ds,rows = load_user_pairs(path, prompt, target)
     say(f"{Path(path).name}: one's own {'prompts with answers' if ds else 'text'}")
     for note in user_file_notes(path): say(note)
     if ds: show_rows(ds, rows, [])
     else: _show_documents(read_user_texts(path), [], n, say)
 
 def show_dataset(name:str, config:str=None, data_dir=None, tokenizer:str='bytes', n:int=3,
-        vocab_size:int=None, form:str=None, file=None):
+        vocab_size:int=None, columns:DatasetColumns=None, revision:str=None, form:str=None, file=None):
     """Print rows of a dataset as the model will see them
 
     Parameters:
@@ -130,14 +135,17 @@ def show_dataset(name:str, config:str=None, data_dir=None, tokenizer:str='bytes'
         tokenizer: that made the tokens
         n: rows
         vocab_size: of a tokenizer that is trained
+        columns: of rows that the catalog does not know; None: the usual ones
+        revision: branch, tag or commit of a dataset of the hub
         form: terminal, plain or html; default: colours where they can be seen
         file: where it is printed; None: stdout"""
     say = lambda text: print(text, file=file)
     form = form or ('terminal' if sys.stdout.isatty() else 'plain')
     show_rows = partial(_show_rows, tokenizer=tokenizer, vocab_size=vocab_size, n=n, form=form, say=say)
     if name not in (*catalog, *short_names) and Path(name).exists():
-        return _show_user_files(name, n, say, show_rows)
-    ds = find_dataset(name, config)
+        if revision: raise InputError(f'{name} is here and has no revisions; leave --dataset_revision out')
+        return _show_user_files(name, n, say, show_rows, columns)
+    ds = know_columns(find_dataset(name, config, revision, columns), data_dir)
     title = f"{ds.name}: {ds.kind}, role {ds.role}, for {' and '.join(ds.modes)}"
     if 'sft' not in ds.modes:
         say(title)
@@ -146,14 +154,20 @@ def show_dataset(name:str, config:str=None, data_dir=None, tokenizer:str='bytes'
     say(title)
     show_rows(ds, rows, notes)
 
-@data_action('show', 'dataset_config', 'data_dir', 'tokenizer', 'rows', 'vocab_size')
+_COLUMNS = 'text_column', 'prompt_column', 'target_column', 'label_column' # fields of `DatasetColumns`, in order
+_SHOW = 'dataset_config', 'dataset_revision', *_COLUMNS, 'data_dir', 'tokenizer', 'rows', 'vocab_size'
+
+@data_action('show', *_SHOW)
 def show_action(o, name):
     """Show rows of a dataset, or of a file or folder of one's own
 
     Parameters:
         o: options of the command
         name: name of the dataset, or a path"""
-    show_dataset(name, o.dataset_config, o.data_dir, o.tokenizer, o.rows, o.vocab_size)
+    columns = DatasetColumns(*(getattr(o, c) for c in _COLUMNS)) or None
+    if o.dataset_revision and rows_source(find_dataset(name), o.data_dir) != 'hub':
+        raise InputError("--dataset_revision says nothing where rows do not come from the hub; leave it out")
+    show_dataset(name, o.dataset_config, o.data_dir, o.tokenizer, o.rows, o.vocab_size, columns, o.dataset_revision)
 
 # %% ../../nbs/11_app/06_data_command.ipynb #e07d2046
 @data_action('validate', 'data_path', 'vocab_size')

@@ -250,10 +250,11 @@ def find_dataset(name:str, config:str=None, revision:str=None, columns:DatasetCo
     """Make the dataset of that name; an unknown one is an `InputError` with the nearest name
 
     Parameters:
-        name: short name, id, id/configuration, org/name of the hub, or the path of a folder of a dataset
+        name: short name, id, id/configuration, org/name of the hub, or a path; a `Dataset` stays
         config: configuration, unless the name has it
         revision: branch, tag or commit of the hub; None: the dataset's own
         columns: of a dataset that the catalog does not know"""
+    if isinstance(name, Dataset): return name
     catalog.import_packages()
     name = str(name)
     if ds := _catalog_dataset(name, config, revision, columns): return ds

@@ -73,12 +73,14 @@ def _measure(s, data, names, progress)->tuple: # name -> rows; what could not be
         for row in rows if isinstance(rows, list) else []: items += row.pop('items', [])
     return found,missing,items
 
-def _asked(o, names, datasets, data_path)->dict: # how the model was asked, for the file
+def _asked(o, names, datasets, data_path, columns=None, revision=None)->dict: # how the model was asked, for the file
     return dict(
         tasks=names,
         datasets=datasets,
         data_dir=o.data_dir and str(o.data_dir),
         data_path=data_path and str(data_path),
+        columns=columns.named() if columns else {},
+        revision=revision,
         split=o.split,
         limit=o.limit,
         seed=o.seed,
@@ -105,53 +107,51 @@ def _about(name, model, fp)->dict: # the model, and what is known of its trainin
     known = None if fp is None else {k: getattr(fp, k) for k in 'n_words n_documents sampled whole start_known'.split()}
     return dict(model=name, n_parameters=sum(p.numel() for p in model.parameters()), training_text=known)
 
-def _data(o, datasets, data_path, tokenizer_name, fp, progress)->EvaluationData:
+def _data(o, datasets, data_path, tokenizer_name, fp, progress, **named)->EvaluationData:
     limits = o.limit, tokenizer_name, o.seed, o.split
-    data = EvaluationData(datasets, o.data_dir, data_path, *limits, trained_on=fp, form=o.form)
+    data = EvaluationData(datasets, o.data_dir, data_path, *limits, trained_on=fp, form=o.form, **named)
     if progress and data.note: progress(data.note)
     return data
 
-def _split_options(options)->tuple: # for the evaluation; for loading the model
+def _split_options(options)->tuple: # for the evaluation; for its datasets; for loading the model
     known = {f.name for f in fields(EvalOptions)}
     evaluation = eval_options(**{k: v for k,v in options.items() if k in known})
-    return evaluation,{k: v for k,v in options.items() if k not in known}
+    named = {k: options.pop(k) for k in ('columns', 'revision') if k in options}
+    return evaluation,named,{k: v for k,v in options.items() if k not in known}
 
 # %% ../../nbs/05_evaluation/12_evaluate.ipynb #7ad26941
 def evaluate_model(model, tasks='all', tokenizer=None, *, datasets=None, data_path=None, output=None,
         device='auto', progress=None, **options)->dict:
-    """Evaluate a model on everything that is asked for, and write the result
+    """Evaluate a model on what is asked for, and write the result
 
     Parameters:
         model: a folder, a hub id, or a model
-        tasks: names, or words separated by commas; see `evaluation_names`
+        tasks: names, or words with commas; see `evaluation_names`
         tokenizer: of a model that is given as such
         datasets: names; None: those that stand for each task
         data_path: one's own file or folder, in place of datasets
         output: file for the result; None: `evaluation.json` beside a model that is a folder
         device: where it runs: cpu, cuda or mps
         progress: called with one line for each step
-        options: fields of `EvalOptions`; of a hub model those of `load_eval_model`
+        options: of `EvalOptions`; `columns`, `revision` of `EvaluationData`; of `load_eval_model`
     Returns: model, tasks, the measurements, not_measured, and how it was asked"""
-    o,hub_options = _split_options(options)
+    o,named,how = _split_options(options)
     whole,groups = _select(tasks)
-    folder = Path(str(model)).expanduser() if isinstance(model, (str, Path)) else None
+    folder = Path(model).expanduser() if isinstance(model, (str, Path)) else None
     name = str(model) if folder else type(model).__name__
     fp = load_fingerprint(name.partition('+')[0]) if folder else None
     o.form = o.form or (saved_prompt_form(name) if folder else model_prompt_form(model))
-    data = _data(o, datasets, data_path, name if folder else '', fp, progress)
+    data = _data(o, datasets, data_path, name if folder else '', fp, progress, **named)
     _check_output(output, folder)
-    if folder: model,tokenizer = load_eval_model(str(model), device, **hub_options)
+    if folder: model,tokenizer = load_eval_model(str(model), device, **how)
     result = _about(name, model, fp)
-    scores,missing = [],[]
-    if groups:
-        scores,missing = evaluate_tasks(
-            model, tokenizer, groups, datasets=data.sources(), progress=progress, trained_on=fp, **vars(o)
-        )
-    found,unmeasured,windows = _measure(o.eval_model(model, tokenizer), data, whole, progress)
+    asked = dict(datasets=data.sources(), progress=progress, trained_on=fp, **vars(o))
+    scores,gaps = evaluate_tasks(model, tokenizer, groups, **asked) if groups else ([], [])
+    found,others,items = _measure(o.eval_model(model, tokenizer), data, whole, progress)
     result |= found | dict(
         tasks=[task_record(t) for t in scores],
-        not_measured=missing + unmeasured,
-        asked=_asked(o, [*whole, *groups], datasets, data_path),
+        not_measured=gaps + others,
+        asked=_asked(o, [*whole, *groups], datasets, data_path, **named),
         env=env_info(),
     )
-    return _write(result, windows + scored_items(scores), folder, output)
+    return _write(result, items + scored_items(scores), folder, output)

@@ -10,10 +10,11 @@ import os
 from pathlib import Path
 
 from ..core import *
-from ..data.catalog import find_dataset
-from ..data.dataset_splits import check_split_name, scored_documents
+from ..data.catalog import DatasetColumns, find_dataset, in_catalog
+from ..data.dataset_splits import check_split_name, load_rows, scored_documents
 from ..data.sft_examples import load_user_pairs
 from ..data.shards.files import is_shards
+from ..data.sources.column_datasets import know_columns
 from ..data.sources.files import Rows
 from ..data.sources.prompt_form import PromptForm
 from ..data.sources.user_files import read_user_texts
@@ -54,6 +55,18 @@ def _own_data(path, limit, seed, split, form)->tuple: # (task, rows), or None; (
     picked = rows.take(subsample(len(rows), limit, task.name, seed))
     return (task, Rows(picked, picked.labels, split)),None,note
 
+def _form_columns(form, name): # that a form of prompts remembers for the rows of a dataset
+    if form is None or form.dataset != name and (form.dataset or form.columns): return None
+    return DatasetColumns(form.text_column, form.prompt_column, form.target_column, form.label_column)
+
+def _named_dataset(name, form, columns, revision, data_dir): # the name where it is enough, else a `Dataset`
+    if in_catalog(name): return find_dataset(name, revision=revision) if revision else name
+    columns = columns or _form_columns(form, find_dataset(name).name)
+    if columns and not columns.label and bool(columns.prompt) != bool(columns.target):
+        raise InputError('--prompt_column and --target_column come together; give both, or neither')
+    if columns: load_rows(find_dataset(name, None, revision, columns), data_dir) # refuses columns that are not there
+    return know_columns(find_dataset(name, None, revision, columns), data_dir)
+
 class EvaluationData:
     """Which corpora and rows an evaluation is about; an unknown dataset is an `InputError`
 
@@ -66,25 +79,31 @@ class EvaluationData:
         seed: which rows of one's own file
         split: train, validation or test; None: the one that is meant for an evaluation
         trained_on: `TextFingerprint` of what the model was trained on; None: not known
-        form: of prompts, for the columns of one's own file"""
+        form: of prompts, for the columns of rows that the catalog does not know
+        columns: of datasets that the catalog does not know; None: those of `form`
+        revision: branch, tag or commit of datasets of the hub"""
     def __init__(self, datasets=None, data_dir=None, data_path=None, limit:int|None=64, tokenizer_name='',
-            seed:int=0, split:str|None=None, trained_on=None, form:PromptForm|None=None):
-        self.datasets,self.data_dir,self.data_path = datasets,data_dir,data_path
+            seed:int=0, split:str|None=None, trained_on=None, form:PromptForm|None=None,
+            columns:DatasetColumns|None=None, revision:str|None=None):
+        self.data_dir,self.data_path = data_dir,data_path
         self.limit,self.tokenizer_name,self.split,self.trained_on = limit,tokenizer_name,split,trained_on
         if split is not None: check_split_name(split)
         own = _own_data(data_path, limit, seed, split, form) if data_path else (None, None, '')
         self.pairs,self.texts,self.note = own
-        for name in datasets or (): find_dataset(name)
+        if columns and datasets and all(map(in_catalog, datasets)): find_dataset(datasets[0], columns=columns) # refuses
+        about = form, columns, revision, data_dir
+        self.datasets = None if datasets is None else [_named_dataset(name, *about) for name in datasets]
     def _corpus_names(self)->list:
         if self.datasets is not None: return self.datasets
         return ['wikitext', 'enwik8'] if self.data_dir or os.environ.get('LMNOTES_DATA_DIR') else ['prose', 'python']
+    def _named_corpora(self)->list:
+        return [(d if isinstance(d, str) else d.name, find_dataset(d)) for d in self._corpus_names()]
     def corpora(self)->list:
         "Pairs of a corpus' name and a function that loads its documents and names their split"
         if self.data_path: return [(Path(self.data_path).name, lambda: self.texts)] if self.texts else []
-        found = ((name, find_dataset(name)) for name in self._corpus_names())
         return [
             (name, lambda ds=ds: scored_documents(ds, self.data_dir, self.split))
-            for name,ds in found
+            for name,ds in self._named_corpora()
             if ds.kind in ('corpus', 'code') and not hasattr(ds, 'instruction')
         ]
     def sources(self)->list|None:

@@ -7,20 +7,27 @@ __all__ = ['row_prompt', 'chat_prompt_ids', 'row_prompt_ids']
 
 # %% ../../nbs/05_evaluation/04_row_prompts.ipynb #f944ad74
 from ..core import *
-from ..data.catalog import Dataset, find_dataset
+from ..data.catalog import Dataset, DatasetColumns, find_dataset
 from ..data.rows.prompt_templates import prompt_function
 from ..data.rows.row_encoding import encode_pairs, encode_two_texts, has_marks
 from ..data.sft_examples import UserPairs
 from ..data.sources.cells import chat_turns, is_chat, write_turns
+from ..data.sources.column_datasets import LabelledDataset
 from ..data.sources.prompt_form import PromptForm
 from ..data.sources.row_layout import pair_reader
 
 # %% ../../nbs/05_evaluation/04_row_prompts.ipynb #6eb7f360
 _targets = 'response', 'output', 'answer' # columns that rows without an answer lack
 
+def _labelled(form): # rows of the dataset may be out of reach, and the form says what a prompt needs
+    ds = LabelledDataset(form.dataset, columns=DatasetColumns(text=form.text_column, label=form.label_column))
+    ds.texts,ds.words = form.text_column.split(','),{name: name for name in form.labels}
+    return ds
+
 def _prompts_of(form, row)->Dataset: # that writes the prompts which the template may contain
     if form.template and '{prompt}' not in form.template: return Dataset()
-    if form.dataset: return find_dataset(form.dataset)
+    if form.dataset and not form.columns: return find_dataset(form.dataset)
+    if form.labels: return _labelled(form)
     columns = form.columns or (*row, *filter(None, [form.target_column]), *_targets)
     reader = pair_reader(columns, form.prompt_column, form.target_column)
     if reader is None:

@@ -19,6 +19,7 @@ from ..core import *
 from ..data.catalog import *
 from ..data.contamination_fingerprint import item_texts, overlap
 from ..data.dataset_splits import scored_rows
+from ..data.sources.column_datasets import know_columns
 from ..data.sources.prompt_form import PromptForm
 from .answer_floors import answer_floor
 from .asked_form import apply_prompt_form, template_note
@@ -221,10 +222,12 @@ def scored_items(scores:list)->list:
     return [dict(task=t.task, name=t.name, metric=t.metric, rule=t.rule, **i) for t in scores for i in t.items]
 
 # %% ../../nbs/05_evaluation/09_task_suite.ipynb #b42dc1a1
+def _known(name, data_dir): return know_columns(find_dataset(name), data_dir)
+
 def _task_sources(spec, group, datasets, data_dir)->tuple: # names or pairs to ask about; a reason if there are none
     if spec.accepts is None: return list(spec.builtin),None # a group that makes its own items
     if datasets is not None:
-        found = [d for d in datasets if spec.accepts(find_dataset(d) if isinstance(d, str) else d[0])]
+        found = [d for d in datasets if spec.accepts(d[0] if isinstance(d, tuple) else _known(d, data_dir))]
         return found,None if found else f'none of the datasets given is for {group}'
     names = spec.hub if data_dir or os.environ.get('LMNOTES_DATA_DIR') else spec.builtin
     reason = f'no embedded dataset is for {group}; give --data_dir with {", ".join(spec.hub)}'
@@ -244,8 +247,8 @@ def _load_sources(groups, o, datasets)->tuple: # (group, name, dataset, rows); w
         sources,reason = _task_sources(spec, group, datasets, o.data_dir)
         if reason: missing.append(dict(task=group, name=group, reason=reason))
         for source in sources:
-            named = isinstance(source, str)
-            name = source if named else source[0].name
+            named = not isinstance(source, tuple)
+            name = source if isinstance(source, str) else (source if named else source[0]).name
             try:
                 pair = spec.load(source, o.data_dir, o.limit, o.seed, o.split) if named else source
                 found.append((group, name, *pair))
@@ -265,7 +268,8 @@ def evaluate_tasks(model, tokenizer, tasks='all', *, datasets=None, progress=Non
     Parameters:
         tokenizer: that made the tokens
         tasks: names of groups: a list, or words separated by commas; `all`
-        datasets: names, or pairs of a `Dataset` and its rows; None: those that stand for each group
+        datasets: names, `Dataset`s, or pairs of a `Dataset` and its rows; None: those that stand for each
+            group
         progress: called with one line for each dataset
         trained_on: `TextFingerprint` of what the model was trained on; None: not known
         options: fields of `EvalOptions`

@@ -135,8 +135,8 @@ def use_form_of_start(o:TrainOptions, given=())->tuple:
     source = weights_source(o)
     form = saved_prompt_form(o.init if source == 'init' else o.model) if source in ('saved', 'init') else None
     if form is None: return o,[]
-    own = bool(o.data_path and form.columns)
     same = not o.data_path and form.dataset == asked_dataset(o).name
+    own = bool(form.columns and (o.data_path or same))
     fits = own or same or not template_columns(form.template or '')
     fields = dict(chat_template=True, system_prompt=True, prompt_template=fits, prompt_column=own, target_column=own)
     names = [k for k,wanted in fields.items() if wanted and hasattr(o, k)]
