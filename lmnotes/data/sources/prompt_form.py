@@ -28,10 +28,13 @@ class PromptForm:
     chat_template:bool = False    # use the tokenizer's chat template
     system_prompt:str|None = None # content of the system turn; needs `chat_template`
     train_on:Literal['all', 'last'] = 'all' # assistant turns of a conversation that carry loss
-    dataset:str|None = None       # name in the catalog; None: a user's file
-    columns:tuple[str, ...] = ()  # of the user's file
+    text_column:str|None = None   # of the text beside a label; several with commas between
+    label_column:str|None = None  # of the label, in a dataset that the catalog does not know
+    labels:tuple[str, ...] = ()   # what they are called
+    dataset:str|None = None       # name in the catalog or of the hub; None: a user's file
+    columns:tuple[str, ...] = ()  # of rows that the catalog does not know
     def __post_init__(self):
-        object.__setattr__(self, 'columns', tuple(self.columns))
+        for name in ('columns', 'labels'): object.__setattr__(self, name, tuple(getattr(self, name)))
         check_values(self, '')
         if bool(self.prompt_column) != bool(self.target_column):
             one = self.prompt_column or self.target_column
@@ -47,7 +50,7 @@ def to_dict(self:PromptForm)->dict:
     """Return the fields as plain values
 
     Returns: for JSON"""
-    return asdict(self) | dict(columns=list(self.columns))
+    return asdict(self) | dict(columns=list(self.columns), labels=list(self.labels))
 
 @patch(cls_method=True)
 def from_dict(cls:PromptForm, d:dict, where:str='')->'PromptForm':
@@ -59,8 +62,9 @@ def from_dict(cls:PromptForm, d:dict, where:str='')->'PromptForm':
     known,where = [f.name for f in fields(PromptForm)],where and f'{where}: '
     for k in d:
         if k not in known: raise InputError(f"{where}a form of prompts has no '{k}': {did_you_mean(k, known)}")
-    if not isinstance(d.get('columns', []), (list, tuple)):
-        raise InputError(f"{where}columns is a list of names, and {d['columns']!r} came")
+    for name in ('columns', 'labels'):
+        if not isinstance(d.get(name, []), (list, tuple)):
+            raise InputError(f"{where}{name} is a list of names, and {d[name]!r} came")
     try:
         return PromptForm(**d)
     except InputError as e:
@@ -123,7 +127,7 @@ def save_prompt_form(model, folder):
         folder: that is there"""
     if form := model_prompt_form(model): form.save(folder)
 
-# %% ../../../nbs/01_data/sources/05_prompt_form.ipynb #8d7bb619
+# %% ../../../nbs/01_data/sources/05_prompt_form.ipynb #5926002f
 def learn_prompt_form(model, data):
     """Set the form of prompts of a model to that of the data it is to be trained on
 
@@ -144,8 +148,12 @@ def data_prompt_form(data)->PromptForm|None:
     spec = getattr(data, 'spec', {})
     if 'prompt_template' not in spec: return None
     own = spec.get('data_path') is not None
-    columns = dict.fromkeys(k for row in data.rows['train'] for k in row) if own else ()
+    named = not own and getattr(data.task, 'by_columns', False)
+    columns = dict.fromkeys(k for row in data.rows['train'] for k in row) if own or named else ()
     options = {k: spec[k] for k in ('prompt_column', 'target_column', 'chat_template')}
     more = {k: spec[k] for k in ('system_prompt', 'train_on') if k in spec}
     dataset = None if own else data.task.name
+    if named and spec.get('label_column'):
+        more |= dict(label_column=spec['label_column'], text_column=','.join(data.task.texts),
+                     labels=tuple(data.task.words.values()))
     return PromptForm(template=spec['prompt_template'], **options, **more, dataset=dataset, columns=columns)
