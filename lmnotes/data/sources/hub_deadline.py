@@ -168,6 +168,7 @@ def _bounded(client): # the client of the hub's library, with the deadline
             return send(request, **kwargs)
         except Exception as e:
             if hub_deadline.closed: raise # it has been said already
+            if type(e).__name__ == 'TooManyRedirects': hub_deadline.give_up('redirects in a circle')
             hub_deadline.failed(f'does not answer: {type(e).__name__}')
             raise
     client.send = send_in_time
