@@ -82,7 +82,7 @@ def test_every_example_of_a_source_once_a_round():
     assert all(r == rounds[0] for r in rounds) and len(of_a) == 500
 
 def test_by_tokens():
-    es = [dict(ids=np.arange(40) + 300, start=1)]*30
+    es = [dict(ids=np.arange(40) + 300, loss=np.arange(40) >= 1)]*30
     m = Mixture(
         dict(short=source(0), packed=PackedLoader(PackedDataset(es, 80))), [0.5, 0.5], by='tokens'
     )
@@ -91,7 +91,7 @@ def test_by_tokens():
     assert np.allclose(token_rates([.2, .8], [1, 1]), [.2, .8])
 
 def test_rows_of_all_kinds_stand_in_one_batch():
-    es = [dict(ids=np.arange(n) + 200, start=1) for n in (9, 5, 3, 6, 7)]
+    es = [dict(ids=np.arange(n) + 200, loss=np.arange(n) >= 1) for n in (9, 5, 3, 6, 7)]
     m = Mixture(
         dict(
             plain=source(0),
