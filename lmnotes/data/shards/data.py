@@ -118,7 +118,7 @@ class ShardSpec(DataSpec):
     val_ratio:float=.01  # share held out, if the folder is not divided yet
     mode = 'shards'
 
-def _name(folder): return folder and str(folder)
+def _folder_name(folder): return folder and str(folder)
 
 @data_kinds('shards')
 def shard_data(data_path, **options)->ShardData:
@@ -129,7 +129,7 @@ def shard_data(data_path, **options)->ShardData:
         options: the other fields of `ShardSpec`"""
     spec = ShardSpec(data_path=data_path, **options)
     train,valid,report = prepare_shards(data_path, spec.val_ratio)
-    spec.tokenizer = spec.tokenizer or _name(shards_tokenizer(data_path))
+    spec.tokenizer = spec.tokenizer or _folder_name(shards_tokenizer(data_path))
     tok,found = get_tokenizer(spec.tokenizer) if spec.tokenizer else None,report['vocab']
     V = spec.vocab_size or (len(token_bytes(tok)) if tok is not None else found)
     if V < found:

@@ -115,7 +115,7 @@ class TextSpan:
     def __eq__(self, o): return isinstance(o, TextSpan) and self.facts == o.facts # by what it says, like a string
 
 @content_hash.register
-def _(text:TextSpan): return text.facts.hash
+def _span_hash(text:TextSpan): return text.facts.hash
 
 # %% ../../../nbs/01_data/token_cache/02_text_spans.ipynb #23a713ba
 def _byte_of(span, i)->int: # position in the file of character `i`
@@ -138,7 +138,7 @@ def _line_before(span, low, high): # position after the last line break in [low 
             end = start
 
 @split_tail.register
-def _(text:TextSpan, fraction:float=.05):
+def _split_span(text:TextSpan, fraction:float=.05):
     n = len(text)
     mark = n - max(1, math.ceil(fraction*n))
     low,high = _byte_of(text, math.floor(n*(1 - 4*fraction)) + 1),_byte_of(text, mark)
