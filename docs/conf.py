@@ -14,6 +14,7 @@ project = html_title = website['title']
 copyright = website['page-footer']['center'].removeprefix('© ')
 extensions = ['myst_nb', 'sphinx.ext.mathjax']
 nb_execution_mode = 'off'
+nb_render_markdown_format = 'myst' # tables that cells print as Markdown
 myst_enable_extensions = ['amsmath', 'attrs_inline', 'colon_fence', 'dollarmath']
 myst_dmath_double_inline = True
 myst_heading_anchors = 4
