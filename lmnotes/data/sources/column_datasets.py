@@ -155,8 +155,8 @@ def _read_labels(rows, column, split): # text of each label, None where it is hi
     texts = [label_text(r.get(column)) for r in rows]
     if split == 'test' and not any(texts): return texts # a benchmark hides them all
     for i,(r,text) in enumerate(zip(rows, texts)):
-        if text is None: raise InputError(f"{row_place(rows, i, split)}, column '{column}': there is no label")
-        _check_label(r[column], row_place(rows, i, split), column)
+        if text is None: raise InputError(f"{rows.place(i, split)}, column '{column}': there is no label")
+        _check_label(r[column], rows.place(i, split), column)
     return texts
 
 # %% ../../../nbs/01_data/sources/06_column_datasets.ipynb #9dfeb033
@@ -231,12 +231,12 @@ def _check_names(self:LabelledDataset, rows, texts, split): # a number beyond th
     known = {*map(str, range(-1, len(self.names))), *self.names, None}
     for i,text in enumerate(texts):
         if text not in known:
-            raise InputError(f"{row_place(rows, i, split)}, column '{self.labels}': no label {text}; "
+            raise InputError(f"{rows.place(i, split)}, column '{self.labels}': no label {text}; "
                              f"there is: {', '.join(self.names)}.")
 
 def _check_texts(ds, rows, split):
     for i,row in enumerate(rows):
         for c in ds.texts:
             if not isinstance(row.get(c), (str, int)):
-                raise InputError(f"{row_place(rows, i, split)}, column '{c}': text was expected, and "
+                raise InputError(f"{rows.place(i, split)}, column '{c}': text was expected, and "
                                  f'{type(row.get(c)).__name__} came')

@@ -31,16 +31,17 @@ class Rows(list):
     def __init__(self, rows=(), labels=None, split=None):
         super().__init__(rows)
         self.labels,self.split,self.files = labels or {},split,[]
-    def place(self, i)->str:
+    def place(self, i, split='')->str:
         """Name where a row stands, for messages
 
         Parameters:
             i: index of a row
+            split: its name, said where the file is not known
         Returns: the file, where it is known, and the row in it, counted from 1"""
         for file,n in self.files:
             if i < n: return f'{file} row {i + 1}'
             i -= n
-        return f'row {i + 1}'
+        return f'{split} split, row {i + 1}' if split else f'row {i + 1}'
     def take(self, idxs)->'Rows':
         """Select rows by index and keep label names and split
 
