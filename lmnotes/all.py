@@ -81,7 +81,8 @@ from lmnotes.evaluation.memory import peak_memory, saved_bytes
 from lmnotes.evaluation.metric_names import register_metric
 from lmnotes.evaluation.metrics import evaluate_lm, lm_metrics, LMScores
 from lmnotes.evaluation.speed import decoding_speed, training_speed
-from lmnotes.evaluation.task_suite import eval_tasks, evaluate_tasks, register_task, TaskScores
+from lmnotes.evaluation.scores import Scores
+from lmnotes.evaluation.task_suite import eval_tasks, evaluate_tasks, register_task
 from lmnotes.training.checkpoints import Checkpoints, load_run, save_run
 from lmnotes.training.distributed.data_parallel import Distributed
 from lmnotes.training.interface.fastai_methods import predictions_table

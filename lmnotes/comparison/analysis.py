@@ -45,7 +45,7 @@ def _done(results, arm, ds): # seed -> `CellResult`
     cells = [r for r in results if r.cell['arm'] == arm and r.cell['dataset'] == ds]
     return {r.cell['seed']: r for r in cells if r.cell['status'] == 'done'}
 
-def _by_task(results:dict)->dict: # (task, name) -> {seed: `TaskScores`}
+def _by_task(results:dict)->dict: # (task, name) -> {seed: `Scores`}
     out = {}
     for seed,r in results.items():
         for t in r.tasks: out.setdefault((t.task, t.name), {})[seed] = t
@@ -155,7 +155,7 @@ def _mean_metrics(scores): # over seeds, of numbers
     values = {k: [t.metrics[k] for t in scores if t.metrics.get(k) is not None] for k in keys}
     return {k: float(np.mean(v)) for k,v in values.items()}
 
-def _task_summary(scores): # `TaskScores` of one arm's seeds
+def _task_summary(scores): # `Scores` of one arm's seeds
     t,means = scores[0],[t.mean for t in scores]
     sd = float(np.std(means, ddof=1)) if len(scores) > 1 else None
     counts = dict(n_seeds=len(scores), n_items=len(t.values), chance=t.chance, floor=t.floor)

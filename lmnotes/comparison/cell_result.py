@@ -16,7 +16,8 @@ from ..array_files import read_arrays
 from ..core import *
 from ..evaluation.item_files import write_items
 from ..evaluation.metrics import LMScores
-from ..evaluation.task_suite import TaskScores, scored_items
+from ..evaluation.scores import as_entry, from_entry
+from ..evaluation.task_suite import scored_items
 from ..files import *
 
 # %% ../../nbs/08_comparison/08_cell_result.ipynb #3a43f162
@@ -27,7 +28,7 @@ class CellResult:
     "Hold what one cell found: its line of the table, and the scores behind it"
     cell:dict                  # arm, dataset, seed, status, reason, path and figures
     scores:LMScores|None = None # of each validation window
-    tasks:list = field(default_factory=list) # of `TaskScores`
+    tasks:list = field(default_factory=list) # of `Scores`
     windows:list = field(default_factory=list) # the same windows as items; written, not read
 
 def mark_failed(cell:dict, e)->dict:
@@ -41,10 +42,6 @@ def mark_failed(cell:dict, e)->dict:
     cell |= dict(status='failed', reason=' '.join(reason.split())[:500])
     return cell
 
-def _task_entry(t): # what goes into `cell.json`
-    fields = 'task name metric higher chance floor split overlap metrics samples rule n_cut'.split()
-    return {k: getattr(t, k) for k in fields} | dict(higher=bool(t.higher))
-
 def write_cell(path, r:CellResult):
     """Write the scores, and last the line that says the cell is finished
 
@@ -54,16 +51,14 @@ def write_cell(path, r:CellResult):
     path = Path(path)
     arrays = {} if r.scores is None else {k: getattr(r.scores, k) for k in _arrays}
     if r.scores is not None and r.scores.spelling is not None: arrays['spelling'] = r.scores.spelling
-    for i,t in enumerate(r.tasks):
-        arrays[f'task_{i}'] = np.asarray(t.values, float)
-        if t.clusters is not None:
-            arrays[f'clusters_{i}'] = np.unique(np.asarray(t.clusters).astype(str), return_inverse=True)[1]
+    entries = [as_entry(t) for t in r.tasks]
+    for i,(_,own) in enumerate(entries): arrays |= {f'task_{i}_{k}': v for k,v in own.items()}
     buf = io.BytesIO()
     np.savez_compressed(buf, **arrays)
     atomic_write(path/'scores.npz', buf.getvalue())
     if items := r.windows + scored_items(r.tasks): write_items(path/'items.jsonl.gz', items)
     tokenizer = r.scores.tokenizer if r.scores else None
-    write_json(path/'cell.json', dict(cell=r.cell, tasks=[_task_entry(t) for t in r.tasks], tokenizer=tokenizer))
+    write_json(path/'cell.json', dict(cell=r.cell, tasks=[e for e,_ in entries], tokenizer=tokenizer))
 
 # %% ../../nbs/08_comparison/08_cell_result.ipynb #c7a1891f
 def read_cell(path)->CellResult:
@@ -78,8 +73,8 @@ def read_cell(path)->CellResult:
         r = read_json(path/'cell.json')
         if r['cell']['status'] != 'done': return CellResult(r['cell'])
         a = read_arrays(path/'scores.npz')
-        values = [dict(values=a[f'task_{i}'], clusters=a.get(f'clusters_{i}')) for i in range(len(r['tasks']))]
-        tasks = [TaskScores(**e, **v) for e,v in zip(r['tasks'], values)]
+        of = lambda i: {k.removeprefix(f'task_{i}_'): v for k,v in a.items() if k.startswith(f'task_{i}_')}
+        tasks = [from_entry(e, of(i)) for i,e in enumerate(r['tasks'])]
         scores = LMScores(*(a[k] for k in _arrays), r['tokenizer'], a.get('spelling'))
         return CellResult(r['cell'], scores, tasks)
     except Exception as e:

@@ -138,7 +138,7 @@ class _Measured:
     models:dict          # name -> (model, tokenizer)
     dataset:str = 'tasks' # full id of the text, if one was read
     text:dict = field(default_factory=dict)  # name -> `LMScores`
-    tasks:dict = field(default_factory=dict) # name -> list of `TaskScores`
+    tasks:dict = field(default_factory=dict) # name -> list of `Scores`
     missing:list = field(default_factory=list) # sentences
     references:dict = field(default_factory=dict) # name -> bits_per_byte, training_bytes
     trained_on:dict = field(default_factory=dict) # name -> `TextFingerprint`, where it is known

@@ -124,7 +124,7 @@ def task_difference(base:dict, arm:dict, about='method')->dict|None:
     """Compare an arm's scores on one task with the baseline's; an `InputError` where items cannot be paired
 
     Parameters:
-        base: seed -> `TaskScores` of the baseline
+        base: seed -> `Scores` of the baseline
         arm: seed -> those of the arm, over the same items
         about: or `weights`: the seeds are no draws, only items are
     Returns: figures and verdict; None when no seed finished in both"""

@@ -131,7 +131,7 @@ def score_tasks(spec:ComparisonSpec, model, data, trained_on=None)->tuple:
         model: to be scored
         data: of the comparison, for its tokenizer
         trained_on: `TextFingerprint` of what the model was trained on; None: not known
-    Returns: `TaskScores`, and what could not be measured"""
+    Returns: `Scores`, and what could not be measured"""
     return evaluate_tasks(
         model,
         data.tokenizer,
@@ -168,7 +168,7 @@ def score_long_range_arm(spec:ComparisonSpec, job, root, r, train=None)->tuple:
         root: folder of the comparison
         r: model and path of the cell
         train: function that trains; None: `lmnotes.training.train.train`
-    Returns: `TaskScores`, and what could not be asked"""
+    Returns: `Scores`, and what could not be asked"""
     trained,asked = long_range_lengths(spec.options.max_length)
     s = EvalModel(*_long_range_model(spec, job, Path(root), r, train))
     longest = None if spec.parsed_arm(job[0]).folder else max(trained)
