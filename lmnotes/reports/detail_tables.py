@@ -9,7 +9,7 @@ __all__ = ['tuning_table', 'dynamics_table', 'budgets_table', 'efficiency_table'
 # %% ../../nbs/09_reports/07_detail_tables.ipynb #a6baf3aa
 import numpy as np
 
-from ..comparison.formatting import *
+from .formatting import *
 from ..comparison.verdicts import can_be_seen, verdict_word
 from ..core import *
 from .charts import efficiency_labels
