@@ -25,6 +25,7 @@ from ..training.learner import default_lr
 from ..training.optimizers import optimizer_arguments
 from ..training.options import TrainOptions, check_options, options_from
 from ..training.planning.option_effects import changed_options, check_effects, options_without_effect
+from ..training.planning.widths import matching_shape
 from ..training.recipes import searched_lrs
 from ..training.run_summary import check_evaluation_schedule
 from ..training.schedules import schedules
@@ -179,7 +180,7 @@ def plan_comparison(models, datasets, seeds=3, budget='tokens:200k', size='tiny'
         options: of `train`, shared by all runs"""
     imports = [imports] if isinstance(imports, str) else list(imports)
     plugins = import_plugins(imports)
-    arms,seeds,b = _listed(models, 'model'),_seed_list(seeds),parse_budget(budget)
+    arms,seeds,b = _listed(models, 'model'),_seed_list(seeds),parse_arm_budget(budget)
     names = _listed([Path(options['data_path']).name] if options.get('data_path') else datasets, 'dataset')
     if len(arms) < 2:
         raise InputError(f"one model ('{arms[0]}') cannot be compared; name a baseline and at least one other")

@@ -29,7 +29,7 @@ class ComparisonSpec:
     arms:list                            # names; the first is the baseline
     datasets:list                        # full ids
     seeds:list                           # whole numbers
-    budget:Budget                        # of every run
+    budget:ArmBudget                     # of every run
     options:TrainOptions                 # shared by all runs
     data:dict                            # full id -> loaded data
     token_flops:dict                     # arm -> training FLOPs per token
@@ -139,7 +139,7 @@ def load(cls:ComparisonSpec, path, trust=())->ComparisonSpec:
     with reading(path, 'the plan of a comparison', 'run the comparison again'):
         options = {k: tuple(v) if isinstance(v, list) else v for k,v in d.pop('options').items()}
         o = TrainOptions(**typed_trust(options, trust, path))
-        b = Budget(**d.pop('budget'))
+        b = ArmBudget(**d.pop('budget'))
         spec = cls(**{**d, 'tasks': tuple(d['tasks'])}, options=check_values(o), budget=b, data={})
     import_plugins(list(spec.plugins), spec.plugins)
     spec.data = _LazyData(lambda ds: _load_unchanged(spec, ds))
