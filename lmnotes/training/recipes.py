@@ -137,7 +137,7 @@ def recipe_for(dataset:str, model:str, size:str='tiny', mode:str|None=None, conf
 
 # %% ../../nbs/06_training/15_recipes.ipynb #f4087f83
 _changes_search = (
-    'dim n_layer n_head num_frequencies init data_path datasets streaming max_chunks '
+    'parameters dim n_layer n_head num_frequencies init data_path datasets streaming max_chunks '
     'use_lora text_column prompt_column label_column dataset_revision prompt_template chat_template'
 ).split()
 
