@@ -19,7 +19,7 @@ from ..files import *
 from ..folders import is_unused
 from ..reading import reading
 
-# %% ../../nbs/08_comparison/07_result.ipynb #ca8c000e
+# %% ../../nbs/08_comparison/07_result.ipynb #083afcb2
 def _now(): return f'{datetime.now():%Y-%m-%d %H:%M}'
 
 @dataclass
@@ -53,11 +53,9 @@ class ComparisonResult:
     test:bool = False      # a test run, too short to judge by
     data:dict = field(default_factory=dict)   # dataset -> fingerprint, sizes, overlap
     cells:list = field(default_factory=list)  # a dictionary for each run
-    summary:list = field(default_factory=list) # means over seeds, from `summarize_cells`
     differences:list = field(default_factory=list) # arms minus baseline, with verdicts
     aa:list = field(default_factory=list)     # the baseline against itself
     tasks:list = field(default_factory=list)  # scores of each arm on each task
-    matrix:dict|None = None                   # verdicts by what was scored
     tuning:dict = field(default_factory=dict) # dataset -> arm -> learning-rate trials
     dynamics:dict = field(default_factory=dict) # dataset -> arm -> figures of the training
     random_labels:dict = field(default_factory=dict) # dataset -> arm -> share of false alarms
@@ -71,7 +69,6 @@ class ComparisonResult:
     how:dict|None = None   # launcher, workers and costs, for `rerun`
     def __post_init__(self):
         self.baseline = self.baseline or self.arms[0]
-        if self.matrix is None: self.matrix = dict(arms=self.arms, rows=[])
     def as_dict(self)->dict:
         "Convert to the dictionary that `comparison.json` holds"
         return {k: v for k,v in asdict(self).items() if v is not None or k not in ('note', 'how')}
@@ -98,7 +95,7 @@ def config_differences(configs:dict)->dict:
     values = {k: {a: c.get(k) for a,c in configs.items()} for k in keys}
     return {k: by_arm for k,by_arm in values.items() if len({repr(v) for v in by_arm.values()}) > 1}
 
-# %% ../../nbs/08_comparison/07_result.ipynb #cbe35b26
+# %% ../../nbs/08_comparison/07_result.ipynb #f136608b
 report_writers = Registry('report writer') # from the result, and perhaps a path, to what a reader sees
 report_writers.lazy('comparison', 'lmnotes.reports.comparison_report:write_report')
 report_writers.lazy('sentences', 'lmnotes.reports.sentences:result_sentences')
@@ -125,7 +122,7 @@ class Comparison:
         return [c for c in self.cells if c['status'] != 'done']
     @property
     def verdicts(self)->dict:
-        """Collect the verdicts on what decides; the others are in `result['matrix']`
+        """Collect the verdicts on what decides; the others are in `result['differences']`
 
         Returns: (dataset, arm) -> word"""
         found = {}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..comparison.verdicts import *
+from ..comparison.statistics.verdicts import *
 from ..core import *
 from ..files import *
 

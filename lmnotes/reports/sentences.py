@@ -8,7 +8,7 @@ __all__ = ['detectable_text', 'shared_share', 'verdict_sentence', 'alarm_sentenc
 # %% ../../nbs/09_reports/00_sentences.ipynb #84e5a35a
 import numpy as np
 
-from ..comparison.verdicts import can_be_seen, seeds_to_detect
+from ..comparison.statistics.further_seeds import can_be_seen, seeds_to_detect
 from ..core import *
 from .formatting import *
 

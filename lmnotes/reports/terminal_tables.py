@@ -9,7 +9,8 @@ __all__ = ['lm_verdict_table', 'task_verdict_table', 'print_tables']
 from rich import box, print as rich_print
 from rich.table import Table as RichTable
 
-from ..comparison.verdicts import can_be_seen, verdict_word
+from ..comparison.statistics.further_seeds import can_be_seen
+from ..comparison.statistics.verdicts import verdict_word
 from ..core import *
 from .formatting import *
 from .sentences import *
