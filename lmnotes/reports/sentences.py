@@ -12,7 +12,7 @@ from ..comparison.statistics.further_seeds import can_be_seen, seeds_to_detect
 from ..core import *
 from .formatting import *
 
-# %% ../../nbs/09_reports/00_sentences.ipynb #252acc2d
+# %% ../../nbs/09_reports/00_sentences.ipynb #6e39a4d6
 def _conditions(r, d): # under which a difference was found
     if d.get('about') == 'weights': return 'of these weights alone: other seeds were no part of it'
     n = d['n_seeds']
@@ -23,7 +23,7 @@ def detectable_text(d:dict, effect=.05)->str:
     """State what a comparison would have found, or how many seeds it would take
 
     Parameters:
-        d: a difference after `holm_correct`
+        d: a difference after `judge`
         effect: in units of the metric: what the seeds that are named would show
     Returns: '' where nothing is known"""
     least = d.get('detectable')

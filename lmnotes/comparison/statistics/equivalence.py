@@ -22,11 +22,11 @@ def check_margin(margin)->float:
     is_number = isinstance(margin, (int, float)) and not isinstance(margin, bool)
     if is_number and 0 < margin < float('inf'): return float(margin)
     raise InputError(
-        f'margin {margin!r}: give the largest difference that would not matter, a number above 0, in units of the metric'
+        f'margin {margin!r}: give the largest difference that would not matter, above 0, in units of the metric'
     )
 
 def equivalence_p(d, margin)->float:
-    """Compute the p value of two one-sided tests: at most `alpha` where the arms are shown to differ by less than `margin`
+    """Compute the p value of two one-sided tests: at most `alpha` where the arms differ by less than `margin`
 
     Parameters:
         d: a `Difference`, or a dictionary with its fields
