@@ -99,7 +99,7 @@ def _last_stages(plan): # options of the last stage of each arm on each dataset
 def _first_stages(plan):
     return [_options(stages_of(plan, a.name, ds)[0]) for ds in plan.datasets for a in plan.arms if a.trained]
 
-# %% ../../nbs/08_comparison/03_planning.ipynb #aa362ef4
+# %% ../../nbs/08_comparison/03_planning.ipynb #066a6475
 def _check_fairness(plan:Plan): # refuse budgets and scores that are not the same for all arms
     for ds in plan.datasets:
         firsts = [_options(stages_of(plan, a.name, ds)[0]) for a in plan.arms if a.trained]
@@ -118,7 +118,7 @@ def _check_fairness(plan:Plan): # refuse budgets and scores that are not the sam
             raise InputError(f'the arms are trained on different data ({names}); say what is scored: --eval_datasets')
 
 def _check_stages(plan:Plan): # refuse a stage that cannot start from the one before
-    for stages in {a.stages or plan.stages for a in plan.arms}:
+    for stages in (a.stages or plan.stages for a in plan.arms):
         for i,s in enumerate(stages[1:], 2):
             if own := [k for k in ('model', 'size', 'tokenizer', 'vocab_size', 'init', 'dim', 'n_layer', 'n_head') if k in s]:
                 raise InputError(f'stage {i} sets {own[0]}, and it starts from the model of stage {i - 1}; leave it out')
