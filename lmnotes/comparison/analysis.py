@@ -15,11 +15,11 @@ import numpy as np
 
 from .cell_result import *
 from .differences import *
-from .dynamics import loss_log, training_dynamics
 from .spec import *
 from .verdicts import *
 from ..core import *
 from ..evaluation.metrics import *
+from ..training.interface.dynamics import loss_log, training_dynamics
 
 # %% ../../nbs/08_comparison/14_analysis.ipynb #2a183410
 def read_cells(spec:ComparisonSpec, root)->list:

@@ -17,7 +17,6 @@ import torch
 from .arms import *
 from .budgets import *
 from .cell_result import *
-from .dynamics import loss_curve
 from .long_range_arms import *
 from .spec import *
 from ..core import *
@@ -34,6 +33,7 @@ from ..files import *
 from ..folders import lock_folder
 from ..models.build import build_model
 from ..models.config import find_rewrite
+from ..training.interface.dynamics import loss_curve
 from ..training.learner_metrics import RowSums
 from ..training.options import TrainOptions
 from ..training.planning.option_effects import effective_options
