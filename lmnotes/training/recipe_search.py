@@ -14,9 +14,10 @@ from ..core import *
 from ..data.catalog import find_dataset
 from .build import model_from_options
 from .build_data import data_from_options
-from .learner import SkipValidation, default_lr, lm_learner
+from .learner import SkipValidation, default_lr
 from .learner_metrics import evaluate
 from .options import TrainOptions, check_options, options_from
+from .planning.prepare import learner_from_options
 from .recipes import *
 from .schedules import Schedule
 
@@ -41,18 +42,10 @@ def run_trial(o:TrainOptions, data, windows:int=128)->float|None:
         data: from `data_from_options`
         windows: validation rows to score
     Returns: validation loss, in nats per token; None where the gradient stopped being finite"""
-    learn = lm_learner(
-        model_from_options(o, data.vocab_size),
-        data,
-        lr=o.learning_rate,
-        optimizer=o.optimizer,
-        accumulate=o.gradient_accumulation_steps,
-        max_grad_norm=o.max_grad_norm,
-        weight_decay=o.weight_decay,
-        seed=o.seed,
-    )
+    learn = learner_from_options(o, data, model_from_options(o, data.vocab_size, data))
     data.train.start,data.train.n_batches = 0,o.max_steps*o.gradient_accumulation_steps
-    schedule = Schedule(o.lr_scheduler_type, o.learning_rate, o.max_steps, round(o.warmup_ratio*o.max_steps))
+    warmup = o.warmup_steps or round((o.warmup_ratio or 0)*o.max_steps)
+    schedule = Schedule(o.lr_scheduler_type, o.learning_rate, o.max_steps, warmup)
     learn.remove_cbs([cb for cb in learn.cbs if cb.name in ('progress', 'recorder')])
     learn.add_cbs([schedule, SkipValidation()])
     try:
