@@ -44,10 +44,11 @@ def score_items(ds:Dataset, rows, outputs:list, values, cuts:list|None=None, **c
         columns: further values, one for each row
     Returns: dicts"""
     names = dict(names=list(ds.names)) if getattr(ds, 'names', None) else {}
-    items = []
+    plain,items = getattr(ds, 'templated', [ds])[0],[] # an item has one name, whatever template it is asked in
     for i,(row,text,value) in enumerate(zip(rows, outputs, values, strict=True)):
         prompt,target = ds.prompt(row),ds.target(row)
-        item = dict(id=item_id(ds.name, prompt, target), dataset=ds.name, prompt=prompt, output=text, target=target)
+        name = item_id(ds.name, prompt if plain is ds else plain.prompt(row), target)
+        item = dict(id=name, dataset=ds.name, prompt=prompt, output=text, target=target)
         item |= dict(score=float(value), cut=cuts[i] if cuts else '', **names, row=dict(row))
         items.append(item | {k: v[i] for k,v in columns.items()})
     return items

@@ -216,22 +216,27 @@ def _texts(documents, pieces)->list: # of the pieces; halves of letters as �
         found.append(_part(text, a, b))
     return found
 
-# %% ../../nbs/05_evaluation/18_text_pieces.ipynb #0febb343
+# %% ../../nbs/05_evaluation/18_text_pieces.ipynb #acb51c43
 def _piece_metrics(sums, T)->dict: # of all pieces together
     nats,right,tokens,n_bytes,_ = sums.sum(0)
     loss = float(nats/max(tokens, 1e-9))
     means = dict(loss=loss, perplexity=math.exp(min(loss, 700.)), token_accuracy=float(right/max(tokens, 1e-9)))
     return means | dict(tokens=float(tokens), bytes=int(n_bytes), max_length=T)
 
-def _probe(tokenizer, documents, pieces, T)->torch.Tensor: # windows of the text, (up to 8, T)
+def _check_causal(model, tokenizer, documents, pieces, T): # on windows of the text, such as are scored
     which = pieces.document[spread_rows(len(pieces), 8)]
     texts = [to_utf8(str(documents[int(d)]))[:8*T] for d in dict.fromkeys(which)]
     rows = [torch.from_numpy(s.inputs[:T]) for s in _encode(tokenizer, texts) if s.n]
-    return pad_sequence(rows, batch_first=True)
+    was_training = model.training
+    model.eval()
+    try:
+        check_causal(model, windows=pad_sequence(rows, batch_first=True), noise=0)
+    finally:
+        model.train(was_training)
 
 def piece_sums(model, tokenizer, documents, pieces:TextPieces, max_length:int=128,
         bs:int|None=None)->np.ndarray:
-    """Sum what the tokens of each piece cost; a model that sees the future is a `RunError`
+    """Sum what the tokens of each piece cost, without a check of causality; a loss that is no number is a `RunError`
 
     Parameters:
         model: a causal language model
@@ -245,7 +250,6 @@ def piece_sums(model, tokenizer, documents, pieces:TextPieces, max_length:int=12
     bs = bs or max(1, 4096//max_length)
     model.eval()
     try:
-        check_causal(model, windows=_probe(tokenizer, documents, pieces, max_length), noise=0)
         for group in _groups(_chosen_sections(documents, pieces)):
             sums += _group_sums(model, tokenizer, group, pieces, max_length, bs)
     finally:
@@ -254,7 +258,7 @@ def piece_sums(model, tokenizer, documents, pieces:TextPieces, max_length:int=12
     return sums
 
 def text_piece_scores(model, tokenizer, documents, name:str, *, piece_bytes:int=256, max_length:int=128,
-        limit:int|None=512, bs:int|None=None, split:str|None=None)->list:
+        limit:int|None=512, bs:int|None=None, split:str|None=None, checked:bool=False)->list:
     """Score a language model on pieces of text, named by document and offset; one that sees the future is a `RunError`
 
     Parameters:
@@ -267,16 +271,18 @@ def text_piece_scores(model, tokenizer, documents, name:str, *, piece_bytes:int=
         limit: pieces, spread evenly over all documents; None: all
         bs: windows at a time; changes speed, not scores; None: some 4096 tokens
         split: the documents are of
+        checked: whether the model has shown that it cannot see ahead
     Returns: of one `Scores`, in bits per byte"""
     if max_length < 1: raise InputError(f'max_length is the tokens in a window, at least 1; {max_length} came')
     documents = documents if hasattr(documents, '__getitem__') else list(documents)
     pieces = choose_pieces([len(to_utf8(t).encode()) for t in documents], piece_bytes, limit)
     T = min(n for n in (max_length, max_positions(model)) if n)
+    if not checked: _check_causal(model, tokenizer, documents, pieces, T)
     sums = piece_sums(model, tokenizer, documents, pieces, T, bs)
     names = _document_names(documents, pieces.document)
     ids = [f'{names[d]}:{at}' for d,at in zip(pieces.document, pieces.start)]
     items = token_items(name, sums, _texts(documents, pieces), ids, task='lm', name=name)
     about = dict(split=split, rule='tokens', metrics=_piece_metrics(sums, T), tokenizer=tokenizer_kind(tokenizer))
-    values,clusters = [i['score'] for i in items],text_clusters(pieces.document)
-    more = dict(weights=sums[:,3], clusters=clusters, items=items, **about)
+    values = [i['score'] for i in items]
+    more = dict(weights=sums[:,3], clusters=text_clusters(pieces.document), items=items, **about)
     return [Scores('lm', name, 'bits_per_byte', values, higher=False, ids=ids, **more)]
