@@ -23,7 +23,7 @@ def detectable_text(d:dict, effect=.05)->str:
     """State what a comparison would have found, or how many seeds it would take
 
     Parameters:
-        d: a difference after `holm_correct`
+        d: a difference after `judge`
         effect: in units of the metric: what the seeds that are named would show
     Returns: '' where nothing is known"""
     least = d.get('detectable')
