@@ -11,7 +11,7 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
-from lmnotes.comparison.cell_result import read_cell
+from lmnotes.comparison.cells import read_cell
 from lmnotes.core import InputError
 from lmnotes.files import append_jsonl, write_json
 from lmnotes.reports.comparison_report import comparison_document
@@ -193,9 +193,9 @@ def test_widgets(run):
 
 def test_scores_that_are_none(tmp_path):
     "A cell with objects, a bomb or a negative shape in its array file is damaged, in one line"
-    write_json(tmp_path/'cell.json', dict(cell=dict(status='done'), tasks=[], tokenizer='bytes'))
+    write_json(tmp_path/'cell.json', dict(cell=dict(status='done'), n_scores=1))
     for descr,shape in (('|O', (1,)), ('<f8', (10**13,)), ('<f8', (-5,)), ('<f8', (10**6, 10**6))):
         array = io.BytesIO()
         np.lib.format.write_array_header_1_0(array, dict(descr=descr, fortran_order=False, shape=shape))
-        with zipfile.ZipFile(tmp_path/'scores.npz', 'w') as z: z.writestr('nll.npy', array.getvalue() + bytes(8))
+        with zipfile.ZipFile(tmp_path/'scores.npz', 'w') as z: z.writestr('entries.npy', array.getvalue() + bytes(8))
         with pytest.raises(InputError, match='is damaged'): read_cell(tmp_path)

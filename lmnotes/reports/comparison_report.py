@@ -16,6 +16,7 @@ from .charts import *
 from .document import *
 from .outcome_tables import *
 from .parts import *
+from .sentences import *
 from .svg import *
 
 # %% ../../nbs/09_reports/08_comparison_report.ipynb #958b69af

@@ -16,6 +16,7 @@ from ..core import *
 from .charts import efficiency_labels
 from .outcome_tables import *
 from .parts import *
+from .summaries import *
 
 # %% ../../nbs/09_reports/07_detail_tables.ipynb #80674341
 def _trial_rows(t): # of one arm: rate, loss, and a note where it was chosen
@@ -68,7 +69,7 @@ def budgets_table(r:dict)->tuple:
         r: a comparison
     Returns: head and rows"""
     rows = []
-    for s in r['summary']:
+    for s in summarize_cells(r):
         counts = [Num(s[k], 'count') for k in ('tokens', 'parameters', 'flops')]
         rows.append([s['dataset'], s['arm'], *counts, Num(s['seconds'], 'short'), Num(s['steps'], 'count')])
     return ['dataset', 'arm', 'tokens', 'parameters', 'FLOPs', 'seconds', 'steps'], rows
@@ -126,7 +127,7 @@ def config_table(r:dict)->tuple:
     Parameters:
         r: a comparison
     Returns: head and rows"""
-    rows = [[k, *(str(v.get(a, '')) for a in r['arms'])] for k,v in r['config_differences'].items()]
+    rows = [[k, *(str(v.get(a, '')) for a in r['arms'])] for k,v in r['arm_options'].items()]
     return ['setting', *r['arms']], rows
 
 def _overlap_text(d): # of the validation part of a dataset
@@ -177,4 +178,4 @@ def env_table(r:dict)->tuple:
     Parameters:
         r: a comparison
     Returns: head and rows"""
-    return ['setting', 'value'], [[k, str(v)] for k,v in [*flatten_dict(r['settings']), *flatten_dict(r['env'])]]
+    return ['setting', 'value'], [[k, str(v)] for k,v in [*flatten_dict(r['base']), *flatten_dict(r['env'])]]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..comparison.statistics.paired import *
 from ..comparison.statistics.verdicts import *
 from ..core import *
 from ..files import *
@@ -92,7 +93,7 @@ def _add_controls(r): # and what else stands beside the scores
     r['tuning'] = {d: of_arms(_tuning) for d in sets}
     r['dynamics'] = {d: of_arms(_dynamics) for d in sets}
     r['random_labels'] = {d: dict.fromkeys(arms[1:], .0475) for d in sets}
-    r['config_differences'] = dict(residual=of_arms(lambda i: ('standard', 'reversible')[i > 0]))
+    r['arm_options'] = dict(model={a: a for a in arms})
     text = dict(prompt='The ', text='The <b>function</b> & the list')
     r['samples'] = [dict(arm=a, dataset=sets[0], seed=0, **text) for a in arms]
     x,y = (np.full((3, 8), 3.0) + np.eye(3, 8, k) * 0.01 for k in (0, 1))
@@ -101,7 +102,7 @@ def _add_controls(r): # and what else stands beside the scores
 # %% ../../nbs/09_reports/04_example_data.ipynb #499b7307
 def _example_settings(arms, datasets, seeds):
     kept = dict(fingerprint='0f3c5a', windows=64, tokens=8192, bytes=8192, vocab_size=259)
-    about = dict(kind='comparison', version=1, created='2026-11-20 14:32', status='done', baseline=arms[0])
+    about = dict(kind='comparison', version=2, created='2026-11-20 14:32', status='done', baseline=arms[0])
     about |= dict(arms=list(arms), datasets=list(datasets), seeds=list(seeds), tokenizer='bytes')
     about |= dict(metric='bits_per_byte', test=False)
     return about | dict(
@@ -109,7 +110,7 @@ def _example_settings(arms, datasets, seeds):
         flops_formula='6 x matrix parameters x tokens',
         data={d: dict(kept) for d in datasets},
         not_measured=['speed on a GPU: there is none here'],
-        settings=dict(learning_rate=3e-3, batch_size=8, max_length=128),
+        base=dict(learning_rate=3e-3, batch_size=8, max_length=128),
         env=dict(python='3.11', platform='Linux', packages=dict(torch='2.13')),
     )
 
@@ -133,7 +134,7 @@ def example_comparison(arms=('standard', 'reversible'), datasets=('embedded/pros
     r = _example_settings(arms, datasets, seeds) | dict(cells=[], differences=[], tasks=[], summary=[])
     _add_arms(r, effects)
     _add_controls(r)
-    holm_correct(r['differences'])
+    judge(r['differences'])
     return r | dict(matrix=_matrix(r['differences'], arms))
 
 # %% ../../nbs/09_reports/04_example_data.ipynb #4203b6e1

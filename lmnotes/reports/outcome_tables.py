@@ -12,6 +12,7 @@ from ..comparison.statistics.further_seeds import can_be_seen
 from ..comparison.statistics.verdicts import verdict_word
 from ..core import *
 from .parts import *
+from .summaries import *
 
 # %% ../../nbs/09_reports/06_outcome_tables.ipynb #e411ccd4
 def tasks_sentence(r:dict, arm:str)->str:
@@ -74,7 +75,7 @@ def matrix_table(r:dict)->tuple:
     Parameters:
         r: a comparison
     Returns: head and rows"""
-    m = r.get('matrix') or dict(arms=[], rows=[])
+    m = verdict_matrix(r['differences'], r['arms'])
     sets = list(dict.fromkeys(row['dataset'] for row in m['rows']))
     verdicts = {}
     for row in m['rows']:
@@ -124,7 +125,7 @@ def results_table(r:dict)->tuple:
     head = ['dataset', 'arm', 'bits per byte', '± sd', 'nats per token', perplexity, 'accuracy', 'seeds']
     rows = []
     for ds in r['datasets']:
-        for s in [s for s in r['summary'] if s['dataset'] == ds]:
+        for s in [s for s in summarize_cells(r) if s['dataset'] == ds]:
             spread = Num(s['bits_per_byte_sd'], 'size')
             rows.append([ds, s['arm'], Num(s['bits_per_byte']), spread, *_score_cells(s), s['n']])
         for k,c in r['controls'].get(ds, {}).items():

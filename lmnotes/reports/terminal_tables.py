@@ -14,6 +14,7 @@ from ..comparison.statistics.verdicts import verdict_word
 from ..core import *
 from .formatting import *
 from .sentences import *
+from .summaries import *
 
 # %% ../../nbs/09_reports/04_terminal_tables.ipynb #c8186cb5
 _columns = ('arm', 'bpb', '± sd', 'diff', 'low', 'high', 'detects', 'verdict')
@@ -44,7 +45,7 @@ def lm_verdict_table(r:dict, ds:str):
     n = len(r['seeds'])
     t = _new_table(f"{ds}, bits per byte: {r['budget']['text']}, {n} {'seed' if n == 1 else 'seeds'}", _columns)
     by_arm = {d['arm']: d for d in r['differences'] if d['dataset'] == ds and is_lm(d)}
-    for s in [s for s in r['summary'] if s['dataset'] == ds]:
+    for s in [s for s in summarize_cells(r) if s['dataset'] == ds]:
         scores = format_number(s['bits_per_byte']),format_number(s['bits_per_byte_sd'])
         t.add_row(s['arm'], *scores, *_difference_cells(by_arm.get(s['arm']), s['arm'] == r['baseline']))
     for k,c in r['controls'].get(ds, {}).items():
