@@ -99,8 +99,9 @@ from lmnotes.rl.rl_evaluation import held_out_scores
 from lmnotes.comparison.compare_checkpoints import compare_models
 from lmnotes.comparison.comparison import compare, rerun
 from lmnotes.comparison.result import Comparison
-from lmnotes.comparison.statistics import t_interval
-from lmnotes.comparison.verdicts import holm_correct, paired_difference, verdict
+from lmnotes.comparison.statistics.intervals import t_interval
+from lmnotes.comparison.statistics.paired import paired_difference
+from lmnotes.comparison.statistics.verdicts import judge, verdict
 from lmnotes.reports.comparison_report import write_report
 from lmnotes.reports.glance import interval_chart_svg, table_text
 from lmnotes.reports.model_card import model_card

@@ -4,8 +4,10 @@ import math
 import numpy as np
 import pytest
 
-from lmnotes.comparison.statistics import half_widths, standard_errors
-from lmnotes.comparison.verdicts import *
+from lmnotes.comparison.statistics.intervals import half_widths, standard_errors
+from lmnotes.comparison.statistics.multiplicity import *
+from lmnotes.comparison.statistics.paired import *
+from lmnotes.comparison.statistics.verdicts import *
 from lmnotes.core import InputError
 
 rng = np.random.default_rng(0)
@@ -42,17 +44,17 @@ def test_holm_against_its_definition():
 
 def entry(effect, **kw):
     d = paired_difference(*scores(effect, **kw), n_boot=400)
-    return d.as_dict() | dict(verdict=verdict(d).word, reason=verdict(d).reason)
+    return d.as_dict() | dict(verdict=verdict(d).word, reason=verdict(d).reason, higher=False)
 
 def test_a_family_is_everything_that_was_tested_and_nothing_else():
-    es = holm_correct([entry(-1.), entry(0.), entry(-1., seeds=1)])
+    es = judge([entry(-1.), entry(0.), entry(-1., seeds=1)])
     assert [e['family'] for e in es] == [2, 2, 2] and es[2]['holm'] is None and es[2]['verdict'] == 'cannot tell'
     assert es[0]['verdict'] == 'better' or 'among 2' in es[0]['reason']
 
 def test_alone_the_corrected_verdict_is_the_verdict():
     e = entry(-.3)
     before = e['verdict']
-    holm_correct([e])
+    judge([e])
     assert e['verdict'] == before and e['holm'] == pytest.approx(e['p'])
     assert e['detectable'] == pytest.approx(e['detectable_alone'])
 
@@ -60,7 +62,7 @@ def test_the_stated_effect_of_a_family_is_found_after_holm():
     found = n = 0
     for _ in range(80):
         es = [entry(0., seeds=5) for _ in range(5)]
-        effect = holm_correct([dict(e) for e in es])[0]['detectable']
+        effect = judge([dict(e) for e in es])[0]['detectable']
         d = es[0]
         se,df = np.array(d['se']),np.array(d['df'])
         n += 1

@@ -17,7 +17,7 @@ from .cell_result import *
 from .differences import *
 from .dynamics import loss_log, training_dynamics
 from .spec import *
-from .verdicts import *
+from .statistics.verdicts import *
 from ..core import *
 from ..evaluation.metrics import *
 
@@ -102,7 +102,7 @@ def arm_differences(spec:ComparisonSpec, results:list, notes:list, alarms=())->l
             x,y = _repeated(base, arm) if fixed and base and arm else (base, arm)
             found = _differences(x, y, ds, 'weights' if fixed else 'method', notes)
             out += [dict(dataset=ds, arm=a, **d) for d in found]
-    return holm_correct(_without_verdict(out, spec.arms[0], alarms))
+    return judge(_without_verdict(out, spec.arms[0], alarms))
 
 def _without_verdict(entries, baseline, alarms): # the same, changed: no word where a score is implausible
     blocked = {(x['dataset'], x['arm']) for x in alarms if x['blocks']}
@@ -132,7 +132,7 @@ def aa_differences(spec:ComparisonSpec, results:list, notes:list)->list:
         base = _done(results, spec.arms[0], ds)
         again = {seed_of[s]: r for s,r in _done(results, spec.aa_arm, ds).items()}
         out += [dict(dataset=ds, arm=spec.aa_arm, **d) for d in _differences(base, again, ds, 'method', notes)]
-    return holm_correct(out)
+    return judge(out)
 
 def random_label_rates(spec:ComparisonSpec, results:list)->dict:
     """Estimate the false-alarm rate of the verdict on every arm of `spec` with permuted labels
@@ -181,7 +181,7 @@ def verdict_matrix(differences:list, arms:list)->dict:
     """Arrange the verdicts by what was scored
 
     Parameters:
-        differences: corrected by `holm_correct`
+        differences: corrected by `judge`
         arms: the baseline first
     Returns: arms; rows of dataset, task, name and the `verdict_word` of each arm"""
     rows = {}

@@ -19,7 +19,7 @@ from .arms import plain_config, unique_folder_names
 from .differences import *
 from .formatting import summarize_cells
 from .result import *
-from .verdicts import *
+from .statistics.verdicts import *
 from ..core import *
 from ..data.catalog import find_dataset
 from ..data.contamination import corpus_items
@@ -172,7 +172,7 @@ def _item_differences(m, metric): # text first, then tasks
             if (t.task, t.name) not in of_arm: continue
             d = task_difference({0: t}, {0: of_arm[t.task, t.name]}, 'weights')
             out.append(dict(dataset=m.dataset, arm=a, **d))
-    return holm_correct(out)
+    return judge(out)
 
 # %% ../../nbs/08_comparison/18_compare_checkpoints.ipynb #bcd7b46d
 def _task_row(t): # of the result, for one model

@@ -9,8 +9,9 @@ __all__ = ['window_metrics', 'window_loss', 'window_accuracy', 'lm_difference', 
 # %% ../../nbs/08_comparison/13_differences.ipynb #b614b070
 import numpy as np
 
-from .statistics import *
-from .verdicts import *
+from .statistics.intervals import *
+from .statistics.paired import *
+from .statistics.verdicts import *
 from ..core import *
 from ..evaluation.answer_floors import stands_above
 from ..evaluation.metrics import *

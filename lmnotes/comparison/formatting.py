@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-from .verdicts import can_be_seen, seeds_to_detect
+from .statistics.further_seeds import can_be_seen, seeds_to_detect
 from ..core import *
 
 # %% ../../nbs/08_comparison/15_formatting.ipynb #a01b1d9f
@@ -104,7 +104,7 @@ def detectable_text(d:dict, effect=.05)->str:
     """State what a comparison would have found, or how many seeds it would take
 
     Parameters:
-        d: a difference after `holm_correct`
+        d: a difference after `judge`
         effect: in units of the metric: what the seeds that are named would show
     Returns: '' where nothing is known"""
     least = d.get('detectable')

@@ -12,7 +12,8 @@ from rich.table import Table as RichTable
 
 from .formatting import *
 from .result import *
-from .verdicts import can_be_seen, verdict_word
+from .statistics.further_seeds import can_be_seen
+from .statistics.verdicts import verdict_word
 from ..core import *
 
 # %% ../../nbs/08_comparison/17_terminal_tables.ipynb #5774b940

@@ -10,7 +10,8 @@ __all__ = ['tuning_table', 'dynamics_table', 'budgets_table', 'efficiency_table'
 import numpy as np
 
 from ..comparison.formatting import *
-from ..comparison.verdicts import can_be_seen, verdict_word
+from ..comparison.statistics.further_seeds import can_be_seen
+from ..comparison.statistics.verdicts import verdict_word
 from ..core import *
 from .charts import efficiency_labels
 from .outcome_tables import *

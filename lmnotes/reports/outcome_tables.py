@@ -8,7 +8,8 @@ __all__ = ['comparison_tables', 'tasks_sentence', 'tainted_lines', 'not_measured
 
 # %% ../../nbs/09_reports/06_outcome_tables.ipynb #47511620
 from ..comparison.formatting import *
-from ..comparison.verdicts import can_be_seen, verdict_word
+from ..comparison.statistics.further_seeds import can_be_seen
+from ..comparison.statistics.verdicts import verdict_word
 from ..core import *
 from .parts import *
 
