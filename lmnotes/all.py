@@ -81,7 +81,8 @@ from lmnotes.evaluation.memory import peak_memory, saved_bytes
 from lmnotes.evaluation.metric_names import register_metric
 from lmnotes.evaluation.metrics import evaluate_lm, lm_metrics, LMScores
 from lmnotes.evaluation.speed import decoding_speed, training_speed
-from lmnotes.evaluation.task_suite import eval_tasks, evaluate_tasks, register_task, TaskScores
+from lmnotes.evaluation.scores import Scores
+from lmnotes.evaluation.task_suite import eval_tasks, evaluate_tasks, register_task
 from lmnotes.training.checkpoints import Checkpoints, load_run, save_run
 from lmnotes.training.distributed.data_parallel import Distributed
 from lmnotes.training.interface.fastai_methods import predictions_table
@@ -99,9 +100,8 @@ from lmnotes.rl.rl_evaluation import held_out_scores
 from lmnotes.comparison.compare_checkpoints import compare_models
 from lmnotes.comparison.comparison import compare, rerun
 from lmnotes.comparison.result import Comparison
-from lmnotes.comparison.statistics.intervals import t_interval
-from lmnotes.comparison.statistics.paired import paired_difference
-from lmnotes.comparison.statistics.verdicts import judge, verdict
+from lmnotes.comparison.statistics import t_interval
+from lmnotes.comparison.verdicts import holm_correct, paired_difference, verdict
 from lmnotes.reports.comparison_report import write_report
 from lmnotes.reports.glance import interval_chart_svg, table_text
 from lmnotes.reports.model_card import model_card

@@ -250,11 +250,11 @@ def test_a_constant_answer_is_worth_nothing_where_the_metric_says_so():
 
 def test_a_comparison_judges_the_difference_of_the_metrics():
     from lmnotes.comparison.differences import task_difference
-    from lmnotes.evaluation.task_suite import TaskScores
+    from lmnotes.evaluation.scores import Scores
     rng,gold = random.Random(3),[_tags(random.Random(i), 9) for i in range(80)]
     def seeds(right): return {s: [[t if rng.random() < right else 'O' for t in g] for g in gold] for s in range(3)}
     arms = [seeds(.6), seeds(.9)]
-    scores = [{s: TaskScores('tagging', 'x', 'entity_f1', entity_contributions(t, gold)) for s,t in a.items()}
+    scores = [{s: Scores('tagging', 'x', 'entity_f1', entity_contributions(t, gold)) for s,t in a.items()}
               for a in arms]
     d = task_difference(*scores)
     f1 = [np.mean([entity_f1(t, gold) for t in a.values()]) for a in arms]

@@ -22,7 +22,8 @@ from lmnotes.data.sources.files import Rows
 from lmnotes.data.tokenizers import byte_tokenizer
 from lmnotes.evaluation.eval_model import EvalModel
 from lmnotes.evaluation.evaluate import *
-from lmnotes.evaluation.task_suite import TaskScores, eval_rows, eval_tasks, evaluate_tasks
+from lmnotes.evaluation.scores import Scores, item_standard_error
+from lmnotes.evaluation.task_suite import eval_rows, eval_tasks, evaluate_tasks
 from lmnotes.evaluation.tasks.classification import score_classification
 from lmnotes.files import *
 from lmnotes.models import build_model
@@ -192,8 +193,8 @@ def test_nobody_trained_on_them(name):
 
 def test_error_bars_are_over_items():
     values = np.array([0., 1.]*8)
-    a = TaskScores('qa', 'a', 'f1', values)
-    b = TaskScores('qa', 'b', 'f1', values, clusters=np.repeat(np.arange(4), 4))
+    a = Scores('qa', 'a', 'f1', values)
+    b = Scores('qa', 'b', 'f1', values, clusters=np.repeat(np.arange(4), 4))
     # every cluster has the same mean
     assert abs(item_standard_error(a) - np.std(a.values, ddof=1)/4) < 1e-12 and item_standard_error(b) < 1e-9
 

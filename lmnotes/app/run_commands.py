@@ -6,40 +6,62 @@
 __all__ = ['compare_command', 'report_command', 'bench_command']
 
 # %% ../../nbs/11_app/04_run_commands.ipynb #640952c4
+import json
 import sys
-from dataclasses import asdict
+from dataclasses import fields
 
 from ..benchmarks.bench import run_benches
+from .options import CompareOptions
+from ..comparison.arms import parse_arm
 from ..comparison.comparison import compare, rerun
 from ..core import InputError
+from ..files import write_json
 from ..folders import check_writable
 from ..reports.model_card import write_card
 from ..reports.run_report import report_runs
 
 # %% ../../nbs/11_app/04_run_commands.ipynb #788f48ca
-_RERUN_OPTIONS = 'rerun', 'launcher', 'workers', 'imports', 'trust_remote_code' # options that do not change a plan
+_RERUN_OPTIONS = 'rerun', 'launcher', 'workers', 'imports', 'trust_remote_code', 'json' # that do not change a plan
+_OWN = {f.name for f in fields(CompareOptions) if f.metadata.get('group') is None or f.name == 'datasets'}
+_HERE = 'experiment', 'models', 'arm', 'rerun', 'json', 'no_costs', 'hub_timeout'
 
-def _rerun(o, given):
+def _rerun(o, given, say):
     if changing := sorted(given - {*_RERUN_OPTIONS}):
         raise InputError(
             f'--rerun completes a plan as it was made, and --{changing[0]} would change it; leave it out'
         )
     launcher,workers = (getattr(o, k) if k in given else None for k in ('launcher', 'workers'))
-    return rerun(o.rerun, launcher=launcher, workers=workers, trust_remote_code=o.trust_remote_code)
+    return rerun(o.rerun, launcher=launcher, workers=workers, say=say, trust_remote_code=o.trust_remote_code)
+
+def _arms(o): # in one of the forms that `compare` takes
+    if o.experiment: return o.experiment
+    if o.arm: return [parse_arm(text) for text in o.arm]
+    return () if o.vary else o.models or ('standard', 'reversible')
+
+def _compare(o, given, say):
+    if o.rerun: return _rerun(o, given, say)
+    if o.arm and (o.experiment or o.vary): raise InputError('--arm beside --vary or a file: give the arms in one way')
+    asked = {k: getattr(o, k) for k in given if k in _OWN and k not in _HERE}
+    base = {k: getattr(o, k) for k in given if k not in _OWN}
+    return compare(_arms(o), base=base, costs=not o.no_costs, say=say, imports=o.imports, **asked)
 
 def compare_command(o, given)->int:
-    """Train models side by side, print the verdicts and write the report
+    """Train arms side by side, print the verdicts and write the report
 
     Parameters:
         o: `CompareOptions`
         given: names of the options that were typed
     Returns: 1 if a run failed; the report says why"""
-    if o.rerun: comparison = _rerun(o, given)
-    else: comparison = compare(**{k: v for k,v in asdict(o).items() if k != 'rerun'})
+    if o.json and o.json != '-': check_writable(o.json)
+    out = sys.stderr if o.json == '-' else sys.stdout
+    c = _compare(o, given - {'imports'}, lambda line: print(line, file=out, flush=True))
     if o.dry_run: return 0
-    comparison.table()
-    print(f'\nreport: {comparison.report()}')
-    return int(bool(comparison.failed))
+    if o.json == '-': print(json.dumps(c.brief()))
+    else:
+        c.table()
+        print(f'\nreport: {c.path/"report.html"}')
+        if o.json: write_json(o.json, c.brief())
+    return int(bool(c.failed))
 
 # %% ../../nbs/11_app/04_run_commands.ipynb #7a6d4d57
 def report_command(o, given)->int:

@@ -169,6 +169,8 @@ def row_ids(input_ids, labels)->list:
     rows = np.concatenate([np.asarray(input_ids), np.asarray(labels)], 1).astype(np.int64)
     return [hashlib.blake2b(row.tobytes(), digest_size=8).hexdigest() for row in rows]
 
+def _whole(v): return int(v) if v.is_integer() else v # pieces of text may share a token
+
 def token_items(dataset:str, sums, targets=None, ids=None, **columns)->list:
     """List what the tokens of each row scored
 
@@ -183,7 +185,7 @@ def token_items(dataset:str, sums, targets=None, ids=None, **columns)->list:
     has_bytes,items = any(row[3] for row in sums),[]
     for i,(nats,right,tokens,n_bytes,text_nats) in enumerate(sums):
         target = '' if targets is None else targets[i]
-        found = dict(nats=nats, text_nats=text_nats, right=int(right), tokens=int(tokens), bytes=int(n_bytes))
+        found = dict(nats=nats, text_nats=text_nats, right=_whole(right), tokens=_whole(tokens), bytes=_whole(n_bytes))
         item = dict(id=item_id(dataset, '', target) if ids is None else ids[i], dataset=dataset, prompt='', output='')
         item |= dict(target=target, cut='', window=i, rule='tokens', **found, **columns)
         item |= dict(metric='bits_per_byte' if has_bytes else 'loss', weight=item['bytes' if has_bytes else 'tokens'])

@@ -9,7 +9,7 @@ __all__ = ['efficiency_labels', 'arm_colour', 'has_loss_curves', 'loss_chart', '
 # %% ../../nbs/09_reports/05_charts.ipynb #a5f8e489
 import numpy as np
 
-from ..comparison.formatting import *
+from .formatting import *
 from ..core import *
 from .svg import *
 

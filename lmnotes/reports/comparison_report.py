@@ -10,7 +10,7 @@ __all__ = ['summary_parts', 'outcome_charts', 'charts_beside_tables', 'sample_pa
 from pathlib import Path
 
 import lmnotes.reports.detail_tables  # noqa: F401 (registers its tables)
-from ..comparison.formatting import *
+from .formatting import *
 from ..core import *
 from .charts import *
 from .document import *

@@ -9,7 +9,7 @@ __all__ = ['tuning_table', 'dynamics_table', 'budgets_table', 'efficiency_table'
 # %% ../../nbs/09_reports/07_detail_tables.ipynb #a6baf3aa
 import numpy as np
 
-from ..comparison.formatting import *
+from .formatting import *
 from ..comparison.statistics.further_seeds import can_be_seen
 from ..comparison.statistics.verdicts import verdict_word
 from ..core import *

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ..comparison.statistics.paired import *
 from ..comparison.statistics.verdicts import *
 from ..core import *
 from ..files import *
@@ -134,7 +133,7 @@ def example_comparison(arms=('standard', 'reversible'), datasets=('embedded/pros
     r = _example_settings(arms, datasets, seeds) | dict(cells=[], differences=[], tasks=[], summary=[])
     _add_arms(r, effects)
     _add_controls(r)
-    judge(r['differences'])
+    holm_correct(r['differences'])
     return r | dict(matrix=_matrix(r['differences'], arms))
 
 # %% ../../nbs/09_reports/04_example_data.ipynb #4203b6e1

@@ -10,8 +10,8 @@ import io
 
 from rich.console import Console
 
-from ..comparison.formatting import *
-from ..comparison.terminal_tables import *
+from .formatting import *
+from .terminal_tables import *
 from ..core import *
 from .charts import *
 from .svg import *

@@ -7,7 +7,7 @@ __all__ = ['comparison_tables', 'tasks_sentence', 'tainted_lines', 'not_measured
            'differences_table', 'results_table', 'tasks_table', 'long_range_table', 'metrics_table']
 
 # %% ../../nbs/09_reports/06_outcome_tables.ipynb #47511620
-from ..comparison.formatting import *
+from .formatting import *
 from ..comparison.statistics.further_seeds import can_be_seen
 from ..comparison.statistics.verdicts import verdict_word
 from ..core import *

@@ -11,7 +11,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-from ..comparison.formatting import format_number
+from .formatting import format_number
 from ..core import *
 from .escaping import *
 

@@ -8,7 +8,7 @@ __all__ = ['inference_limits', 'read_runs', 'check_metric', 'runs_document', 're
 # %% ../../nbs/09_reports/11_run_report.ipynb #fd3e1348
 from pathlib import Path
 
-from ..comparison.formatting import *
+from .formatting import *
 from ..core import *
 from ..files import *
 from ..reading import reading

@@ -28,6 +28,7 @@ from ..training.interface.run_messages import print_message
 from ..training.interface.short_runs import short_run_line
 from ..training.options import TrainOptions
 from ..training.plan import plan_run, run_name, show_plan
+from ..training.planning.budgets import asked_steps
 from ..training.planning.data_sketch import DataSketch
 from ..training.planning.prepare import check_run, run_data, run_model
 from ..training.precision import requested_precision
@@ -75,7 +76,7 @@ def rl_settings_from_options(o:TrainOptions, n_prompts:int, steps:int|None=None,
     per_epoch = max(n_prompts//(o.batch_size*o.gradient_accumulation_steps*world_size()), 1)
     taken = {k: getattr(o, name) for k,name in _renamed.items()} | {k: getattr(o, k) for k in _same}
     return RLSettings(
-        steps=steps or o.max_steps or max(round(per_epoch*o.num_train_epochs), 1),
+        steps=steps or asked_steps(o) or max(round(per_epoch*o.num_train_epochs), 1),
         schedule=o.lr_scheduler_type if 'lr_scheduler_type' in given else 'constant_with_warmup',
         weight_decay=(o.weight_decay or 0.) if 'weight_decay' in given else 0.,
         eval_every=o.eval_steps or (per_epoch if o.eval_strategy == 'epoch' else None),
@@ -196,7 +197,7 @@ def train_rl(o:TrainOptions, checkpoint=None, recipe='', given=None, quiet=False
     require_trl() if o.dry_run else import_trl()
     given = (RunFolder(o.output_dir).args.get('asked', {}) if o.resume_from_checkpoint else {}) | (given or {})
     o,data,model,facts,s = _prepare(o, checkpoint, given)
-    unknown = isinstance(data, DataSketch) and not o.max_steps
+    unknown = isinstance(data, DataSketch) and not asked_steps(o)
     plan = plan_run(o, data, facts, None if unknown else s.steps) | short_run_line(o, given)
     if not quiet: show_plan(plan)
     if o.dry_run: return plan

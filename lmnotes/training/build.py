@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['base_name', 'is_folder', 'is_saved_model', 'is_lmnotes_model', 'weights_source', 'has_task_head', 'is_masked_lm',
            'is_bidirectional', 'decoder_start_token', 'row_length', 'size_options', 'hub_options',
-           'check_model_options', 'model_from_options', 'add_adapter', 'check_objective', 'ModelFacts', 'model_facts']
+           'check_model_options', 'fit_parameters', 'model_from_options', 'add_adapter', 'check_objective',
+           'ModelFacts', 'model_facts']
 
 # %% ../../nbs/06_training/10_build.ipynb #056d008d
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from fastai.basics import *
@@ -24,6 +26,7 @@ from ..models.lora import add_lora, check_mergeable, trainable_share
 from ..models.task_heads import TaskHeadLM, add_task_head, patch_task_head, set_label_names
 from .learner import has_pretrained_weights
 from .options import TrainOptions
+from .planning.widths import matching_shape
 
 # %% ../../nbs/06_training/10_build.ipynb #8b65517d
 def base_name(o)->str:
@@ -169,6 +172,24 @@ def check_model_options(o:TrainOptions):
             '--fsdp splits weights that are learnt, and --use_lora freezes nearly all of them; leave --fsdp out'
         )
 
+# %% ../../nbs/06_training/10_build.ipynb #c1290dc5
+@lru_cache(32)
+def _widths(recipe, model, size, vocab_size, sizes, parameters): # `recipe`: what stands under the name, for the cache
+    build = lambda **kw: build_model(model, size=size, vocab_size=vocab_size, **dict(sizes) | kw)
+    return matching_shape(build, parameters)
+
+def fit_parameters(o:TrainOptions, vocab_size:int|None=None)->TrainOptions:
+    """Choose the widths at which a recipe has the number of parameters that is asked for; none is an `InputError`
+
+    Parameters:
+        o: of the run
+        vocab_size: tokens of the data's tokenizer; None: those of bytes
+    Returns: with a width in place of `parameters`"""
+    if not o.parameters: return o
+    sizes = size_options(o) | dict(max_length=row_length(o))
+    known = models[base_name(o)],o.model,o.size,vocab_size or 258,tuple(sizes.items()),o.parameters
+    return replace(o, parameters=None, **_widths(*known))
+
 # %% ../../nbs/06_training/10_build.ipynb #0773673b
 def _build_own(o, vocab_size, data): # a model of this package
     sizes = size_options(o)
@@ -200,6 +221,7 @@ def model_from_options(o:TrainOptions, vocab_size:int, data=None):
         data: for a task head, whose labels it has
     Returns: a model of ours or of transformers"""
     check_model_options(o)
+    o = fit_parameters(o, vocab_size)
     set_seed(o.seed)
     model = (_build_own if is_lmnotes_model(o) else _build_hub)(o, vocab_size, data)
     check_objective(o, model)

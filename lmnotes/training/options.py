@@ -14,6 +14,7 @@ from typing import Literal
 
 from ..core import InputError, Registry, did_you_mean
 from ..option_values import OptionRange, amount, check_values, count, fraction, value_ranges
+from .planning.budgets import parse_budget
 from .planning.conditions import *
 from .planning.option_effects import check_effects, option
 
@@ -40,13 +41,14 @@ def option_groups(cls)->dict:
     return groups
 
 # %% ../../nbs/06_training/01_options.ipynb #28f3cf1d
-@value_ranges(dim=count(2**17), n_layer=count(10_000), n_head=count(2**14), ffn_dim=count(2**20),
-              num_frequencies=count(2**20), dropout=fraction())
+@value_ranges(parameters=count(10**12), dim=count(2**17), n_layer=count(10_000), n_head=count(2**14),
+              ffn_dim=count(2**20), num_frequencies=count(2**20), dropout=fraction())
 @option_group('model')
 class ModelOptions:
     "Options of the group: model"
     model: str = 'standard'            # recipe, folder, tiny:FAMILY or hub id; rewrites joined by '+'
     size: str = option('tiny', with_size) # tiny, small, medium, large or xlarge
+    parameters: int | None = option(None, with_size) # width at which the model has so many, within 2 %
     dim: int | None = None             # model width, instead of the size's
     n_layer: int | None = None         # number of layers, instead of the size's
     n_head: int | None = None          # attention heads, instead of the size's
@@ -125,7 +127,8 @@ class BatchOptions:
 @option_group('budget')
 class BudgetOptions:
     "Options of the group: budget"
-    num_train_epochs: float = option(1, epochs_decide) # passes over the data
+    num_train_epochs: float = option(1, without_budget, epochs_decide) # passes over the data
+    budget: str | None = option(None, rl_budget) # tokens:N, bytes:N, steps:N, flops:F or seconds:S, instead of epochs
     max_steps: int | None = None       # optimizer steps; wins over epochs
     max_seconds: float | None = None   # time to train; a probe fixes the number of steps
     seed: int = 0                      # of the weights, the data order and dropout
@@ -241,10 +244,8 @@ aliases = dict(
     resume='resume_from_checkpoint',
 )
 
-_other_words = dict(
-    lr='learning_rate', bs='batch_size', wd='weight_decay', epoch='num_train_epochs',
-    accumulate='gradient_accumulation_steps',
-)
+_other_words = dict(lr='learning_rate', bs='batch_size', wd='weight_decay', epoch='num_train_epochs',
+                    accumulate='gradient_accumulation_steps')
 
 def options_from(cls, **options):
     """Make options, refusing unknown names and two names that disagree with an `InputError`
@@ -270,13 +271,12 @@ training_modes.lazy('sft', 'lmnotes.training.train:train_supervised')
 training_modes.lazy('rl', 'lmnotes.rl.run:train_rl')
 
 # %% ../../nbs/06_training/01_options.ipynb #cf10f329
-_contradict = [
-    pair.split() for pair in (
-        'fp16 bf16', 'fp16 no_mixed_precision', 'bf16 no_mixed_precision', 'load_in_4bit load_in_8bit',
-        'moe_load_in_4bit moe_load_in_8bit', 'max_steps max_seconds', 'datasets data_path', 'datasets streaming',
-        'datasets max_chunks', 'label_column target_column', 'label_column prompt_column',
-    )
-]
+_contradict = [pair.split() for pair in (
+    'fp16 bf16', 'fp16 no_mixed_precision', 'bf16 no_mixed_precision', 'load_in_4bit load_in_8bit',
+    'moe_load_in_4bit moe_load_in_8bit', 'max_steps max_seconds', 'budget max_steps', 'budget max_seconds',
+    'parameters dim', 'parameters ffn_dim', 'datasets data_path', 'datasets streaming',
+    'datasets max_chunks', 'label_column target_column', 'label_column prompt_column',
+)]
 
 def check_options(o:TrainOptions, given=())->TrainOptions:
     """Refuse values that contradict each other, lie out of range or have no effect, with an `InputError` of one line
@@ -287,11 +287,11 @@ def check_options(o:TrainOptions, given=())->TrainOptions:
     Returns: the same"""
     check_values(o)
     if o.mode not in ('auto', *training_modes):
-        raise InputError(
-            f"unknown training mode '{o.mode}': {did_you_mean(o.mode, ['auto', *training_modes.names()])}"
-        )
+        known = ['auto', *training_modes.names()]
+        raise InputError(f"unknown training mode '{o.mode}': {did_you_mean(o.mode, known)}")
     for a,b in _contradict:
         if getattr(o, a) and getattr(o, b): raise InputError(f'--{a} and --{b} contradict each other; give one')
+    if o.budget: parse_budget(o.budget)
     for n in ('dataset_configs', 'mixture_rates'):
         values = getattr(o, n)
         if values and len(values) != len(o.datasets):

@@ -24,6 +24,7 @@ from .learner import lr_scales
 from .memory_check import free_bytes
 from .monitor import bytes_text
 from .options import *
+from .planning.budgets import asked_seconds, asked_steps
 from .planning.data_sketch import DataSketch
 from .precision import requested_precision
 
@@ -52,7 +53,7 @@ def optimizer_steps(o:TrainOptions, data)->int:
     Parameters:
         o: of the run
         data: `LMData`"""
-    if o.max_steps: return o.max_steps
+    if steps := asked_steps(o): return steps
     per_epoch = max(len(data.train_blocks)//rows_per_step(o), 1)
     return max(round(per_epoch*o.num_train_epochs), 1)
 
@@ -83,6 +84,7 @@ def count_text(n)->str:
 def _model_line(o, facts):
     weights = _weights_words[weights_source(o)].format(o.init)
     if base_name(o) in models and not o.init: weights += f', {o.size}'
+    if o.parameters: weights += f', width {facts.width}'
     learning = ''
     if facts.trainable is not None and facts.trainable < facts.parameters:
         share = facts.trainable/facts.parameters
@@ -131,8 +133,9 @@ def _passes(n): return f"{n:g} pass{'' if n == 1 else 'es'}"
 def _steps_lines(o, data, steps):
     per_step,known = tokens_per_step(o, data)
     each = f'of {known}{round(per_step)} tokens'
-    if not steps and o.max_seconds:
-        return dict(steps=f'as many as fit in {o.max_seconds:g} s, {each}', tokens='unknown until the probe')
+    if not steps and (seconds := asked_seconds(o)):
+        return dict(steps=f'as many as fit in {seconds:g} s, {each}', tokens='unknown until the probe')
+    if not steps and o.budget: return dict(steps=f'as many as the budget allows, {each}', tokens='unknown')
     if not steps: return dict(steps=f'{_passes(o.num_train_epochs)} over the data, {each}', tokens='unknown')
     n = passes(o, data, steps)
     return dict(

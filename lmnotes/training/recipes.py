@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['general_recipe', 'hub_recipe', 'recipes_file', 'Recipe', 'recipe_key', 'recipe_table', 'save_recipes', 'recipe_for',
-           'has_searched_recipe', 'recipe_for_options', 'apply_recipe', 'searched_lrs']
+           'has_searched_recipe', 'recipe_for_options', 'apply_recipe', 'searched_lrs', 'rule_rate']
 
 # %% ../../nbs/06_training/15_recipes.ipynb #9e4182b6
 import inspect
@@ -20,8 +20,10 @@ from ..files import *
 from ..models.build import models, saved_model_type
 from .build import base_name, weights_source
 from .build_data import training_mode
+from .learner import lr_scales
 from .options import TrainOptions
 from .planning.option_effects import keep_effective
+from .planning.sketch import sketch_model_facts
 
 # %% ../../nbs/06_training/15_recipes.ipynb #6f05a3f9
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def recipe_for(dataset:str, model:str, size:str='tiny', mode:str|None=None, conf
 
 # %% ../../nbs/06_training/15_recipes.ipynb #f4087f83
 _changes_search = (
-    'dim n_layer n_head num_frequencies init data_path datasets streaming max_chunks '
+    'parameters dim n_layer n_head num_frequencies init data_path datasets streaming max_chunks '
     'use_lora text_column prompt_column label_column dataset_revision prompt_template chat_template'
 ).split()
 
@@ -201,3 +203,13 @@ def searched_lrs(dataset:str, models, size:str='tiny', mode:str='pretrain', conf
     searches = {(r.source, r.steps, len(r.trials), r.fingerprint, r.batch_size, r.max_length) for r in found}
     if len(searches) > 1 or found[0].source != 'search': return None
     return {m: r.learning_rate for m,r in zip(models, found)}
+
+# %% ../../nbs/06_training/15_recipes.ipynb #50fdb988
+def rule_rate(o:TrainOptions)->float:
+    """Compute the learning rate of the general rule: 0.3 over the width, 5e-5 for weights of the hub; a fifth of it for Lion
+
+    Parameters:
+        o: of the run
+    Returns: peak, per step"""
+    facts = sketch_model_facts(o, 256, 2)
+    return (5e-5 if facts.pretrained else 0.3/(facts.width or 768))*lr_scales.get(o.optimizer, 1)

@@ -31,6 +31,7 @@ from .learner_metrics import evaluate
 from .monitor import memory_bytes
 from .options import TrainOptions
 from .plan import passes
+from .planning.budget_steps import bytes_per_token
 
 # %% ../../nbs/06_training/19_run_summary.ipynb #d082001d
 class PeriodicEvaluation(Callback):
@@ -190,6 +191,10 @@ def _data_notes(model, data, batches): # `batches`: that were trained on
     if hasattr(data.train, 'realised'): out['realised'] = data.train.realised(batches)
     return out
 
+def _text_bytes(learn): # that were trained on, by the mean bytes of a token
+    each = bytes_per_token(learn.dls)
+    return None if each is None else round(learn.tokens*each)
+
 def summarize_run(learn, o:TrainOptions, scores:dict, seconds:float, start=(0, 0), best:int|None=None)->dict:
     """Sum up a finished run: size, compute, time, scores, and what is said of its data
 
@@ -208,6 +213,7 @@ def summarize_run(learn, o:TrainOptions, scores:dict, seconds:float, start=(0, 0
         steps=learn.step,
         tokens=learn.tokens,
         supervised_tokens=learn.supervised,
+        bytes=_text_bytes(learn),
         passes=passes(o, data, learn.step),
         parameters=model.num_parameters(),
         flops=model_flops(model, learn.tokens, o.max_length),

@@ -39,6 +39,7 @@ from .memory_check import *
 from .monitor import *
 from .options import *
 from .plan import *
+from .planning.budgets import asked_seconds
 from .planning.prepare import *
 from .precision import *
 from .recipes import *
@@ -123,14 +124,15 @@ def _fit_and_finish(job, evals, start): # summary
         job.folder.stop(str(e), job.learn.step, job.steps, tokens=int(job.learn.tokens))
 
 def _steps_in_time(job): # how many steps fit, by a probe
-    seconds = measure_step_time(job.learn, min(max(1., 0.05*job.options.max_seconds), 5.))
-    return run_on_main(lambda: max(int(job.options.max_seconds/seconds), 1))
+    asked = asked_seconds(job.options)
+    seconds = measure_step_time(job.learn, min(max(1., 0.05*asked), 5.))
+    return run_on_main(lambda: max(int(asked/seconds), 1))
 
 def _describe(job):
     learn,options = job.learn,asdict(job.options)
     job.folder.describe(
         options, learn.dls, learn.dls.device, learner=learn.spec, given=job.given, plan=job.plan, step=learn.step,
-        eval_rows=job.eval_rows,
+        eval_rows=job.eval_rows, total_steps=job.steps,
     )
 
 def run_job(job:TrainingJob)->Run:

@@ -15,7 +15,8 @@ from ...data.answers.set_metrics import metric_contributions
 from ...data.classification.labels import class_names, head_input_text
 from ..eval_model import EvalModel, choice_cuts, choice_nll, head_cuts, head_labels, head_outputs
 from ..item_files import score_items
-from ..task_suite import TaskScores, distinct_share, register_task, task_name
+from ..scores import Scores
+from ..task_suite import distinct_share, register_task, task_name
 
 # %% ../../../nbs/05_evaluation/tasks/01_classification.ipynb #6a2ba4a1
 def classification_metrics(predicted:list, gold:list, labels:list, positive:str=None)->dict:
@@ -54,14 +55,14 @@ def _guessing(ds, gold, chance): # headline of an arm that guesses
 
 def _classification_scores(
     ds, rows, predicted, values, name='', cuts=None, columns=None, chance=None, **more
-)->TaskScores:
+)->Scores:
     gold = [ds.target(row).strip() for row in rows]
     items = score_items(ds, rows, predicted, values, cuts, **(columns or {})) # each right or wrong by itself
     if ds.metric: values = ds.score_set(rows, predicted)
     more |= dict(items=items, chance=_guessing(ds, gold, chance))
-    return TaskScores('classification', task_name(ds) + name, ds.metric or 'accuracy', values, **more)
+    return Scores('classification', task_name(ds) + name, ds.metric or 'accuracy', values, **more)
 
-def _by_likelihood(s, ds, rows, labels)->TaskScores:
+def _by_likelihood(s, ds, rows, labels)->Scores:
     choices = [[c.strip() for c in ds.choices(row) or [f' {l}' for l in labels]] for row in rows]
     gold = [ds.target(row).strip() for row in rows]
     prompts = s.choice_prompts(ds, rows)
@@ -80,7 +81,7 @@ def _by_likelihood(s, ds, rows, labels)->TaskScores:
     return _classification_scores(ds, rows, predicted, values, metrics=metrics, chance=chance, **more)
 
 # %% ../../../nbs/05_evaluation/tasks/01_classification.ipynb #33ceadf1
-def _by_generation(s, ds, rows, labels)->TaskScores:
+def _by_generation(s, ds, rows, labels)->Scores:
     texts = s.answer(ds, rows)
     predicted = [parse_label(text, labels) for text in texts]
     values = np.array([float(ds.score(row, text)) for row,text in zip(rows, texts)])
@@ -90,7 +91,7 @@ def _by_generation(s, ds, rows, labels)->TaskScores:
     more = dict(cuts=s.answer_cuts(ds, rows), metrics=metrics, chance=1/len(labels))
     return _classification_scores(ds, rows, texts, values, '_generated', **more)
 
-def _by_head(s, ds, rows, labels)->TaskScores:
+def _by_head(s, ds, rows, labels)->Scores:
     known = head_labels(s, labels)
     texts = [head_input_text(ds, row) for row in rows]
     outputs = head_outputs(s, texts)
@@ -109,7 +110,7 @@ def score_classification(s:EvalModel, ds, rows)->list:
         s: an `EvalModel`
         ds: a `Dataset`
         rows: a dataset with labels; rows with known labels
-    Returns: of `TaskScores`"""
+    Returns: of `Scores`"""
     s.require('text', 'seq2seq', 'classify')
     labels = _label_names(ds, rows)
     if s.interface == 'classify': return [_by_head(s, ds, rows, labels)]

@@ -19,6 +19,7 @@ from ...data.datasets.code import extract_code, find_function, function_signatur
 from ...data.sources.files import Rows
 from ..eval_model import EvalModel
 from ..item_files import item_rules, score_items
+from ..scores import Scores
 from ..task_suite import *
 from .math_tasks import pass_at_k_curve, sample_answers
 from .text_generation import HeldOutDataset
@@ -178,7 +179,7 @@ def score_code(s:EvalModel, ds, rows)->list:
         s: an `EvalModel`
         ds: a `Dataset`
         rows: programming tasks, or functions of held-out files
-    Returns: of `TaskScores`"""
+    Returns: of `Scores`"""
     s.require('text', 'seq2seq')
     texts = s.answer(ds, rows)
     programs,references,similarity = _programs(ds, rows, texts)
@@ -195,7 +196,7 @@ def score_code(s:EvalModel, ds, rows)->list:
         passed,columns = pass_rate_by_tests(s, ds, rows)
         metrics |= passed
     own = isinstance(ds, FunctionCompletion)
-    return [TaskScores(
+    return [Scores(
         task='code',
         name=f'{task_name(ds.base)}_functions' if own else task_name(ds),
         metric='edit_similarity',

@@ -16,6 +16,7 @@ from ...data.classification.labels import head_input_text
 from ..eval_model import EvalModel, head_cuts, head_labels, head_outputs
 from ..item_files import score_items
 from ..metric_names import task_metric
+from ..scores import Scores
 from ..task_suite import *
 from ...models.task_heads import best_answer_span
 
@@ -61,13 +62,13 @@ def score_tagging(s:EvalModel, ds, rows)->list:
         s: an `EvalModel`
         ds: a `Dataset`
         rows: a tagging dataset and rows of it
-    Returns: of `TaskScores`"""
+    Returns: of `Scores`"""
     s.require('text', 'seq2seq', 'tag')
     by_head = s.interface == 'tag'
     texts = [' '.join(t) for t in _head_tags(s, ds, rows)] if by_head else s.answer(ds, rows)
     by_sentence = [float(ds.score(row, text)) for row,text in zip(rows, texts)]
     metrics = tagging_metrics([parse_tags(text) for text in texts], [ds.tags(row) for row in rows])
-    return [TaskScores(
+    return [Scores(
         task='tagging',
         name=task_name(ds),
         metric=task_metric(ds),
@@ -97,14 +98,14 @@ def score_qa(s:EvalModel, ds, rows)->list:
         s: an `EvalModel`
         ds: a `Dataset`
         rows: a question-answering dataset and rows of it
-    Returns: of `TaskScores`"""
+    Returns: of `Scores`"""
     s.require('text', 'seq2seq', 'span')
     by_head = s.interface == 'span'
     texts = _head_spans(s, ds, rows) if by_head else s.answer(ds, rows)
     values = np.array([float(ds.score(row, text)) for row,text in zip(rows, texts)])
     f1 = values if task_metric(ds) == 'f1' else [token_f1(text, ds.references(row)) for row,text in zip(rows, texts)]
     exact = [_exact_match(ds, row, text) for row,text in zip(rows, texts)]
-    return [TaskScores(
+    return [Scores(
         task='qa',
         name=task_name(ds),
         metric=task_metric(ds),

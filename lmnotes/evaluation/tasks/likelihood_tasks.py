@@ -18,6 +18,7 @@ from ...data.classification.labels import head_input_text
 from ...data.dataset_types import MultipleChoiceDataset
 from ..eval_model import EvalModel, choice_cuts, choice_nll, head_cuts, head_labels, head_outputs
 from ..item_files import item_rules, score_items
+from ..scores import Scores
 from ..task_suite import *
 
 # %% ../../../nbs/05_evaluation/tasks/02_likelihood_tasks.ipynb #7e434db9
@@ -71,7 +72,7 @@ def score_choice(s:EvalModel, ds, rows)->list:
         s: an `EvalModel`
         ds: a `Dataset`
         rows: a multiple-choice dataset and rows of it
-    Returns: of `TaskScores`"""
+    Returns: of `Scores`"""
     s.require('text')
     letters,gold = [ds.choices(row) for row in rows],[ds.target(row) for row in rows]
     prompts = s.choice_prompts(ds, rows)
@@ -79,7 +80,7 @@ def score_choice(s:EvalModel, ds, rows)->list:
     predicted = [options[int(np.argmin(v))] for options,v in zip(letters, nll)]
     values = np.array([float(a == b) for a,b in zip(predicted, gold)])
     cuts = choice_cuts(s.tokenizer, prompts, letters, s.context_length)
-    return [TaskScores(
+    return [Scores(
         task='choice',
         name=task_name(ds) + ('_options' if isinstance(ds, ReadingChoice) else ''),
         metric='accuracy',
@@ -142,13 +143,13 @@ def score_similarity(s:EvalModel, ds, rows)->list:
         s: an `EvalModel`
         ds: a `Dataset`
         rows: a similarity dataset and rows of it
-    Returns: of `TaskScores`"""
+    Returns: of `Scores`"""
     s.require('text', 'classify')
     gold = np.array([float(row['label']) for row in rows])
     predicted,cuts,columns = _predicted_grades(s, ds, rows)
     closeness = np.clip(1 - np.abs(predicted - gold)/5, 0, 1)
     outputs = [f'{v:.2f}' for v in predicted]
-    return [TaskScores(
+    return [Scores(
         task='similarity',
         name=task_name(ds),
         metric='pearson',

@@ -18,7 +18,8 @@ from ...core import *
 from ...data.rows.row_encoding import encode_with_offsets
 from ..eval_model import EvalModel, likeliest_tokens, start_ids
 from ..item_files import item_id, score_by_pieces
-from ..task_suite import TaskScores, register_task
+from ..scores import Scores
+from ..task_suite import register_task
 
 # %% ../../../nbs/05_evaluation/tasks/07_long_range.ipynb #b76c8508
 long_range_tasks = Registry('long-range task') # name -> function (rng, length) -> pieces
@@ -225,7 +226,7 @@ def score_long_range(s:EvalModel, task:LongRangeTask, rows:list)->list:
         s: an `EvalModel`
         task: name of the task
         rows: items, from `LongRangeTask.items`
-    Returns: of `TaskScores`"""
+    Returns: of `Scores`"""
     s.require('text')
     longest = max(len(encode_pieces(s.tokenizer, pieces)[0]) for pieces in rows)
     if s.context_length and longest > s.context_length:
@@ -236,16 +237,9 @@ def score_long_range(s:EvalModel, task:LongRangeTask, rows:list)->list:
         items = [piece_item(s.model, s.tokenizer, pieces, name) for pieces in rows]
     finally:
         s.model.train(was_training)
-    return [TaskScores(
-        task='long_range',
-        name=name,
-        metric='accuracy',
-        values=np.array([i['score'] for i in items]),
-        chance=task.chance,
-        metrics=dict(length=task.length, tokens=longest),
-        items=items,
-        rule='pieces',
-    )]
+    values = [i['score'] for i in items]
+    more = dict(chance=task.chance, metrics=dict(length=task.length, tokens=longest), items=items, rule='pieces')
+    return [Scores('long_range', name, 'accuracy', values, **more)]
 
 # %% ../../../nbs/05_evaluation/tasks/07_long_range.ipynb #ae21541d
 def _two_sides(pieces): # prompt; target, which begins with a space
@@ -277,7 +271,7 @@ def evaluate_long_range(s:EvalModel, lengths, n:int=64, seed:int=0, trained_to:i
         n: items of each task and length
         seed: which
         trained_to: characters of the longest item it was trained on; None: on none
-    Returns: list of `TaskScores`; the lengths that the context does not hold"""
+    Returns: list of `Scores`; the lengths that the context does not hold"""
     found,left = [],set()
     for task in [LongRangeTask(name, length) for length in lengths for name in sorted(long_range_tasks)]:
         rows = task.items(n, seed)
@@ -292,7 +286,7 @@ def accuracy_by_length(scores:list)->dict:
     """Collect long-range scores as curves
 
     Parameters:
-        scores: of `TaskScores`
+        scores: of `Scores`
     Returns: task -> {characters: mean accuracy}"""
     curves = {}
     for t in (t for t in scores if t.task == 'long_range'):

@@ -15,6 +15,7 @@ from ...data.answers.numbers import last_number
 from ..eval_model import EvalModel
 from ..generation_eval import generate_answers
 from ..item_files import score_items
+from ..scores import Scores
 from ..task_suite import *
 
 # %% ../../../nbs/05_evaluation/tasks/05_math_tasks.ipynb #2c2cbd9d
@@ -64,7 +65,7 @@ def score_math(s:EvalModel, ds, rows)->list:
         s: an `EvalModel`
         ds: a `Dataset`
         rows: a dataset of worked solutions and rows of it
-    Returns: of `TaskScores`"""
+    Returns: of `Scores`"""
     s.require('text', 'seq2seq')
     texts = s.answer(ds, rows)
     values = np.array([float(ds.score(row, text)) for row,text in zip(rows, texts)])
@@ -76,7 +77,7 @@ def score_math(s:EvalModel, ds, rows)->list:
         draws = sample_answers(s, s.requests(ds, rows), s.draws)
         right = [[float(ds.score(row, t) > 0) for t in some] for row,some in zip(rows, draws)]
         metrics,columns = metrics | pass_at_k_curve(right),dict(draws=draws, right=right)
-    return [TaskScores(
+    return [Scores(
         task='math',
         name=task_name(ds),
         metric='exact_match',

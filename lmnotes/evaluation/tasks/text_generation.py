@@ -17,6 +17,7 @@ from ...data.dataset_splits import scored_documents
 from ...data.sources.files import Rows
 from ..eval_model import EvalModel
 from ..item_files import item_rules, score_items
+from ..scores import Scores
 from ..task_suite import *
 
 # %% ../../../nbs/05_evaluation/tasks/04_text_generation.ipynb #2c2cbd9d
@@ -126,12 +127,12 @@ def score_generation(s:EvalModel, ds, rows)->list:
         s: an `EvalModel`
         ds: a `Dataset`
         rows: a dataset with reference texts, and rows of it
-    Returns: of `TaskScores`"""
+    Returns: of `Scores`"""
     s.require('text', 'seq2seq')
     texts = [text.strip() for text in s.answer(ds, rows)]
     references = [ds.target(row).strip() for row in rows]
     values = np.array([chrf(text, reference) for text,reference in zip(texts, references)])
-    return [TaskScores(
+    return [Scores(
         task='generation',
         name=task_name(ds.base if isinstance(ds, TextContinuation) else ds),
         metric='sentence_chrf', # `chrf` of all texts together is among the metrics

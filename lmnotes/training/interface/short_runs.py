@@ -14,6 +14,7 @@ from ...models.build import models, recipe_sizes
 from ..build import *
 from ..build_data import data_source_kind
 from ..options import TrainOptions
+from ..planning.budgets import asked_steps, budget_steps, parse_budget
 from ..planning.option_effects import effective_options, keep_effective
 from ..planning.sketch import sketch_model_facts
 
@@ -46,6 +47,11 @@ def _evaluations(o): # at most four in a run, and a fourth as many samplings and
         save_steps=max(o.save_steps, math.ceil(steps/10)),
     )
 
+def _steps_at_most(o): # of a budget in tokens, where every row is full
+    b = parse_budget(o.budget) if o.budget else None
+    if b and b.kind == 'tokens': return budget_steps(b, o.batch_size*o.gradient_accumulation_steps*row_length(o))
+    return asked_steps(o) or 40
+
 def _with_caps(o):
     long = o.max_length > 4096
     o = replace(
@@ -57,7 +63,9 @@ def _with_caps(o):
         packing_max_length=None,
         batch_size=1 if long else min(o.batch_size, 8),
         max_seconds=None,
-        max_steps=min(o.max_steps or 40, 5 if long else 40),
+        budget=None,
+        parameters=None,
+        max_steps=min(_steps_at_most(o), 5 if long else 40),
     )
     if o.mode == 'rl': o = replace(o, **_capped(o, _most_rl))
     return replace(o, **_evaluations(o))
@@ -132,8 +140,8 @@ def shrink_for_test(o:TrainOptions)->TrainOptions:
     return keep_effective(o, given, [f.name for f in fields(o) if getattr(o, f.name) != getattr(given, f.name)])
 
 # %% ../../../nbs/06_training/interface/02_short_runs.ipynb #8f06c7b5
-_test_names = (*_most, *_most_rl, 'dim', 'max_length', 'packing_max_length', 'max_seconds', 'eval_strategy',
-    'eval_steps', 'eval_max_batches', 'display_samples_every', 'save_steps', 'size')
+_test_names = (*_most, *_most_rl, 'dim', 'max_length', 'packing_max_length', 'max_seconds', 'budget', 'parameters',
+    'eval_strategy', 'eval_steps', 'eval_max_batches', 'display_samples_every', 'save_steps', 'size')
 
 def short_run_line(o:TrainOptions, given:dict)->dict:
     """Say what a test run is capped at, and which options that were typed it has brought down

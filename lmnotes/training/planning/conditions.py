@@ -7,10 +7,10 @@ __all__ = ['with_lora', 'in_rl', 'with_mixture', 'without_rates', 'with_separate
            'with_ranks', 'with_chat', 'supervised_length', 'of_length', 'supervised_rate', 'supervised_warmup',
            'supervised_adam', 'supervised_start', 'supervised_batches', 'supervised_workers', 'names_dataset',
            'deciding_score', 'with_checkpoints', 'by_steps', 'rows_are_loaded', 'warmup_share', 'with_warmup',
-           'epochs_decide', 'task_rewards', 'with_columns', 'with_hub', 'with_answers', 'asks_answers', 'with_pairs',
-           'with_texts', 'with_size', 'with_oscillators', 'of_transformers', 'with_code', 'not_a_recipe',
-           'with_trained_tokenizer', 'with_rows', 'packs_rows', 'with_folder', 'with_eval_data', 'with_programs',
-           'not_in_rl']
+           'without_budget', 'epochs_decide', 'rl_budget', 'task_rewards', 'with_columns', 'with_hub', 'with_answers',
+           'asks_answers', 'with_pairs', 'with_texts', 'with_size', 'with_oscillators', 'of_transformers', 'with_code',
+           'not_a_recipe', 'with_trained_tokenizer', 'with_rows', 'packs_rows', 'with_folder', 'with_eval_data',
+           'with_programs', 'not_in_rl']
 
 # %% ../../../nbs/06_training/planning/03_conditions.ipynb #06fc5ba8
 from .option_effects import Condition, run_facts
@@ -67,8 +67,13 @@ with_warmup = Condition(
     "with --lr_scheduler_type constant; 'constant_with_warmup' warms up",
     lambda o: o.lr_scheduler_type not in ('constant', 'const', 'flat'),
 )
+without_budget = Condition('beside --budget, which says how long to train', lambda o: not o.budget)
 epochs_decide = Condition(
     'beside --max_steps or --max_seconds, which decide', lambda o: not (o.max_steps or o.max_seconds), harmless=True
+)
+rl_budget = Condition(
+    'in --mode rl, whose tokens are counted as they are written; give steps:N',
+    lambda o: o.mode != 'rl' or o.budget.startswith('steps:'),
 )
 task_rewards = Condition('beside --reward_model, which gives the reward', lambda o: not o.reward_model)
 

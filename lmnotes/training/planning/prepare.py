@@ -34,6 +34,8 @@ from ..monitor import *
 from ..optimizers import check_optimizer, optimizer_arguments
 from ..options import TrainOptions
 from ..plan import *
+from .budget_steps import budget_line, steps_of_budget
+from .budgets import asked_seconds, asked_steps
 from .data_sketch import *
 from .lengths import auto_length_line, length_warning
 from .option_effects import check_effects
@@ -181,11 +183,14 @@ def _questions(o, data): # that are answered at each evaluation
 _shortest = 32 # tokens of rows that are not halved any more
 _left = 'that no token sees the future, and the memory of a step; the run checks both'
 
-def _known_steps(o, data, checkpoint): # None: not known yet
+def _steps_begun(o, checkpoint): # of a run that is resumed
     if checkpoint: return read_json(checkpoint/'state.json')['total_steps']
-    if o.max_seconds: return None
-    if isinstance(data, DataSketch): return o.max_steps
-    return optimizer_steps(o, data)
+    return RunFolder(o.output_dir).args.get('total_steps') if o.resume_from_checkpoint else None
+
+def _known_steps(o, data, model, checkpoint): # None: not known yet
+    if steps := _steps_begun(o, checkpoint) or asked_steps(o): return steps
+    if asked_seconds(o) or isinstance(data, DataSketch): return None
+    return steps_of_budget(o, data, model) if o.budget else optimizer_steps(o, data)
 
 def _may_leak(o): # whether a plan probes it: the recipes of this package are probed by its tests
     own = base_name(o) in models and models[base_name(o)].__module__.startswith('lmnotes.')
@@ -216,11 +221,12 @@ def _prepared(o, checkpoint, recipe, given, halved):
     if not isinstance(data, DataSketch): limit_validation(data, rows)
     model,facts = run_model(o, data)
     learn = None if sketched else _learner(o, data, model)
-    steps,items = _known_steps(o, data, checkpoint),_questions(o, data)
+    steps,items = _known_steps(o, data, model, checkpoint),_questions(o, data)
     metric = _deciding_metric(o, data, model, items)
     measured = dict(unchecked=_left) if sketched else _memory_line(o, learn)
     length = _length_line(o, data, given, halved)
-    plan = length | plan_run(o, data, facts, steps, recipe) | measured | short_run_line(o, given)
+    plan = length | plan_run(o, data, facts, steps, recipe) | budget_line(o, data, model, steps)
+    plan |= measured | short_run_line(o, given)
     return TrainingJob(o, learn, steps, plan, metric, items, rows, checkpoint)
 
 def prepare_job(o:TrainOptions, checkpoint:Path|None=None, recipe='', given=())->TrainingJob:

@@ -63,6 +63,7 @@ def sketch_model(o:TrainOptions, vocab_size:int|None=None, labels=None)->tuple:
         labels: of a task head; None: unknown
     Returns: model of shapes; how its weights would be loaded, or None"""
     check_model_options(o)
+    o = fit_parameters(o, vocab_size)
     plan = _loading(o, vocab_size, labels) if _of_hub(o) else None
     model = _sketch_hub(o, plan) if plan else _sketch_own(o, vocab_size, labels)
     if not o.init: check_objective(o, model)

@@ -1,0 +1,2 @@
+def measure_costs(*a, **k): return {},[]
+def cost_ratios(*a, **k): return {}
