@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['atomic_write', 'default_modes', 'delete_folder', 'atomic_dir', 'plain_values', 'write_json', 'read_text',
-           'parse_json', 'read_json', 'append_jsonl', 'read_jsonl', 'new_run_folder', 'step_name', 'checkpoint_step',
-           'steps_in', 'damaged_steps', 'find_checkpoint', 'model_folder']
+           'parse_json', 'read_json', 'read_mapping', 'append_jsonl', 'read_jsonl', 'new_run_folder', 'step_name',
+           'checkpoint_step', 'steps_in', 'damaged_steps', 'find_checkpoint', 'model_folder']
 
 # %% ../nbs/00_files.ipynb #809a5367
 import json
@@ -151,6 +151,19 @@ def read_json(path, kind:type=dict):
         path: file
         kind: of the value: dict or list"""
     return parse_json(read_text(path, _kinds[kind]), path, kind)
+
+# %% ../nbs/00_files.ipynb #f9a03e77
+def read_mapping(path)->dict:
+    """Read a file that holds one mapping; an `InputError` where it does not
+
+    Parameters:
+        path: file, YAML or JSON"""
+    import yaml
+    text = read_text(path, 'a file of options')
+    with reading(path, 'options as YAML', 'write lines such as batch_size: 8'): values = yaml.safe_load(text)
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected lines such as 'batch_size: 8', and got {type(values).__name__}")
+    return values
 
 # %% ../nbs/00_files.ipynb #53fb2ba9
 def append_jsonl(path, *rows):
