@@ -6,7 +6,7 @@
 __all__ = ['CellResult', 'mark_failed', 'write_cell', 'read_cell', 'is_finished', 'waits_for', 'score_cell', 'score_long_range',
            'run_cell']
 
-# %% ../../nbs/08_comparison/04_cells.ipynb #3ab51423
+# %% ../../nbs/08_comparison/04_cells.ipynb #ce78d056
 import math
 import shutil
 from dataclasses import dataclass, field
@@ -14,19 +14,21 @@ from pathlib import Path
 
 from .plan import *
 from ..core import *
+from ..data.catalog import DatasetColumns
 from ..data.contamination_fingerprint import load_fingerprint
 from ..evaluation.eval_model import EvalModel
 from ..evaluation.evaluation_data import load_eval_model
 from ..evaluation.item_files import write_items
 from ..evaluation.memory import frozen_gc
-from ..evaluation.score_model import *
+from ..evaluation.held_out.run_scores import run_scores
+from ..evaluation.held_out.score_model import score_model
 from ..evaluation.scores import *
 from ..evaluation.task_suite import evaluate_tasks, select_tasks
 from ..evaluation.tasks.long_range import evaluate_long_range
 from ..files import *
 from ..folders import lock_folder
 from ..models.config import find_rewrite
-from ..training.dynamics import loss_curve
+from ..training.interface.dynamics import loss_curve
 from ..training.long_range_run import *
 from ..training.options import TrainOptions, options_from
 from ..training.train import train as default_train
@@ -107,7 +109,7 @@ def waits_for(plan:Plan, cell:Cell)->set:
     owners = _stage_owners(plan)
     return {o for (a,ds,_),o in owners.items() if (a, ds) == (cell.arm, cell.dataset) and o != cell.arm}
 
-# %% ../../nbs/08_comparison/04_cells.ipynb #ccc972b3
+# %% ../../nbs/08_comparison/04_cells.ipynb #298047ac
 @dataclass
 class _Trained: # a model to be scored
     model:object
@@ -123,7 +125,7 @@ def _shared_stage(plan, cell, root, i, n): # folder of the stage in the cell tha
     if owner == cell.arm: return None
     stages = len(stages_of(plan, owner, cell.dataset))
     folder = Path(root)/Cell(owner, cell.dataset, cell.seed).folder
-    folder = folder if i == stages - 1 else folder/f'stage_{i + 1}'
+    folder = stage_folder(folder, i, stages)
     if not (folder/'final').is_dir(): raise RunError(f'its weights are those of {owner}, which has none: {folder} has no final')
     return folder
 
@@ -142,7 +144,7 @@ def _train_stages(plan, cell, root, train)->_Trained:
     model,tokenizer = (run.model, run.data.tokenizer) if run else load_eval_model(str(path))
     figures = _figures_of(summaries) | dict(learning_rate=getattr(run.learn, 'lr', None) if run else None)
     figures |= dict(curve=loss_curve(path), fingerprint=read_json(path/'env.json').get('fingerprint'))
-    if shared: figures['weights_of'] = path.relative_to(root).as_posix()
+    figures |= dict(run=path.relative_to(root).as_posix(), shared=bool(shared))
     return _Trained(model, tokenizer, figures, path, bool(shared))
 
 def _model_to_score(plan, cell, root, train): # trained or loaded, rewritten, with the figures of its training
@@ -156,7 +158,7 @@ def _model_to_score(plan, cell, root, train): # trained or loaded, rewritten, wi
     r.figures['parameters'] = sum(t.numel() for t in r.model.parameters())
     return r
 
-# %% ../../nbs/08_comparison/04_cells.ipynb #e2dbe947
+# %% ../../nbs/08_comparison/04_cells.ipynb #99a7d241
 def score_cell(plan:Plan, cell:Cell, r)->tuple:
     """Score a trained model on what the plan names
 
@@ -165,11 +167,15 @@ def score_cell(plan:Plan, cell:Cell, r)->tuple:
         cell: of the same
         r: model, tokenizer and path
     Returns: of `Scores`; of dictionaries task, name, reason: what could not be measured"""
-    last = options_from(TrainOptions, **stages_of(plan, cell.arm, cell.dataset)[-1])
-    return score_model(
-        r.model, r.tokenizer, scored_sets(plan, cell.dataset), data_dir=last.data_dir, limit=plan.eval_limit,
-        pieces=plan.pieces, seed=plan.seeds[0], max_length=last.max_length, trained_on=load_fingerprint(r.path), run=r.path,
+    o = options_from(TrainOptions, **stages_of(plan, cell.arm, cell.dataset)[-1])
+    columns = DatasetColumns(o.text_column, o.prompt_column, o.target_column, o.label_column)
+    scores,missing = score_model(
+        r.model, r.tokenizer, scored_sets(plan, cell.dataset), data_dir=o.data_dir, limit=plan.eval_limit,
+        pieces=plan.pieces, seed=plan.seeds[0], max_length=o.max_length, trained_on=load_fingerprint(r.path),
+        columns=columns if columns.named() else None, allow_eval_data=o.allow_eval_data, allow_execution=o.allow_execution,
     )
+    if scores or not plan.arm(cell.arm).trained: return scores,missing
+    return run_scores(r.path),missing
 
 def _score_tasks(plan:Plan, r): # of the groups that the plan names; and what could not be measured
     return evaluate_tasks(

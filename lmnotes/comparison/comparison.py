@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['weights_note', 'new_result', 'is_open', 'finish_comparison', 'compare', 'rerun', 'compare_models']
 
-# %% ../../nbs/08_comparison/08_comparison.ipynb #7f6510db
+# %% ../../nbs/08_comparison/08_comparison.ipynb #bd6e9c3a
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,13 +21,13 @@ from .result import *
 from .statistics.differences import score_difference
 from .statistics.further_seeds import futility
 from ..core import *
-from ..evaluation.score_model import control_scores
+from ..evaluation.held_out.text_controls import dataset_control_scores
 from ..files import *
 from ..folders import lock_folder, remove_partial_files
 from ..models.flops_and_memory import flops_formula
 from ..training.costs import cost_ratios, measure_costs
 from ..training.planning.budgets import parse_budget
-from ..training.trials import search_rate
+from ..training.tuning.rate_search import search_line, search_rate
 from ..trust import granted
 
 # %% ../../nbs/08_comparison/08_comparison.ipynb #daa7e6a0
@@ -118,7 +118,7 @@ def _run_looks(c, plan, run): # add seeds while the verdict is open
         if n == plan.most or not is_open(plan, c.result): return
         run.say(f"open     {n} seeds: {', '.join(f'{k} {v}' for k,v in words.items())}; adding a seed")
 
-# %% ../../nbs/08_comparison/08_comparison.ipynb #ba3a4913
+# %% ../../nbs/08_comparison/08_comparison.ipynb #c9a81d36
 def _tune_arms(plan:Plan, say): # equal trials for each arm: the plan with the rates found; dataset -> arm -> trials
     out,rates = {},{}
     for ds in plan.datasets:
@@ -126,20 +126,20 @@ def _tune_arms(plan:Plan, say): # equal trials for each arm: the plan with the r
             if not a.trained: continue
             options = run_options(stages_of(plan, a.name, ds)[0] | dict(seed=plan.seeds[0]))
             same = next((b for b in out.get(ds, {}) if stages_of(plan, b, ds)[0] == stages_of(plan, a.name, ds)[0]), None)
-            t = out[ds][same] if same else search_rate(options, plan.tune, plan.tune_option)
+            option,values = next(iter(plan.tune_option.items()), (None, ()))
+            t = out[ds][same] if same else search_rate(options, plan.tune, option, values)
             out.setdefault(ds, {})[a.name] = t
-            rates.setdefault(ds, {})[a.name] = t['chosen']
-            edge = ', at the edge of the grid: a better one may lie beyond' if t['edge'] else ''
-            say(f"tuning   {a.name} on {ds}: {', '.join(f'{k} {v:.2g}' for k,v in t['chosen'].items())} of {len(t['rates'])} trials{edge}")
+            rates.setdefault(ds, {})[a.name] = t['options']
+            say(f'tuning   {a.name} on {ds}: {search_line(t)}')
     return replace(plan, rates=rates),out
 
 def _measure_controls(c:Comparison, plan:Plan): # floors and compressors on the same pieces; sentences about what could not be measured
     notes = []
     for ds in plan.datasets:
-        cells = [x for x in map(lambda s: s.cell, read_cells(plan, c.path)) if x['dataset'] == ds and x.get('bytes')]
+        read = [x.cell['bytes'] for x in read_cells(plan, c.path) if x.cell['dataset'] == ds and x.cell.get('bytes')]
         try:
-            most = max((x['bytes'] for x in cells), default=None)
-            c.result['controls'][ds] = control_scores(scored_sets(plan, ds), pieces=plan.pieces, training_bytes=most, data_dir=plan.base.get('data_dir'))
+            about = dict(data_dir=plan.base.get('data_dir'), pieces=plan.pieces, training_bytes=max(read, default=None))
+            c.result['controls'][ds] = dataset_control_scores(scored_sets(plan, ds), **about)
         except Exception as e:
             c.result['controls'][ds] = {}
             notes.append(f"controls on {ds}: {' '.join(str(e).split())[:300]}")
@@ -148,12 +148,12 @@ def _measure_controls(c:Comparison, plan:Plan): # floors and compressors on the 
 def _measure_costs(c, plan, run):
     ds = next(iter(plan.datasets))
     options = {a.name: run_options(stages_of(plan, a.name, ds)[-1] | dict(seed=plan.seeds[0])) for a in plan.arms if a.trained}
-    finals = {x['arm']: c.path/(x.get('weights_of') or x['path'])/'final' for x in c.cells if x['status'] == 'done' and x['dataset'] == ds}
-    c.result['measures'],missing = measure_costs(options, finals, {a.name: a.after for a in plan.arms}, 3 if plan.test else 5)
+    finals = {x['arm']: c.path/x['run']/'final' for x in c.cells if x['status'] == 'done' and x['dataset'] == ds}
+    c.result['measures'],missing = measure_costs(options, finals, 3 if plan.test else 5, {a.name: a.after for a in plan.arms})
     c.result['cost_ratios'] = cost_ratios(c.result['measures'], plan.baseline.name)
     c.result['not_measured'] += missing
 
-# %% ../../nbs/08_comparison/08_comparison.ipynb #c92c8a7c
+# %% ../../nbs/08_comparison/08_comparison.ipynb #3d97908d
 def _execute(c:Comparison, plan, run)->Comparison:
     r = c.result
     r |= dict(status='running', not_measured=[], looks=[])
@@ -164,14 +164,15 @@ def _execute(c:Comparison, plan, run)->Comparison:
         c.save()
     _run_looks(c, plan, run)
     if run.costs: _measure_costs(c, plan, run)
-    return finish_comparison(c, plan)
+    return finish_comparison(c, plan, run.say)
 
-def finish_comparison(c:Comparison, plan:Plan)->Comparison:
+def finish_comparison(c:Comparison, plan:Plan, say=None)->Comparison:
     """Save the result, note it in the ledger and write the report; a `RunError` where no cell finished
 
     Parameters:
         c: whose cells were run and analysed
         plan: of the same
+        say: called with progress lines; None: nothing is printed
     Returns: the same"""
     r = c.result
     r['status'] = 'partial' if c.failed else 'done'
@@ -179,7 +180,7 @@ def finish_comparison(c:Comparison, plan:Plan)->Comparison:
     c.report()
     if not any(x['status'] == 'done' for x in c.cells):
         raise RunError(f"no cell finished; the first failed with: {c.cells[0]['reason']} (all are in {c.path / 'report.html'})")
-    if not plan.test: note_comparison(r, c.path)
+    if not plan.test: note_comparison(r, c.path, say=say)
     return c
 
 # %% ../../nbs/08_comparison/08_comparison.ipynb #2626c13e

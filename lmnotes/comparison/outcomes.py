@@ -6,7 +6,7 @@
 __all__ = ['read_cells', 'finished', 'is_primary', 'arm_differences', 'aa_differences', 'score_alarms', 'design_effects',
            'analyse_cells']
 
-# %% ../../nbs/08_comparison/05_outcomes.ipynb #59236857
+# %% ../../nbs/08_comparison/05_outcomes.ipynb #64627fab
 import math
 from collections import Counter
 from itertools import product
@@ -24,7 +24,7 @@ from .statistics.verdicts import *
 from ..core import *
 from ..evaluation.scores import *
 from ..files import *
-from ..training.dynamics import loss_log, training_dynamics
+from ..training.interface.dynamics import loss_log, training_dynamics
 
 # %% ../../nbs/08_comparison/05_outcomes.ipynb #f2a775c0
 def read_cells(plan:Plan, root, seeds=None)->list:
@@ -202,7 +202,7 @@ def design_effects(plan:Plan, results:list)->list:
             out += [about | dict(effect=e['effect'], order=e['order'], **e['difference'].as_dict()) for e in found]
     return out
 
-# %% ../../nbs/08_comparison/05_outcomes.ipynb #7c7c4003
+# %% ../../nbs/08_comparison/05_outcomes.ipynb #fb3f8c96
 def _mean_metrics(scores): # over seeds, of numbers
     is_number = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool)
     keys = [k for k,v in scores[0].metrics.items() if is_number(v)]
@@ -233,8 +233,8 @@ def _not_measured_lines(results:list): # what no cell or not every cell could me
     return [f'{task} · {name}: {why}{share(k)}' for (task, name, why),k in seen.items()]
 
 def _arm_dynamics(plan:Plan, results:list, root): # dataset -> arm -> figures of the training of arms with runs of their own
-    def log(r): return loss_log(Path(root)/r.cell['path']), r.cell.get('loss')
-    def runs(a, ds): return {s: log(r) for s,r in finished(results, a, ds).items() if 'weights_of' not in r.cell}
+    def log(r): return loss_log(Path(root)/r.cell['run']), r.cell.get('loss')
+    def runs(a, ds): return {s: log(r) for s,r in finished(results, a, ds).items() if not r.cell['shared']}
     names = [a.name for a in plan.arms if a.trained]
     return {ds: training_dynamics({a: r for a in names if (r := runs(a, ds))}) for ds in plan.datasets}
 
@@ -245,13 +245,13 @@ def _random_label_rates(plan:Plan, results:list): # dataset -> arm -> share of f
     out = {ds: {a.name: random_label_rate(first(plan.baseline, ds), first(a, ds)) for a in plan.arms[1:]} for ds in plan.datasets}
     return {ds: {a: x for a,x in rates.items() if math.isfinite(x)} for ds,rates in out.items()}
 
-# %% ../../nbs/08_comparison/05_outcomes.ipynb #46f4c0ec
+# %% ../../nbs/08_comparison/05_outcomes.ipynb #dc9b063e
 _internal = 'architectures', 'auto_map', 'dtype', 'torch_dtype', 'transformers_version', '_name_or_path'
 
 def _model_differences(plan:Plan, results:list, root): # entry of the models' configurations in which arms differ -> arm -> value
     configs = {}
     for r in results:
-        file = Path(root)/(r.cell.get('weights_of') or r.cell['path'])/'final/config.json'
+        file = Path(root)/r.cell.get('run', r.cell['path'])/'final/config.json'
         if r.cell['arm'] != plan.aa_arm and r.cell['arm'] not in configs and file.is_file(): configs[r.cell['arm']] = read_json(file)
     keys = sorted({k for c in configs.values() for k in c} - set(_internal))
     values = {k: {a: c.get(k) for a,c in configs.items()} for k in keys}
@@ -262,7 +262,7 @@ def _data_entries(plan:Plan, results:list, root): # dataset -> hash of its conte
     for ds in plan.datasets:
         done = [r for a in plan.arms for r in finished(results, a.name, ds).values() if a.trained]
         if not done: continue
-        file = Path(root)/(done[0].cell.get('weights_of') or done[0].cell['path'])/'summary.json'
+        file = Path(root)/done[0].cell['run']/'summary.json'
         s = read_json(file) if file.is_file() else {}
         scored = [dict(name=x.name, metric=x.metric, items=x.n, split=x.split) for x in done[0].scores]
         about = {k: s.get(k) for k in ('tainted', 'tokenizer')} | dict(overlap=s.get('overlap') or {})
