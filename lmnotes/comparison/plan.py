@@ -79,9 +79,9 @@ class Plan:
         if name == self.aa_arm: return self.baseline
         return next(a for a in self.arms if a.name == name)
 
-# %% ../../nbs/08_comparison/02_plan.ipynb #a07c2487
+# %% ../../nbs/08_comparison/02_plan.ipynb #2005c442
 weight_options = tuple('model size tokenizer vocab_size init from_scratch dim n_layer n_head ffn_dim num_frequencies'.split())
-_quiet = dict(eval_strategy='no', eval_generate=0, display_samples_every=10**6, save_strategy='no')
+_quiet = dict(eval_strategy='no', eval_generate=1, display_samples_every=10**6, save_strategy='no')
 
 def run_options(options:dict)->dict:
     """Leave out the options that have no effect on a run, such as the rank of LoRA where an arm has none

@@ -43,12 +43,11 @@ _costless = {
     fsdp'''.split(),
 }
 
-def cost_key(options:dict, after=())->tuple:
-    """Return what two arms share that cost the same
-
-    Parameters:
-        options: of train
-        after: rewrites after training"""
+def cost_key(
+    options:dict, # of train
+    after=(),     # rewrites after training
+)->tuple:
+    "Return what two arms share that cost the same"
     o = options_from(TrainOptions, **options)
     return tuple(after),*((f.name, getattr(o, f.name)) for f in fields(o) if f.name not in _costless)
 
@@ -86,22 +85,19 @@ class StepClock(Callback):
         synchronize(self.learn.dls.device)
         self.ends.append((time.perf_counter(), int(self.learn.tokens)))
     @property
-    def seconds(self)->float:
-        """Return the mean time of the steps after the first
-
-        Returns: of a step"""
+    def seconds(self)->float: # of a step
+        "Return the mean time of the steps after the first"
         return (self.ends[-1][0] - self.ends[0][0])/(len(self.ends) - 1)
     @property
     def rate(self)->float:
         "Return tokens per second after the first step"
         return (self.ends[-1][1] - self.ends[0][1])/(self.ends[-1][0] - self.ends[0][0])
 
-def run_steps(learn, steps:int)->StepClock:
-    """Train some steps and note when each ended
-
-    Parameters:
-        learn: an `LMLearner`, which goes on from its last step
-        steps: at least two"""
+def run_steps(
+    learn,    # an `LMLearner`, which goes on from its last step
+    steps:int # at least two
+)->StepClock:
+    "Train some steps and note when each ended"
     train,clock,n = learn.dls.train,StepClock(),learn.accumulate.n
     learn.remove_cbs([cb for cb in learn.cbs if cb.name in ('progress', 'recorder')])
     train.start,train.n_batches = learn.step*n,(learn.step + steps)*n
@@ -123,13 +119,11 @@ def _own_bytes(learn): # of weights, buffers and what the optimizer keeps
     tensors = [*learn.model.parameters(), *learn.model.buffers(), *(t for t in kept if torch.is_tensor(t))]
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
-def training_step_bytes(learn, k:int=0)->dict:
-    """Count the bytes of a training step: at its peak, and held between forward and backward
-
-    Parameters:
-        learn: an `LMLearner` that has made a step
-        k: number of the batch
-    Returns: peak_bytes, held_bytes"""
+def training_step_bytes(
+    learn,  # an `LMLearner` that has made a step
+    k:int=0 # number of the batch
+)->dict: # peak_bytes, held_bytes
+    "Count the bytes of a training step: at its peak, and held between forward and backward"
     batch,model = learn.dls.train.batch(k)[0],learn.model.train()
     def loss():
         with learn.forward_context(): return (model if learn.call is None else learn.call)(**batch).loss
@@ -154,13 +148,12 @@ def _decoding_rate(s, r):
 
 def _folder_size(path): return sum(f.stat().st_size for f in Path(path).iterdir() if f.is_file())
 
-def saved_bytes_of(model, tokenizer, final=None)->int:
-    """Count the bytes of a saved model; of one with quantized layers, of its packed file
-
-    Parameters:
-        model: as it is scored
-        tokenizer: goes along; None: none
-        final: folder where it is saved as it is; None: nowhere yet"""
+def saved_bytes_of(
+    model,          # as it is scored
+    tokenizer,      # goes along; None: none
+    final=None,     # folder where it is saved as it is; None: nowhere yet
+)->int:
+    "Count the bytes of a saved model; of one with quantized layers, of its packed file"
     packs = bool(quantized_layers(model))
     if final and not packs: return _folder_size(final)
     with tempfile.TemporaryDirectory() as d:
@@ -175,12 +168,10 @@ def _file(s, r):
     return dict(file_bytes=s.file)
 
 # %% ../../nbs/06_training/23_costs.ipynb #8cdc3cec
-def quartiles(x)->dict:
-    """Summarize repeated measurements by median and quartiles
-
-    Parameters:
-        x: repeated measurements
-    Returns: median, q1, q3, n, values"""
+def quartiles(
+    x, # repeated measurements
+)->dict: # median, q1, q3, n, values
+    "Summarize repeated measurements by median and quartiles"
     low,middle,high = (float(q) for q in np.quantile(x, [.25, .5, .75]))
     return dict(median=middle, q1=low, q3=high, n=len(x), values=[float(v) for v in x])
 
@@ -221,15 +212,13 @@ def _subjects(options, finals, after, missing): # arm -> subject, of arms that c
             missing.append(f'{a}: all costs: {_reason(e)}')
     return made,same
 
-def measure_costs(options:dict, finals=None, rounds:int=5, after=None)->tuple:
-    """Measure speed, memory and file of arms, in turns
-
-    Parameters:
-        options: arm -> options of train
-        finals: arm -> folder of its trained model; None: a fresh model is measured
-        rounds: measurements of each arm
-        after: arm -> rewrites after training, such as ('int4',)
-    Returns: arm -> figure -> median, q1, q3, n, values; sentences about what could not be measured"""
+def measure_costs(
+    options:dict,  # arm -> options of train
+    finals=None,   # arm -> folder of its trained model; None: a fresh model is measured
+    rounds:int=5,  # measurements of each arm
+    after=None,    # arm -> rewrites after training, such as ('int4',)
+)->tuple: # arm -> figure -> median, q1, q3, n, values; sentences about what could not be measured
+    "Measure speed, memory and file of arms, in turns"
     out,missing = {},[]
     with frozen_gc():
         subjects,same = _subjects(options, finals or {}, after or {}, missing)
@@ -241,27 +230,23 @@ def measure_costs(options:dict, finals=None, rounds:int=5, after=None)->tuple:
     return {a: out[b] for a,b in same.items() if b in out},missing
 
 # %% ../../nbs/06_training/23_costs.ipynb #bae39f21
-def paired_ratio_interval(x, y, alpha=.05, n_boot=2000)->dict:
-    """Compute the median ratio of paired measurements, with a bootstrap interval over rounds
-
-    Parameters:
-        x: values of an arm, one a round
-        y: values of the baseline, of the same rounds
-        alpha: one minus the coverage
-        n_boot: resamples
-    Returns: ratio, low, high"""
+def paired_ratio_interval(
+    x,           # values of an arm, one a round
+    y,           # values of the baseline, of the same rounds
+    alpha=.05,   # one minus the coverage
+    n_boot=2000, # resamples
+)->dict: # ratio, low, high
+    "Compute the median ratio of paired measurements, with a bootstrap interval over rounds"
     logs = np.log(np.asarray(x, float)/np.asarray(y, float))
     drawn = np.random.default_rng(0).integers(0, len(logs), (n_boot, len(logs)))
     low,high = np.quantile(np.median(logs[drawn], axis=1), [alpha/2, 1 - alpha/2])
     return dict(ratio=math.exp(np.median(logs)), low=math.exp(low), high=math.exp(high))
 
-def cost_ratios(measures:dict, baseline:str)->dict:
-    """Compare the costs of arms with the baseline's, round by round
-
-    Parameters:
-        measures: from `measure_costs`
-        baseline: an arm
-    Returns: arm -> figure -> ratio, low, high; without the baseline"""
+def cost_ratios(
+    measures:dict, # from `measure_costs`
+    baseline:str,  # an arm
+)->dict: # arm -> figure -> ratio, low, high; without the baseline
+    "Compare the costs of arms with the baseline's, round by round"
     base,out = measures.get(baseline, {}),{}
     for a,figures in measures.items():
         if a == baseline: continue
