@@ -8,12 +8,19 @@ from tokenizers import Regex, Tokenizer, decoders, models as tokenizer_models, p
 from transformers import PreTrainedTokenizerFast
 
 from lmnotes.core import InputError, RunError, set_seed
+from lmnotes.data.catalog import DatasetColumns
+from lmnotes.data.load import load_data
+from lmnotes.data.sources.prompt_form import PromptForm
 from lmnotes.data.token_encoding import encode_separately
 from lmnotes.data.tokenizers import bpe_tokenizer, byte_tokenizer
+from lmnotes.evaluation.held_out.held_out_data import load_held_out
+from lmnotes.evaluation.held_out.run_scores import run_scores
+from lmnotes.evaluation.held_out.score_model import score_model
 from lmnotes.evaluation.item_files import rescore_items
 from lmnotes.evaluation.scores import Scores, load_scores, pair_scores, save_scores
 from lmnotes.evaluation.text_pieces import SECTION_BYTES, section_ends, text_piece_scores
 from lmnotes.models.build import build_model
+from lmnotes.training.train import train
 
 DOCS = ['The cat sat on the mat.\r\nThe end.', '', 'Zoë – naïve 猫猫 café\n', 'x', 'a lone \ud800 half and half']
 
@@ -143,3 +150,82 @@ def test_scores_come_back_from_disk(tmp_path):
     assert (again.ids, again.split, again.metrics, again.mean) == (s.ids, 'validation', s.metrics, s.mean)
     assert qa.weights is None and list(again.clusters) == list(s.clusters) and not again.items
     assert all(np.array_equal(x, y) for x,y in zip(pair_scores(s, again)[:1], pair_scores(again, s)[:1]))
+
+def write_files(folder): # of each form that a user may have
+    (folder/'text.txt').write_bytes(''.join(f'Line {i} of the text.\r\n' for i in range(600)).encode())
+    (folder/'pairs.csv').write_text('question,answer\n' + ''.join(f'{i} plus one?,{i + 1}\n' for i in range(300)))
+    labels = [f'a {w} day {i},{w}\n' for i in range(150) for w in ('good', 'bad')]
+    (folder/'labels.csv').write_text('text,mood\n' + ''.join(labels))
+    for split,n in (('train', 90), ('validation', 40), ('test', 10)):
+        (folder/'split').mkdir(exist_ok=True)
+        (folder/'split'/f'{split}.jsonl').write_text(''.join(f'{{"text": "{split} {i} of all"}}\n' for i in range(n)))
+
+FILES = dict(text=('text.txt', 'train (held out)'), pairs=('pairs.csv', 'train (held out)'),
+             labels=('labels.csv', 'train (held out)'), split=('split', 'validation'))
+
+@pytest.mark.parametrize('limit', [None, 20])
+@pytest.mark.parametrize('kind', FILES)
+def test_no_row_of_ones_own_files_is_a_training_row(kind, limit, tmp_path):
+    write_files(tmp_path)
+    path,split = tmp_path/FILES[kind][0],FILES[kind][1]
+    columns = DatasetColumns(label='mood') if kind == 'labels' else None
+    part = load_held_out(path, columns=columns)
+    assert part.split == split
+    how = dict(label_column='mood') if kind == 'labels' else {}
+    data = load_data(data_path=path, mode='sft' if part.rows else 'pretrain', limit=limit, max_length=16, **how)
+    if part.rows:
+        rows = {s: {str(r) for r in data.rows[s]} for s in ('train', 'validation')}
+        found = {str(r) for r in part.rows}
+    else:
+        rows = {s: set(data.texts(s)) for s in ('train', 'validation')}
+        found = set(part.documents)
+    assert found and rows['validation'] <= found and not rows['train'] & found
+    assert limit or rows['validation'] == found
+
+@pytest.mark.parametrize('name', ['prose', 'python', 'opinions', 'arithmetic', 'reading', 'entities', 'recall'])
+def test_no_row_of_the_built_in_sets_is_a_training_row(name):
+    part = load_held_out(name)
+    data = load_data(name, mode='sft' if part.rows else 'pretrain')
+    if part.rows: assert list(part.rows) == list(data.rows['validation'])
+    else: assert list(part.documents) == list(data.texts('validation'))
+    assert part.split in ('validation', 'train (held out)')
+
+def leaky(tok): # adds the embedding of the token that follows
+    model = model_for(tok)
+    cls = type(model)
+    def forward_features(self, input_ids=None, *args, **kwargs):
+        h = cls.forward_features(self, input_ids, *args, **kwargs)
+        return h + torch.nn.functional.pad(self.embed(input_ids.roll(-1, 1))[:,:-1], (0, 0, 0, 1))
+    model.__class__ = type(cls.__name__, (cls,), dict(forward_features=forward_features))
+    return model
+
+@pytest.mark.parametrize('name', ['prose', 'opinions'])
+def test_a_model_that_sees_the_future_gets_no_score(name):
+    tok = byte_tokenizer()
+    with pytest.raises(RunError, match='sees the future'): score_model(leaky(tok), tok, [name])
+
+def test_items_have_one_name_in_every_form_of_prompt():
+    tok = byte_tokenizer()
+    plain,asked = (score_model(model_for(tok), tok, ['opinions'], limit=6, form=PromptForm(template=t))[0]
+                   for t in (None, 'Review: {prompt}'))
+    for a,b in zip(plain, asked):
+        assert a.items[0]['prompt'] != b.items[0]['prompt'] and len(pair_scores(a, b)[0]) == 6
+
+@pytest.mark.slow
+def test_arms_with_tokenizers_of_their_own_pair_on_all_that_is_asked():
+    found = []
+    for tok in (byte_tokenizer(), TOKENIZERS['bpe']()):
+        scores,missing = score_model(model_for(tok), tok, ['prose', 'arithmetic', 'shards'], limit=5, pieces=6)
+        assert [m['name'] for m in missing] == ['shards']
+        found.append(scores)
+    assert [(s.task, s.metric, s.n) for s in found[0]] == [('lm', 'bits_per_byte', 6), ('math', 'exact_match', 5)]
+    for a,b in zip(*found): assert len(pair_scores(a, b)[0]) == a.n
+
+@pytest.mark.slow
+def test_rows_of_masked_runs_pair(tmp_path):
+    options = dict(model='encoder', size='tiny', dataset='prose', max_steps=2, max_length=32, quiet=True)
+    runs = [run_scores(train(**options, seed=s, output_dir=tmp_path/f'{s}').path) for s in (0, 1)]
+    loss,accuracy = zip(*runs)
+    x,y,weights,_ = pair_scores(*loss)
+    assert len(x) and (x != y).any() and weights.sum() > 0
+    assert {s.metric for s in accuracy} == {'accuracy'} and all(0 <= s.mean <= 1 for s in accuracy)

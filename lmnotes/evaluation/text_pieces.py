@@ -45,7 +45,7 @@ def choose_pieces(sizes, piece_bytes:int=256, limit:int|None=None)->TextPieces:
     ends = np.cumsum(-(-np.asarray(sizes, np.int64)//piece_bytes)) # pieces up to and with each document
     n = int(ends[-1]) if len(ends) else 0
     if not n: raise InputError('there is no text to score; every document is empty')
-    picked = spread_rows(n, limit or n)
+    picked = spread_rows(n, n if limit is None else limit)
     document = np.searchsorted(ends, picked, 'right')
     start = (picked - np.append(0, ends)[document])*piece_bytes
     return TextPieces(document, start, np.minimum(start + piece_bytes, np.asarray(sizes)[document]))
@@ -54,7 +54,7 @@ def choose_pieces(sizes, piece_bytes:int=256, limit:int|None=None)->TextPieces:
 SECTION_BYTES = 2**16 # of a document that are read as one text, at most
 
 def section_ends(text:bytes, size:int=SECTION_BYTES)->list:
-    """Cut a long text after a line, before a space, or at least between two characters
+    """Cut a long text after a line, after a space, or at least between two characters
 
     Parameters:
         text: UTF-8
@@ -65,7 +65,7 @@ def section_ends(text:bytes, size:int=SECTION_BYTES)->list:
         cut = at + size
         line,space = (text.rfind(mark, at + size//2, cut) for mark in (b'\n', b' '))
         if line >= 0: cut = line + 1
-        elif space > at: cut = space
+        elif space >= 0: cut = space + 1
         while text[cut] & 0xC0 == 0x80: cut -= 1
         ends.append(cut)
         at = cut
@@ -146,7 +146,7 @@ def _token_costs(model, sections, windows, T, bs)->list: # of each section (n, 2
         batch = jobs[first:first + bs]
         x,y = (pad_sequence([torch.from_numpy(getattr(sections[i], name)[at]) for i,at in batch], True, fill)
                for name,fill in (('inputs', 0), ('labels', -100)))
-        scores = torch.stack([t.double().cpu() for t in token_scores(model, x.to(device), y.to(device))], -1).numpy()
+        scores = torch.stack([t.cpu().double() for t in token_scores(model, x.to(device), y.to(device))], -1).numpy()
         for (i,at),row in zip(batch, scores): found[i][at] = row[:at.stop - at.start]
     return found
 
@@ -156,9 +156,9 @@ GROUP_BYTES = 2**22 # of text whose tokens are held at a time
 def _part(text, a, b): return text[a:b].decode('utf-8', 'replace')
 
 def _chosen_sections(documents, pieces): # (text, numbers of pieces, first byte) of each section with chosen pieces
-    for d in np.unique(pieces.document):
-        text,at = to_utf8(str(documents[int(d)])).encode(),0
-        own = np.flatnonzero(pieces.document == d)
+    which,first = np.unique(pieces.document, return_index=True)
+    for d,a,b in zip(which, first, [*first[1:], len(pieces)]):
+        text,at,own = to_utf8(str(documents[int(d)])).encode(),0,np.arange(a, b)
         for end in section_ends(text):
             here = own[(pieces.start[own] < end) & (pieces.end[own] > at)]
             if len(here): yield _part(text, at, end), here, at
