@@ -7,6 +7,7 @@ __all__ = ['cost_key', 'StepClock', 'run_steps', 'training_step_bytes', 'saved_b
            'paired_ratio_interval', 'cost_ratios']
 
 # %% ../../nbs/08_comparison/03_costs.ipynb #209f549d
+import copy
 import gc
 import math
 import tempfile
@@ -24,6 +25,7 @@ from ..evaluation.memory import frozen_gc, step_bytes
 from ..evaluation.speed import decoding_speed, synchronize
 from ..models.build import build_model
 from ..models.config import find_rewrite
+from ..models.lora import merge_lora
 from ..quantizers.packed_model import pack
 from ..quantizers.quantization import quantized_layers
 from ..training.build import has_task_head, is_masked_lm, model_from_options
@@ -62,6 +64,10 @@ class _Subject: # an arm that is measured
     final:Path|None      # folder of the trained model
     after:tuple          # rewrites of it
 
+def _unadapted(model): # as a run saves it: adapters merged into its weights
+    if not hasattr(model, 'peft_config') or getattr(model.get_base_model(), 'is_quantized', False): return model
+    return merge_lora(copy.deepcopy(model))
+
 _left_out = ('output_dir', 'resume_from_checkpoint', 'dry_run', 'multi_gpu', 'fsdp')
 
 def _subject(options, final, after):
@@ -71,10 +77,9 @@ def _subject(options, final, after):
     data = data_from_options(replace(o, mode='sft') if rewards else o)
     fresh = model_from_options(o, data.vocab_size, data)
     learn = None if rewards else learner_from_options(o, data, fresh)
-    model = fresh.to(data.device)
-    if final or after:
-        model = build_model(str(final)).to(data.device) if final else model_from_options(o, data.vocab_size, data)
-        for r in after: find_rewrite(r)(model)
+    model = build_model(str(final)) if final else _unadapted(fresh)
+    if after and model is fresh: model = copy.deepcopy(fresh)
+    for r in after: find_rewrite(r)(model)
     return _Subject(o, data, learn, model.to(data.device), final, tuple(after))
 
 # %% ../../nbs/08_comparison/03_costs.ipynb #fe2cb849
@@ -147,6 +152,7 @@ def _memory(s, r):
 # %% ../../nbs/08_comparison/03_costs.ipynb #8582a65d
 def _decoding_rate(s, r):
     if has_task_head(s.options) or is_masked_lm(s.options): raise InputError('it writes no text')
+    if s.model.config.is_encoder_decoder: raise InputError('an encoder-decoder is not timed here')
     half = max(s.data.max_length//2, 1)
     n,vocab = max(min(16, half - 1), 1),s.model.config.get_text_config().vocab_size
     found = decoding_speed(s.model, vocab, prompt_length=half, new_tokens=n, repeats=1, warmup=int(r < 0))
