@@ -34,11 +34,11 @@ class Document:
 # %% ../../nbs/09_reports/03_document.ipynb #7bb5c178
 _css = """
 :root{--bg:#fcfcfa;--card:#fff;--ink:#2a2c30;--soft:#666b73;--faint:#c3c5c9;--line:#e6e6e2;--good:#2c7a54;\
---bad:#b3432f;--none:#6d7178;
+--bad:#b3432f;--none:#6d7178;--same:#2b6a8f;
 --c0:#3b6fb6;--c1:#c8553d;--c2:#2f8f6b;--c3:#8a5fb0;--c4:#b8860b;--c5:#5b6770;--c6:#1d8a9e;--c7:#b04a86;\
 color-scheme:light dark}
 @media (prefers-color-scheme:dark){:root{--bg:#16181b;--card:#1d2024;--ink:#dfe1e4;--soft:#9aa0a8;--faint:#555b63;\
---line:#2d3137;--good:#6cc79b;--bad:#ee8f7b;--none:#a3a8af;
+--line:#2d3137;--good:#6cc79b;--bad:#ee8f7b;--none:#a3a8af;--same:#7cc3e6;
 --c0:#7fb0ee;--c1:#f08f76;--c2:#63c9a0;--c3:#c19ae6;--c4:#e0b84f;--c5:#a8b3bb;--c6:#5fc9dc;--c7:#ea8fc2}}
 *{box-sizing:border-box}html{-webkit-text-size-adjust:100%}
 body{margin:0;background:var(--bg);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,\
@@ -53,7 +53,9 @@ padding:.85rem 1.1rem;margin:.7rem 0}
 .verdict b{display:block;font-size:.8rem;letter-spacing:.02em;color:var(--none);margin-bottom:.15rem}
 .verdict.better{border-left-color:var(--good)}.better b,.mark.better{color:var(--good)}\
 .verdict.worse{border-left-color:var(--bad)}.worse b,.mark.worse{color:var(--bad)}
-.mark{color:var(--none)}.mark.better,.mark.worse{font-weight:650}
+.verdict.equivalent{border-left-color:var(--same)}
+.mark{color:var(--none)}.equivalent b,.mark.equivalent{color:var(--same)}
+.mark.better,.mark.worse,.mark.equivalent{font-weight:650}
 .grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr));gap:1rem;margin:0 0 1rem}
 figure{margin:0;min-width:0;background:var(--card);border:1px solid var(--line);border-radius:8px;\
 padding:.9rem 1rem .7rem}figcaption{margin-bottom:.5rem}

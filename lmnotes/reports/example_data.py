@@ -7,10 +7,12 @@ __all__ = ['example_comparison', 'write_example_run']
 
 # %% ../../nbs/09_reports/04_example_data.ipynb #bb75e305
 import math
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 
+from ..comparison.statistics.factorial import *
 from ..comparison.statistics.paired import *
 from ..comparison.statistics.verdicts import *
 from ..core import *
@@ -23,13 +25,14 @@ def _example_cell(arm, dataset, seed, bpb, curve):
     cell |= dict(flops=2.1e11, seconds=10.0 + seed, bits_per_byte=bpb, loss=bpb * math.log(2), perplexity=2**bpb)
     return cell | dict(token_accuracy=0.3, curve=curve)
 
-_lm = dict(task='lm', metric='bits_per_byte', higher=False)
-_recall = dict(task='long_range', name='recall_64', metric='accuracy', higher=True)
+_lm = dict(task='lm', metric='bits_per_byte', higher=False, primary=True)
+_recall = dict(task='long_range', name='recall_64', metric='accuracy', higher=True, primary=False)
 
-def _example_difference(dataset, arm, base, x, about):
-    d = paired_difference(base, x, n_boot=200)
-    v = verdict(d, lower_is_better=not about['higher'])
-    found = dict(base_mean=base.mean(), arm_mean=x.mean(), verdict=v.word, reason=v.reason)
+def _example_difference(dataset, arm, base, x, about, margin=None, looks=()):
+    d = paired_difference(base, x, n_boot=200, looks=looks)
+    v = verdict(d, lower_is_better=not about['higher'], margin=margin)
+    found = dict(base_mean=base.mean(), arm_mean=x.mean(), verdict=v.word, reason=v.reason, margin=margin)
+    found |= dict(unequal=dict(flops=[2.1e11, 2.94e11]), floor=None, overlap=None, more_seeds=None)
     return d.as_dict() | dict(dataset=dataset, arm=arm, name=dataset) | about | found
 
 def _example_task(dataset, arm, x):
@@ -46,32 +49,52 @@ def _example_curve(rng):
     t = np.linspace(8e3, 2e5, 25)
     return dict(tokens=t.tolist(), loss=(2.1 + 3 * np.exp(-t / 3e4) + rng.normal(0, 0.02, 25)).tolist())
 
+def _changed_factors(r): # of each arm: how many levels are not the baseline's
+    if not r['factors']: return [int(i > 0) for i in range(len(r['arms']))]
+    return [sum(levels.index(x) > 0 for levels,x in zip(r['factors'].values(), cell)) for cell in product(*r['factors'].values())]
+
+def _example_effects(r, ds, scored): # of a factorial design
+    if not r['factors']: return []
+    by_cell = dict(zip(product(*r['factors'].values()), scored.values()))
+    about = dict(dataset=ds, task='lm', name=ds, metric='bits_per_byte')
+    found = factorial_effects(by_cell, r['factors'], n_boot=200)
+    return [about | dict(effect=e['effect'], order=e['order'], **e['difference'].as_dict()) for e in found]
+
 def _add_arms(r, effects): # cells, differences and tasks
     rng = np.random.default_rng(0)
     n = len(r['seeds'])
     for ds,effect in zip(r['datasets'], effects):
-        with_task = ds == r['datasets'][0]
+        with_task,scored = ds == r['datasets'][0],{}
         base = 3+rng.normal(0, .01, (n, 1))+rng.normal(0, .3, (1, 64))+rng.normal(0, .02, (n, 64))
         right = rng.random((n, 64)) < .5
-        for j,a in enumerate(r['arms']):
-            x = base+(j>0)*effect+rng.normal(0, .01, base.shape)*(j>0)
+        for j,(a,changed) in enumerate(zip(r['arms'], _changed_factors(r))):
+            x = base+changed*effect+rng.normal(0, .01, base.shape)*(j>0)
             y = (right | (rng.random((n, 64)) < .4*(j>0))).astype(float)
             r['cells'] += [_example_cell(a, ds, s, x[i].mean(), _example_curve(rng)) for i,s in enumerate(r['seeds'])]
             if with_task: r['tasks'].append(_example_task(ds, a, y))
+            scored[a] = x
             if j == 0: continue
-            r['differences'].append(_example_difference(ds, a, base, x, _lm))
+            looks = range(n, r['most_seeds'] + 1) if r['most_seeds'] > n > 1 else ()
+            r['differences'].append(_example_difference(ds, a, base, x, _lm, r['margin'], looks))
             if with_task: r['differences'].append(_example_difference(ds, a, right.astype(float), y, _recall))
+        r['effects'] += _example_effects(r, ds, scored)
 
 # %% ../../nbs/09_reports/04_example_data.ipynb #7b788101
 def _floor_scores(b): return dict(bits_per_byte=b, loss=b*math.log(2), perplexity=2**b, token_accuracy=.15)
 
 def _measures(i): # of arm i
     spread = lambda m: dict(median=m, q1=.95*m, q3=1.04*m, n=5)
-    return dict(training_tokens_per_s=spread(2e4 - 4e3 * i), peak_bytes=spread(3e7 - 1e7 * i))
+    return dict(training_tokens_per_s=spread(2e4*.8**i), peak_bytes=spread(3e7*(2/3)**i))
+
+def _cost_ratios(i): # of arm i to the baseline
+    of = lambda x, wide: dict(ratio=x, low=x/wide, high=x*wide)
+    speeds = dict(training_tokens_per_s=of(.8**i, 1.04), decoding_tokens_per_s=of(1.01, 1.05))
+    return speeds | dict(peak_bytes=of((2/3)**i, 1.01), file_bytes=of(1., 1.))
 
 def _tuning(i):
     losses = [2.3, 2.1 + 0.02 * i, 2.2 - 0.3 * i]
-    return dict(rates=[1e-3, 3e-3, 1e-2], losses=losses, best=(3e-3, 1e-2)[i > 0], edge=i > 0)
+    best = (3e-3, 1e-2)[i > 0]
+    return dict(rates=[1e-3, 3e-3, 1e-2], losses=losses, best=best, chosen=dict(learning_rate=best), edge=i > 0)
 
 def _dynamics(i):
     return dict(
@@ -93,7 +116,11 @@ def _add_controls(r): # and what else stands beside the scores
     r['tuning'] = {d: of_arms(_tuning) for d in sets}
     r['dynamics'] = {d: of_arms(_dynamics) for d in sets}
     r['random_labels'] = {d: dict.fromkeys(arms[1:], .0475) for d in sets}
+    r['cost_ratios'] = {a: _cost_ratios(i) for i,a in enumerate(arms) if i}
     r['arm_options'] = dict(model={a: a for a in arms})
+    words = {f"{d['arm']} on {d['dataset']}": d['verdict'] for d in r['differences'] if d['primary']}
+    looks = [dict(seeds=2, verdicts=dict.fromkeys(words, 'cannot tell')), dict(seeds=3, verdicts=words)]
+    r['looks'] = looks if len(r['seeds']) == 3 else []
     text = dict(prompt='The ', text='The <b>function</b> & the list')
     r['samples'] = [dict(arm=a, dataset=sets[0], seed=0, **text) for a in arms]
     x,y = (np.full((3, 8), 3.0) + np.eye(3, 8, k) * 0.01 for k in (0, 1))
@@ -104,7 +131,8 @@ def _example_settings(arms, datasets, seeds):
     kept = dict(fingerprint='0f3c5a', windows=64, tokens=8192, bytes=8192, vocab_size=259)
     about = dict(kind='comparison', version=2, created='2026-11-20 14:32', status='done', baseline=arms[0])
     about |= dict(arms=list(arms), datasets=list(datasets), seeds=list(seeds), tokenizer='bytes')
-    about |= dict(metric='bits_per_byte', test=False)
+    about |= dict(metric='bits_per_byte', test=False, question=f'Is {arms[1]} as good as {arms[0]}?', alarms=[])
+    about |= dict(plan_hash='4541d987cffef478', baseline_key='ce8c3d821c1da59f', experiment={}, how=None)
     return about | dict(
         budget=dict(kind='tokens', amount=200_000, text='200k tokens per run'),
         flops_formula='6 x matrix parameters x tokens',
@@ -114,15 +142,10 @@ def _example_settings(arms, datasets, seeds):
         env=dict(python='3.11', platform='Linux', packages=dict(torch='2.13')),
     )
 
-def _matrix(differences, arms):
-    rows = {}
-    for d in differences:
-        verdicts = rows.setdefault((d['dataset'], d['task'], d['name']), {arms[0]: 'baseline'})
-        verdicts[d['arm']] = d['verdict']
-    return dict(arms=list(arms), rows=[dict(dataset=ds, task=t, name=n, verdicts=v) for (ds,t,n),v in rows.items()])
+def _factorial_arms(factors): return tuple(' '.join(cell) for cell in product(*factors.values()))
 
 def example_comparison(arms=('standard', 'reversible'), datasets=('embedded/prose', 'embedded/python'),
-        effects=(-.05, 0.), seeds=(0, 1, 2))->dict:
+        effects=(-.05, 0.), seeds=(0, 1, 2), margin=.02, factors=None)->dict:
     """Make up a comparison to try a report on
 
     Parameters:
@@ -130,12 +153,16 @@ def example_comparison(arms=('standard', 'reversible'), datasets=('embedded/pros
         datasets: full ids
         effects: of all arms but the first, in bits per byte, for each dataset
         seeds: whole numbers
-    Returns: as `comparison.json` has it, without `summary`"""
-    r = _example_settings(arms, datasets, seeds) | dict(cells=[], differences=[], tasks=[], summary=[])
+        margin: differences up to it count as none; None: not stated
+        factors: of a factorial design, name -> levels; its cells are the arms
+    Returns: as `comparison.json` has it"""
+    arms = _factorial_arms(factors) if factors else arms
+    r = _example_settings(arms, datasets, seeds) | dict(cells=[], differences=[], tasks=[], effects=[])
+    r |= dict(margin=margin, factors=factors or {}, most_seeds=6)
     _add_arms(r, effects)
     _add_controls(r)
     judge(r['differences'])
-    return r | dict(matrix=_matrix(r['differences'], arms))
+    return r
 
 # %% ../../nbs/09_reports/04_example_data.ipynb #4203b6e1
 def _example_summary(bpb, tokenizer):

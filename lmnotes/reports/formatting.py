@@ -86,10 +86,13 @@ def outcome_label(d:dict)->str:
     Parameters:
         d: a difference"""
     ds = d['dataset']
-    if is_lm(d): return ds
+    name = d.get('name', ds)
+    own = short_dataset_name(name) == short_dataset_name(ds)
+    if ds == 'models': return name
+    if is_lm(d): return ds if own else f'{name} (trained on {ds})'
     task = d['task'].replace('_', ' ')
-    if d['task'] == 'long_range': return f"{d['name']} ({task}, its own training)"
-    return f'{ds} ({task})' if d['name'] == ds else f"{d['name']} ({task}, trained on {ds})"
+    if d['task'] == 'long_range': return f'{name} ({task}, its own training)'
+    return f'{ds} ({task})' if own else f'{name} ({task}, trained on {ds})'
 
 # %% ../../nbs/09_reports/00_formatting.ipynb #836b3b32
 control_labels = dict(kneser_ney_5='Kneser–Ney 5-gram')

@@ -25,7 +25,7 @@ def table_text(result:dict, width=100)->str:
         width: characters of a line, at most"""
     console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, legacy_windows=False)
     for ds in result['datasets']:
-        for t in (lm_verdict_table(result, ds), task_verdict_table(result, ds)):
+        for t in (primary_table(result, ds), secondary_table(result, ds)):
             if t: console.print(t)
     return '\n'.join(line.rstrip() for line in console.file.getvalue().splitlines()).strip('\n')+'\n'
 

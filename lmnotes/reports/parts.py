@@ -29,7 +29,7 @@ class Num:
         return '–' if str(self) == '–' else f'<data value="{float(self.value)!r}">{self}</data>'
 
 class VerdictMark:
-    """Hold a verdict as a word in a table: better, worse, cannot tell or baseline
+    """Hold a verdict as a word in a table: better, worse, equivalent, cannot tell or baseline
 
     Parameters:
         word: or None: a dash"""
@@ -113,7 +113,7 @@ class Paragraph:
 class Callout:
     "Hold a sentence in a box, what a reader must see first"
     text:str     # a sentence
-    kind:str=''  # better, worse or cannot tell: the colour
+    kind:str=''  # better, worse, equivalent or cannot tell: the colour
     head:str=''  # a few words above it
     def html(self)->str:
         "Render as HTML"
