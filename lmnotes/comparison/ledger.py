@@ -118,10 +118,12 @@ def read_ledger(path)->list:
     return read_chained(path).entries
 
 def _row(e, survives, level):
-    gain = e['mean'] if e['higher'] else -e['mean']
-    naive = 'keep' if gain > 0 else 'drop'
+    mean = e['mean'] or 0.
+    gain = mean if e['higher'] else -mean
+    naive,direction = ('keep', 'better') if gain > 0 else ('drop', 'worse')
     shown = 'n arm dataset options question metric mean low high p verdict asked confirms seeds folder'.split()
-    return {k: e[k] for k in shown} | dict(level=float(level), survives=bool(survives), naive=naive)
+    judged = dict(level=float(level), survives=bool(survives), direction=direction, naive=naive)
+    return {k: e[k] for k in shown} | judged
 
 def ledger_table(entries:list, alpha=.05)->dict:
     """List all ideas by their baseline, and tell which survive among all of them
