@@ -65,10 +65,22 @@ def ledger_rows(rows:list, title:str):
     for name,side in _columns.items(): t.add_column(name, justify=side, no_wrap=name != 'idea')
     for r in rows:
         figures = _number(r['mean']), _interval(r), _number(r['p'], '.2g'), _number(r['level'], '.2g')
-        t.add_row(str(r['n']), _idea_text(r), *figures, 'yes' if r['survives'] else 'no', r['naive'])
+        t.add_row(str(r['n']), _idea_text(r), *figures, r['direction'] if r['survives'] else 'no', r['naive'])
     return t
 
 def _print_table(t): Console(highlight=False, width=None if sys.stdout.isatty() else 130).print(t)
+
+def _list_title(e):
+    budget = (e.get('experiment') or {}).get('budget')
+    about = ', '.join(x for x in (e['metric'], budget) if x)
+    return f"against {e['baseline']} on {e['dataset']}: {about} (baseline {e['baseline_key'][:8]})"
+
+def _count_line(rows):
+    found = [r['direction'] for r in rows if r['survives']]
+    count = f"{len(rows)} {'test' if len(rows) == 1 else 'tests'}"
+    kept = sum(r['naive'] == 'keep' for r in rows)
+    survive = f"{found.count('better')} better and {found.count('worse')} worse survive at 5 % false discoveries"
+    return f'{count}: {survive}; keeping what scores better would keep {kept}'
 
 def list_ideas(o):
     """Show all ideas by baseline, and how many survive
@@ -82,11 +94,8 @@ def list_ideas(o):
     first = {e['baseline_key']: e for e in reversed(entries)}
     def show():
         for key,rows in table.items():
-            e = first[key]
-            found,kept = sum(r['survives'] for r in rows),sum(r['naive'] == 'keep' for r in rows)
-            _print_table(ledger_rows(rows, f"against {e['baseline']} on {e['dataset']}, {e['metric']}"))
-            count = f"{len(rows)} {'test' if len(rows) == 1 else 'tests'}: {found} survive at 5 % false discoveries"
-            print(f'{count}; keeping what scores better would keep {kept}\n')
+            _print_table(ledger_rows(rows, _list_title(first[key])))
+            print(_count_line(rows) + '\n')
     answer(o, dict(ledger=str(o.ledger), baselines=table), show)
 
 # %% ../../nbs/11_app/15_ledger_command.ipynb #9a6ce5d2
@@ -105,7 +114,7 @@ def show_idea(o, n:int):
         idea=_idea_text(e),
         against=e['baseline'],
         found=f"{_number(e['mean'])} {e['metric']} ({_interval(e)}), {e['verdict']}: {e['reason']}",
-        survives=f"{'yes' if row['survives'] else 'no'}: {needed}",
+        survives=f"{row['direction'] if row['survives'] else 'no'}: {needed}",
         seeds=', '.join(map(str, e['seeds'])),
         folder=e['folder'],
     )

@@ -83,6 +83,9 @@ def _noted_line(e):
     if e['confirms']: again = f", on fresh seeds after idea {e['confirms']}"
     return f"idea {e['n']}: {e['arm']} on {e['dataset']}{again}"
 
+def _home(folder): # where comparisons lie: a ladder has a folder of its own among them
+    return folder.parent.parent if (folder.parent/'ladder.json').is_file() else folder.parent
+
 def note_comparison(result:dict, folder, path=None, say=None)->list:
     """Note the arms of a comparison in the ledger; what is no idea, or is noted already, is not entered
 
@@ -93,7 +96,7 @@ def note_comparison(result:dict, folder, path=None, say=None)->list:
         say: called with a line for each arm; None: nothing is printed
     Returns: the new entries"""
     folder,say = Path(folder),say or (lambda line: None)
-    path = Path(path or folder.parent/ledger_name)
+    path = Path(path) if path else _home(folder)/ledger_name
     primary = [d for d in result['differences'] if d.get('primary')]
     reasons = {i: why for i,d in enumerate(primary) if (why := why_not_noted(result, d))}
     for i,why in reasons.items(): say(f"ledger   {primary[i]['arm']} is not entered: {why}")
@@ -115,10 +118,12 @@ def read_ledger(path)->list:
     return read_chained(path).entries
 
 def _row(e, survives, level):
-    gain = e['mean'] if e['higher'] else -e['mean']
-    naive = 'keep' if gain > 0 else 'drop'
+    mean = e['mean'] or 0.
+    gain = mean if e['higher'] else -mean
+    naive,direction = ('keep', 'better') if gain > 0 else ('drop', 'worse')
     shown = 'n arm dataset options question metric mean low high p verdict asked confirms seeds folder'.split()
-    return {k: e[k] for k in shown} | dict(level=float(level), survives=bool(survives), naive=naive)
+    judged = dict(level=float(level), survives=bool(survives), direction=direction, naive=naive)
+    return {k: e[k] for k in shown} | judged
 
 def ledger_table(entries:list, alpha=.05)->dict:
     """List all ideas by their baseline, and tell which survive among all of them
