@@ -22,7 +22,8 @@ def _conditions(r, d): # under which a difference was found
     if d.get('about') == 'weights': return 'of these weights alone: other seeds were no part of it'
     n,most,seeds = d['n_seeds'],r.get('most_seeds') or 0,_count(d['n_seeds'], 'seed')
     if len(d.get('looks') or ()) > 1 and n <= most:
-        seeds = f"{'stopped' if d['verdict'] == 'cannot tell' else 'decided'} after {n} of at most {_count(most, 'seed')}"
+        word = 'stopped' if d['verdict'] == 'cannot tell' else 'decided'
+        seeds = f"{word} after {n} of at most {_count(most, 'seed')}"
     return f"{r['budget']['text']}, {seeds}"
 
 _unequal_names = dict(parameters='parameters', flops='FLOPs')
@@ -76,7 +77,10 @@ def shared_share(r:dict, d:dict)->float:
 _sentences = dict(
     uninformative='On {where}, {arm} and {base} cannot be compared: {reason}; the difference is {diff} ({under}).',
     implausible='On {where}, there is no verdict on {arm}: {reason}. The difference from {base} is {diff} ({under}).',
-    equivalent='On {where}, {arm} is equivalent to {base} within {margin}: {reason}; the difference is {diff} ({how}; {under}).',
+    equivalent=(
+        'On {where}, {arm} is equivalent to {base} within {margin}: {reason}; the difference is {diff} '
+        '({how}; {under}).'
+    ),
     better='On {where}, {arm} is better than {base}: {diff} ({how}; {under}).',
     worse='On {where}, {arm} is worse than {base}: {diff} ({how}; {under}).',
 )
