@@ -26,7 +26,7 @@ _modules = { # module -> the names it offers here, imported when they are first 
     'lmnotes.rl.grpo': 'grpo',
     'lmnotes.comparison.comparison': 'compare rerun',
     'lmnotes.comparison.result': 'Comparison',
-    'lmnotes.comparison.verdicts': 'paired_difference',
+    'lmnotes.comparison.statistics.paired': 'paired_difference',
     'lmnotes.reports.run_report': 'report_runs',
 }
 _patches = 'lmnotes.training.interface.fastai_methods' # gives fastai's own methods to learners

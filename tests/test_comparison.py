@@ -24,7 +24,8 @@ from lmnotes.comparison.experiment_run import run_cell
 from lmnotes.comparison.planning import plan_comparison
 from lmnotes.comparison.result import Comparison
 from lmnotes.comparison.spec import ComparisonSpec
-from lmnotes.comparison.verdicts import paired_difference, verdict
+from lmnotes.comparison.statistics.paired import paired_difference
+from lmnotes.comparison.statistics.verdicts import verdict
 from lmnotes.core import InputError, RunError
 from lmnotes.data.dataloader import spread_rows
 from lmnotes.data.load import load_data

@@ -96,7 +96,7 @@ without = [
     ('--load_in_4bit', 'model of lmnotes'),
     ('--no_log_eval_spread', 'several --datasets'),
     ('--num_train_epochs 2 --budget tokens:1k', 'beside --budget'),
-    ('--mode rl --dataset arithmetic --budget tokens:1k', 'give steps:N'),
+    ('--mode rl --dataset arithmetic --budget tokens:1k', 'unless it counts steps'),
     ('--parameters 9000 --model gpt2', 'its own size'),
     ('--warmup_steps 5 --lr_scheduler_type constant', 'constant_with_warmup'),
 ]

@@ -16,6 +16,7 @@ import sys
 import warnings
 from typing import Annotated
 
+import lmnotes.app.ledger_options  # noqa: F401 (registers its commands)
 from .. import __version__
 from .config_file import *
 from .exit_codes import explain, keep_traceback, one_line
@@ -118,7 +119,7 @@ def parser_class(name:str, options:type)->type:
         names = sorted(names, key=lambda n: own.index(n) if n in own else len(own))
         group = dataclasses.make_dataclass('Group', map(parsed, names))
         group.__doc__ = ''
-        field_name = name if len(titles) == 1 else title.replace(' ', '_')
+        field_name = title.replace(' ', '_') or name
         groups.append((field_name, group, dataclasses.field(default_factory=group)))
     parent = dataclasses.make_dataclass('Options', groups)
     parent.__doc__ = options.__doc__
@@ -157,9 +158,9 @@ def parse(name:str, words:list[str])->tuple:
         from_file,names = normalize(config_words(path, options, given), options)
         words,given = words + from_file, given | names
     given -= {'config'}
-    for name in [f.name for f in dataclasses.fields(options) if f.metadata.get('repeated')]:
-        words,values = take_option(words, name)
-        if values: words += [f'--{name}', *values]
+    for repeat in [f.name for f in dataclasses.fields(options) if f.metadata.get('repeated')]:
+        words,values = take_option(words, repeat)
+        if values: words += [f'--{repeat}', *values]
     words,imports = take_option(words, 'imports')
     imports = list(import_plugins(imports)) # files as absolute paths
     if imports: words += ['--imports', *imports]

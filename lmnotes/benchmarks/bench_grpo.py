@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from .bench import benches
-from ..comparison.statistics import t_interval
+from ..comparison.statistics.intervals import t_interval
 from ..core import seed_for, set_seed
 from ..data.answers.numbers import number_match
 from ..data.catalog import find_dataset

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['read_cells', 'finished', 'is_primary', 'arm_differences', 'aa_differences', 'score_alarms', 'design_effects',
-           'task_summaries', 'not_measured_lines', 'arm_dynamics', 'random_label_rates', 'analyse_cells']
+           'analyse_cells']
 
-# %% ../../nbs/08_comparison/05_outcomes.ipynb #74643790
+# %% ../../nbs/08_comparison/05_outcomes.ipynb #64627fab
 import math
 from collections import Counter
 from itertools import product
@@ -23,7 +23,8 @@ from .statistics.further_seeds import *
 from .statistics.verdicts import *
 from ..core import *
 from ..evaluation.scores import *
-from ..training.dynamics import loss_log, training_dynamics
+from ..files import *
+from ..training.interface.dynamics import loss_log, training_dynamics
 
 # %% ../../nbs/08_comparison/05_outcomes.ipynb #f2a775c0
 def read_cells(plan:Plan, root, seeds=None)->list:
@@ -201,7 +202,7 @@ def design_effects(plan:Plan, results:list)->list:
             out += [about | dict(effect=e['effect'], order=e['order'], **e['difference'].as_dict()) for e in found]
     return out
 
-# %% ../../nbs/08_comparison/05_outcomes.ipynb #6fb41b76
+# %% ../../nbs/08_comparison/05_outcomes.ipynb #fb3f8c96
 def _mean_metrics(scores): # over seeds, of numbers
     is_number = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool)
     keys = [k for k,v in scores[0].metrics.items() if is_number(v)]
@@ -215,13 +216,7 @@ def _summary(scores): # `Scores` of one arm's seeds
     summary = dict(task=t.task, name=t.name, metric=t.metric, mean=float(np.mean(means)), sd=sd, **counts)
     return summary | dict(metrics=_mean_metrics(scores), samples=t.samples)
 
-def task_summaries(plan:Plan, results:list)->list:
-    """Summarize the scores of every arm over its seeds, running text apart
-
-    Parameters:
-        plan: of the comparison
-        results: from `read_cells`
-    Returns: of dictionaries, one for each dataset, arm and outcome"""
+def _task_summaries(plan:Plan, results:list): # of every arm over its seeds, running text apart
     out = []
     for ds in plan.datasets:
         for a in plan.arms:
@@ -230,44 +225,51 @@ def task_summaries(plan:Plan, results:list)->list:
             out += [dict(dataset=ds, arm=a.name, **_summary(list(v.values()))) for k,v in found.items() if k[0] != 'lm']
     return out
 
-def not_measured_lines(results:list)->list:
-    """List what no cell or not every cell could measure, each reason once
-
-    Parameters:
-        results: from `read_cells`"""
+def _not_measured_lines(results:list): # what no cell or not every cell could measure, each reason once
     done = [r.cell for r in results if r.cell['status'] == 'done']
     entries = [m for c in done for m in c.get('missing', [])]
     seen = Counter((m['task'], m['name'], ' '.join(str(m['reason']).split())) for m in entries)
     def share(k): return '' if k == len(done) else f' ({k} of {len(done)} runs)'
     return [f'{task} · {name}: {why}{share(k)}' for (task, name, why),k in seen.items()]
 
-def arm_dynamics(plan:Plan, results:list, root)->dict:
-    """Describe the training of every arm that has a run of its own
-
-    Parameters:
-        plan: of the comparison
-        results: from `read_cells`
-        root: folder of the comparison
-    Returns: dataset -> arm -> figures of `training_dynamics`"""
-    def log(r): return loss_log(Path(root)/r.cell['path']), r.cell.get('loss')
-    def runs(a, ds): return {s: log(r) for s,r in finished(results, a, ds).items() if 'weights_of' not in r.cell}
+def _arm_dynamics(plan:Plan, results:list, root): # dataset -> arm -> figures of the training of arms with runs of their own
+    def log(r): return loss_log(Path(root)/r.cell['run']), r.cell.get('loss')
+    def runs(a, ds): return {s: log(r) for s,r in finished(results, a, ds).items() if not r.cell['shared']}
     names = [a.name for a in plan.arms if a.trained]
     return {ds: training_dynamics({a: r for a in names if (r := runs(a, ds))}) for ds in plan.datasets}
 
-def random_label_rates(plan:Plan, results:list)->dict:
-    """Estimate the false-alarm rate of the verdict on every arm with permuted labels
-
-    Parameters:
-        plan: of the comparison
-        results: from `read_cells`
-    Returns: dataset -> arm -> share of false alarms"""
+def _random_label_rates(plan:Plan, results:list): # dataset -> arm -> share of false alarms with permuted labels
     def first(a, ds): # of the outcomes that decide
         found = _by_outcome(finished(results, a.name, ds), 'scores')
         return next((v for k,v in found.items() if is_primary(plan, dict(task=k[0], metric=k[2]))), {})
     out = {ds: {a.name: random_label_rate(first(plan.baseline, ds), first(a, ds)) for a in plan.arms[1:]} for ds in plan.datasets}
     return {ds: {a: x for a,x in rates.items() if math.isfinite(x)} for ds,rates in out.items()}
 
-# %% ../../nbs/08_comparison/05_outcomes.ipynb #bb232ceb
+# %% ../../nbs/08_comparison/05_outcomes.ipynb #dc9b063e
+_internal = 'architectures', 'auto_map', 'dtype', 'torch_dtype', 'transformers_version', '_name_or_path'
+
+def _model_differences(plan:Plan, results:list, root): # entry of the models' configurations in which arms differ -> arm -> value
+    configs = {}
+    for r in results:
+        file = Path(root)/r.cell.get('run', r.cell['path'])/'final/config.json'
+        if r.cell['arm'] != plan.aa_arm and r.cell['arm'] not in configs and file.is_file(): configs[r.cell['arm']] = read_json(file)
+    keys = sorted({k for c in configs.values() for k in c} - set(_internal))
+    values = {k: {a: c.get(k) for a,c in configs.items()} for k in keys}
+    return {k: row for k,row in values.items() if len({repr(v) for v in row.values()}) > 1}
+
+def _data_entries(plan:Plan, results:list, root): # dataset -> hash of its content, what was scored, overlap with the training text
+    out = {}
+    for ds in plan.datasets:
+        done = [r for a in plan.arms for r in finished(results, a.name, ds).values() if a.trained]
+        if not done: continue
+        file = Path(root)/done[0].cell['run']/'summary.json'
+        s = read_json(file) if file.is_file() else {}
+        scored = [dict(name=x.name, metric=x.metric, items=x.n, split=x.split) for x in done[0].scores]
+        about = {k: s.get(k) for k in ('tainted', 'tokenizer')} | dict(overlap=s.get('overlap') or {})
+        out[ds] = dict(fingerprint=done[0].cell.get('fingerprint'), scored=scored, **about)
+    return out
+
+# %% ../../nbs/08_comparison/05_outcomes.ipynb #6edbc9d1
 def _samples(results, seed): # what each arm wrote with the first seed
     done = [r.cell for r in results if r.cell['seed'] == seed and r.cell['status'] == 'done']
     return [dict(arm=c['arm'], dataset=c['dataset'], seed=seed, **s) for c in done for s in c.get('samples', [])]
@@ -289,9 +291,11 @@ def analyse_cells(plan:Plan, root, seeds:list, controls=None)->dict:
         alarms=alarms,
         aa=aa_differences(plan, results, notes),
         effects=design_effects(plan, results),
-        tasks=task_summaries(plan, results),
-        dynamics=arm_dynamics(plan, results, root),
-        random_labels=random_label_rates(plan, results),
+        tasks=_task_summaries(plan, results),
+        dynamics=_arm_dynamics(plan, results, root),
+        random_labels=_random_label_rates(plan, results),
         samples=_samples(results, seeds[0]),
+        data=_data_entries(plan, results, root),
+        config_differences=_model_differences(plan, results, root),
     )
-    return out | dict(not_measured=not_measured_lines(results) + notes)
+    return out | dict(not_measured=_not_measured_lines(results) + notes)

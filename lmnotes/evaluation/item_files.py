@@ -44,10 +44,11 @@ def score_items(ds:Dataset, rows, outputs:list, values, cuts:list|None=None, **c
         columns: further values, one for each row
     Returns: dicts"""
     names = dict(names=list(ds.names)) if getattr(ds, 'names', None) else {}
-    items = []
+    plain,items = getattr(ds, 'templated', [ds])[0],[] # an item has one name, whatever template it is asked in
     for i,(row,text,value) in enumerate(zip(rows, outputs, values, strict=True)):
         prompt,target = ds.prompt(row),ds.target(row)
-        item = dict(id=item_id(ds.name, prompt, target), dataset=ds.name, prompt=prompt, output=text, target=target)
+        name = item_id(ds.name, prompt if plain is ds else plain.prompt(row), target)
+        item = dict(id=name, dataset=ds.name, prompt=prompt, output=text, target=target)
         item |= dict(score=float(value), cut=cuts[i] if cuts else '', **names, row=dict(row))
         items.append(item | {k: v[i] for k,v in columns.items()})
     return items
@@ -169,6 +170,8 @@ def row_ids(input_ids, labels)->list:
     rows = np.concatenate([np.asarray(input_ids), np.asarray(labels)], 1).astype(np.int64)
     return [hashlib.blake2b(row.tobytes(), digest_size=8).hexdigest() for row in rows]
 
+def _whole(v): return int(v) if v.is_integer() else v # pieces of text may share a token
+
 def token_items(dataset:str, sums, targets=None, ids=None, **columns)->list:
     """List what the tokens of each row scored
 
@@ -183,7 +186,7 @@ def token_items(dataset:str, sums, targets=None, ids=None, **columns)->list:
     has_bytes,items = any(row[3] for row in sums),[]
     for i,(nats,right,tokens,n_bytes,text_nats) in enumerate(sums):
         target = '' if targets is None else targets[i]
-        found = dict(nats=nats, text_nats=text_nats, right=int(right), tokens=int(tokens), bytes=int(n_bytes))
+        found = dict(nats=nats, text_nats=text_nats, right=_whole(right), tokens=_whole(tokens), bytes=_whole(n_bytes))
         item = dict(id=item_id(dataset, '', target) if ids is None else ids[i], dataset=dataset, prompt='', output='')
         item |= dict(target=target, cut='', window=i, rule='tokens', **found, **columns)
         item |= dict(metric='bits_per_byte' if has_bytes else 'loss', weight=item['bytes' if has_bytes else 'tokens'])

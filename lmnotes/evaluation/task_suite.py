@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['eval_tasks', 'measurements', 'task_name', 'subsample', 'eval_rows', 'TaskSpec', 'load_task_rows', 'register_task',
            'cluster_ids', 'distinct_share', 'EvalOptions', 'eval_options', 'select_tasks', 'scored_items',
-           'evaluate_tasks']
+           'scored_texts', 'ask_tasks', 'evaluate_tasks']
 
 # %% ../../nbs/05_evaluation/09_task_suite.ipynb #fe4ba90f
 import os
@@ -224,9 +224,34 @@ def _load_sources(groups, o, datasets)->tuple: # (group, name, dataset, rows); w
                 missing.append(dict(task=group, name=name, reason=str(e)))
     return found,missing
 
-def _scored_texts(sources)->list: # of all items, where their dataset can write them
+def scored_texts(sources:list)->list:
+    """List the texts that a model is asked about
+
+    Parameters:
+        sources: tuples group, name, dataset, rows
+    Returns: prompt and target of each row, where the dataset can write them"""
     def write(ds): return ds.text if not isinstance(ds, Dataset) else lambda row: ds.prompt(row) + ds.target(row)
     return [write(ds)(row) for *_,ds,rows in sources if hasattr(ds, 'text') for row in rows]
+
+def ask_tasks(s:EvalModel, sources:list, trained_on=None, progress=None)->tuple:
+    """Score a model on rows, each by its group of tasks
+
+    Parameters:
+        s: one that has shown that it cannot see ahead
+        sources: tuples group, name, dataset, rows
+        trained_on: `TextFingerprint` of what the model was trained on; None: not known
+        progress: called with one line for each dataset
+    Returns: list of `Scores`; list of dicts task, name, reason: what could not be measured"""
+    scores,missing = [],[]
+    for group,name,ds,rows in sources:
+        if progress: progress(f'{group}: {name}' + template_note(s.form, ds, rows))
+        try:
+            kept,cut = _measured(eval_tasks[group](s, apply_prompt_form(ds, s.form, rows), rows))
+            scores += _with_origin(kept, ds, rows, trained_on)
+            missing += cut
+        except InputError as e:
+            missing.append(dict(task=group, name=name, reason=str(e)))
+    return scores,missing
 
 # %% ../../nbs/05_evaluation/09_task_suite.ipynb #9154bc53
 def evaluate_tasks(model, tokenizer, tasks='all', *, datasets=None, progress=None, trained_on=None,
@@ -245,14 +270,6 @@ def evaluate_tasks(model, tokenizer, tasks='all', *, datasets=None, progress=Non
     o = eval_options(**options)
     s = o.eval_model(model, tokenizer)
     sources,missing = _load_sources(select_tasks(tasks), o, datasets)
-    if s.interface == 'text': check_causal(model, windows=probe_windows(s, _scored_texts(sources)), noise=0)
-    scores = []
-    for group,name,ds,rows in sources:
-        if progress: progress(f'{group}: {name}' + template_note(s.form, ds, rows))
-        try:
-            kept,cut = _measured(eval_tasks[group](s, apply_prompt_form(ds, s.form, rows), rows))
-            scores += _with_origin(kept, ds, rows, trained_on)
-            missing += cut
-        except InputError as e:
-            missing.append(dict(task=group, name=name, reason=str(e)))
-    return scores,missing
+    if s.interface == 'text': check_causal(model, windows=probe_windows(s, scored_texts(sources)), noise=0)
+    scores,more = ask_tasks(s, sources, trained_on, progress)
+    return scores,missing + more

@@ -14,12 +14,10 @@ from ..files import *
 from .train import train as default_train
 
 # %% ../../nbs/06_training/22_long_range_run.ipynb #d84af47a
-def long_range_lengths(max_length:int)->tuple:
-    """Choose the lengths of long-range items around a training window
-
-    Parameters:
-        max_length: tokens of a training window
-    Returns: lengths trained on, lengths asked, in characters"""
+def long_range_lengths(
+    max_length:int, # tokens of a training window
+)->tuple: # lengths trained on, lengths asked, in characters
+    "Choose the lengths of long-range items around a training window"
     w = max(max_length, 64)
     return (w//2, w, 2*w), (w//2, w, 2*w, 4*w)
 
@@ -27,25 +25,22 @@ def long_range_lengths(max_length:int)->tuple:
 _of_text = 'dataset', 'dataset_config', 'text_column', 'data_dir', 'allow_eval_data', 'budget', 'mode' # items come from a file
 _most_rows = 4096 # training rows; a longer run reads them again
 
-def long_range_options(options:dict, path)->dict:
-    """Change the options of a run so that it trains on long-range items
-
-    Parameters:
-        options: of `train`, of the run on text; `max_steps` says how long
-        path: folder"""
+def long_range_options(
+    options:dict, # of `train`, of the run on text; `max_steps` says how long
+    path,         # folder
+)->dict:
+    "Change the options of a run so that it trains on long-range items"
     asked = long_range_lengths(options['max_length'])[1]
     rows = dict(mode='sft', data_path=str(Path(path)/'items.jsonl'), limit=None, eval_max_batches=8)
     options = {k: v for k,v in options.items() if k not in _of_text}
     return options | rows | dict(max_length=max(asked) + 16, output_dir=str(Path(path)/'run'))
 
-def train_long_range(options:dict, path, train=None):
-    """Train a model on long-range items, as many steps as on its text
-
-    Parameters:
-        options: of `train`, of the run on text; `max_steps` says how long
-        path: folder that gets the items and the run
-        train: function that trains; None: `lmnotes.training.train.train`
-    Returns: a `Run`"""
+def train_long_range(
+    options:dict, # of `train`, of the run on text; `max_steps` says how long
+    path,         # folder that gets the items and the run
+    train=None,   # function that trains; None: `lmnotes.training.train.train`
+): # a `Run`
+    "Train a model on long-range items, as many steps as on its text"
     lengths,_ = long_range_lengths(options['max_length'])
     wanted = (options.get('max_steps') or _most_rows)*options['batch_size']
     rows = long_range_rows(lengths, min(max(wanted, 64), _most_rows), options['seed'])

@@ -14,45 +14,35 @@ from ..core import *
 from ..data.catalog import find_dataset
 from .build import model_from_options
 from .build_data import data_from_options
-from .learner import SkipValidation, default_lr, lm_learner
+from .learner import SkipValidation, default_lr
 from .learner_metrics import evaluate
 from .options import TrainOptions, check_options, options_from
+from .planning.prepare import learner_from_options
 from .recipes import *
 from .schedules import Schedule
 
 # %% ../../nbs/06_training/16_recipe_search.ipynb #4aecebde
-def lr_grid(middle:float, trials:int=5, factor:float=2.)->list[float]:
-    """Return learning rates around `middle`, evenly spaced in their logarithm
-
-    Parameters:
-        middle: the learning rate at its centre
-        trials: how many, odd
-        factor: from one to the next"""
+def lr_grid(
+    middle:float,    # the learning rate at its centre
+    trials:int=5,    # how many, odd
+    factor:float=2., # from one to the next
+)->list[float]:
+    "Return learning rates around `middle`, evenly spaced in their logarithm"
     if trials < 3 or trials % 2 == 0:
         raise InputError(f'a grid with a middle and two sides needs 3, 5, 7 … trials, not {trials}')
     return [float(f'{middle*factor**(k - trials//2):.3g}') for k in range(trials)]
 
 # %% ../../nbs/06_training/16_recipe_search.ipynb #7dd4cbd2
-def run_trial(o:TrainOptions, data, windows:int=128)->float|None:
-    """Train once as `train` would, without a folder, and score
-
-    Parameters:
-        o: what to train; its learning rate and its `max_steps` count
-        data: from `data_from_options`
-        windows: validation rows to score
-    Returns: validation loss, in nats per token; None where the gradient stopped being finite"""
-    learn = lm_learner(
-        model_from_options(o, data.vocab_size),
-        data,
-        lr=o.learning_rate,
-        optimizer=o.optimizer,
-        accumulate=o.gradient_accumulation_steps,
-        max_grad_norm=o.max_grad_norm,
-        weight_decay=o.weight_decay,
-        seed=o.seed,
-    )
+def run_trial(
+    o:TrainOptions,  # what to train; its learning rate and its `max_steps` count
+    data,            # from `data_from_options`
+    windows:int=128, # validation rows to score
+)->float|None: # validation loss, in nats per token; None where the gradient stopped being finite
+    "Train once as `train` would, without a folder, and score"
+    learn = learner_from_options(o, data, model_from_options(o, data.vocab_size, data))
     data.train.start,data.train.n_batches = 0,o.max_steps*o.gradient_accumulation_steps
-    schedule = Schedule(o.lr_scheduler_type, o.learning_rate, o.max_steps, round(o.warmup_ratio*o.max_steps))
+    warmup = o.warmup_steps or round((o.warmup_ratio or 0)*o.max_steps)
+    schedule = Schedule(o.lr_scheduler_type, o.learning_rate, o.max_steps, warmup)
     learn.remove_cbs([cb for cb in learn.cbs if cb.name in ('progress', 'recorder')])
     learn.add_cbs([schedule, SkipValidation()])
     try:
@@ -64,13 +54,12 @@ def run_trial(o:TrainOptions, data, windows:int=128)->float|None:
     return round(loss, 5) if math.isfinite(loss) else None
 
 # %% ../../nbs/06_training/16_recipe_search.ipynb #07bcdfb2
-def choose_lr(trials, prior:float, tie:float=0.03)->float:
-    """Return the learning rate nearest to `prior` of those whose loss is within `tie` of the best
-
-    Parameters:
-        trials: pairs of a learning rate and a loss; None where the run failed
-        prior: the rate taken where nothing speaks against it
-        tie: losses that differ by less, as a share of the best, count as equal"""
+def choose_lr(
+    trials,          # pairs of a learning rate and a loss; None where the run failed
+    prior:float,     # the rate taken where nothing speaks against it
+    tie:float=0.03,  # losses that differ by less, as a share of the best, count as equal
+)->float:
+    "Return the learning rate nearest to `prior` of those whose loss is within `tie` of the best"
     whole = [(r, l) for r,l in trials if l is not None]
     if not whole: raise RunError(f'all {len(trials)} trials failed; try lower learning rates')
     best = min(l for _,l in whole)
@@ -82,15 +71,14 @@ _shared_fields = (
     'max_length model size optimizer seed'
 ).split()
 
-def search_recipe(o:TrainOptions, data, trials:int=5, factor:float=2., windows:int=128)->Recipe:
-    """Search the recipe of one dataset and one model, by trials that differ in the learning rate alone
-
-    Parameters:
-        o: one dataset, one model
-        data: from `data_from_options`
-        trials: learning rates
-        factor: from one rate to the next
-        windows: validation rows that are scored"""
+def search_recipe(
+    o:TrainOptions,  # one dataset, one model
+    data,            # from `data_from_options`
+    trials:int=5,    # learning rates
+    factor:float=2., # from one rate to the next
+    windows:int=128, # validation rows that are scored
+)->Recipe:
+    "Search the recipe of one dataset and one model, by trials that differ in the learning rate alone"
     middle = default_lr(model_from_options(o, data.vocab_size))
     rates = lr_grid(middle, trials, factor)
     found = tuple((r, run_trial(replace(o, learning_rate=r), data, windows)) for r in rates)
@@ -136,23 +124,20 @@ def _searched_rows(base, d, rows_of)->tuple: # data that is read; its name where
 
 def _names(x): return x.replace(',', ' ').split() if isinstance(x, str) else list(x)
 
-def search_recipes(datasets, models, trials:int=5, steps:int=150, size:str='tiny', factor:float=2.,
-        windows:int=128, path=None, say=lambda line: None, rows_of:dict|None=None, **options)->list:
-    """Search the learning rate of every dataset with every model: as many trials, of as many steps, for each
-
-    Parameters:
-        datasets: names, a list or with commas
-        models: names, a list or with commas
-        trials: learning rates for each pair, the same number for all
-        steps: of every trial
-        size: of every model
-        factor: from one rate to the next
-        windows: validation rows that are scored
-        path: file to update after each pair; what it holds already by an equal search is kept
-        say: function that takes a line for each pair
-        rows_of: dataset -> another one whose rows are read where its own are missing or too few
-        options: other options of `train`, the same for all
-    Returns: of `Recipe`"""
+def search_recipes(
+    datasets,              # names, a list or with commas
+    models,                # names, a list or with commas
+    trials:int=5,          # learning rates for each pair, the same number for all
+    steps:int=150,         # of every trial
+    size:str='tiny',       # of every model
+    factor:float=2.,       # from one rate to the next
+    windows:int=128,       # validation rows that are scored
+    path=None,             # file to update after each pair; what it holds already by an equal search is kept
+    say=lambda line: None, # function that takes a line for each pair
+    rows_of:dict|None=None, # dataset -> another one whose rows are read where its own are missing or too few
+    **options,             # other options of `train`, the same for all
+)->list: # of `Recipe`
+    "Search the learning rate of every dataset with every model: as many trials, of as many steps, for each"
     lr_grid(1., trials, factor)
     for k in _set_by_search:
         if k in options: raise InputError(f"'{k}' is what the search sets itself; leave it out")

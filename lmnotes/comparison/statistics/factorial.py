@@ -44,7 +44,8 @@ def effect_contrast(factors, effect)->dict:
 def _check_cells(scores, factors): # levels -> (seeds, items), all of one shape
     cells = list(product(*factors.values()))
     missing = [c for c in cells if c not in scores]
-    if missing: raise InputError(f'no scores of {missing[0]}: a factorial needs all {len(cells)} combinations of levels')
+    if missing:
+        raise InputError(f'no scores of {missing[0]}: a factorial needs all {len(cells)} combinations of levels')
     if short := [f for f,levels in factors.items() if len(levels) < 2]:
         raise InputError(f'factor {short[0]} has one level only; name at least two, the baseline first')
     shapes = {np.shape(scores[c]) for c in cells}

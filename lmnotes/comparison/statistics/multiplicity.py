@@ -46,7 +46,7 @@ class OnlineTests(NamedTuple):
     levels:np.ndarray # (ideas,) what a p value had to be at most, or an e-value at least
 
 def elond(values, alpha=.05, kind='p')->OnlineTests:
-    """Find the discoveries among ideas tried in turn, at a false discovery rate of `alpha` under any dependence (e-LOND)
+    """Find discoveries among ideas tried in turn, at a false discovery rate of `alpha` under any dependence (e-LOND)
 
     `InputError` for another kind, or p values outside [0,1]
 

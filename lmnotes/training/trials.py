@@ -1,1 +1,0 @@
-def search_rate(*a, **k): raise NotImplementedError
