@@ -27,7 +27,10 @@ def _verdict_callout(r, d):
 
 def _headlines(r): # of arms whose costs were measured
     known = [a for a in r['arms'][1:] if r['cost_ratios'].get(a)]
-    return [Callout(headline_sentence(r, a), head=f'{a}: quality and cost') for a in known]
+    def kind(a): # the colour, where everything that decides has one verdict
+        words = {d['verdict'] for d in primary_differences(r, arm=a)}
+        return words.pop() if len(words) == 1 else ''
+    return [Callout(headline_sentence(r, a), kind(a), f'{a} · quality and cost') for a in known]
 
 def _warnings(r):
     parts = [Callout(alarm_sentence(a), 'worse', 'alarm' if a['blocks'] else 'question') for a in r['alarms']]

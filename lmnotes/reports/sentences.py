@@ -21,9 +21,9 @@ def _count(n, word): return f"{n}\u00a0{word}{'' if n == 1 else 's'}" # a no-bre
 def _conditions(r, d): # under which a difference was found
     if d.get('about') == 'weights': return 'of these weights alone: other seeds were no part of it'
     n,most,seeds = d['n_seeds'],r.get('most_seeds') or 0,_count(d['n_seeds'], 'seed')
-    if len(d.get('looks') or ()) > 1 and n <= most:
+    if len(d.get('looks') or ()) > 1:
         word = 'stopped' if d['verdict'] == 'cannot tell' else 'decided'
-        seeds = f"{word} after {n} of at most {_count(most, 'seed')}"
+        seeds = f"{word} after {n} of at most {_count(most, 'seed')}" if n < most else f"all {_count(n, 'seed')}"
     return f"{r['budget']['text']}, {seeds}"
 
 _unequal_names = dict(parameters='parameters', flops='FLOPs')
@@ -152,9 +152,10 @@ def cost_phrases(costs:dict)->list:
     told,same = [],[]
     for k,c in costs.items():
         more,less,name = _cost_words.get(k, (f'more {k}', f'less {k}', k))
-        if not c['low'] <= 1 <= c['high']: told.append(f"{_times(c['ratio'])} {more if c['ratio'] > 1 else less}")
-        else: same.append(name)
-    return told + ([f"no difference seen in {', '.join(same)}"] if same else [])
+        alike = c['low'] <= 1 <= c['high'] or abs(c['ratio'] - 1) < .01
+        if alike: same.append(name)
+        else: told.append(f"{_times(c['ratio'])} {more if c['ratio'] > 1 else less}")
+    return told + ([f"no difference of 1\u00a0% seen in {', '.join(same)}"] if same else [])
 
 def _quality_phrase(d, where):
     label,word = metric_label(d['metric']),verdict_word(d)
