@@ -16,19 +16,23 @@ TRUST_OPTIONS = MappingProxyType(dict(
     allow_execution='runs programs that a model wrote',
 )) # options that let code run -> what they do
 
-def granted(
-    options, # values by name: those that were typed
-)->tuple: # names of the trust options that are on
-    "List the trust options that a command line switched on"
+def granted(options)->tuple:
+    """List the trust options that a command line switched on
+
+    Parameters:
+        options: values by name: those that were typed
+    Returns: names of the trust options that are on"""
     return tuple(n for n in TRUST_OPTIONS if options.get(n))
 
 # %% ../nbs/00_trust.ipynb #c118c6d0
-def typed_trust(
-    saved:dict, # options as a file has them
-    typed,      # names of the trust options that were typed, as `granted` gives them
-    where,      # the file, for the message
-)->dict: # the options, with trust as it was typed
-    "Replace what a file says of trust by what was typed; an `InputError` where the file asks for more"
+def typed_trust(saved:dict, typed, where)->dict:
+    """Replace what a file says of trust by what was typed; an `InputError` where the file asks for more
+
+    Parameters:
+        saved: options as a file has them
+        typed: names of the trust options that were typed, as `granted` gives them
+        where: the file, for the message
+    Returns: the options, with trust as it was typed"""
     for name,what in TRUST_OPTIONS.items():
         if saved.get(name) and name not in typed:
             raise InputError(
@@ -38,11 +42,13 @@ def typed_trust(
     return saved | {n: n in typed for n in TRUST_OPTIONS if n in saved or n in typed}
 
 # %% ../nbs/00_trust.ipynb #22ffc1c8
-def check_adapter_config(
-    config:dict, # content of adapter_config.json
-    where,       # the file, for the message
-)->dict: # the same
-    "Refuse an adapter that is no plain LoRA, or whose config names modules to import, with an `InputError`"
+def check_adapter_config(config:dict, where)->dict:
+    """Refuse an adapter that is no plain LoRA, or whose config names modules to import, with an `InputError`
+
+    Parameters:
+        config: content of adapter_config.json
+        where: the file, for the message
+    Returns: the same"""
     kind = config.get('peft_type')
     if kind != 'LORA': raise InputError(f"{where} is an adapter of type {kind!r}, and only LORA is read")
     if config.get('megatron_config'):

@@ -31,29 +31,33 @@ from .build import *
 from .options import TrainOptions
 
 # %% ../../nbs/06_training/11_build_data.ipynb #11bca37b
-def use_shard_length(
-    o:TrainOptions, # of the run
-    given,          # names of the options that were typed
-)->TrainOptions:
-    "Set windows as long as the rows of shards, one in a batch, unless something else was given"
+def use_shard_length(o:TrainOptions, given)->TrainOptions:
+    """Set windows as long as the rows of shards, one in a batch, unless something else was given
+
+    Parameters:
+        o: of the run
+        given: names of the options that were typed"""
     if not (o.data_path and is_shards(o.data_path)): return o
     length = open_shard(shard_files(o.data_path)[0]).shape[1] - 1
     return replace(o, **{k: v for k,v in dict(max_length=length, batch_size=1).items() if k not in given})
 
-def data_source_kind(
-    o:TrainOptions, # of the run
-)->str: # 'shards', 'mixture', 'stream' or 'one'
-    "Return in which of four forms the data comes"
+def data_source_kind(o:TrainOptions)->str:
+    """Return in which of four forms the data comes
+
+    Parameters:
+        o: of the run
+    Returns: 'shards', 'mixture', 'stream' or 'one'"""
     if o.data_path and is_shards(o.data_path): return 'shards'
     return 'mixture' if o.datasets else 'stream' if o.streaming or o.max_chunks else 'one'
 
 def _mixed_datasets(o):
     return find_mixture(o.datasets, o.dataset_configs or None, o.mixture_rates or None, o.data_dir)
 
-def asked_dataset(
-    o:TrainOptions, # of the run
-)->Dataset:
-    "Find the one dataset that the options name, with the columns and the revision that are asked for"
+def asked_dataset(o:TrainOptions)->Dataset:
+    """Find the one dataset that the options name, with the columns and the revision that are asked for
+
+    Parameters:
+        o: of the run"""
     columns = DatasetColumns(o.text_column, o.prompt_column, o.target_column, o.label_column)
     if in_catalog(o.dataset): columns = None # the conditions of these options refuse them
     return find_dataset(o.dataset, o.dataset_config, o.dataset_revision, columns)
@@ -63,10 +67,12 @@ def _has_pairs(o): # whether a file of one's own has questions and answers; a te
     if texts_only and not (o.prompt_column or o.target_column): return False
     return load_user_pairs(o.data_path, o.prompt_column, o.target_column, ['train'])[0] is not None
 
-def training_mode(
-    o:TrainOptions, # of the run
-)->str: # a name in `training_modes`, such as 'pretrain', 'sft' or 'rl'
-    "Return what is learnt from the data: sft where it has answers, unless the mode is given"
+def training_mode(o:TrainOptions)->str:
+    """Return what is learnt from the data: sft where it has answers, unless the mode is given
+
+    Parameters:
+        o: of the run
+    Returns: a name in `training_modes`, such as 'pretrain', 'sft' or 'rl'"""
     if o.mode != 'auto': return o.mode
     if has_task_head(o): return 'sft'
     kind = data_source_kind(o)
@@ -77,20 +83,24 @@ def training_mode(
     else: answers = 'sft' in know_columns(asked_dataset(o), o.data_dir).modes
     return 'sft' if answers else 'pretrain'
 
-def loader_workers(
-    o:TrainOptions, # of the run
-)->int: # threads
-    "Return how many threads prepare batches: two where a GPU would wait, none on a CPU, which has cores to lose"
+def loader_workers(o:TrainOptions)->int:
+    """Return how many threads prepare batches: two where a GPU would wait, none on a CPU, which has cores to lose
+
+    Parameters:
+        o: of the run
+    Returns: threads"""
     if o.num_workers and data_source_kind(o) == 'stream':
         raise InputError('a stream is read by one, in order; leave --num_workers out')
     if o.num_workers is not None: return o.num_workers
     return 2 if pick_device(o.device).type == 'cuda' and data_source_kind(o) != 'stream' else 0
 
 # %% ../../nbs/06_training/11_build_data.ipynb #f95cff89
-def tokenizer_name(
-    o:TrainOptions, # of the run
-)->str: # as `load_data` takes it
-    "Return the tokenizer: the model's own where it has one, else bytes"
+def tokenizer_name(o:TrainOptions)->str:
+    """Return the tokenizer: the model's own where it has one, else bytes
+
+    Parameters:
+        o: of the run
+    Returns: as `load_data` takes it"""
     if o.tokenizer != 'auto': return o.tokenizer
     source = o.init if base_name(o) in models else base_name(o)
     if source is None or source in models: return 'bytes'
@@ -103,10 +113,11 @@ def tokenizer_name(
 # %% ../../nbs/06_training/11_build_data.ipynb #50feaa3b
 _sources = dict(shards='shards', mixture='a mixture', stream='a stream')
 
-def check_data_options(
-    o:TrainOptions, # of the run
-):
-    "Refuse options that do not fit the data, with an `InputError`"
+def check_data_options(o:TrainOptions):
+    """Refuse options that do not fit the data, with an `InputError`
+
+    Parameters:
+        o: of the run"""
     if has_task_head(o): return _check_label_options(o)
     kind,source = data_source_kind(o),_sources.get(data_source_kind(o))
     if decoder_start_token(o) is not None and (kind != 'one' or training_mode(o) == 'pretrain'):
@@ -149,20 +160,24 @@ def _check_label_options(o): # what a task head cannot learn from
 # %% ../../nbs/06_training/11_build_data.ipynb #4f63fd73
 data_builders = Registry('kind of data') # name -> function (options) -> data, with a predicate `applies`
 
-def data_builder(
-    name:str, # to register
-    applies,  # function (options) -> whether they are for this kind
-):  # decorator of a function (options) -> data
-    "Register a kind of data; kinds that are registered later are asked first"
+def data_builder(name:str, applies):
+    """Register a kind of data; kinds that are registered later are asked first
+
+    Parameters:
+        name: to register
+        applies: function (options) -> whether they are for this kind
+    Returns: decorator of a function (options) -> data"""
     def register(load):
         load.applies = applies
         return data_builders(name)(load)
     return register
 
-def data_from_options(
-    o:TrainOptions, # of the run
-):  # data with loaders `train` and `valid`, and a `spec` to make it again
-    "Load the data that the options ask for"
+def data_from_options(o:TrainOptions):
+    """Load the data that the options ask for
+
+    Parameters:
+        o: of the run
+    Returns: data with loaders `train` and `valid`, and a `spec` to make it again"""
     check_data_options(o)
     kind = next(k for k in reversed(data_builders.keys()) if data_builders[k].applies(o))
     return data_builders[kind](o)
@@ -180,10 +195,11 @@ def _tokens(o, length=None): # and those that make tokens of text
 def _one_dataset(o): return dict(dataset=o.dataset, config=o.dataset_config, revision=o.dataset_revision)
 
 @data_builder('text', applies=lambda o: True)
-def load_text(
-    o:TrainOptions, # of the run
-):
-    "Load running text, with hidden tokens for a masked language model"
+def load_text(o:TrainOptions):
+    """Load running text, with hidden tokens for a masked language model
+
+    Parameters:
+        o: of the run"""
     return load_data(
         **_one_dataset(o), **_dataset(o), **_tokens(o), **_batches(o),
         data_path=o.data_path, text_column=o.text_column, masked=is_masked_lm(o),
@@ -193,10 +209,11 @@ _row_options = '''text_column prompt_column target_column label_column prompt_te
 system_prompt'''.split() # how prompts and targets are made of rows
 
 @data_builder('answers', applies=lambda o: training_mode(o) != 'pretrain')
-def load_answers(
-    o:TrainOptions, # of the run
-):
-    "Load prompts with answers, as one sequence or for an encoder-decoder as two"
+def load_answers(o:TrainOptions):
+    """Load prompts with answers, as one sequence or for an encoder-decoder as two
+
+    Parameters:
+        o: of the run"""
     rows = {k: getattr(o, k) for k in _row_options}
     start = decoder_start_token(o)
     return load_data(
@@ -216,10 +233,11 @@ def _has_images(o): # images with questions, for a model that has a processor
     return asked_dataset(o).kind == 'vision' and weights_source(o) in ('hub', 'saved')
 
 @data_builder('images', applies=_has_images)
-def load_images(
-    o:TrainOptions, # of the run
-):
-    "Load images with questions and answers"
+def load_images(o:TrainOptions):
+    """Load images with questions and answers
+
+    Parameters:
+        o: of the run"""
     return vision_data(
         **_one_dataset(o), **_dataset(o), **_batches(o),
         processor=tokenizer_name(o), max_length=max(o.max_length, 2048),
@@ -227,10 +245,11 @@ def load_images(
 
 # %% ../../nbs/06_training/11_build_data.ipynb #8091701f
 @data_builder('stream', applies=lambda o: data_source_kind(o) == 'stream')
-def load_stream(
-    o:TrainOptions, # of the run
-):
-    "Stream running text in chunks of tokens"
+def load_stream(o:TrainOptions):
+    """Stream running text in chunks of tokens
+
+    Parameters:
+        o: of the run"""
     return stream_data(
         **_one_dataset(o), **_tokens(o, o.max_length), **_batches(o),
         data_dir=o.data_dir, data_path=o.data_path, text_column=o.text_column, allow_eval_data=o.allow_eval_data,
@@ -238,10 +257,11 @@ def load_stream(
     )
 
 @data_builder('mixture', applies=lambda o: data_source_kind(o) == 'mixture')
-def load_mixture(
-    o:TrainOptions, # of the run
-):
-    "Load several datasets as a mixture"
+def load_mixture(o:TrainOptions):
+    """Load several datasets as a mixture
+
+    Parameters:
+        o: of the run"""
     return mixture_data(
         datasets=o.datasets, configs=o.dataset_configs or None, rates=o.mixture_rates or None,
         by=o.mixture_by, temperature=o.mixture_temperature, cap=o.mixture_cap,
@@ -249,19 +269,21 @@ def load_mixture(
     )
 
 @data_builder('shards', applies=lambda o: data_source_kind(o) == 'shards')
-def load_shards(
-    o:TrainOptions, # of the run
-):
-    "Load shards of tokens"
+def load_shards(o:TrainOptions):
+    """Load shards of tokens
+
+    Parameters:
+        o: of the run"""
     tokenizer = None if o.tokenizer == 'auto' else o.tokenizer
     tokens = dict(tokenizer=tokenizer, max_length=o.max_length, vocab_size=o.vocab_size)
     return shard_data(data_path=o.data_path, **tokens, **_batches(o))
 
 @data_builder('labels', applies=has_task_head)
-def load_labels(
-    o:TrainOptions, # of the run
-):
-    "Load texts with labels for a task head"
+def load_labels(o:TrainOptions):
+    """Load texts with labels for a task head
+
+    Parameters:
+        o: of the run"""
     return label_data(
         **_one_dataset(o),
         **_dataset(o),

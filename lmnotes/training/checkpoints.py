@@ -28,14 +28,15 @@ from .distributed.process_groups import *
 from .learner import *
 
 # %% ../../nbs/06_training/09_checkpoints.ipynb #b16e272a
-def save_pretrained_model(
-    model,          # ours or of transformers; of one with adapters these alone are saved
-    tokenizer,      # None: not saved
-    path,           # folder
-    state=None,     # whole weights by name, where the model holds only a shard
-    processor=None, # of images
-):
-    "Save weights, config and tokenizer into `path`, as `from_pretrained` reads them"
+def save_pretrained_model(model, tokenizer, path, state=None, processor=None):
+    """Save weights, config and tokenizer into `path`, as `from_pretrained` reads them
+
+    Parameters:
+        model: ours or of transformers; of one with adapters these alone are saved
+        tokenizer: None: not saved
+        path: folder
+        state: whole weights by name, where the model holds only a shard
+        processor: of images"""
     from transformers.utils import logging
     logging.disable_progress_bar() # a bar for every checkpoint would hide the run's own
     weights = {} if state is None else dict(state_dict=dict(state))
@@ -70,12 +71,13 @@ def _write_checkpoint(learn, path, weights, optimizer, state):
         if not _is_disk_error(e): raise
         raise RunError(f'could not save {path}: {e}; earlier checkpoints are complete') from e
 
-def save_checkpoint(
-    learn,  # an `LMLearner` between two steps; every rank must call this
-    path,   # folder to make; must not exist
-    **note, # further entries of state.json
-):
-    "Save a folder from which training goes on to the same bits; a failed save is a `RunError`"
+def save_checkpoint(learn, path, **note):
+    """Save a folder from which training goes on to the same bits; a failed save is a `RunError`
+
+    Parameters:
+        learn: an `LMLearner` between two steps; every rank must call this
+        path: folder to make; must not exist
+        note: further entries of state.json"""
     counts = dict(tokens=int(learn.tokens), supervised_tokens=int(learn.supervised))
     state = dict(step=learn.step, **counts, fingerprint=learn.dls.fingerprint, **note)
     if hasattr(learn.dls.train, 'state_dict'):
@@ -84,11 +86,12 @@ def save_checkpoint(
     run_on_main(lambda: _write_checkpoint(learn, path, weights, optimizer, state))
 
 # %% ../../nbs/06_training/09_checkpoints.ipynb #df49fa11
-def load_weights(
-    model, # as it was when it was saved
-    path,  # a folder with model.safetensors, or adapter_model.safetensors of a model with adapters
-):
-    "Load saved weights into a model; those of another architecture are an `InputError`"
+def load_weights(model, path):
+    """Load saved weights into a model; those of another architecture are an `InputError`
+
+    Parameters:
+        model: as it was when it was saved
+        path: a folder with model.safetensors, or adapter_model.safetensors of a model with adapters"""
     from safetensors.torch import load_file, load_model
     if hasattr(model, 'peft_config'):
         import peft
@@ -100,11 +103,13 @@ def load_weights(
     except RuntimeError as e:
         raise InputError(f'{path} holds another architecture than this run: {str(e).splitlines()[0]}') from e
 
-def check_same_data(
-    checkpoint, # folder with state.json
-    data,       # with a `fingerprint`
-)->dict: # what state.json says
-    "Refuse to resume on other data than a checkpoint was trained on, with an `InputError`"
+def check_same_data(checkpoint, data)->dict:
+    """Refuse to resume on other data than a checkpoint was trained on, with an `InputError`
+
+    Parameters:
+        checkpoint: folder with state.json
+        data: with a `fingerprint`
+    Returns: what state.json says"""
     state = read_json(Path(checkpoint)/'state.json')
     if state['fingerprint'] != data.fingerprint:
         raise InputError(
@@ -113,20 +118,23 @@ def check_same_data(
         )
     return state
 
-def load_step_weights(
-    learn, # an `LMLearner` with the same model; every rank must call this
-    path,  # a checkpoint folder
-):
-    "Load the weights of a checkpoint, also into a model of which each rank holds a shard"
+def load_step_weights(learn, path):
+    """Load the weights of a checkpoint, also into a model of which each rank holds a shard
+
+    Parameters:
+        learn: an `LMLearner` with the same model; every rank must call this
+        path: a checkpoint folder"""
     from safetensors.torch import load_file
     if is_sharded(learn.model): load_full_state_dict(learn, load_file(Path(path)/'model.safetensors'))
     else: load_weights(learn.model, Path(path))
 
-def load_checkpoint(
-    learn, # an `LMLearner` with the same model and data; every rank must call this
-    path,  # a checkpoint folder
-)->dict: # what state.json says
-    "Restore model, optimizer and counters of a checkpoint"
+def load_checkpoint(learn, path)->dict:
+    """Restore model, optimizer and counters of a checkpoint
+
+    Parameters:
+        learn: an `LMLearner` with the same model and data; every rank must call this
+        path: a checkpoint folder
+    Returns: what state.json says"""
     from safetensors.torch import load_file
     path = Path(path)
     state = check_same_data(path, learn.dls)
@@ -150,16 +158,18 @@ def load_checkpoint(
 
 # %% ../../nbs/06_training/09_checkpoints.ipynb #6da4d81e
 class Checkpoints(Callback):
-    "A checkpoint every `every` steps in `folder`; the newest `keep` stay, and the best"
+    """A checkpoint every `every` steps in `folder`; the newest `keep` stay, and the best
+
+    Parameters:
+        folder: of checkpoints
+        every: steps between two; None: only when asked
+        keep: how many of the newest stay
+        note: what else to write into `state.json`
+        best: function that gives the step of the best evaluation so far
+        last: last step of the run, which is always saved"""
     order,run_valid = 80,False # after the monitor (50) and an evaluation (55)
-    def __init__(self,
-        folder,             # of checkpoints
-        every:int|None=500, # steps between two; None: only when asked
-        keep:int=3,         # how many of the newest stay
-        note:dict|None=None, # what else to write into `state.json`
-        best=lambda: None,  # function that gives the step of the best evaluation so far
-        last:int|None=None, # last step of the run, which is always saved
-    ):
+    def __init__(self, folder, every:int|None=500, keep:int=3, note:dict|None=None, best=lambda: None,
+            last:int|None=None):
         self.folder,self.every,self.keep,self.note,self.best = Path(folder),every,keep,note or {},best
         self.last = last
     def after_step(self):
@@ -174,10 +184,11 @@ class Checkpoints(Callback):
             barrier()
             save_checkpoint(self.learn, path, **self.note)
         run_on_main(lambda: self.tidy(path.name))
-    def tidy(self,
-        newest, # name of the newest checkpoint
-    ):
-        "Point `latest` and `best` to their checkpoints, and remove old ones"
+    def tidy(self, newest):
+        """Point `latest` and `best` to their checkpoints, and remove old ones
+
+        Parameters:
+            newest: name of the newest checkpoint"""
         atomic_write(self.folder/'latest', newest + '\n')
         best = step_name(self.best()) if self.best() is not None else None
         if best and (self.folder/best).is_dir(): atomic_write(self.folder/'best', best + '\n')
@@ -192,11 +203,12 @@ class Checkpoints(Callback):
 class StopRequested(KeyboardInterrupt): "A signal that ends a block in which everything is saved already"
 
 @contextmanager
-def stop_on_signals(
-    learn,             # an `LMLearner`, or what has a `stop_request`
-    now:bool=False,    # raise `StopRequested` at once, instead of noting the signal for after the current step
-):
-    "Let SIGTERM and Ctrl-C ask for a stop, for the length of a block"
+def stop_on_signals(learn, now:bool=False):
+    """Let SIGTERM and Ctrl-C ask for a stop, for the length of a block
+
+    Parameters:
+        learn: an `LMLearner`, or what has a `stop_request`
+        now: raise `StopRequested` at once, instead of noting the signal for after the current step"""
     if threading.current_thread() is not threading.main_thread():
         yield
         return # only the main thread receives signals
@@ -225,11 +237,12 @@ class StopOnRequest(Callback):
     def after_fit(self): self.why = self.why or self.learn.stopping # of a run that went on and had nothing left to do
 
 # %% ../../nbs/06_training/09_checkpoints.ipynb #1c5c79fa
-def save_run(
-    learn, # an `LMLearner`
-    path,  # a folder; an earlier `save_run` there is replaced
-)->Path:
-    "Save a learner: model, tokenizer, optimizer, counters and how its data was made"
+def save_run(learn, path)->Path:
+    """Save a learner: model, tokenizer, optimizer, counters and how its data was made
+
+    Parameters:
+        learn: an `LMLearner`
+        path: a folder; an earlier `save_run` there is replaced"""
     path = Path(path)
     if path.exists() and not (path/'args.json').is_file():
         raise InputError(f'{path} exists and is not a run; choose another folder')
@@ -241,10 +254,11 @@ def save_run(
         keep_fingerprint(d, learn.dls)
     return path
 
-def load_run(
-    path, # a folder of `save_run` or `lmnotes train`
-)->LMLearner:
-    "Load the learner that `save_run` kept, or the trained model of a run folder with its data"
+def load_run(path)->LMLearner:
+    """Load the learner that `save_run` kept, or the trained model of a run folder with its data
+
+    Parameters:
+        path: a folder of `save_run` or `lmnotes train`"""
     path = Path(path)
     if not (path/'args.json').is_file():
         raise InputError(

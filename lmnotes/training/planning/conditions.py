@@ -71,7 +71,7 @@ epochs_decide = Condition(
     'beside --max_steps or --max_seconds, which decide', lambda o: not (o.max_steps or o.max_seconds), harmless=True
 )
 rl_budget = Condition(
-    'in --mode rl, whose tokens are counted as they are written; give steps:N',
+    'in --mode rl unless it counts steps (steps:N), since completions end where they end',
     lambda o: o.mode != 'rl' or o.budget.startswith('steps:'),
 )
 task_rewards = Condition('beside --reward_model, which gives the reward', lambda o: not o.reward_model)

@@ -28,44 +28,53 @@ class Condition:
     def __call__(self, o)->bool: return bool((self.holds if self.light else run_facts[self.holds])(o))
 
 # %% ../../../nbs/06_training/planning/01_option_effects.ipynb #fe1b019c
-def option(
-    default,    # of the option
-    *needs,     # conditions; the first that does not hold is named
-    off=(),     # values that ask for nothing, besides None, an empty tuple and the default of a switch
-):  # field of a dataclass
-    "Define an option that has an effect under conditions"
+def option(default, *needs, off=()):
+    """Define an option that has an effect under conditions
+
+    Parameters:
+        default: of the option
+        needs: conditions; the first that does not hold is named
+        off: values that ask for nothing, besides None, an empty tuple and the default of a switch
+    Returns: field of a dataclass"""
     return field(default=default, metadata=dict(needs=needs, off=off))
 
-def default_of(
-    f, # field of a dataclass of options
-):  # None where there is none
-    "Return the default of an option"
+def default_of(f):
+    """Return the default of an option
+
+    Parameters:
+        f: field of a dataclass of options
+    Returns: None where there is none"""
     return None if f.default is MISSING else f.default
 
-def is_asked(
-    f,     # field of a dataclass of options
-    value, # that was given
-)->bool:
-    "Tell whether a value asks for something"
+def is_asked(f, value)->bool:
+    """Tell whether a value asks for something
+
+    Parameters:
+        f: field of a dataclass of options
+        value: that was given"""
     if value is None or value == () or value == []: return False
     if isinstance(value, bool): return value != default_of(f)
     return value not in f.metadata.get('off', ())
 
-def shown_name(
-    f,     # field of a dataclass of options
-    value, # that was given
-)->str: # such as '--lora_r'; '--no_...' for a switch that is turned off
-    "Spell an option as it is typed"
+def shown_name(f, value)->str:
+    """Spell an option as it is typed
+
+    Parameters:
+        f: field of a dataclass of options
+        value: that was given
+    Returns: such as '--lora_r'; '--no_...' for a switch that is turned off"""
     name = 'import' if f.name == 'imports' else f.name
     return f'--no_{name}' if default_of(f) is True and value is False else f'--{name}'
 
 # %% ../../../nbs/06_training/planning/01_option_effects.ipynb #7e3c6167
-def options_without_effect(
-    o,           # options of a command
-    given,       # names of options that were given
-    light=False, # ask only conditions that the options alone decide
-)->list: # pairs of a field and the condition that does not hold
-    "Find the options that were given and change nothing"
+def options_without_effect(o, given, light=False)->list:
+    """Find the options that were given and change nothing
+
+    Parameters:
+        o: options of a command
+        given: names of options that were given
+        light: ask only conditions that the options alone decide
+    Returns: pairs of a field and the condition that does not hold"""
     found = []
     for f in fields(o):
         if f.name not in given or not is_asked(f, getattr(o, f.name)): continue
@@ -74,12 +83,14 @@ def options_without_effect(
         if failed: found.append((f, failed))
     return found
 
-def check_effects(
-    o,           # options of a command
-    given,       # names of options that were given
-    light=False, # ask only conditions that the options alone decide
-)->list: # sentences on options without effect that are harmless
-    "Refuse options that change nothing with an `InputError`"
+def check_effects(o, given, light=False)->list:
+    """Refuse options that change nothing with an `InputError`
+
+    Parameters:
+        o: options of a command
+        given: names of options that were given
+        light: ask only conditions that the options alone decide
+    Returns: sentences on options without effect that are harmless"""
     notes = []
     for f,condition in options_without_effect(o, given, light):
         said = f'{shown_name(f, getattr(o, f.name))} has no effect {condition.otherwise}'
@@ -88,25 +99,31 @@ def check_effects(
     return notes
 
 # %% ../../../nbs/06_training/planning/01_option_effects.ipynb #7acfdae1
-def changed_options(
-    o, # options of a command
-)->set: # names
-    "Find the options that differ from their defaults"
+def changed_options(o)->set:
+    """Find the options that differ from their defaults
+
+    Parameters:
+        o: options of a command
+    Returns: names"""
     return {f.name for f in fields(o) if getattr(o, f.name) != default_of(f)}
 
-def effective_options(
-    o, # options of a command
-)->dict: # values by name, defaults too
-    "Collect the options that have an effect"
+def effective_options(o)->dict:
+    """Collect the options that have an effect
+
+    Parameters:
+        o: options of a command
+    Returns: values by name, defaults too"""
     values = {f.name: getattr(o, f.name) for f in fields(o)}
     idle = {f.name for f,_ in options_without_effect(o, set(values))}
     return {k: v for k,v in values.items() if k not in idle}
 
-def keep_effective(
-    o,      # options of a command, some of which were filled in
-    before, # the same options as they were
-    names,  # of the options that were filled in
-):  # instance of the same dataclass
-    "Take back what was filled in and has no effect"
+def keep_effective(o, before, names):
+    """Take back what was filled in and has no effect
+
+    Parameters:
+        o: options of a command, some of which were filled in
+        before: the same options as they were
+        names: of the options that were filled in
+    Returns: instance of the same dataclass"""
     idle = {f.name for f,_ in options_without_effect(o, set(names))}
     return replace(o, **{name: getattr(before, name) for name in idle})

@@ -52,11 +52,13 @@ def _held_mixture(data, share):
 
 _kinds = {TaskData: _held_answers, LabelData: _held_labels, MixtureData: _held_mixture, LMData: _held_text}
 
-def held_back(
-    data,            # of a run
-    share:float=.1,  # of the training rows, or of the text, in (0,1)
-): # data of the same kind, whose validation part is what was held back
-    "Hold back a part of the training data for tuning; an `InputError` where it is read as it comes"
+def held_back(data, share:float=.1):
+    """Hold back a part of the training data for tuning; an `InputError` where it is read as it comes
+
+    Parameters:
+        data: of a run
+        share: of the training rows, or of the text, in (0,1)
+    Returns: data of the same kind, whose validation part is what was held back"""
     divide = next((f for kind,f in _kinds.items() if isinstance(data, kind)), None)
     if divide: return divide(data, share)
     raise InputError(

@@ -6,7 +6,6 @@
 __all__ = ['options_of_trials', 'steps_of_trials', 'search_rate', 'search_line']
 
 # %% ../../../nbs/06_training/tuning/02_rate_search.ipynb #ec9254f9
-import math
 from dataclasses import fields, replace
 
 from ...core import InputError, RunError, did_you_mean, seed_for
