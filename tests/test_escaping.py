@@ -98,6 +98,10 @@ def test_names_of_a_comparison():
     r = example_comparison(arms=('standard', HOSTILE), datasets=('embedded/prose', HOSTILE.replace('/', '')))
     check(comparison_document(r))
 
+def test_factors_and_levels_of_a_design():
+    levels = {HOSTILE: ['a', HOSTILE + 'b'], 'model': ['standard', HOSTILE]}
+    check(comparison_document(example_comparison(factors=levels, datasets=('embedded/prose',))))
+
 SOME_KINDS = 10 # places that are tried in `make test`
 
 def comparison_places():

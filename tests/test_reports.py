@@ -133,6 +133,43 @@ def test_parts_escape_in_every_form():
     assert '<c>' not in as_html(d) and '\\input' not in as_tex(d)
     assert '<c>' not in re.sub(r'^    .*$', '', as_md(d), flags=re.M)
 
+DESIGN = dict(optimizer=['adamw', 'muon'], model=['standard', nasty])
+
+def test_a_factorial_design_has_its_effects(tmp_path):
+    made = example_comparison(factors=DESIGN, datasets=('embedded/prose',))
+    r = json.loads(write_report(made, tmp_path/'r.json').read_text(encoding='utf-8'))
+    page = write_report(r, tmp_path/'r.html').read_text(encoding='utf-8')
+    p = Page(page)
+    assert {e['mean'] for e in r['effects']} <= set(p.values) <= leaves([r, summarize_cells(r)])
+    assert 'interaction of 2' in page and '<c>' not in page and len(p.ids) == len(set(p.ids))
+
+def test_charts_are_told_to_those_who_cannot_see_them(reports):
+    page = (reports/'report.html').read_text(encoding='utf-8')
+    labels = re.findall(r'<svg[^>]*role="img"[^>]*aria-label="([^"]*)"', page)
+    assert len(labels) == page.count('<svg') and all(len(s) > 20 for s in labels)
+
+def test_a_metric_that_is_no_bits_per_byte(tmp_path):
+    r = example_comparison(datasets=('embedded/prose',))
+    for d in r['differences']: d |= dict(metric='exact_match', higher=True, primary=True, task='math', name='gsm8k')
+    for c in r['cells']: c['exact_match'] = c.pop('bits_per_byte')/10
+    r |= dict(metric='exact_match', controls={}, aa=[])
+    page = write_report(r, tmp_path/'r.html').read_text(encoding='utf-8')
+    assert 'bits per byte' not in re.sub(r'<footer.*', '', page) and 'exact match (right is better)' in page
+
+def test_quality_and_cost_stand_first(reports):
+    md = (reports/'report.md').read_text(encoding='utf-8')
+    first = next(line for line in md.splitlines() if line.startswith('- '))
+    said = 'better by 0.0', 'equivalent within 0.02 bits per byte', 'slower in training', 'less memory at the peak'
+    assert all(words in first for words in said)
+
+def test_a_comparison_of_an_earlier_version_is_one_line(tmp_path, capsys):
+    lacking = {k: v for k,v in example_comparison().items() if k not in ('arm_options', 'plan_hash')}
+    write_json(tmp_path/'old/comparison.json', lacking)
+    assert main(['report', str(tmp_path/'old')]) == 2
+    said = capsys.readouterr().err
+    assert said.count('\n') == 1 and 'earlier version' in said and str(tmp_path/'old') in said
+    assert not (tmp_path/'old/report.html').exists()
+
 # ---- runs
 
 def test_damaged_folders_are_named_and_the_rest_reported(tmp_path, capsys):

@@ -9,8 +9,8 @@ __all__ = ['arm_colour', 'has_loss_curves', 'loss_chart', 'forest_chart', 'fores
 # %% ../../nbs/09_reports/05_charts.ipynb #a5f8e489
 import numpy as np
 
-from .formatting import *
 from ..core import *
+from .formatting import *
 from .summaries import *
 from .svg import *
 
@@ -96,7 +96,8 @@ def forest_chart(r:dict, rows:list, label=''):
     fig,ax = new_chart(height=1.0+(.42 if many else .3)*max(len(rows), 1))
     for y,d in enumerate(rows): _draw_interval(ax, y, d, arm_colour(r, d['arm']))
     ax.axvline(0, color=chart_ink, lw=.8)
-    for x in {x for d in rows if d.get('margin') for x in (-d['margin'], d['margin'])}: ax.axvline(x, color=chart_ink, lw=.8, ls=':')
+    for margin in {d['margin'] for d in rows if d.get('margin')}:
+        for x in (-margin, margin): ax.axvline(x, color=chart_ink, lw=.8, ls=':')
     ax.set_ylim(len(rows)-.4, -.6)
     most = max((max(abs(d['low']), abs(d['high']), d.get('margin') or 0) for d in rows), default=1) or 1
     lo,hi = ax.get_xlim()
@@ -131,7 +132,8 @@ def forest_chart_rows(r:dict)->list:
     out = []
     for name,found,label,ds in (*_primary_groups(r), *_secondary_groups(r)):
         rows = [d for d in found if has_interval(d)]
-        out += [(f'forest-{name}-{i}' if i else f'forest-{name}', rows[i:i+16], label, ds) for i in range(0, len(rows), 16)]
+        for i in range(0, len(rows), 16):
+            out.append((f'forest-{name}-{i}' if i else f'forest-{name}', rows[i:i+16], label, ds))
     return out
 
 # %% ../../nbs/09_reports/05_charts.ipynb #8586e26c

@@ -10,11 +10,11 @@ __all__ = ['summary_parts', 'outcome_charts', 'charts_beside_tables', 'sample_pa
 from pathlib import Path
 
 import lmnotes.reports.detail_tables  # noqa: F401 (registers its tables)
-from .formatting import *
 from ..core import *
 from .charts import *
 from .difference_charts import *
 from .document import *
+from .formatting import *
 from .outcome_tables import *
 from .parts import *
 from .sentences import *
@@ -27,7 +27,10 @@ def _verdict_callout(r, d):
 
 def _headlines(r): # of arms whose costs were measured
     known = [a for a in r['arms'][1:] if r['cost_ratios'].get(a)]
-    return [Callout(headline_sentence(r, a), head=f'{a}: quality and cost') for a in known]
+    def kind(a): # the colour, where everything that decides has one verdict
+        words = {d['verdict'] for d in primary_differences(r, arm=a)}
+        return words.pop() if len(words) == 1 else ''
+    return [Callout(headline_sentence(r, a), kind(a), f'{a} · quality and cost') for a in known]
 
 def _warnings(r):
     parts = [Callout(alarm_sentence(a), 'worse', 'alarm' if a['blocks'] else 'question') for a in r['alarms']]
@@ -116,7 +119,8 @@ def charts_beside_tables(r:dict)->dict:
     Parameters:
         r: a comparison
     Returns: title of a table -> `Charts` that stand above it"""
-    found = dict(Effects=(_effect_charts(r), []), Tuning=(_tuning_charts(r), r['arms']), Costs=(_cost_charts(r), r['arms']))
+    arms = r['arms']
+    found = dict(Effects=(_effect_charts(r), []), Tuning=(_tuning_charts(r), arms), Costs=(_cost_charts(r), arms))
     return {title: Charts(charts, key) for title,(charts,key) in found.items() if charts}
 
 # %% ../../nbs/09_reports/08_comparison_report.ipynb #5644a903
@@ -147,24 +151,27 @@ def sample_parts(r:dict, most=12)->list:
 
 # %% ../../nbs/09_reports/08_comparison_report.ipynb #17580178
 _method = (
-    "Arms differ in the options named above and in nothing else. Scores are paired by seed and by item, pieces of text weighted by "
-    "bytes; items of one document form clusters. Of Student's interval over seeds and the bootstrap over seeds and clusters the "
-    "wider decides. What decides was fixed before the first run, with its margin and the largest number of seeds, and is tested by "
-    "itself; the other outcomes are corrected among themselves by Holm's rule. Equivalent means that the interval for two one-sided "
-    "tests lies inside the margin. Where seeds are added until it is decided, intervals are widened so that all looks together err "
-    "as often as one. A detectable effect is found four times in five. Speed and memory belong to this machine and this load."
+    "Arms differ in the options named above and in nothing else. Scores are paired by seed and by item, pieces of text "
+    "weighted by bytes; items of one document form clusters. Of Student's interval over seeds and the bootstrap over "
+    "seeds and clusters the wider decides. What decides was fixed before the first run, with its margin and the "
+    "largest number of seeds, and is tested by itself; the other outcomes are corrected among themselves by Holm's "
+    "rule. Equivalent means that the interval for two one-sided tests lies inside the margin. Where seeds are added "
+    "until it is decided, intervals are widened so that all looks together err as often as one. A detectable effect "
+    "is found four times in five. Speed and memory belong to this machine and this load."
 )
 
 _folded = ('Secondary outcomes', 'Further figures of the tasks', 'Every run', 'Settings and machine')
 _table_notes = {
     'What decides': (
-        'low to high: interval of the difference; low to high, equivalence: the narrower one that must lie inside the margin; '
-        'detectable: the smallest effect that would have been found, or nothing; p, Holm: corrected among what decides; more '
-        'seeds: how many would probably decide.'
+        'low to high: interval of the difference; low to high, equivalence: the narrower one that must lie inside the '
+        'margin; detectable: the smallest effect that would have been found, or nothing; p, Holm: corrected among what '
+        'decides; more seeds: how many would probably decide.'
     ),
     'Secondary outcomes': 'p, Holm: corrected among the secondary outcomes.',
     'Looks': 'The verdicts after each number of seeds. The intervals of all looks hold together.',
-    'Effects': 'Main effects are averaged over the other factors; an interaction is what two changes do beyond their sum.',
+    'Effects': (
+        'Main effects are averaged over the other factors; an interaction is what two changes do beyond their sum.'
+    ),
     'Costs': 'Ratios of interleaved repeats, with bootstrap intervals over rounds.',
     'Results and controls': (
         'The unigram model and the untrained baseline are floors. lzma and the Kneser–Ney 5-gram have read as much '
@@ -205,17 +212,21 @@ def _tables(r): # title -> `Table`, of those that have rows
     return {name: Table(*t, note=_table_notes.get(name, '')) for name,t in made.items() if t[1]}
 
 # %% ../../nbs/09_reports/08_comparison_report.ipynb #8ec1fbac
-_needed = 'arms differences cells budget seeds metric arm_options cost_ratios effects looks plan_hash base alarms controls'.split()
+_needed = '''arms differences cells budget seeds metric arm_options cost_ratios effects looks plan_hash base alarms
+controls'''.split()
 
 def check_fields(r:dict):
     """Refuse the result of an earlier version, with an `InputError` that names what it lacks
 
     Parameters:
         r: a comparison, as `comparison.json` has it"""
-    missing = [k for k in _needed if k not in r] + ([] if all('primary' in d for d in r.get('differences', [])) else ['primary'])
-    if missing:
-        lacks = ', '.join(missing[:4]) + (', …' if len(missing) > 4 else '')
-        raise InputError(f'this comparison was made by an earlier version: its result lacks {lacks}; ask it again with lmnotes compare')
+    missing = [k for k in _needed if k not in r]
+    if any('primary' not in d for d in r.get('differences', [])): missing.append('primary')
+    if not missing: return
+    lacks = ', '.join(missing[:4]) + (', …' if len(missing) > 4 else '')
+    raise InputError(
+        f'this comparison was made by an earlier version: its result lacks {lacks}; ask it again with lmnotes compare'
+    )
 
 def _first_tables(r, tables): # the sections above the charts; taken out of `tables`
     names = ('What differs', 'Effects', 'Which design wins where', 'What decides')

@@ -9,11 +9,11 @@ __all__ = ['tuning_table', 'dynamics_table', 'budgets_table', 'cost_ratios_table
 # %% ../../nbs/09_reports/07_detail_tables.ipynb #a6baf3aa
 import numpy as np
 
-from .formatting import *
 from ..comparison.statistics.further_seeds import can_be_seen
 from ..comparison.statistics.verdicts import verdict_word
 from ..core import *
 from .difference_charts import cost_label, cost_rows
+from .formatting import *
 from .outcome_tables import *
 from .parts import *
 from .summaries import *

@@ -101,6 +101,17 @@ def cost_rows(r:dict)->list:
     figures = list(dict.fromkeys(k for c in ratios.values() for k in c))
     return [(k, a, ratios[a][k]) for k in figures for a in r['arms'] if k in ratios.get(a, {})]
 
+def _cost_name(r, figure, arm): # of a row
+    name = chart_label(cost_label(figure), 28)
+    return f'{name}\n{chart_label(arm, 24)}' if len(r['arms']) > 2 else name
+
+def _ratio_axis(ax, rows): # on which twice and half are equally far from one
+    widest = 1.6*max(max((max(c['high'], 1/c['low']) for *_,c in rows), default=1), 1.2)
+    ax.axvline(1, color=chart_ink, lw=.8)
+    ax.set_xscale('log', base=2)
+    ax.set_xlim(1/widest, widest)
+    ax.xaxis.set_major_formatter(lambda v,_: f'{v:g}')
+
 def cost_chart(r:dict):
     """Draw costs as ratios to the baseline, with their intervals
 
@@ -109,17 +120,13 @@ def cost_chart(r:dict):
     Returns: a matplotlib figure"""
     rows = cost_rows(r)
     fig,ax = new_chart(height=.9 + .34*max(len(rows), 1))
+    text = dict(textcoords='offset points', color=chart_ink, fontsize=8, va='center')
     for y,(_,a,c) in enumerate(rows):
         ax.plot([c['low'], c['high']], [y, y], color=arm_colour(r, a), lw=2, solid_capstyle='round')
         ax.plot(c['ratio'], y, 'o', color=arm_colour(r, a), ms=6)
-        ax.annotate(f"{c['ratio']:.2f}", (c['high'], y), (6, 0), textcoords='offset points', color=chart_ink, fontsize=8, va='center')
-    ax.axvline(1, color=chart_ink, lw=.8)
-    ax.set_xscale('log', base=2)
-    widest = max((max(c['high'], 1/c['low']) for *_,c in rows), default=1)
-    ax.set_xlim(1/(1.6*max(widest, 1.2)), 1.6*max(widest, 1.2))
-    ax.xaxis.set_major_formatter(lambda v,_: f'{v:g}')
-    many = len(r['arms']) > 2
-    ax.set_yticks(range(len(rows)), [chart_label(cost_label(k), 28) + (f'\n{chart_label(a, 24)}' if many else '') for k,a,_ in rows])
+        ax.annotate(f"{c['ratio']:.2f}", (c['high'], y), (6, 0), **text)
+    _ratio_axis(ax, rows)
+    ax.set_yticks(range(len(rows)), [_cost_name(r, k, a) for k,a,_ in rows])
     ax.set_ylim(len(rows) - .4, -.6)
     fig.supxlabel(f"times that of {chart_label(r['baseline'], 24)}", fontsize=9, color=chart_ink)
     return fig

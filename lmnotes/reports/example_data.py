@@ -51,7 +51,8 @@ def _example_curve(rng):
 
 def _changed_factors(r): # of each arm: how many levels are not the baseline's
     if not r['factors']: return [int(i > 0) for i in range(len(r['arms']))]
-    return [sum(levels.index(x) > 0 for levels,x in zip(r['factors'].values(), cell)) for cell in product(*r['factors'].values())]
+    factors = list(r['factors'].values())
+    return [sum(levels.index(x) > 0 for levels,x in zip(factors, cell)) for cell in product(*factors)]
 
 def _example_effects(r, ds, scored): # of a factorial design
     if not r['factors']: return []
@@ -106,6 +107,11 @@ def _dynamics(i):
         reached=1.0,
     )
 
+def _example_looks(r): # verdicts of what decides, after two seeds and after three
+    if len(r['seeds']) != 3: return []
+    words = {f"{d['arm']} on {d['dataset']}": d['verdict'] for d in r['differences'] if d['primary']}
+    return [dict(seeds=2, verdicts=dict.fromkeys(words, 'cannot tell')), dict(seeds=3, verdicts=words)]
+
 def _add_controls(r): # and what else stands beside the scores
     arms,sets = r['arms'],r['datasets']
     def of_arms(make): return {a: make(i) for i,a in enumerate(arms)}
@@ -118,9 +124,7 @@ def _add_controls(r): # and what else stands beside the scores
     r['random_labels'] = {d: dict.fromkeys(arms[1:], .0475) for d in sets}
     r['cost_ratios'] = {a: _cost_ratios(i) for i,a in enumerate(arms) if i}
     r['arm_options'] = dict(model={a: a for a in arms})
-    words = {f"{d['arm']} on {d['dataset']}": d['verdict'] for d in r['differences'] if d['primary']}
-    looks = [dict(seeds=2, verdicts=dict.fromkeys(words, 'cannot tell')), dict(seeds=3, verdicts=words)]
-    r['looks'] = looks if len(r['seeds']) == 3 else []
+    r['looks'] = _example_looks(r)
     text = dict(prompt='The ', text='The <b>function</b> & the list')
     r['samples'] = [dict(arm=a, dataset=sets[0], seed=0, **text) for a in arms]
     x,y = (np.full((3, 8), 3.0) + np.eye(3, 8, k) * 0.01 for k in (0, 1))

@@ -10,11 +10,11 @@ import io
 
 from rich.console import Console
 
-from .formatting import *
-from .terminal_tables import *
 from ..core import *
 from .charts import *
+from .formatting import *
 from .svg import *
+from .terminal_tables import *
 
 # %% ../../nbs/09_reports/14_glance.ipynb #ffc08d76
 def table_text(result:dict, width=100)->str:

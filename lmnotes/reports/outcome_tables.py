@@ -8,11 +8,11 @@ __all__ = ['comparison_tables', 'tainted_lines', 'not_measured_notes', 'short_ou
            'tasks_table', 'long_range_table', 'metrics_table']
 
 # %% ../../nbs/09_reports/06_outcome_tables.ipynb #47511620
-from .formatting import *
 from ..comparison.statistics.further_seeds import can_be_seen
 from ..comparison.statistics.verdicts import verdict_word
 from ..core import *
 from .difference_charts import effect_label
+from .formatting import *
 from .parts import *
 from .summaries import *
 

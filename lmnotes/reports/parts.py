@@ -11,9 +11,9 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-from .formatting import format_number
 from ..core import *
 from .escaping import *
+from .formatting import format_number
 
 # %% ../../nbs/09_reports/01_parts.ipynb #a346afb7
 class Num:

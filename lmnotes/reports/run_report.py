@@ -8,12 +8,12 @@ __all__ = ['inference_limits', 'read_runs', 'check_metric', 'runs_document', 're
 # %% ../../nbs/09_reports/11_run_report.ipynb #fd3e1348
 from pathlib import Path
 
-from .formatting import *
 from ..core import *
 from ..files import *
 from ..reading import reading
-from .comparison_report import comparison_document
+from .comparison_report import check_fields, comparison_document
 from .document import *
+from .formatting import *
 from .parts import *
 from .run_summary import *
 from .run_tables import *
@@ -52,7 +52,11 @@ def _read_comparison(path):
     with reading(f, 'the result of a comparison'):
         r = read_json(f)
         r['arms'],r['cells'],r['differences'],r['budget']['text']
-        return r
+    try:
+        check_fields(r)
+    except InputError as e:
+        raise InputError(f'{f}: {e}') from None
+    return r
 
 def read_runs(paths)->dict:
     """Read every folder; those that cannot be read are named in `missing`

@@ -21,8 +21,9 @@ def _count(n, word): return f"{n}\u00a0{word}{'' if n == 1 else 's'}" # a no-bre
 def _conditions(r, d): # under which a difference was found
     if d.get('about') == 'weights': return 'of these weights alone: other seeds were no part of it'
     n,most,seeds = d['n_seeds'],r.get('most_seeds') or 0,_count(d['n_seeds'], 'seed')
-    if len(d.get('looks') or ()) > 1 and n <= most:
-        seeds = f"{'stopped' if d['verdict'] == 'cannot tell' else 'decided'} after {n} of at most {_count(most, 'seed')}"
+    if len(d.get('looks') or ()) > 1:
+        word = 'stopped' if d['verdict'] == 'cannot tell' else 'decided'
+        seeds = f"{word} after {n} of at most {_count(most, 'seed')}" if n < most else f"all {_count(n, 'seed')}"
     return f"{r['budget']['text']}, {seeds}"
 
 _unequal_names = dict(parameters='parameters', flops='FLOPs')
@@ -76,7 +77,10 @@ def shared_share(r:dict, d:dict)->float:
 _sentences = dict(
     uninformative='On {where}, {arm} and {base} cannot be compared: {reason}; the difference is {diff} ({under}).',
     implausible='On {where}, there is no verdict on {arm}: {reason}. The difference from {base} is {diff} ({under}).',
-    equivalent='On {where}, {arm} is equivalent to {base} within {margin}: {reason}; the difference is {diff} ({how}; {under}).',
+    equivalent=(
+        'On {where}, {arm} is equivalent to {base} within {margin}: {reason}; the difference is {diff} '
+        '({how}; {under}).'
+    ),
     better='On {where}, {arm} is better than {base}: {diff} ({how}; {under}).',
     worse='On {where}, {arm} is worse than {base}: {diff} ({how}; {under}).',
 )
@@ -148,9 +152,10 @@ def cost_phrases(costs:dict)->list:
     told,same = [],[]
     for k,c in costs.items():
         more,less,name = _cost_words.get(k, (f'more {k}', f'less {k}', k))
-        if not c['low'] <= 1 <= c['high']: told.append(f"{_times(c['ratio'])} {more if c['ratio'] > 1 else less}")
-        else: same.append(name)
-    return told + ([f"no difference seen in {', '.join(same)}"] if same else [])
+        alike = c['low'] <= 1 <= c['high'] or abs(c['ratio'] - 1) < .01
+        if alike: same.append(name)
+        else: told.append(f"{_times(c['ratio'])} {more if c['ratio'] > 1 else less}")
+    return told + ([f"no difference of 1\u00a0% seen in {', '.join(same)}"] if same else [])
 
 def _quality_phrase(d, where):
     label,word = metric_label(d['metric']),verdict_word(d)

@@ -92,7 +92,8 @@ def secondary_table(r:dict, ds:str, most=12):
         diff,_,_,detects,word = _difference_cells(d)
         scores = format_number(d['arm_mean']),format_number(d.get('floor'))
         t.add_row(d['name'], metric_label(d['metric']), *([d['arm']] if own else []), *scores, diff, detects, word)
-    if rest := len(found) - len(shown): t.add_row(f'{rest} more', *['']*(len(columns) - 2), 'not told apart', style='dim')
+    if rest := len(found) - len(shown):
+        t.add_row(f'{rest} more', *['']*(len(columns) - 2), 'not told apart', style='dim')
     return t
 
 def print_tables(r:dict):
