@@ -6,7 +6,7 @@
 __all__ = ['CellResult', 'mark_failed', 'write_cell', 'read_cell', 'is_finished', 'waits_for', 'score_cell', 'score_long_range',
            'run_cell']
 
-# %% ../../nbs/08_comparison/04_cells.ipynb #ce78d056
+# %% ../../nbs/08_comparison/04_cells.ipynb #b4612d49
 import math
 import shutil
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ from ..files import *
 from ..folders import lock_folder
 from ..models.config import find_rewrite
 from ..training.interface.dynamics import loss_curve
-from ..training.long_range_run import *
+from ..training.measures.long_range_run import *
 from ..training.options import TrainOptions, options_from
 from ..training.train import train as default_train
 

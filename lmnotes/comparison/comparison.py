@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['weights_note', 'new_result', 'is_open', 'finish_comparison', 'compare', 'rerun', 'compare_models']
 
-# %% ../../nbs/08_comparison/08_comparison.ipynb #bd6e9c3a
+# %% ../../nbs/08_comparison/08_comparison.ipynb #d67d1b8f
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from ..evaluation.held_out.text_controls import dataset_control_scores
 from ..files import *
 from ..folders import lock_folder, remove_partial_files
 from ..models.flops_and_memory import flops_formula
-from ..training.costs import cost_ratios, measure_costs
+from ..training.measures.costs import cost_ratios, measure_costs
 from ..training.planning.budgets import parse_budget
 from ..training.tuning.rate_search import search_line, search_rate
 from ..trust import granted

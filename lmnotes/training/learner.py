@@ -27,16 +27,17 @@ from .precision import *
 
 # %% ../../nbs/06_training/07_learner.ipynb #bcba1457
 class LMLearner(Learner):
-    "A fastai `Learner` whose model returns its own `loss` from a batch of named tensors"
+    """A fastai `Learner` whose model returns its own `loss` from a batch of named tensors
+
+    Parameters:
+        dls: data with `train` and `valid` loaders
+        model: returns an output with `loss` and `n_correct`
+        kwargs: of fastai's `Learner`"""
     forward_context = staticmethod(nullcontext) # a callback may put autocast here
     scaler = None                               # a loss scaler here
     call = None                                 # a wrapper of the model here
     stop_request = None                         # and the reason to end the run after this step here
-    def __init__(self,
-        dls,      # data with `train` and `valid` loaders
-        model,    # returns an output with `loss` and `n_correct`
-        **kwargs, # of fastai's `Learner`
-    ):
+    def __init__(self, dls, model, **kwargs):
         self._handlers = {} # event -> callbacks that answer it
         super().__init__(dls, model, loss_func=noop, **kwargs)
         self.remove_cb(CastToTensor) # a dictionary of tensors needs no cast
@@ -53,26 +54,29 @@ class LMLearner(Learner):
 
 # %% ../../nbs/06_training/07_learner.ipynb #65924db6
 @patch
-def add_cb(self:LMLearner,
-    cb, # a callback
-):
-    "Add a callback"
+def add_cb(self:LMLearner, cb):
+    """Add a callback
+
+    Parameters:
+        cb: a callback"""
     self._handlers = {}
     return Learner.add_cb(self, cb)
 
 @patch
-def remove_cb(self:LMLearner,
-    cb, # a callback, or its class
-):
-    "Remove a callback"
+def remove_cb(self:LMLearner, cb):
+    """Remove a callback
+
+    Parameters:
+        cb: a callback, or its class"""
     self._handlers = {}
     return Learner.remove_cb(self, cb)
 
 @patch
-def __call__(self:LMLearner,
-    event_name, # one event, or a list of them
-):
-    "Call the callbacks of an event in their order"
+def __call__(self:LMLearner, event_name):
+    """Call the callbacks of an event in their order
+
+    Parameters:
+        event_name: one event, or a list of them"""
     if not isinstance(event_name, str): return [self(e) for e in event_name]
     if event_name not in self._handlers:
         ordered = self.cbs.sorted('order')
@@ -92,43 +96,51 @@ class SkipValidation(Callback):
         raise CancelValidException()
 
 # %% ../../nbs/06_training/07_learner.ipynb #181581ad
-def has_pretrained_weights(
-    model, # ours or of transformers
-)->bool:
-    "Tell whether the model came with weights of the hub that somebody else trained"
+def has_pretrained_weights(model)->bool:
+    """Tell whether the model came with weights of the hub that somebody else trained
+
+    Parameters:
+        model: ours or of transformers"""
     return model.config.model_type != 'lmnotes' and not getattr(model, 'random_weights', False)
 
 # optimizer -> factor on the default learning rate; the default weight decay is divided by it
 lr_scales = dict(lion=0.2)
 
-def default_lr(
-    model,                 # ours or of transformers
-    optimizer:str='adamw', # a name in `optimizers`
-)->float: # peak, per step
-    "Return 0.3 over the model's width (0.3/768 where unknown), 5e-5 for pretrained weights; a fifth of it for Lion"
+def default_lr(model, optimizer:str='adamw')->float:
+    """Return 0.3 over the model's width (0.3/768 where unknown), 5e-5 for pretrained weights; a fifth of it for Lion
+
+    Parameters:
+        model: ours or of transformers
+        optimizer: a name in `optimizers`
+    Returns: peak, per step"""
     config = model.config.get_text_config() if hasattr(model.config, 'get_text_config') else model.config
     width = getattr(config, 'hidden_size', None) or 768
     return (5e-5 if has_pretrained_weights(model) else 0.3/width)*lr_scales.get(optimizer, 1)
 
-def default_weight_decay(
-    model,                 # ours or of transformers
-    optimizer:str='adamw', # a name in `optimizers`
-)->float: # decoupled, per step and unit of learning rate
-    "Return 0.1, 0 for pretrained weights; five times as much for Lion"
+def default_weight_decay(model, optimizer:str='adamw')->float:
+    """Return 0.1, 0 for pretrained weights; five times as much for Lion
+
+    Parameters:
+        model: ours or of transformers
+        optimizer: a name in `optimizers`
+    Returns: decoupled, per step and unit of learning rate"""
     return 0. if has_pretrained_weights(model) else 0.1/lr_scales.get(optimizer, 1)
 
-def default_betas(
-    model,                 # ours or of transformers
-    optimizer:str='adamw', # a name in `optimizers`
-)->tuple: # two numbers in [0,1), or two None: the optimizer's own
-    "Return 0.9 and 0.999 for pretrained weights under AdamW, else the optimizer's own"
+def default_betas(model, optimizer:str='adamw')->tuple:
+    """Return 0.9 and 0.999 for pretrained weights under AdamW, else the optimizer's own
+
+    Parameters:
+        model: ours or of transformers
+        optimizer: a name in `optimizers`
+    Returns: two numbers in [0,1), or two None: the optimizer's own"""
     return (0.9, 0.999) if has_pretrained_weights(model) and optimizer in ('adamw', 'muon') else (None, None)
 
-def check_vocab_size(
-    model, # ours or of transformers
-    data,  # `LMData`
-):
-    "Refuse a model and data whose vocabularies differ, with an `InputError`"
+def check_vocab_size(model, data):
+    """Refuse a model and data whose vocabularies differ, with an `InputError`
+
+    Parameters:
+        model: ours or of transformers
+        data: `LMData`"""
     n = model.config.get_text_config().vocab_size
     if data.vocab_size > n or n != data.vocab_size and model.config.model_type == 'lmnotes':
         raise InputError(f"the data's tokenizer has {data.vocab_size} tokens but the model knows {n}; "
@@ -173,19 +185,18 @@ def _split_arguments(kwargs): # into those of `LearnerSettings` and those of `Le
 
 # %% ../../nbs/06_training/07_learner.ipynb #0b3b368c
 @delegates(LearnerSettings, keep=True)
-def lm_learner(
-    model,       # any model that returns its own loss, ours or of transformers
-    data,        # `LMData`, as `load_data` gives it
-    *,
-    cbs=None,    # further callbacks
-    device=None, # where to train; default: that of the data
-    **kwargs,    # fields of `LearnerSettings`, and anything else `Learner` takes
-)->LMLearner:
+def lm_learner(model, data, *, cbs=None, device=None, **kwargs)->LMLearner:
     """Make a fastai learner: mixed precision, accumulation by tokens, clipping, loss, accuracy and bits per byte
 
     `lr`, `optimizer`, `accumulate`, `max_grad_norm`, `weight_decay`, `betas`, `eps` and `seed` are fields
     of `LearnerSettings`.
-    """
+
+    Parameters:
+        model: any model that returns its own loss, ours or of transformers
+        data: `LMData`, as `load_data` gives it
+        cbs: further callbacks
+        device: where to train; default: that of the data
+        kwargs: fields of `LearnerSettings`, and anything else `Learner` takes"""
     chosen,others = _split_arguments(kwargs)
     check_vocab_size(model, data)
     learn_prompt_form(model, data)
@@ -211,10 +222,11 @@ def lm_learner(
 _counters = ('step', 'tokens', 'supervised', 'opt', 'scaler', 'path', 'stop_request', 'stopping', 'skipped')
 
 @contextmanager
-def restore_learner(
-    learn, # an `LMLearner`
-):
-    "Restore counters, random state, optimizer, scaler and loader of a learner after a block; weights are left"
+def restore_learner(learn):
+    """Restore counters, random state, optimizer, scaler and loader of a learner after a block; weights are left
+
+    Parameters:
+        learn: an `LMLearner`"""
     l,train,device = learn,learn.dls.train,next(learn.model.parameters()).device
     kept = {k: getattr(l, k) for k in _counters if hasattr(l, k)}
     loader = {k: v for k,v in vars(train).items() if k in ('start', '_n_batches')}
@@ -234,13 +246,15 @@ def restore_learner(
 
 # %% ../../nbs/06_training/07_learner.ipynb #dbd24671
 @patch
-def lr_find(self:LMLearner,
-    start_lr=1e-7, # learning rate of the first batch
-    end_lr=10,     # and of the last
-    num_it=100,    # batches
-    **kwargs,      # of fastai's `Learner.lr_find`
-):  # suggested learning rates
-    "Find a learning rate by a range test (Smith 2017, section 3.3), leaving the learner as it was"
+def lr_find(self:LMLearner, start_lr=1e-7, end_lr=10, num_it=100, **kwargs):
+    """Find a learning rate by a range test (Smith 2017, section 3.3), leaving the learner as it was
+
+    Parameters:
+        start_lr: learning rate of the first batch
+        end_lr: and of the last
+        num_it: batches
+        kwargs: of fastai's `Learner.lr_find`
+    Returns: suggested learning rates"""
     with restore_learner(self), tempfile.TemporaryDirectory() as d:
         self.path = Path(d)
         self.dls.train.n_batches = self.dls.train.start + num_it

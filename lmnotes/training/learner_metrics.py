@@ -18,10 +18,12 @@ from ..models.chunked_loss import record_losses
 from ..models.task_head_metrics import label_counts, label_metrics
 
 # %% ../../nbs/06_training/06_learner_metrics.ipynb #470c5d09
-def batch_labels(
-    batch:dict, # of tensors: `input_ids` (B, T), and `shift_labels` (B, T) or `labels`
-)->torch.Tensor: # (B, T); -100 where nothing is supervised
-    "Return the labels of a batch, one place for each of its tokens; more labels than tokens are an `InputError`"
+def batch_labels(batch:dict)->torch.Tensor:
+    """Return the labels of a batch, one place for each of its tokens; more labels than tokens are an `InputError`
+
+    Parameters:
+        batch: of tensors: `input_ids` (B, T), and `shift_labels` (B, T) or `labels`
+    Returns: (B, T); -100 where nothing is supervised"""
     if 'shift_labels' in batch: return batch['shift_labels']
     y,ids = batch['labels'],batch['input_ids']
     if y.shape == ids.shape: return y
@@ -35,19 +37,22 @@ class TokenMetric(Metric):
     def reset(self):
         "Start the sums again"
         self.sums,self.weights = {},None
-    def add(self,
-        learn,       # whose `dl` says of a mixture's batch which source it is of
-        numerator,   # what to add
-        denominator, # to which number of tokens or bytes
-    ):
-        "Add to the sums of the source that the batch is of"
+    def add(self, learn, numerator, denominator):
+        """Add to the sums of the source that the batch is of
+
+        Parameters:
+            learn: whose `dl` says of a mixture's batch which source it is of
+            numerator: what to add
+            denominator: to which number of tokens or bytes"""
         dl,source = getattr(learn, 'dl', None),0
         if hasattr(dl, 'source_of'): source,self.weights = dl.source_of(learn.iter),dl.weights
         top,bottom = self.sums.get(source, (0., 0))
         self.sums[source] = top + float(numerator),bottom + int(denominator)
     @property
-    def value(self)->float|None: # None before any supervised token
-        "Return the ratio, of a mixture the weighted mean of its sources' ratios"
+    def value(self)->float|None:
+        """Return the ratio, of a mixture the weighted mean of its sources' ratios
+
+        Returns: None before any supervised token"""
         found = {s: top/bottom for s,(top,bottom) in self.sums.items() if bottom}
         weights = {s: 1. if self.weights is None else self.weights[s] for s in found}
         return float(sum(weights[s]*r for s,r in found.items())/sum(weights.values())) if found else None
@@ -55,32 +60,36 @@ class TokenMetric(Metric):
 class TokenLoss(TokenMetric):
     "Mean negative log-likelihood per supervised token, in nats"
     name = 'loss'
-    def accumulate(self,
-        learn, # has `loss`, the mean of a batch, and `yb`, its labels (B, T)
-    ):
-        "Add the loss of a batch"
+    def accumulate(self, learn):
+        """Add the loss of a batch
+
+        Parameters:
+            learn: has `loss`, the mean of a batch, and `yb`, its labels (B, T)"""
         n = int((learn.yb[0] != -100).sum())
         self.add(learn, float(learn.loss)*n, n)
 
 class TokenAccuracy(TokenMetric):
     "Share of supervised tokens whose most likely prediction is right"
     name = 'accuracy'
-    def accumulate(self,
-        learn, # has `pred`, the model's output with `n_correct`, and `yb`, its labels (B, T)
-    ):
-        "Add the right predictions of a batch"
+    def accumulate(self, learn):
+        """Add the right predictions of a batch
+
+        Parameters:
+            learn: has `pred`, the model's output with `n_correct`, and `yb`, its labels (B, T)"""
         self.add(learn, learn.pred.n_correct, (learn.yb[0] != -100).sum())
 
 class BitsPerByte(TokenMetric):
-    "Bits needed per byte of text (Gao et al. 2020, section 3.1)"
+    """Bits needed per byte of text (Gao et al. 2020, section 3.1)
+
+    Parameters:
+        token_bytes: (vocab_size,) bytes each token stands for"""
     name = 'bits_per_byte'
-    def __init__(self,
-        token_bytes, # (vocab_size,) bytes each token stands for
-    ): self.token_bytes = token_bytes
-    def accumulate(self,
-        learn, # as for `TokenLoss`
-    ):
-        "Add the bits and bytes of a batch"
+    def __init__(self, token_bytes): self.token_bytes = token_bytes
+    def accumulate(self, learn):
+        """Add the bits and bytes of a batch
+
+        Parameters:
+            learn: as for `TokenLoss`"""
         y,sized = learn.yb[0].cpu(),getattr(getattr(learn, 'dl', None), 'label_bytes', None)
         n_bytes,spelling = count_bytes(y, self.token_bytes, sized and sized(learn.iter))
         nats = float(learn.loss)*int((y != -100).sum()) + float(spelling.sum())
@@ -90,49 +99,58 @@ class BitsPerByte(TokenMetric):
 _quantities = 'nats', 'right', 'tokens', 'bytes', 'text_nats' # last: nats, and those that spell unknown tokens
 
 class RowSums:
-    "Sums and products over rows of nats, right predictions, tokens, bytes and nats of the text, for each source"
-    def __init__(self,
-        weights=(1.,), # of the sources, summing to 1
-    ):
+    """Sums and products over rows of nats, right predictions, tokens, bytes and nats of the text, for each source
+
+    Parameters:
+        weights: of the sources, summing to 1"""
+    def __init__(self, weights=(1.,)):
         self.weights,self.by_row = torch.as_tensor(weights, dtype=torch.float64),True
         self.kept = [] # (number of the batch, source, names of its rows, their sums)
         self.state = torch.zeros(len(self.weights), 1 + 5 + 25, dtype=torch.float64) # rows, sums, products
-    def add(self,
-        rows,        # (B, 5) nats, right predictions, tokens, bytes and nats of the text of each row
-        source:int=0, # they are of
-        n:int=None,  # rows they stand for; None: as many as they are. Other sums have no error
-        batch:int=0, # number of the batch they are from
-        ids:list=(), # names of the rows, which are kept with their sums; empty: they are not kept
-    ):
-        "Add rows"
+    def add(self, rows, source:int=0, n:int=None, batch:int=0, ids:list=()):
+        """Add rows
+
+        Parameters:
+            rows: (B, 5) nats, right predictions, tokens, bytes and nats of the text of each row
+            source: they are of
+            n: rows they stand for; None: as many as they are. Other sums have no error
+            batch: number of the batch they are from
+            ids: names of the rows, which are kept with their sums; empty: they are not kept"""
         if ids: self.kept.append((batch, source, ids, rows))
         rows,count = rows.double().cpu(),torch.tensor([len(rows) if n is None else n]).double()
         self.state[source] += torch.cat([count, rows.sum(0), (rows.T@rows).flatten()])
         self.by_row = self.by_row and n is None
-    def total(self,
-        name:str, # of a quantity
-    )->int: # of all sources
-        "Return a sum over all rows"
+    def total(self, name:str)->int:
+        """Return a sum over all rows
+
+        Parameters:
+            name: of a quantity
+        Returns: of all sources"""
         return round(float(self.state[:, 1 + _quantities.index(name)].sum()))
     @property
-    def n(self)->int: # of all sources
-        "Return the number of rows"
+    def n(self)->int:
+        """Return the number of rows
+
+        Returns: of all sources"""
         return round(float(self.state[:, 0].sum()))
-    def of(self,
-        source:int, # number of a source
-    )->'RowSums':
-        "Return the sums of one source"
+    def of(self, source:int)->'RowSums':
+        """Return the sums of one source
+
+        Parameters:
+            source: number of a source"""
         out = RowSums()
         out.state,out.by_row = self.state[source:source + 1],self.by_row
         return out
 
 # %% ../../nbs/06_training/06_learner_metrics.ipynb #50971f26
 @patch
-def ratio(self:RowSums,
-    top:str,    # name of a quantity
-    bottom:str, # name of another
-)->tuple[float|None,float|None]: # the ratio; its standard error, None with a single row, or where rows are not known
-    "Divide two sums, and estimate how far the ratio can be trusted"
+def ratio(self:RowSums, top:str, bottom:str)->tuple[float|None,float|None]:
+    """Divide two sums, and estimate how far the ratio can be trusted
+
+    Parameters:
+        top: name of a quantity
+        bottom: name of another
+    Returns: the ratio; its standard error, None with a single row, or where rows are not known"""
     i,j = _quantities.index(top),_quantities.index(bottom)
     here = self.state[:, 1 + j] > 0
     if not here.any(): return None,None
@@ -144,8 +162,10 @@ def ratio(self:RowSums,
     return float((w*r).sum()),float(error) if self.by_row and (n > 1).all() else None
 
 @patch
-def metrics(self:RowSums)->dict: # each None without supervised tokens; `bits_per_byte` where bytes are known
-    "Return the scores with their standard errors, and the numbers of tokens and rows behind them"
+def metrics(self:RowSums)->dict:
+    """Return the scores with their standard errors, and the numbers of tokens and rows behind them
+
+    Returns: each None without supervised tokens; `bits_per_byte` where bytes are known"""
     pairs = dict(loss=self.ratio('nats', 'tokens'), accuracy=self.ratio('right', 'tokens'))
     if self.total('bytes'):
         pairs['bits_per_byte'] = [v and v/math.log(2) for v in self.ratio('text_nats', 'bytes')]
@@ -155,11 +175,13 @@ def metrics(self:RowSums)->dict: # each None without supervised tokens; `bits_pe
 
 
 @patch
-def items(self:RowSums,
-    names, # of the sources, in their order
-    **columns, # the same for all rows
-)->list: # as of `token_items`, in the order of the rows; none where rows are not known
-    "List what the tokens of each row scored"
+def items(self:RowSums, names, **columns)->list:
+    """List what the tokens of each row scored
+
+    Parameters:
+        names: of the sources, in their order
+        columns: the same for all rows
+    Returns: as of `token_items`, in the order of the rows; none where rows are not known"""
     if not self.by_row: return []
     chunks,found = sorted(self.kept, key=lambda c: c[0]),[]
     for source,name in enumerate(names):
@@ -185,13 +207,15 @@ def _row_scores(losses, pred, labels, token_bytes, label_bytes=None): # (B, 5); 
     return torch.stack([nll, right, on, n_bytes, nll + spelling], 1)
 
 @torch.no_grad()
-def score_batches(
-    learn,   # an `LMLearner`
-    dl,      # batches
-    first=0, # number of the first one
-    step=1,  # to the next one's
-)->tuple[RowSums,object]: # sums over rows; counts of a task head
-    "Score batches, and sum up over their rows"
+def score_batches(learn, dl, first=0, step=1)->tuple[RowSums,object]:
+    """Score batches, and sum up over their rows
+
+    Parameters:
+        learn: an `LMLearner`
+        dl: batches
+        first: number of the first one
+        step: to the next one's
+    Returns: sums over rows; counts of a task head"""
     head,names,data = getattr(learn.dls, 'head', None),getattr(learn.dls, 'names', None),learn.dls
     label_bytes = getattr(dl, 'label_bytes', lambda k: None)
     token_bytes = None if getattr(data, 'masked', False) else getattr(data, 'token_bytes', None)
@@ -210,13 +234,15 @@ def score_batches(
     learn.model.train(was_training)
     return sums,counts
 
-def total_scores(
-    learn,        # an `LMLearner`
-    dl,           # the batches that were scored
-    sums:RowSums, # of all of them
-    counts=None,  # of a task head; None: its own scores are left out
-)->dict: # as `evaluate`
-    "Make scores of sums"
+def total_scores(learn, dl, sums:RowSums, counts=None)->dict:
+    """Make scores of sums
+
+    Parameters:
+        learn: an `LMLearner`
+        dl: the batches that were scored
+        sums: of all of them
+        counts: of a task head; None: its own scores are left out
+    Returns: as `evaluate`"""
     out,head = sums.metrics(),getattr(learn.dls, 'head', None)
     dataset = getattr(dl, 'dataset', None)
     out['all_rows'] = out['rows'] if dataset is None else len(dataset)
@@ -225,12 +251,15 @@ def total_scores(
     names = getattr(dl, 'sources', {})
     return out | ({'sources': {n: sums.of(i).metrics() for i,n in enumerate(names)}} if names else {})
 
-def evaluate(
-    learn,   # an `LMLearner`
-    dl=None, # batches to score; default: the validation batches of the learner's data
-    keep=None, # function that gets what each row scored, as dicts; None: it is not kept
-)->dict: # `loss` in nats, `accuracy`, `bits_per_byte` or a head's; `tokens`, `rows`, `all_rows`, `standard_error`
-    "Score the model of a learner on its validation batches"
+def evaluate(learn, dl=None, keep=None)->dict:
+    """Score the model of a learner on its validation batches
+
+    Parameters:
+        learn: an `LMLearner`
+        dl: batches to score; default: the validation batches of the learner's data
+        keep: function that gets what each row scored, as dicts; None: it is not kept
+    Returns: `loss` in nats, `accuracy`, `bits_per_byte` or a head's; `tokens`, `rows`, `all_rows`,
+        `standard_error`"""
     dl = dl or learn.dls.valid
     sums,counts = score_batches(learn, dl)
     if keep: keep(sums.items(getattr(dl, 'sources', [getattr(learn.dls, 'name', 'validation')])))

@@ -24,11 +24,13 @@ from .monitor import memory_bytes
 def _first_rows(batch, n): # from the top again where there are too few
     return {k: torch.cat([t]*-(-n//len(t)))[:n] for k,t in batch.items()}
 
-def largest_batch(
-    data,       # `LMData` that is trained on
-    n:int=None, # rows; None: as many as in a batch
-)->dict: # tensors, on the CPU
-    "Return the batch that needs most memory"
+def largest_batch(data, n:int=None)->dict:
+    """Return the batch that needs most memory
+
+    Parameters:
+        data: `LMData` that is trained on
+        n: rows; None: as many as in a batch
+    Returns: tensors, on the CPU"""
     if parts := getattr(data, 'parts', None):
         batches = [largest_batch(d, n or data.bs) for d in parts.values()]
         return max(batches, key=lambda b: sum(t.numel() for t in b.values()))
@@ -42,10 +44,12 @@ def largest_batch(
 
 # %% ../../nbs/06_training/14_memory_check.ipynb #60db4d70
 @contextmanager
-def zero_lr_steps(
-    learn, # an `LMLearner`
-):  # yields a function that takes a batch and makes a training step of it
-    "Make training steps with a learning rate of zero and an optimizer of their own, for the length of a block"
+def zero_lr_steps(learn):
+    """Make training steps with a learning rate of zero and an optimizer of their own, for the length of a block
+
+    Parameters:
+        learn: an `LMLearner`
+    Returns: yields a function that takes a batch and makes a training step of it"""
     with restore_learner(learn):
         model,buffers = learn.model.train(),{k: v.clone() for k,v in learn.model.named_buffers()}
         learn.opt = None
@@ -95,20 +99,23 @@ def _high_water(device)->tuple: # bytes now, and a function that gives the large
     return psutil.Process().memory_info().rss,lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*unit
 
 # %% ../../nbs/06_training/14_memory_check.ipynb #daf00157
-def peak_memory_of(
-    f,            # a function without arguments
-    device='cpu', # where it works
-    above=None,   # bytes to count from; None: what is in use when `f` begins
-)->int: # bytes
-    "Measure the most memory that was in use while a function ran"
+def peak_memory_of(f, device='cpu', above=None)->int:
+    """Measure the most memory that was in use while a function ran
+
+    Parameters:
+        f: a function without arguments
+        device: where it works
+        above: bytes to count from; None: what is in use when `f` begins
+    Returns: bytes"""
     before,most = _high_water(torch.device(device))
     f()
     return max(most() - (before if above is None else above), 0)
 
-def free_bytes(
-    device='cpu', # where memory is wanted
-)->int:
-    "Return the bytes that may still be taken: what the system has, or what the container allows"
+def free_bytes(device='cpu')->int:
+    """Return the bytes that may still be taken: what the system has, or what the container allows
+
+    Parameters:
+        device: where memory is wanted"""
     free,device = free_memory(device),torch.device(device)
     if device.type == 'cuda': return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return min(free, free_host_bytes())
@@ -139,12 +146,14 @@ def _fewer_activations(learn, o): # options that make the activations of a step 
         options.append('--bf16 (half the activations)')
     return options
 
-def memory_suggestions(
-    learn,                 # an `LMLearner`
-    o=None,                # its `TrainOptions`; None: what the learner knows
-    rows_matter:bool=True, # whether fewer activations would help at all
-)->list: # options to paste, with a word on each
-    "List what makes a run smaller, the mildest first"
+def memory_suggestions(learn, o=None, rows_matter:bool=True)->list:
+    """List what makes a run smaller, the mildest first
+
+    Parameters:
+        learn: an `LMLearner`
+        o: its `TrainOptions`; None: what the learner knows
+        rows_matter: whether fewer activations would help at all
+    Returns: options to paste, with a word on each"""
     o,model = o or _options_of(learn),learn.model
     options,pretrained = _fewer_activations(learn, o) if rows_matter else [],has_pretrained_weights(model)
     if pretrained and not getattr(o, 'use_lora', False):
@@ -157,20 +166,23 @@ def memory_suggestions(
 # %% ../../nbs/06_training/14_memory_check.ipynb #2bf64f1c
 _heap_slack = 1.45 # a heap in pieces, beyond what is in use
 
-def gradient_and_optimizer_bytes(
-    learn, # an `LMLearner`
-)->int:
-    "Return what gradients and moments take, whatever the batch"
+def gradient_and_optimizer_bytes(learn)->int:
+    """Return what gradients and moments take, whatever the batch
+
+    Parameters:
+        learn: an `LMLearner`"""
     each = 3 if learn.spec['optimizer'] == 'adamw' else 2 # a gradient and two moments, or one
     return sum(each*p.numel()*p.element_size() for p in learn.model.parameters() if p.requires_grad)
 
-def memory_readings(
-    learn,           # an `LMLearner`
-    batch:dict,      # tensors, the largest batch
-    free:int,        # bytes
-    exact:bool=False, # go on to the whole batch also when it is sure to fit
-):  # yields rows, peak bytes, the fewest and the most bytes that the whole batch can need
-    "Measure steps on 1, 2, 4 … rows, never on more than is sure to fit"
+def memory_readings(learn, batch:dict, free:int, exact:bool=False):
+    """Measure steps on 1, 2, 4 … rows, never on more than is sure to fit
+
+    Parameters:
+        learn: an `LMLearner`
+        batch: tensors, the largest batch
+        free: bytes
+        exact: go on to the whole batch also when it is sure to fit
+    Returns: yields rows, peak bytes, the fewest and the most bytes that the whole batch can need"""
     rows,device = len(batch['input_ids']),next(learn.model.parameters()).device
     base,slack = _high_water(device)[0],_heap_slack if device.type == 'cpu' else 1
     n,peak,most,earlier = 0,0,0,[]
@@ -195,13 +207,15 @@ def _too_large(learn, o, need, free, what, rows_matter=True):
         f"{'; '.join(memory_suggestions(learn, o, rows_matter))}"
     )
 
-def probe_memory(
-    learn,            # an `LMLearner` that is about to train
-    o=None,           # its `TrainOptions`, for the advice; None: what the learner knows
-    free:int=None,    # bytes; None: `free_bytes`
-    exact:bool=False, # go on to the whole batch also when it is sure to fit
-)->dict: # at_least, at_most and free, bytes; tried, rows and width of the batch
-    "Measure whether the largest batch fits; an `InputError` says what would"
+def probe_memory(learn, o=None, free:int=None, exact:bool=False)->dict:
+    """Measure whether the largest batch fits; an `InputError` says what would
+
+    Parameters:
+        learn: an `LMLearner` that is about to train
+        o: its `TrainOptions`, for the advice; None: what the learner knows
+        free: bytes; None: `free_bytes`
+        exact: go on to the whole batch also when it is sure to fit
+    Returns: at_least, at_most and free, bytes; tried, rows and width of the batch"""
     free = free_bytes(next(learn.model.parameters()).device) if free is None else free
     batch = largest_batch(learn.dls)
     rows,width = batch['input_ids'].shape
@@ -219,20 +233,23 @@ def probe_memory(
 # %% ../../nbs/06_training/14_memory_check.ipynb #3f66dea3
 _oom_messages = "can't allocate memory", 'cannot allocate memory', 'not enough memory', 'out of memory'
 
-def is_oom(
-    e, # an exception, or None
-)->bool:
-    "Tell whether memory ran out, here or in what caused this"
+def is_oom(e)->bool:
+    """Tell whether memory ran out, here or in what caused this
+
+    Parameters:
+        e: an exception, or None"""
     if e is None: return False
     if isinstance(e, (torch.OutOfMemoryError, MemoryError)): return True
     if isinstance(e, RuntimeError) and any(m in str(e).lower() for m in _oom_messages): return True
     return is_oom(e.__cause__ or e.__context__)
 
-def oom_advice(
-    learn,  # an `LMLearner` whose run ran out of memory
-    o=None, # its `TrainOptions`; None: what the learner knows
-)->str: # one line
-    "Say how much memory there was, and what helps"
+def oom_advice(learn, o=None)->str:
+    """Say how much memory there was, and what helps
+
+    Parameters:
+        learn: an `LMLearner` whose run ran out of memory
+        o: its `TrainOptions`; None: what the learner knows
+    Returns: one line"""
     device = next(learn.model.parameters()).device
     peak = memory_bytes(device)
     if device.type == 'cuda': total = torch.cuda.get_device_properties(device).total_memory

@@ -24,16 +24,20 @@ from ..files import *
 from .interface.run_messages import *
 
 # %% ../../nbs/06_training/08_monitor.ipynb #57f6e320
-def bytes_text(
-    n, # bytes
-)->str: # such as '1.5 GB'
-    "Write a number of bytes"
+def bytes_text(n)->str:
+    """Write a number of bytes
+
+    Parameters:
+        n: bytes
+    Returns: such as '1.5 GB'"""
     return f'{n/1e9:.3g} GB' if n >= 1e9 else f'{n/1e6:.3g} MB'
 
-def memory_bytes(
-    device='cpu', # where the model lives
-)->int|None: # bytes; None where the system does not tell
-    "Return the peak bytes on a CUDA device, or the resident bytes of this process"
+def memory_bytes(device='cpu')->int|None:
+    """Return the peak bytes on a CUDA device, or the resident bytes of this process
+
+    Parameters:
+        device: where the model lives
+    Returns: bytes; None where the system does not tell"""
     if torch.device(device).type == 'cuda': return torch.cuda.max_memory_allocated(device)
     try:
         pages = int(Path('/proc/self/statm').read_text(encoding='utf-8').split()[1])
@@ -43,14 +47,15 @@ def memory_bytes(
 
 # %% ../../nbs/06_training/08_monitor.ipynb #689abde8
 class Monitor(Callback):
-    "Log a line of `metrics.jsonl` for every `mean_of` optimizer steps, written every `every` steps"
+    """Log a line of `metrics.jsonl` for every `mean_of` optimizer steps, written every `every` steps
+
+    Parameters:
+        path: the log
+        every: steps between writes
+        started: `time.perf_counter()` when the run began
+        mean_of: steps of a line, whose loss, accuracy and gradient norm are means over them"""
     order,run_valid = 50,False # after the step has been counted and applied
-    def __init__(self,
-        path,          # the log
-        every:int=10,  # steps between writes
-        started=None,  # `time.perf_counter()` when the run began
-        mean_of:int=1, # steps of a line, whose loss, accuracy and gradient norm are means over them
-    ):
+    def __init__(self, path, every:int=10, started=None, mean_of:int=1):
         self.path,self.every,self.mean_of,self.rows = Path(path),every,mean_of,[]
         self.started = started
     def before_fit(self):
@@ -76,10 +81,11 @@ def _windows(rows, n, rest)->list: # indices of the rows of each line; `rest`: t
     return found if rest or not found or rows[found[-1][-1]][0] % n == 0 else found[:-1]
 
 @patch
-def flush(self:Monitor,
-    rest:bool=False, # write a line for fewer steps than it is the mean of too
-):
-    "Write the steps gathered so far"
+def flush(self:Monitor, rest:bool=False):
+    """Write the steps gathered so far
+
+    Parameters:
+        rest: write a line for fewer steps than it is the mean of too"""
     if not self.rows: return
     numbers = torch.stack([r[2] for r in self.rows]).tolist()
     memory = memory_bytes(next(self.learn.model.parameters()).device)
@@ -109,11 +115,12 @@ def flush(self:Monitor,
     self.rows = self.rows[sum(map(len, groups)):]
 
 # %% ../../nbs/06_training/08_monitor.ipynb #ae874094
-def truncate_log(
-    path,     # a log of lines with `step`
-    step:int, # the last one to keep
-):
-    "Drop all lines after `step`, and a torn last line"
+def truncate_log(path, step:int):
+    """Drop all lines after `step`, and a torn last line
+
+    Parameters:
+        path: a log of lines with `step`
+        step: the last one to keep"""
     if Path(path).exists():
         atomic_write(path, ''.join(json.dumps(r) + '\n' for r in read_jsonl(path) if r['step'] <= step))
 
@@ -123,41 +130,52 @@ _columns = dict(
 ) # ours, and the log's
 _rl_columns = dict(reward='reward', kl='kl') # of a run on rewards
 
-def metrics_history(
-    run, # a run folder
-)->dict: # steps, loss, accuracy, throughput (tokens per second), learning_rate, of a run on rewards also reward and kl
-    "Read `metrics.jsonl` as lists of one length, with None where nothing was measured"
+def metrics_history(run)->dict:
+    """Read `metrics.jsonl` as lists of one length, with None where nothing was measured
+
+    Parameters:
+        run: a run folder
+    Returns: steps, loss, accuracy, throughput (tokens per second), learning_rate, of a run on rewards also
+        reward and kl"""
     rows = read_jsonl(Path(run)/'metrics.jsonl')
     more = _rl_columns if any('reward' in r for r in rows) else {}
     return {k: [r.get(c) for r in rows] for k,c in (_columns | more).items()}
 
-def text_samples(
-    run, # a run folder
-)->list[dict]: # step, input, output, accuracy of each; None where nothing was measured
-    "Read what the model wrote during training, from `samples.jsonl`"
+def text_samples(run)->list[dict]:
+    """Read what the model wrote during training, from `samples.jsonl`
+
+    Parameters:
+        run: a run folder
+    Returns: step, input, output, accuracy of each; None where nothing was measured"""
     return [
         {k: r.get(k) for k in ('step', 'input', 'output', 'accuracy')}
         for r in read_jsonl(Path(run) / 'samples.jsonl')
     ]
 
-def evaluations(
-    run, # a run folder
-)->list[dict]: # as `PeriodicEvaluation` wrote them: step, loss, accuracy, …
-    "Read the scores on validation data, from `evals.jsonl`"
+def evaluations(run)->list[dict]:
+    """Read the scores on validation data, from `evals.jsonl`
+
+    Parameters:
+        run: a run folder
+    Returns: as `PeriodicEvaluation` wrote them: step, loss, accuracy, …"""
     return read_jsonl(Path(run)/'evals.jsonl')
 
 # %% ../../nbs/06_training/08_monitor.ipynb #f84bb75c
-def as_array(
-    y, # a list of numbers, None where there is none
-)->np.ndarray: # float64, NaN there
-    "A column of a history, for drawing"
+def as_array(y)->np.ndarray:
+    """A column of a history, for drawing
+
+    Parameters:
+        y: a list of numbers, None where there is none
+    Returns: float64, NaN there"""
     return np.array([np.nan if v is None else v for v in y], float)
 
-def moving_average(
-    y,        # numbers, None or NaN where there is none
-    n:int=50, # steps it looks back over, its own included
-)->np.ndarray: # as long as `y`; NaN where `y` is
-    "The mean of the last `n` numbers that were measured"
+def moving_average(y, n:int=50)->np.ndarray:
+    """The mean of the last `n` numbers that were measured
+
+    Parameters:
+        y: numbers, None or NaN where there is none
+        n: steps it looks back over, its own included
+    Returns: as long as `y`; NaN where `y` is"""
     y = as_array(y)
     there = ~np.isnan(y)
     total,count = np.cumsum(np.where(there, y, 0.)),np.cumsum(there)
@@ -165,43 +183,50 @@ def moving_average(
     return np.where(there, total/np.maximum(count, 1), np.nan)
 
 # %% ../../nbs/06_training/08_monitor.ipynb #c9e08c6e
-def progress_text(
-    l, # an `LMLearner` after a step
-)->str: # such as 'loss 2.314 (avg 2.402) · acc 0.31 · 256k tok'
-    "Describe the state of training in a line"
+def progress_text(l)->str:
+    """Describe the state of training in a line
+
+    Parameters:
+        l: an `LMLearner` after a step
+    Returns: such as 'loss 2.314 (avg 2.402) · acc 0.31 · 256k tok'"""
     return (
         f"loss {float(l.step_loss):.3f} (avg {l.average_loss:.3f}) · acc "
         f"{float(l.step_accuracy):.3f} · {format_count(int(l.tokens))} tok"
     )
 
-def seconds_left(
-    done:int,      # steps that this process has made
-    left:int,      # steps to make
-    seconds:float, # that the first took, evaluations and plots among them
-)->float|None: # None before the first step
-    "Estimate how long the rest of a run takes"
+def seconds_left(done:int, left:int, seconds:float)->float|None:
+    """Estimate how long the rest of a run takes
+
+    Parameters:
+        done: steps that this process has made
+        left: steps to make
+        seconds: that the first took, evaluations and plots among them
+    Returns: None before the first step"""
     return seconds/done*left if done else None
 
-def bar_options(
-    columns:int,  # of the terminal
-    lines:int=24, # of the terminal
-)->dict: # arguments of a tqdm bar
-    "Fit a progress bar to a terminal: below 80 columns it is a line of text, with the time left before anything else"
+def bar_options(columns:int, lines:int=24)->dict:
+    """Fit a progress bar to a terminal: below 80 columns it is a line of text, with the time left before anything else
+
+    Parameters:
+        columns: of the terminal
+        lines: of the terminal
+    Returns: arguments of a tqdm bar"""
     text = '{desc} {n_fmt}/{total_fmt} · {remaining} left{postfix}'
     shape = text if columns < 80 else '{percentage:3.0f}%|{bar:12}| ' + text
     return dict(ncols=columns, nrows=lines, bar_format=shape)
 
 # %% ../../nbs/06_training/08_monitor.ipynb #056293ed
 class StepProgress(Callback):
-    "Show a bar with loss, accuracy, tokens and time left; plain lines where there is no terminal, and in the log"
+    """Show a bar with loss, accuracy, tokens and time left; plain lines where there is no terminal, and in the log
+
+    Parameters:
+        total: steps of the whole run
+        label: in front of the bar
+        quiet: show nothing
+        messages: `RunMessages`, which also go into the log of the run; None: on the terminal alone
+        every: steps between lines; None: a tenth of the run, and a minute at most"""
     order,run_valid = 60,False
-    def __init__(self,
-        total:int,           # steps of the whole run
-        label:str='train',   # in front of the bar
-        quiet:bool=False,    # show nothing
-        messages=None,       # `RunMessages`, which also go into the log of the run; None: on the terminal alone
-        every:int|None=None, # steps between lines; None: a tenth of the run, and a minute at most
-    ):
+    def __init__(self, total:int, label:str='train', quiet:bool=False, messages=None, every:int|None=None):
         store_attr(but='messages')
         self.messages = messages or RunMessages(quiet=quiet)
     def before_fit(self):
@@ -243,11 +268,12 @@ class StepProgress(Callback):
 
 # %% ../../nbs/06_training/08_monitor.ipynb #a043533a
 class StepTimer(Callback):
-    "Record when each optimizer step ended, and stop after `seconds`"
+    """Record when each optimizer step ended, and stop after `seconds`
+
+    Parameters:
+        seconds: to train, at least five steps"""
     order,run_valid = 90,False
-    def __init__(self,
-        seconds, # to train, at least five steps
-    ): self.seconds,self.ends = seconds,[]
+    def __init__(self, seconds): self.seconds,self.ends = seconds,[]
     def before_fit(self): self.began = time.perf_counter()
     def after_step(self):
         if self.learn.dls.device.type == 'cuda': torch.cuda.synchronize()
@@ -255,11 +281,13 @@ class StepTimer(Callback):
         if self.learn.stopping: raise CancelFitException()
         if len(self.ends) > 5 and self.ends[-1] - self.began > self.seconds: self.learn.stop_request = 'probe'
 
-def measure_step_time(
-    learn,      # a learner that has not trained yet
-    seconds=1., # how long to try (at least five steps)
-)->float: # median seconds of a step
-    "Time real training steps, then restore weights and counters"
+def measure_step_time(learn, seconds=1.)->float:
+    """Time real training steps, then restore weights and counters
+
+    Parameters:
+        learn: a learner that has not trained yet
+        seconds: how long to try (at least five steps)
+    Returns: median seconds of a step"""
     weights = {k: v.detach().clone() for k,v in learn.model.state_dict().items()}
     timer,n = StepTimer(seconds),learn.dls.train.n_batches
     learn.dls.train.n_batches = 10**9

@@ -14,12 +14,14 @@ from fastai.basics import *
 from ..core import InputError, Registry
 
 # %% ../../nbs/06_training/02_optimizers.ipynb #3f8f78da
-def decay_groups(
-    model,           # any module
-    wd:float,        # decoupled weight decay, per step and unit of learning rate
-    among=None,      # parameters to group; default: all that require a gradient
-)->list[dict]: # two groups: matrices with `wd`, vectors without
-    "Group parameters so that only tensors of two dimensions or more decay, except those a module names in `no_decay`"
+def decay_groups(model, wd:float, among=None)->list[dict]:
+    """Group parameters so that only tensors of two dimensions or more decay, except those a module names in `no_decay`
+
+    Parameters:
+        model: any module
+        wd: decoupled weight decay, per step and unit of learning rate
+        among: parameters to group; default: all that require a gradient
+    Returns: two groups: matrices with `wd`, vectors without"""
     ps = [p for p in (model.parameters() if among is None else among) if p.requires_grad]
     spared = {id(getattr(m, n)) for m in model.modules() for n in getattr(m, 'no_decay', ())}
     decays = lambda p: p.ndim >= 2 and id(p) not in spared
@@ -33,24 +35,26 @@ def decay_groups(
 optimizers = Registry('optimizer')
 
 @optimizers('adamw')
-def adamw(
-    model,             # whose parameters it steps
-    lr,                # learning rate
-    wd,                # decoupled weight decay, on matrices
-    betas=(0.9, 0.95), # of the running means of gradient and square
-    eps=1e-8,          # added to the root of the mean square
-):
-    "Make a fused AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101)"
+def adamw(model, lr, wd, betas=(0.9, 0.95), eps=1e-8):
+    """Make a fused AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101)
+
+    Parameters:
+        model: whose parameters it steps
+        lr: learning rate
+        wd: decoupled weight decay, on matrices
+        betas: of the running means of gradient and square
+        eps: added to the root of the mean square"""
     return torch.optim.AdamW(decay_groups(model, wd), lr=lr, betas=betas, eps=eps, fused=True)
 
 @optimizers('sgd')
-def sgd(
-    model,        # whose parameters it steps
-    lr,           # learning rate
-    wd,           # decay, on matrices
-    momentum=0.9, # share of the last step that is kept
-):
-    "Make stochastic gradient descent with momentum"
+def sgd(model, lr, wd, momentum=0.9):
+    """Make stochastic gradient descent with momentum
+
+    Parameters:
+        model: whose parameters it steps
+        lr: learning rate
+        wd: decay, on matrices
+        momentum: share of the last step that is kept"""
     return torch.optim.SGD(decay_groups(model, wd), lr=lr, momentum=momentum)
 
 # %% ../../nbs/06_training/02_optimizers.ipynb #8496d511
@@ -58,18 +62,21 @@ def _local(ts): # of tensors that ranks hold in shards, the shards that are here
     return [t.to_local() if hasattr(t, 'to_local') else t for t in ts]
 
 class Lion(torch.optim.Optimizer):
-    "Steps of one size, in the direction of the sign of a running mean of gradients (Chen et al. 2023)"
-    def __init__(self,
-        params,            # parameters, or groups of them
-        lr=1e-4,           # learning rate: the size of a step
-        betas=(0.9, 0.99), # of the mean that gives the sign, and of the mean that is kept
-        weight_decay=0.,   # decoupled
-    ): super().__init__(params, dict(lr=lr, betas=betas, weight_decay=weight_decay))
+    """Steps of one size, in the direction of the sign of a running mean of gradients (Chen et al. 2023)
+
+    Parameters:
+        params: parameters, or groups of them
+        lr: learning rate: the size of a step
+        betas: of the mean that gives the sign, and of the mean that is kept
+        weight_decay: decoupled"""
+    def __init__(self, params, lr=1e-4, betas=(0.9, 0.99),
+            weight_decay=0.): super().__init__(params, dict(lr=lr, betas=betas, weight_decay=weight_decay))
     @torch.no_grad()
-    def step(self,
-        closure=None, # function that computes the loss anew
-    ):
-        "Take a step"
+    def step(self, closure=None):
+        """Take a step
+
+        Parameters:
+            closure: function that computes the loss anew"""
         loss = closure and torch.enable_grad()(closure)()
         for g in self.param_groups:
             ps = [p for p in g['params'] if p.grad is not None]
@@ -87,21 +94,23 @@ class Lion(torch.optim.Optimizer):
         torch._foreach_lerp_(means, grads, 1 - b2)
 
 @optimizers('lion')
-def lion(
-    model,             # whose parameters it steps
-    lr,                # learning rate; a third to a tenth of AdamW's suits it
-    wd,                # decoupled weight decay, on matrices
-    betas=(0.9, 0.99), # as for `Lion`
-):
-    "Make a Lion (Chen et al. 2023, arXiv:2302.06675, algorithm 2)"
+def lion(model, lr, wd, betas=(0.9, 0.99)):
+    """Make a Lion (Chen et al. 2023, arXiv:2302.06675, algorithm 2)
+
+    Parameters:
+        model: whose parameters it steps
+        lr: learning rate; a third to a tenth of AdamW's suits it
+        wd: decoupled weight decay, on matrices
+        betas: as for `Lion`"""
     return Lion(decay_groups(model, wd), lr=lr, betas=betas)
 
 # %% ../../nbs/06_training/02_optimizers.ipynb #3ebbee4f
-def is_hidden_matrix(
-    name:str, # of the parameter
-    p,        # the parameter
-)->bool:
-    "Tell whether a parameter is a matrix inside the network, neither embedding nor head"
+def is_hidden_matrix(name:str, p)->bool:
+    """Tell whether a parameter is a matrix inside the network, neither embedding nor head
+
+    Parameters:
+        name: of the parameter
+        p: the parameter"""
     return p.ndim == 2 and not any(s in name for s in ('embed', 'head', 'wte', 'wpe', 'shared'))
 
 class SideBySide:
@@ -120,24 +129,27 @@ class SideBySide:
         for o,s in zip(self.parts, sd['parts'], strict=True):
             o.load_state_dict(s)
 
-def hidden_matrices(
-    model, # whose parameters learn
-)->list: # of `nn.Parameter`
-    "List the matrices that Muon steps; a model without any is an `InputError`"
+def hidden_matrices(model)->list:
+    """List the matrices that Muon steps; a model without any is an `InputError`
+
+    Parameters:
+        model: whose parameters learn
+    Returns: of `nn.Parameter`"""
     found = [p for n,p in model.named_parameters() if p.requires_grad and is_hidden_matrix(n, p)]
     if not found: raise InputError('muon needs matrices inside the network and this model has none; use adamw')
     return found
 
 @optimizers('muon')
-def muon(
-    model,             # whose parameters it steps
-    lr,                # learning rate of both
-    wd,                # decoupled weight decay, on matrices
-    betas=(0.9, 0.95), # of AdamW
-    eps=1e-8,          # of AdamW
-    momentum=0.95,     # of Muon
-):
-    "Make Muon for the hidden matrices (Jordan et al. 2024) and AdamW for everything else"
+def muon(model, lr, wd, betas=(0.9, 0.95), eps=1e-8, momentum=0.95):
+    """Make Muon for the hidden matrices (Jordan et al. 2024) and AdamW for everything else
+
+    Parameters:
+        model: whose parameters it steps
+        lr: learning rate of both
+        wd: decoupled weight decay, on matrices
+        betas: of AdamW
+        eps: of AdamW
+        momentum: of Muon"""
     hidden = hidden_matrices(model)
     rest = [p for n,p in model.named_parameters() if p.requires_grad and not is_hidden_matrix(n, p)]
     # `betas` is not read: it lets fastai's momentum schedule address all groups alike
@@ -149,22 +161,25 @@ def muon(
 
 muon.check = hidden_matrices
 
-def check_optimizer(
-    name:str, # a name in `optimizers`
-    model,    # also one of shapes alone
-):
-    "Refuse a model that an optimizer cannot step, with an `InputError`, by its function `check` where it has one"
+def check_optimizer(name:str, model):
+    """Refuse a model that an optimizer cannot step, with an `InputError`, by its function `check` where it has one
+
+    Parameters:
+        name: a name in `optimizers`
+        model: also one of shapes alone"""
     if check := getattr(optimizers[name], 'check', None): check(model)
 
 # %% ../../nbs/06_training/02_optimizers.ipynb #633a121f
 _option_names = dict(betas='adam_beta1 and --adam_beta2', eps='adam_epsilon')
 
-def optimizer_arguments(
-    name:str,   # a name in `optimizers`
-    betas=None, # of the running means; None, also for one of the two: the optimizer's own
-    eps=None,   # added to a root of the second moment; None: the optimizer's own
-)->dict: # keyword arguments of the optimizer
-    "Check the constants of an optimizer; one that it does not have is an `InputError`"
+def optimizer_arguments(name:str, betas=None, eps=None)->dict:
+    """Check the constants of an optimizer; one that it does not have is an `InputError`
+
+    Parameters:
+        name: a name in `optimizers`
+        betas: of the running means; None, also for one of the two: the optimizer's own
+        eps: added to a root of the second moment; None: the optimizer's own
+    Returns: keyword arguments of the optimizer"""
     own = {k: p.default for k,p in inspect.signature(optimizers[name]).parameters.items()}
     if betas is not None: betas = None if all(b is None for b in betas) else tuple(betas)
     asked = {k: v for k,v in dict(betas=betas, eps=eps).items() if v is not None}
@@ -178,13 +193,14 @@ def optimizer_arguments(
     if asked.get('eps', 1) <= 0: raise InputError(f"--adam_epsilon must be above 0, not {asked['eps']}")
     return asked
 
-def opt_func_for(
-    name:str,      # a name in `optimizers`
-    model,         # whose parameters it will step
-    wd:float=0.1,  # decoupled weight decay on matrices
-    betas=None,    # of the running means, each in [0,1); None, also for one of the two: the optimizer's own
-    eps=None,      # added to a root of the second moment; None: the optimizer's own
-):
-    "Make the function that fastai's `Learner` takes as `opt_func`"
+def opt_func_for(name:str, model, wd:float=0.1, betas=None, eps=None):
+    """Make the function that fastai's `Learner` takes as `opt_func`
+
+    Parameters:
+        name: a name in `optimizers`
+        model: whose parameters it will step
+        wd: decoupled weight decay on matrices
+        betas: of the running means, each in [0,1); None, also for one of the two: the optimizer's own
+        eps: added to a root of the second moment; None: the optimizer's own"""
     arguments = optimizer_arguments(name, betas, eps)
     return lambda params, lr=1e-3: OptimWrapper(opt=optimizers.build(name, model, lr=lr, wd=wd, **arguments))

@@ -19,20 +19,22 @@ from .planning.conditions import *
 from .planning.option_effects import check_effects, option
 
 # %% ../../nbs/06_training/01_options.ipynb #94c32250
-def option_group(
-    title:str, # heading in the help
-):  # class decorator
-    "Make a dataclass whose fields carry the title of their group"
+def option_group(title:str):
+    """Make a dataclass whose fields carry the title of their group
+
+    Parameters:
+        title: heading in the help
+    Returns: class decorator"""
     def mark(cls):
         cls = dataclass(cls)
         for f in fields(cls): f.metadata = MappingProxyType({**f.metadata, 'group': title})
         return cls
     return mark
 
-def option_groups(
-    cls, # a dataclass of options
-)->dict: # title -> names of its fields, in order; those of no group under ''
-    "List the options of `cls` by group"
+def option_groups(cls)->dict:
+    """List the options of `cls` by group
+
+    Returns: a dataclass of options title -> names of its fields, in order; those of no group under ''"""
     groups = {}
     for f in fields(cls):
         groups.setdefault(f.metadata.get('group', ''), []).append(f.name)
@@ -245,11 +247,12 @@ aliases = dict(
 _other_words = dict(lr='learning_rate', bs='batch_size', wd='weight_decay', epoch='num_train_epochs',
                     accumulate='gradient_accumulation_steps')
 
-def options_from(
-    cls,       # a dataclass of options
-    **options, # values under their names or aliases
-):  # an instance of `cls`
-    "Make options, refusing unknown names and two names that disagree with an `InputError`"
+def options_from(cls, **options):
+    """Make options, refusing unknown names and two names that disagree with an `InputError`
+
+    Parameters:
+        options: values under their names or aliases
+    Returns: a dataclass of options an instance of `cls`"""
     known, out = {f.name for f in fields(cls)}, {}
     for k,v in options.items():
         name = aliases.get(k, k) if k not in known else k
@@ -275,11 +278,13 @@ _contradict = [pair.split() for pair in (
     'datasets max_chunks', 'label_column target_column', 'label_column prompt_column',
 )]
 
-def check_options(
-    o:TrainOptions, # as given
-    given=(),       # names of the options that were given
-)->TrainOptions: # the same
-    "Refuse values that contradict each other, lie out of range or have no effect, with an `InputError` of one line"
+def check_options(o:TrainOptions, given=())->TrainOptions:
+    """Refuse values that contradict each other, lie out of range or have no effect, with an `InputError` of one line
+
+    Parameters:
+        o: as given
+        given: names of the options that were given
+    Returns: the same"""
     check_values(o)
     if o.mode not in ('auto', *training_modes):
         known = ['auto', *training_modes.names()]

@@ -29,35 +29,41 @@ from .planning.data_sketch import DataSketch
 from .precision import requested_precision
 
 # %% ../../nbs/06_training/17_plan.ipynb #250292a0
-def passes(
-    o:TrainOptions, # of the run
-    data,           # `LMData`, or a `DataSketch`
-    steps:int,      # optimizer steps
-)->float|None: # None where it is unknown how many rows there are
-    "Count the passes over the training rows in so many steps"
+def passes(o:TrainOptions, data, steps:int)->float|None:
+    """Count the passes over the training rows in so many steps
+
+    Parameters:
+        o: of the run
+        data: `LMData`, or a `DataSketch`
+        steps: optimizer steps
+    Returns: None where it is unknown how many rows there are"""
     if data.n_tokens[0] in (None, math.inf): return None
     return steps*rows_per_step(o)/max(len(data.train_blocks), 1)
 
-def rows_per_step(
-    o:TrainOptions, # of the run
-)->int:
-    "Return the rows of an optimizer step, on all ranks together"
+def rows_per_step(o:TrainOptions)->int:
+    """Return the rows of an optimizer step, on all ranks together
+
+    Parameters:
+        o: of the run"""
     return o.batch_size*o.gradient_accumulation_steps*world_size()
 
-def optimizer_steps(
-    o:TrainOptions, # of the run
-    data,           # `LMData`
-)->int:
-    "Return the optimizer steps of the run, where they follow from options and data alone"
+def optimizer_steps(o:TrainOptions, data)->int:
+    """Return the optimizer steps of the run, where they follow from options and data alone
+
+    Parameters:
+        o: of the run
+        data: `LMData`"""
     if steps := asked_steps(o): return steps
     per_epoch = max(len(data.train_blocks)//rows_per_step(o), 1)
     return max(round(per_epoch*o.num_train_epochs), 1)
 
-def tokens_per_step(
-    o:TrainOptions, # of the run
-    data,           # `LMData`, or a `DataSketch`
-)->tuple[float,str]: # tokens; '' where every row has as many, 'about ' for a mean, 'at most ' where rows may be shorter
-    "Forecast the tokens of an optimizer step, padding aside"
+def tokens_per_step(o:TrainOptions, data)->tuple[float,str]:
+    """Forecast the tokens of an optimizer step, padding aside
+
+    Parameters:
+        o: of the run
+        data: `LMData`, or a `DataSketch`
+    Returns: tokens; '' where every row has as many, 'about ' for a mean, 'at most ' where rows may be shorter"""
     rows,full = rows_per_step(o),row_length(o)
     mean = getattr(getattr(data, 'train', None), 'row_tokens', None)
     if isinstance(data, DataSketch) and data.mode == 'pretrain': mean = full # windows of text are full
@@ -67,10 +73,12 @@ def tokens_per_step(
 # %% ../../nbs/06_training/17_plan.ipynb #9e935789
 _weights_words = dict(random='random weights', saved='saved weights', hub='weights of the hub', init='weights of {}')
 
-def count_text(
-    n, # a number; None or infinite: unknown
-)->str: # such as '1.23M'
-    "Write a count, or that it is unknown"
+def count_text(n)->str:
+    """Write a count, or that it is unknown
+
+    Parameters:
+        n: a number; None or infinite: unknown
+    Returns: such as '1.23M'"""
     return 'an unknown number of' if n is None or n == math.inf else format_count(n)
 
 def _model_line(o, facts):
@@ -102,11 +110,13 @@ def _device_line(o, facts):
     if world_size() > 1: ranks = f', {world_size()} ranks'
     return f"{device}, {dtype}, attention {facts.attention}{ranks}{', FSDP' if o.fsdp else ''}"
 
-def memory_needed(
-    o:TrainOptions,   # of the run
-    facts:ModelFacts, # of the model
-)->int: # bytes; activations come on top
-    "Compute what weights, gradients and optimizer take"
+def memory_needed(o:TrainOptions, facts:ModelFacts)->int:
+    """Compute what weights, gradients and optimizer take
+
+    Parameters:
+        o: of the run
+        facts: of the model
+    Returns: bytes; activations come on top"""
     each = 12 if o.optimizer == 'adamw' else 8 # a gradient and two moments for each that learns, or one
     weights = 4*facts.parameters if facts.bytes is None else facts.bytes
     first = weights if o.mode == 'rl' and o.grpo_beta and not o.use_lora else 0 # the model that it started from
@@ -157,11 +167,13 @@ def _rl_lines(o, data, steps): # of a run on rewards, whose steps are made of pr
     )
 
 # %% ../../nbs/06_training/17_plan.ipynb #ac00a46a
-def run_name(
-    o:TrainOptions, # of the run
-    data,           # `LMData` or a `DataSketch`
-)->str: # such as 'gpt2_imdb-sentiment_sft_bs8_len256_acc4_multigpu'
-    "Name a run, without its date"
+def run_name(o:TrainOptions, data)->str:
+    """Name a run, without its date
+
+    Parameters:
+        o: of the run
+        data: `LMData` or a `DataSketch`
+    Returns: such as 'gpt2_imdb-sentiment_sft_bs8_len256_acc4_multigpu'"""
     name = o.model.replace(':', '-')
     if weights_source(o) == 'saved': name = Path(base_name(o)).resolve().name + o.model[len(base_name(o)):]
     task = data.task if data.mode != 'pretrain' and getattr(data.task, 'id', 'own') != 'own' else None
@@ -171,14 +183,16 @@ def run_name(
     if o.multi_gpu: parts.append('multigpu')
     return '_'.join(parts).replace('/', '-')
 
-def plan_run(
-    o:TrainOptions,   # of the run
-    data,             # `LMData`, or a `DataSketch`
-    facts:ModelFacts, # of the model
-    steps:int|None,   # None: not known yet
-    recipe='',        # where the rates come from
-)->dict: # lines by name
-    "Describe what the run will be"
+def plan_run(o:TrainOptions, data, facts:ModelFacts, steps:int|None, recipe='')->dict:
+    """Describe what the run will be
+
+    Parameters:
+        o: of the run
+        data: `LMData`, or a `DataSketch`
+        facts: of the model
+        steps: None: not known yet
+        recipe: where the rates come from
+    Returns: lines by name"""
     p = dict(
         model=_model_line(o, facts),
         data=_data_line(data),
@@ -197,10 +211,11 @@ def plan_run(
     p['writes'] = o.output_dir or f"runs/{datetime.now():%Y-%m-%d_%Hh%Mm}_{run_name(o, data)}"
     return p | (dict(note=data.notes[0] if len(data.notes) == 1 else list(data.notes)) if data.notes else {})
 
-def show_plan(
-    plan:dict, # lines by name
-    file=None, # default: standard output
-):
-    "Print a plan, a line for each of its parts"
+def show_plan(plan:dict, file=None):
+    """Print a plan, a line for each of its parts
+
+    Parameters:
+        plan: lines by name
+        file: default: standard output"""
     for k,v in plan.items():
         for text in [f'- {x}' for x in v] if isinstance(v, list) else [v]: print_message(k, text, file)

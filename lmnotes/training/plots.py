@@ -20,12 +20,14 @@ from ..files import *
 from .monitor import *
 
 # %% ../../nbs/06_training/12_plots.ipynb #924fe4f9
-def thin_points(
-    x,          # numbers
-    y,          # one for each; None where nothing was measured
-    n:int=2000, # points from which on it is thinned, about as many stay at most
-)->tuple[np.ndarray,np.ndarray]: # some of the points, in order
-    "Thin points for drawing: keep the lowest and highest of each piece, and its gaps"
+def thin_points(x, y, n:int=2000)->tuple[np.ndarray,np.ndarray]:
+    """Thin points for drawing: keep the lowest and highest of each piece, and its gaps
+
+    Parameters:
+        x: numbers
+        y: one for each; None where nothing was measured
+        n: points from which on it is thinned, about as many stay at most
+    Returns: some of the points, in order"""
     x,y = np.asarray(x),as_array(y)
     if len(x) <= n: return x,y
     keep = {0, len(x) - 1}
@@ -63,14 +65,15 @@ def _isolated(y): # where a number has no neighbour
     gap = np.isnan(np.concatenate([[np.nan], y, [np.nan]]))
     return np.flatnonzero(~gap[1:-1] & gap[:-2] & gap[2:]).tolist()
 
-def draw_curve(
-    ax,                # matplotlib axes
-    steps,             # numbers
-    y,                 # one for each step; None where nothing was measured
-    colour,            # as matplotlib takes it
-    average:bool=True, # also the mean of the last 50
-):
-    "Draw measured points, pale, and their average, strong"
+def draw_curve(ax, steps, y, colour, average:bool=True):
+    """Draw measured points, pale, and their average, strong
+
+    Parameters:
+        ax: matplotlib axes
+        steps: numbers
+        y: one for each step; None where nothing was measured
+        colour: as matplotlib takes it
+        average: also the mean of the last 50"""
     def line(x, v, **style):
         isolated = _isolated(v)
         ax.plot(x, v, color=colour, marker='.' if isolated else None, ms=4, markevery=isolated, **style)
@@ -145,13 +148,14 @@ def _draw_against(fig, place, history, names, units, n=2000): # one curve agains
 def _drawable(): # letters of the font
     return get_font(findfont('DejaVu Sans Mono')).get_charmap()
 
-def fit_text(
-    text,         # anything
-    width:int,    # letters in a line
-    lines:int,    # lines at most
-    end:bool=False, # keep its end, not its start
-)->str:
-    "Fit a text into a cell of the table: `…` where it was cut, `□` for letters the font lacks"
+def fit_text(text, width:int, lines:int, end:bool=False)->str:
+    """Fit a text into a cell of the table: `…` where it was cut, `□` for letters the font lacks
+
+    Parameters:
+        text: anything
+        width: letters in a line
+        lines: lines at most
+        end: keep its end, not its start"""
     text = ('' if text is None else str(text)).replace('\n', '↵').replace('\t', ' ')
     have,room = _drawable(),width*lines
     cut = text[-room:] if end else text[:room]
@@ -215,14 +219,16 @@ def _draw_rewards(fig, g, history, evals, recent): # and a run on rewards
 
 _page = dict(left=.05, right=.985, top=.9, bottom=.055, wspace=.18, hspace=.34, height_ratios=(1.15, 1, 1.1))
 
-def draw_plots(
-    history:dict,   # as `metrics_history` gives it
-    samples=(),     # as `text_samples` gives them; the newest are shown
-    evals=(),       # as `evaluations` gives them
-    title:str='',   # in the upper left; the run's name
-    recent:int=100, # steps of the recent window
-):  # a matplotlib figure; its axes are labelled as in the text above
-    "Draw the seven plots of a run on one page"
+def draw_plots(history:dict, samples=(), evals=(), title:str='', recent:int=100):
+    """Draw the seven plots of a run on one page
+
+    Parameters:
+        history: as `metrics_history` gives it
+        samples: as `text_samples` gives them; the newest are shown
+        evals: as `evaluations` gives them
+        title: in the upper left; the run's name
+        recent: steps of the recent window
+    Returns: a matplotlib figure; its axes are labelled as in the text above"""
     fig = Figure(figsize=(15, 10), dpi=80, facecolor='white')
     FigureCanvasAgg(fig)
     g = fig.add_gridspec(3, 3, **_page)
@@ -234,20 +240,23 @@ def draw_plots(
     _draw_table(fig, g[2, 1:], samples)
     return fig
 
-def png_bytes(
-    fig, # a matplotlib figure on an Agg canvas
-)->bytes:
-    "Render a figure as a PNG file"
+def png_bytes(fig)->bytes:
+    """Render a figure as a PNG file
+
+    Parameters:
+        fig: a matplotlib figure on an Agg canvas"""
     buf = io.BytesIO()
     fig.savefig(buf, format='png', pil_kwargs=dict(compress_level=4))
     return buf.getvalue()
 
 # %% ../../nbs/06_training/12_plots.ipynb #3c7b9ed9
-def write_plots(
-    run,           # a run folder
-    step:int=None, # in the name of the file; default: that of the last line of the log
-)->Path: # the file
-    "Draw the plots of a run into its folder `viz`, and write the lists they were drawn from"
+def write_plots(run, step:int=None)->Path:
+    """Draw the plots of a run into its folder `viz`, and write the lists they were drawn from
+
+    Parameters:
+        run: a run folder
+        step: in the name of the file; default: that of the last line of the log
+    Returns: the file"""
     run = Path(run)
     viz = run/'viz'
     history,samples = metrics_history(run),text_samples(run)

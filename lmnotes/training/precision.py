@@ -13,13 +13,14 @@ from .options import TrainOptions
 
 # %% ../../nbs/06_training/05_precision.ipynb #3037fb89
 class MixedPrecisionCallback(Callback):
-    "Run the forward pass under autocast to `dtype`; with float16, scale the loss"
+    """Run the forward pass under autocast to `dtype`; with float16, scale the loss
+
+    Parameters:
+        dtype: to compute in; float32 switches autocast off"""
     name = 'precision'        # `learn.precision`
     order,run_valid = 10,True # after Accumulate (5): unscale once a step; before Clip (12)
     least = 2.**-8            # scale below which no gradient was too large, but the loss is broken
-    def __init__(self,
-        dtype=torch.bfloat16, # to compute in; float32 switches autocast off
-    ): self.dtype = dtype
+    def __init__(self, dtype=torch.bfloat16): self.dtype = dtype
     def after_create(self):
         self.learn.skipped = 0
         self._set()
@@ -48,8 +49,10 @@ class MixedPrecisionCallback(Callback):
         if self.learn.scaler: self.learn.scaler.update()
 
 # %% ../../nbs/06_training/05_precision.ipynb #2e1bba51
-def requested_precision(
-    o:TrainOptions, # with at most one of `fp16`, `bf16` and `no_mixed_precision`
-)->str: # 'auto', 'fp16', 'bf16' or 'fp32', as `pick_dtype` takes it
-    "Return the precision that the three switches ask for"
+def requested_precision(o:TrainOptions)->str:
+    """Return the precision that the three switches ask for
+
+    Parameters:
+        o: with at most one of `fp16`, `bf16` and `no_mixed_precision`
+    Returns: 'auto', 'fp16', 'bf16' or 'fp32', as `pick_dtype` takes it"""
     return next((p for p,on in (('fp16', o.fp16), ('bf16', o.bf16), ('fp32', o.no_mixed_precision)) if on), 'auto')

@@ -22,23 +22,26 @@ from .recipes import *
 from .schedules import Schedule
 
 # %% ../../nbs/06_training/16_recipe_search.ipynb #4aecebde
-def lr_grid(
-    middle:float,    # the learning rate at its centre
-    trials:int=5,    # how many, odd
-    factor:float=2., # from one to the next
-)->list[float]:
-    "Return learning rates around `middle`, evenly spaced in their logarithm"
+def lr_grid(middle:float, trials:int=5, factor:float=2.)->list[float]:
+    """Return learning rates around `middle`, evenly spaced in their logarithm
+
+    Parameters:
+        middle: the learning rate at its centre
+        trials: how many, odd
+        factor: from one to the next"""
     if trials < 3 or trials % 2 == 0:
         raise InputError(f'a grid with a middle and two sides needs 3, 5, 7 … trials, not {trials}')
     return [float(f'{middle*factor**(k - trials//2):.3g}') for k in range(trials)]
 
 # %% ../../nbs/06_training/16_recipe_search.ipynb #7dd4cbd2
-def run_trial(
-    o:TrainOptions,  # what to train; its learning rate and its `max_steps` count
-    data,            # from `data_from_options`
-    windows:int=128, # validation rows to score
-)->float|None: # validation loss, in nats per token; None where the gradient stopped being finite
-    "Train once as `train` would, without a folder, and score"
+def run_trial(o:TrainOptions, data, windows:int=128)->float|None:
+    """Train once as `train` would, without a folder, and score
+
+    Parameters:
+        o: what to train; its learning rate and its `max_steps` count
+        data: from `data_from_options`
+        windows: validation rows to score
+    Returns: validation loss, in nats per token; None where the gradient stopped being finite"""
     learn = learner_from_options(o, data, model_from_options(o, data.vocab_size, data))
     data.train.start,data.train.n_batches = 0,o.max_steps*o.gradient_accumulation_steps
     warmup = o.warmup_steps or round((o.warmup_ratio or 0)*o.max_steps)
@@ -54,12 +57,13 @@ def run_trial(
     return round(loss, 5) if math.isfinite(loss) else None
 
 # %% ../../nbs/06_training/16_recipe_search.ipynb #07bcdfb2
-def choose_lr(
-    trials,          # pairs of a learning rate and a loss; None where the run failed
-    prior:float,     # the rate taken where nothing speaks against it
-    tie:float=0.03,  # losses that differ by less, as a share of the best, count as equal
-)->float:
-    "Return the learning rate nearest to `prior` of those whose loss is within `tie` of the best"
+def choose_lr(trials, prior:float, tie:float=0.03)->float:
+    """Return the learning rate nearest to `prior` of those whose loss is within `tie` of the best
+
+    Parameters:
+        trials: pairs of a learning rate and a loss; None where the run failed
+        prior: the rate taken where nothing speaks against it
+        tie: losses that differ by less, as a share of the best, count as equal"""
     whole = [(r, l) for r,l in trials if l is not None]
     if not whole: raise RunError(f'all {len(trials)} trials failed; try lower learning rates')
     best = min(l for _,l in whole)
@@ -71,14 +75,15 @@ _shared_fields = (
     'max_length model size optimizer seed'
 ).split()
 
-def search_recipe(
-    o:TrainOptions,  # one dataset, one model
-    data,            # from `data_from_options`
-    trials:int=5,    # learning rates
-    factor:float=2., # from one rate to the next
-    windows:int=128, # validation rows that are scored
-)->Recipe:
-    "Search the recipe of one dataset and one model, by trials that differ in the learning rate alone"
+def search_recipe(o:TrainOptions, data, trials:int=5, factor:float=2., windows:int=128)->Recipe:
+    """Search the recipe of one dataset and one model, by trials that differ in the learning rate alone
+
+    Parameters:
+        o: one dataset, one model
+        data: from `data_from_options`
+        trials: learning rates
+        factor: from one rate to the next
+        windows: validation rows that are scored"""
     middle = default_lr(model_from_options(o, data.vocab_size))
     rates = lr_grid(middle, trials, factor)
     found = tuple((r, run_trial(replace(o, learning_rate=r), data, windows)) for r in rates)
@@ -124,20 +129,23 @@ def _searched_rows(base, d, rows_of)->tuple: # data that is read; its name where
 
 def _names(x): return x.replace(',', ' ').split() if isinstance(x, str) else list(x)
 
-def search_recipes(
-    datasets,              # names, a list or with commas
-    models,                # names, a list or with commas
-    trials:int=5,          # learning rates for each pair, the same number for all
-    steps:int=150,         # of every trial
-    size:str='tiny',       # of every model
-    factor:float=2.,       # from one rate to the next
-    windows:int=128,       # validation rows that are scored
-    path=None,             # file to update after each pair; what it holds already by an equal search is kept
-    say=lambda line: None, # function that takes a line for each pair
-    rows_of:dict|None=None, # dataset -> another one whose rows are read where its own are missing or too few
-    **options,             # other options of `train`, the same for all
-)->list: # of `Recipe`
-    "Search the learning rate of every dataset with every model: as many trials, of as many steps, for each"
+def search_recipes(datasets, models, trials:int=5, steps:int=150, size:str='tiny', factor:float=2.,
+        windows:int=128, path=None, say=lambda line: None, rows_of:dict|None=None, **options)->list:
+    """Search the learning rate of every dataset with every model: as many trials, of as many steps, for each
+
+    Parameters:
+        datasets: names, a list or with commas
+        models: names, a list or with commas
+        trials: learning rates for each pair, the same number for all
+        steps: of every trial
+        size: of every model
+        factor: from one rate to the next
+        windows: validation rows that are scored
+        path: file to update after each pair; what it holds already by an equal search is kept
+        say: function that takes a line for each pair
+        rows_of: dataset -> another one whose rows are read where its own are missing or too few
+        options: other options of `train`, the same for all
+    Returns: of `Recipe`"""
     lr_grid(1., trials, factor)
     for k in _set_by_search:
         if k in options: raise InputError(f"'{k}' is what the search sets itself; leave it out")

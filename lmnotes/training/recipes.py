@@ -58,8 +58,10 @@ hub_recipe = Recipe(5e-5, 'linear', 0., 0., 0.9, 0.999, 1e-8, source='hub')
 
 # %% ../../nbs/06_training/15_recipes.ipynb #2ba6179b
 @patch(as_prop=True)
-def best(self:Recipe)->float|None: # nats per token
-    "Return the validation loss at the learning rate that was chosen"
+def best(self:Recipe)->float|None:
+    """Return the validation loss at the learning rate that was chosen
+
+    Returns: nats per token"""
     return dict(self.trials).get(self.learning_rate)
 
 @patch(as_prop=True)
@@ -84,10 +86,12 @@ def __str__(self:Recipe):
 # %% ../../nbs/06_training/15_recipes.ipynb #1d5c7266
 recipes_file = Path(inspect.getfile(InputError)).parent/'training'/'recipes.json' # inside the package, whoever asks
 
-def recipe_key(
-    r:Recipe, # any
-)->tuple: # of strings
-    "Return what identifies an entry of the table: dataset, model, size and mode"
+def recipe_key(r:Recipe)->tuple:
+    """Return what identifies an entry of the table: dataset, model, size and mode
+
+    Parameters:
+        r: any
+    Returns: of strings"""
     return r.dataset, r.model, r.size, r.mode
 
 @lru_cache(4)
@@ -95,34 +99,39 @@ def _read_table(path, modified):
     rows = read_json(path)['recipes']
     return tuple(Recipe(**row | dict(trials=tuple(map(tuple, row['trials'])), source='search')) for row in rows)
 
-def recipe_table(
-    path=None, # a file of recipes; None: the package's own
-)->tuple: # of `Recipe`
-    "List all recipes that were searched"
+def recipe_table(path=None)->tuple:
+    """List all recipes that were searched
+
+    Parameters:
+        path: a file of recipes; None: the package's own
+    Returns: of `Recipe`"""
     path = Path(path or recipes_file)
     return _read_table(str(path), path.stat().st_mtime_ns) if path.is_file() else ()
 
-def save_recipes(
-    recipes, # of `Recipe`
-    path,    # file to make or update
-)->Path:
-    "Put recipes into a file, each in place of the one for the same dataset, model, size and mode"
+def save_recipes(recipes, path)->Path:
+    """Put recipes into a file, each in place of the one for the same dataset, model, size and mode
+
+    Parameters:
+        recipes: of `Recipe`
+        path: file to make or update"""
     table = {recipe_key(r): r for r in [*recipe_table(path), *recipes]}
     rows = [{k: v for k,v in asdict(r).items() if k != 'source' and v is not None} for _,r in sorted(table.items())]
     write_json(path, dict(version=1, recipes=rows))
     return Path(path)
 
 # %% ../../nbs/06_training/15_recipes.ipynb #cc2baa94
-def recipe_for(
-    dataset:str,           # short name or full id
-    model:str,             # as `--model`
-    size:str='tiny',       # of a recipe of ours
-    mode:str|None=None,    # pretrain or sft; None: whichever was searched
-    config:str|None=None,  # configuration of the dataset
-    optimizer:str='adamw', # a name in `optimizers`
-    path=None,             # another file of recipes
-)->Recipe:
-    "Return the recipe that was found for this dataset and model, or the general default"
+def recipe_for(dataset:str, model:str, size:str='tiny', mode:str|None=None, config:str|None=None,
+        optimizer:str='adamw', path=None)->Recipe:
+    """Return the recipe that was found for this dataset and model, or the general default
+
+    Parameters:
+        dataset: short name or full id
+        model: as `--model`
+        size: of a recipe of ours
+        mode: pretrain or sft; None: whichever was searched
+        config: configuration of the dataset
+        optimizer: a name in `optimizers`
+        path: another file of recipes"""
     wanted = find_dataset(dataset, config).name,model,size,optimizer
     for r in recipe_table(path):
         if (r.dataset, r.model, r.size, r.optimizer) == wanted and mode in (None, r.mode): return r
@@ -134,10 +143,11 @@ _changes_search = (
     'use_lora text_column prompt_column label_column dataset_revision prompt_template chat_template'
 ).split()
 
-def has_searched_recipe(
-    o:TrainOptions, # of the run
-)->bool:
-    "Tell whether the run is of the kind that is searched: one dataset, a recipe in a named size, random weights, bytes"
+def has_searched_recipe(o:TrainOptions)->bool:
+    """Tell whether the run is of the kind that is searched: one dataset, a recipe in a named size, random weights, bytes
+
+    Parameters:
+        o: of the run"""
     standard = o.tokenizer in ('auto', 'bytes') and o.task in ('auto', 'generate')
     return standard and not any(getattr(o, n, None) for n in _changes_search)
 
@@ -145,11 +155,12 @@ def _is_pretrained(o): # weights of the hub, whether loaded, saved after some tr
     source = weights_source(o)
     return source in ('hub', 'init') or source == 'saved' and saved_model_type(base_name(o)) != 'lmnotes'
 
-def recipe_for_options(
-    o:TrainOptions, # of the run
-    path=None,      # another file of recipes
-)->Recipe:
-    "Return the recipe of the run that the options describe"
+def recipe_for_options(o:TrainOptions, path=None)->Recipe:
+    """Return the recipe of the run that the options describe
+
+    Parameters:
+        o: of the run
+        path: another file of recipes"""
     if _is_pretrained(o): return hub_recipe
     if not has_searched_recipe(o): return general_recipe
     return recipe_for(
@@ -161,12 +172,13 @@ _filled = (
     'batch_size gradient_accumulation_steps max_length'
 ).split()
 
-def apply_recipe(
-    o:TrainOptions, # of the run
-    given=(),       # names of the options that were typed; what is None counts as not given
-    path=None,      # another file of recipes
-)->tuple[TrainOptions,Recipe]:
-    "Fill in what was not given from the recipe, and return options and recipe"
+def apply_recipe(o:TrainOptions, given=(), path=None)->tuple[TrainOptions,Recipe]:
+    """Fill in what was not given from the recipe, and return options and recipe
+
+    Parameters:
+        o: of the run
+        given: names of the options that were typed; what is None counts as not given
+        path: another file of recipes"""
     r = recipe_for_options(o, path)
     names = [n for n in _filled if hasattr(o, n) and (n not in given or getattr(o, n) is None)]
     if o.optimizer not in ('adamw', 'muon'):
@@ -175,24 +187,29 @@ def apply_recipe(
     return keep_effective(filled, o, names),r
 
 # %% ../../nbs/06_training/15_recipes.ipynb #e41daf0d
-def searched_lrs(
-    dataset:str,          # short name or full id
-    models,               # several, as `--model`
-    size:str='tiny',      # of the models
-    mode:str='pretrain',  # or sft
-    config=None,          # configuration of the dataset
-    path=None,            # another file of recipes
-)->dict|None: # model -> learning rate
-    "Return the learning rates of models on one dataset where all were found by equal searches, else None"
+def searched_lrs(dataset:str, models, size:str='tiny', mode:str='pretrain', config=None,
+        path=None)->dict|None:
+    """Return the learning rates of models on one dataset where all were found by equal searches, else None
+
+    Parameters:
+        dataset: short name or full id
+        models: several, as `--model`
+        size: of the models
+        mode: or sft
+        config: configuration of the dataset
+        path: another file of recipes
+    Returns: model -> learning rate"""
     found = [recipe_for(dataset, m, size, mode, config, path=path) for m in models]
     searches = {(r.source, r.steps, len(r.trials), r.fingerprint, r.batch_size, r.max_length) for r in found}
     if len(searches) > 1 or found[0].source != 'search': return None
     return {m: r.learning_rate for m,r in zip(models, found)}
 
 # %% ../../nbs/06_training/15_recipes.ipynb #50fdb988
-def rule_rate(
-    o:TrainOptions, # of the run
-)->float: # peak, per step
-    "Compute the learning rate of the general rule: 0.3 over the width, 5e-5 for weights of the hub; a fifth of it for Lion"
+def rule_rate(o:TrainOptions)->float:
+    """Compute the learning rate of the general rule: 0.3 over the width, 5e-5 for weights of the hub; a fifth of it for Lion
+
+    Parameters:
+        o: of the run
+    Returns: peak, per step"""
     facts = sketch_model_facts(o, 256, 2)
     return (5e-5 if facts.pretrained else 0.3/(facts.width or 768))*lr_scales.get(o.optimizer, 1)

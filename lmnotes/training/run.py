@@ -31,11 +31,12 @@ from .planning.command_line import command_line
 
 # %% ../../nbs/06_training/18_run.ipynb #662c15fa
 class RunFolder:
-    "The folder of a run: where its files are, and how they are written"
+    """The folder of a run: where its files are, and how they are written
+
+    Parameters:
+        path: folder of a run"""
     logs = ('metrics.jsonl', 'evals.jsonl', 'samples.jsonl')
-    def __init__(self,
-        path, # folder of a run
-    ): self.path = Path(path)
+    def __init__(self, path): self.path = Path(path)
     @property
     def checkpoints(self)->Path:
         "Return the folder of checkpoints"
@@ -70,18 +71,20 @@ def _check_unused(path): # env.json is written before the file that makes it a r
     raise InputError(f'{path} already holds something; choose another --output_dir, or go on with --resume {path}')
 
 @patch(cls_method=True)
-def create(cls:RunFolder,
-    name:str,        # of the run, without its date; as `run_name` gives it
-    output_dir=None, # folder to take, new or empty; None: a new one under runs/
-)->RunFolder:
-    "Make a new run folder on rank 0; every rank must call this"
+def create(cls:RunFolder, name:str, output_dir=None)->RunFolder:
+    """Make a new run folder on rank 0; every rank must call this
+
+    Parameters:
+        name: of the run, without its date; as `run_name` gives it
+        output_dir: folder to take, new or empty; None: a new one under runs/"""
     return cls(run_on_main(lambda: _make_folder(name, output_dir)))
 
 @patch(cls_method=True)
-def open(cls:RunFolder,
-    path, # folder of an earlier run
-)->RunFolder:
-    "Open the folder of an earlier run; a folder without args.json is an `InputError`"
+def open(cls:RunFolder, path)->RunFolder:
+    """Open the folder of an earlier run; a folder without args.json is an `InputError`
+
+    Parameters:
+        path: folder of an earlier run"""
     if not (Path(path)/'args.json').is_file():
         raise InputError(f'{path} is not a run folder: it has no args.json; give a folder that lmnotes train made')
     return cls(path)
@@ -89,10 +92,11 @@ def open(cls:RunFolder,
 # %% ../../nbs/06_training/18_run.ipynb #ca277933
 @patch
 @contextmanager
-def locked(self:RunFolder,
-    new:bool=False, # refuse a folder that holds something
-):
-    "Keep other processes out of the folder for the length of a block, and remove what killed ones left half written"
+def locked(self:RunFolder, new:bool=False):
+    """Keep other processes out of the folder for the length of a block, and remove what killed ones left half written
+
+    Parameters:
+        new: refuse a folder that holds something"""
     with ExitStack() as stack:
         def lock():
             stack.enter_context(lock_folder(self.path))
@@ -114,17 +118,19 @@ def _rerun_command(options)->str: # what makes the same run in a new folder
     return command_line('train', o, without=('output_dir', 'resume_from_checkpoint', 'dry_run'))
 
 @patch
-def describe(self:RunFolder,
-    options:dict,      # resolved options, as `asdict` gives them
-    data,              # `LMData`; its `spec` and `fingerprint` are kept
-    device='cpu',      # where the model runs
-    learner:dict|None=None, # how the learner was made (`learn.spec`)
-    given:dict|None=None,   # options that were typed, now; those of the first start are kept
-    plan:dict|None=None,    # as `plan_run` gives it, for the log
-    step:int=0,        # step at which this process starts
-    **more,            # further entries of args.json
-):
-    "Write what the run is: args.json, args.txt, env.json and the head of logs/training.log; on rank 0 alone"
+def describe(self:RunFolder, options:dict, data, device='cpu', learner:dict|None=None, given:dict|None=None,
+        plan:dict|None=None, step:int=0, **more):
+    """Write what the run is: args.json, args.txt, env.json and the head of logs/training.log; on rank 0 alone
+
+    Parameters:
+        options: resolved options, as `asdict` gives them
+        data: `LMData`; its `spec` and `fingerprint` are kept
+        device: where the model runs
+        learner: how the learner was made (`learn.spec`)
+        given: options that were typed, now; those of the first start are kept
+        plan: as `plan_run` gives it, for the log
+        step: step at which this process starts
+        more: further entries of args.json"""
     plugins = loaded_plugins()
     environment = env_info() | dict(fingerprint=data.fingerprint, device=str(device))
     write_json(self.path/'env.json', environment | (dict(plugins=plugins) if plugins else {}))
@@ -137,11 +143,12 @@ def describe(self:RunFolder,
     self.log(f'start at step {step}', plan)
 
 @patch
-def log(self:RunFolder,
-    line:str,            # what happened
-    plan:dict|None=None, # lines to add, by name
-):
-    "Add a dated line to logs/training.log"
+def log(self:RunFolder, line:str, plan:dict|None=None):
+    """Add a dated line to logs/training.log
+
+    Parameters:
+        line: what happened
+        plan: lines to add, by name"""
     path = self.path/'logs/training.log'
     path.parent.mkdir(exist_ok=True)
     with path.open('a', encoding='utf-8') as f:
@@ -150,10 +157,11 @@ def log(self:RunFolder,
 
 # %% ../../nbs/06_training/18_run.ipynb #819bbad1
 @patch
-def rewind(self:RunFolder,
-    step:int, # of the checkpoint; 0: none
-):
-    "Drop checkpoints after `step`, and what was logged and kept after it; every rank must call this"
+def rewind(self:RunFolder, step:int):
+    """Drop checkpoints after `step`, and what was logged and kept after it; every rank must call this
+
+    Parameters:
+        step: of the checkpoint; 0: none"""
     if is_main():
         if (self.checkpoints/step_name(step)).is_dir(): atomic_write(self.checkpoints/'latest', step_name(step) + '\n')
         for checkpoint in steps_in(self.checkpoints):
@@ -167,21 +175,24 @@ def rewind(self:RunFolder,
 class Interrupted(RunError): "A run that was asked to stop, and has saved everything"
 
 @patch
-def finish(self:RunFolder,
-    summary:dict, # scores, counts and times
-)->dict: # the same
-    "Write summary.json, on rank 0"
+def finish(self:RunFolder, summary:dict)->dict:
+    """Write summary.json, on rank 0
+
+    Parameters:
+        summary: scores, counts and times
+    Returns: the same"""
     if is_main(): write_json(self.path/'summary.json', summary)
     return summary
 
 @patch
-def stop(self:RunFolder,
-    reason:str,   # such as 'SIGTERM'
-    step:int,     # the last step that was made
-    total:int,    # steps of the whole run
-    **counts,     # further entries of the summary
-):
-    "Write that the run was stopped, and raise `Interrupted`"
+def stop(self:RunFolder, reason:str, step:int, total:int, **counts):
+    """Write that the run was stopped, and raise `Interrupted`
+
+    Parameters:
+        reason: such as 'SIGTERM'
+        step: the last step that was made
+        total: steps of the whole run
+        counts: further entries of the summary"""
     self.finish(dict(status='stopped', reason=reason, steps=step, **counts))
     self.log(f'{"stop":>10}  {reason}; step {step} of {total} was the last')
     raise Interrupted(
@@ -190,10 +201,11 @@ def stop(self:RunFolder,
     )
 
 @patch
-def fail(self:RunFolder,
-    reason:str, # one line
-):
-    "Write that the run failed, as far as the disk allows, and raise a `RunError`"
+def fail(self:RunFolder, reason:str):
+    """Write that the run failed, as far as the disk allows, and raise a `RunError`
+
+    Parameters:
+        reason: one line"""
     try:
         self.finish(dict(status='failed', reason=reason))
         self.log(f'{"failed":>10}  {reason}')
@@ -203,10 +215,11 @@ def fail(self:RunFolder,
 
 @patch
 @contextmanager
-def guard(self:RunFolder,
-    memory_advice, # function without arguments that gives the line to say when memory ran out
-):
-    "Turn errors of a run into one line: a `RunError`, and `status` failed in summary.json"
+def guard(self:RunFolder, memory_advice):
+    """Turn errors of a run into one line: a `RunError`, and `status` failed in summary.json
+
+    Parameters:
+        memory_advice: function without arguments that gives the line to say when memory ran out"""
     try:
         yield self
     except (InputError, Interrupted):
@@ -222,13 +235,13 @@ def guard(self:RunFolder,
 
 # %% ../../nbs/06_training/18_run.ipynb #93739373
 @patch
-def save_final(self:RunFolder,
-    model,
-    tokenizer,      # None: not kept
-    state=None,     # whole weights by name, where this rank holds a share
-    processor=None, # of images
-):
-    "Write the trained model to final/, adapters merged and beside it; every rank must call this"
+def save_final(self:RunFolder, model, tokenizer, state=None, processor=None):
+    """Write the trained model to final/, adapters merged and beside it; every rank must call this
+
+    Parameters:
+        tokenizer: None: not kept
+        state: whole weights by name, where this rank holds a share
+        processor: of images"""
     def write():
         with atomic_dir(self.final, replace=True) as d:
             if hasattr(model, 'peft_config') and not model.get_base_model().__dict__.get('is_quantized'):

@@ -35,15 +35,16 @@ from .planning.budget_steps import bytes_per_token
 
 # %% ../../nbs/06_training/19_run_summary.ipynb #d082001d
 class PeriodicEvaluation(Callback):
-    "Score the model every `every` steps, a line of `evals.jsonl` each"
+    """Score the model every `every` steps, a line of `evals.jsonl` each
+
+    Parameters:
+        path: evals.jsonl
+        every: steps; None: only when asked
+        score: function from a learner to a dict of scores
+        start: score before the first step too
+        last: last step of the run: scored when its checkpoint is written, which a stop may not wait for"""
     order,run_valid = 55,False # before a checkpoint is written (80)
-    def __init__(self,
-        path,             # evals.jsonl
-        every:int|None,   # steps; None: only when asked
-        score,            # function from a learner to a dict of scores
-        start:bool=False, # score before the first step too
-        last:int|None=None, # last step of the run: scored when its checkpoint is written, which a stop may not wait for
-    ):
+    def __init__(self, path, every:int|None, score, start:bool=False, last:int|None=None):
         self.path,self.every,self.score,self.start,self.last = Path(path),every,score,start,last
         self.rows,self.seconds = read_jsonl(path),0. # seconds: spent on it so far
     def before_train(self):
@@ -60,19 +61,23 @@ class PeriodicEvaluation(Callback):
             self.seconds += time.perf_counter() - began
         return self.rows[-1]
 
-def eval_interval(
-    o:TrainOptions, # of the run
-    per_epoch:int,  # steps of an epoch
-)->int|None: # steps; None: at the end only
-    "Return how often a run is evaluated"
+def eval_interval(o:TrainOptions, per_epoch:int)->int|None:
+    """Return how often a run is evaluated
+
+    Parameters:
+        o: of the run
+        per_epoch: steps of an epoch
+    Returns: steps; None: at the end only"""
     if o.eval_steps: return o.eval_steps
     return per_epoch if o.eval_strategy in ('auto', 'epoch') else None
 
 # %% ../../nbs/06_training/19_run_summary.ipynb #3ea8a7cc
-def check_evaluation_schedule(
-    o:TrainOptions, # as given
-)->TrainOptions: # the same
-    "Validate the evaluation schedule: evaluations that options rely on must take place"
+def check_evaluation_schedule(o:TrainOptions)->TrainOptions:
+    """Validate the evaluation schedule: evaluations that options rely on must take place
+
+    Parameters:
+        o: as given
+    Returns: the same"""
     if o.eval_strategy == 'steps' and not o.eval_steps:
         raise InputError('--eval_strategy steps needs --eval_steps, the steps between evaluations')
     if o.eval_steps and o.eval_strategy in ('no', 'epoch'):
@@ -85,28 +90,32 @@ def check_evaluation_schedule(
     return o
 
 # %% ../../nbs/06_training/19_run_summary.ipynb #2ab8d220
-def limit_validation(
-    data,         # `LMData`; its `valid` is replaced
-    rows:int|None, # to score; None: all
-):
-    "Let the validation batches be a fixed sample of the validation rows, the same at every evaluation"
+def limit_validation(data, rows:int|None):
+    """Let the validation batches be a fixed sample of the validation rows, the same at every evaluation
+
+    Parameters:
+        data: `LMData`; its `valid` is replaced
+        rows: to score; None: all"""
     if rows: data.loaders[1] = data.valid.sampled(rows)
 
-def eval_row_limit(
-    o:TrainOptions, # of the run
-    saved:dict|None=None, # args.json of the run that is resumed
-    given=(),       # names of the options that were typed
-)->int|None: # None: all
-    "Return how many validation rows an evaluation scores; a resumed run scores as many as before, with any batch size"
+def eval_row_limit(o:TrainOptions, saved:dict|None=None, given=())->int|None:
+    """Return how many validation rows an evaluation scores; a resumed run scores as many as before, with any batch size
+
+    Parameters:
+        o: of the run
+        saved: args.json of the run that is resumed
+        given: names of the options that were typed
+    Returns: None: all"""
     if saved and 'eval_max_batches' not in given: return saved['eval_rows']
     return o.eval_max_batches*o.batch_size if o.eval_max_batches > 0 else None
 
 # %% ../../nbs/06_training/19_run_summary.ipynb #f88c4d3e
-def items_file(
-    path, # run folder
-    step:int, # of an evaluation
-)->Path:
-    "Return the file that keeps the items of an evaluation of a run"
+def items_file(path, step:int)->Path:
+    """Return the file that keeps the items of an evaluation of a run
+
+    Parameters:
+        path: run folder
+        step: of an evaluation"""
     return Path(path)/'items'/f'{step_name(step)}.jsonl.gz'
 
 def _row_scores(learn, o, keep): # of all ranks
@@ -114,13 +123,15 @@ def _row_scores(learn, o, keep): # of all ranks
     with unsharded(learn): # a head's own scores are sums over all texts
         return run_on_main(lambda: evaluate(learn, keep=keep))
 
-def validation_scores(
-    learn,          # an `LMLearner`; every rank must call this
-    o:TrainOptions, # of the run
-    items=(),       # questions whose answers are generated, from `validation_requests`
-    path=None,      # run folder, whose `items/` keeps what was asked, answered and scored; None: it is not kept
-)->dict: # as `evaluate`; of a mixture also `sources`, with their mean and spread; of answers `task_score`
-    "Score the validation data of a run"
+def validation_scores(learn, o:TrainOptions, items=(), path=None)->dict:
+    """Score the validation data of a run
+
+    Parameters:
+        learn: an `LMLearner`; every rank must call this
+        o: of the run
+        items: questions whose answers are generated, from `validation_requests`
+        path: run folder, whose `items/` keeps what was asked, answered and scored; None: it is not kept
+    Returns: as `evaluate`; of a mixture also `sources`, with their mean and spread; of answers `task_score`"""
     kept = []
     keep = kept.extend if path else None
     scores = _row_scores(learn, o, keep)
@@ -138,19 +149,22 @@ def validation_scores(
 # %% ../../nbs/06_training/19_run_summary.ipynb #48c46cd4
 _overlaps = {} # of each content once: a comparison trains on the same rows many times
 
-def train_validation_overlap(
-    data, # `LMData`
-)->dict: # evaluation set -> `Contamination`; empty where the data is not text
-    "Find what the training text shares with its validation text"
+def train_validation_overlap(data)->dict:
+    """Find what the training text shares with its validation text
+
+    Parameters:
+        data: `LMData`
+    Returns: evaluation set -> `Contamination`; empty where the data is not text"""
     if data.tokenizer is None or not hasattr(data, 'texts'): return {}
     if data.fingerprint not in _overlaps: _overlaps[data.fingerprint] = data_overlap(data)
     return _overlaps[data.fingerprint]
 
-def mark_trained_on_eval(
-    model, # its config is changed
-    data,  # `LMData`; `tainted` names the evaluation sets it reads
-):
-    "Note in the model's config which evaluation sets it has learnt from"
+def mark_trained_on_eval(model, data):
+    """Note in the model's config which evaluation sets it has learnt from
+
+    Parameters:
+        model: its config is changed
+        data: `LMData`; `tainted` names the evaluation sets it reads"""
     if names := {*getattr(data, 'tainted', []), *(getattr(model.config, 'trained_on_eval', None) or [])}:
         model.config.trained_on_eval = sorted(names)
 
@@ -181,15 +195,17 @@ def _text_bytes(learn): # that were trained on, by the mean bytes of a token
     each = bytes_per_token(learn.dls)
     return None if each is None else round(learn.tokens*each)
 
-def summarize_run(
-    learn,          # an `LMLearner` after its fit, with `stop_on_request`
-    o:TrainOptions, # of the run
-    scores:dict,    # of the weights the run ends with
-    seconds:float,  # of training alone
-    start=(0, 0),   # step and tokens at which this process started
-    best:int|None=None, # step the weights are of; None: the last
-)->dict: # for summary.json
-    "Sum up a finished run: size, compute, time, scores, and what is said of its data"
+def summarize_run(learn, o:TrainOptions, scores:dict, seconds:float, start=(0, 0), best:int|None=None)->dict:
+    """Sum up a finished run: size, compute, time, scores, and what is said of its data
+
+    Parameters:
+        learn: an `LMLearner` after its fit, with `stop_on_request`
+        o: of the run
+        scores: of the weights the run ends with
+        seconds: of training alone
+        start: step and tokens at which this process started
+        best: step the weights are of; None: the last
+    Returns: for summary.json"""
     model,data,(first_step,first_tokens) = learn.model,learn.dls,start
     trained = learn.tokens - first_tokens # in this process: none where a run was killed after its last step
     out = dict(
@@ -236,11 +252,13 @@ def _rows_text(s): # how much was scored
 
 def _counted(data): return 'hidden token' if data.masked else 'label' if getattr(data, 'head', None) else 'token'
 
-def result_lines(
-    s:dict, # from `summarize_run`
-    data,   # `LMData`
-)->dict: # lines by name
-    "Describe the result of a run in a line or two"
+def result_lines(s:dict, data)->dict:
+    """Describe the result of a run in a line or two
+
+    Parameters:
+        s: from `summarize_run`
+        data: `LMData`
+    Returns: lines by name"""
     head = getattr(data, 'head', None)
     parts = [f'{_score_text(s, data)} {_rows_text(s)}', f"{s['accuracy']:.1%} of {_counted(data)}s right"]
     if head: parts += [f'{k} {s[k]:.3f}' for k in label_metric_names(head, data.names)]

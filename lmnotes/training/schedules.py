@@ -54,99 +54,114 @@ def _numbered(what): # decorator: what the schedule's keyword `n` means
 
 # %% ../../nbs/06_training/03_schedules.ipynb #5bb4b97d
 @schedules('constant')
-def constant(
-    u:float, # share of the steps after warm-up that are done, in [0,1]
-    t:int,   # steps done
-    w:int,   # steps of warm-up
-)->float:
-    "Keep the peak learning rate, from the first step on"
+def constant(u:float, t:int, w:int)->float:
+    """Keep the peak learning rate, from the first step on
+
+    Parameters:
+        u: share of the steps after warm-up that are done, in [0,1]
+        t: steps done
+        w: steps of warm-up"""
     return 1.
 
 @schedules('constant_with_warmup')
-def constant_with_warmup(
-    u:float, # share of the steps after warm-up that are done, in [0,1]
-    t:int,   # steps done
-    w:int,   # steps of warm-up
-)->float:
-    "Keep the peak learning rate after warm-up"
+def constant_with_warmup(u:float, t:int, w:int)->float:
+    """Keep the peak learning rate after warm-up
+
+    Parameters:
+        u: share of the steps after warm-up that are done, in [0,1]
+        t: steps done
+        w: steps of warm-up"""
     return 1.
 
 @schedules('linear')
-def linear(
-    u:float, # share of the steps after warm-up that are done, in [0,1]
-    t:int,   # steps done
-    w:int,   # steps of warm-up
-)->float: # in [0,1]
-    "Fall to 0 along a line"
+def linear(u:float, t:int, w:int)->float:
+    """Fall to 0 along a line
+
+    Parameters:
+        u: share of the steps after warm-up that are done, in [0,1]
+        t: steps done
+        w: steps of warm-up
+    Returns: in [0,1]"""
     return 1. - u
 
 @schedules('cosine')
-def cosine(
-    u:float, # share of the steps after warm-up that are done, in [0,1]
-    t:int,   # steps done
-    w:int,   # steps of warm-up
-)->float: # in [0,1]
-    "Fall to 0 along half a cosine (Loshchilov and Hutter 2017, arXiv:1608.03983, equation 5)"
+def cosine(u:float, t:int, w:int)->float:
+    """Fall to 0 along half a cosine (Loshchilov and Hutter 2017, arXiv:1608.03983, equation 5)
+
+    Parameters:
+        u: share of the steps after warm-up that are done, in [0,1]
+        t: steps done
+        w: steps of warm-up
+    Returns: in [0,1]"""
     return 0.5*(1 + math.cos(math.pi*u))
 
 # %% ../../nbs/06_training/03_schedules.ipynb #385dc3a9
 @schedules('cosine_with_restarts')
 @_numbered('how many times it falls')
-def cosine_with_restarts(
-    u:float, # share of the steps after warm-up that are done, in [0,1]
-    t:int,   # steps done
-    w:int,   # steps of warm-up
-    n=1,     # how many times it falls
-)->float: # in [0,1]
-    "Fall to 0 along half a cosine, `n` times"
+def cosine_with_restarts(u:float, t:int, w:int, n=1)->float:
+    """Fall to 0 along half a cosine, `n` times
+
+    Parameters:
+        u: share of the steps after warm-up that are done, in [0,1]
+        t: steps done
+        w: steps of warm-up
+        n: how many times it falls
+    Returns: in [0,1]"""
     return 0.5*(1 + math.cos(math.pi*(n*u % 1.))) if u < 1 else 0.
 
 @schedules('polynomial')
 @_numbered('the power')
-def polynomial(
-    u:float, # share of the steps after warm-up that are done, in [0,1]
-    t:int,   # steps done
-    w:int,   # steps of warm-up
-    n=1,     # the power
-)->float: # in [0,1]
-    "Fall to 0 along a power"
+def polynomial(u:float, t:int, w:int, n=1)->float:
+    """Fall to 0 along a power
+
+    Parameters:
+        u: share of the steps after warm-up that are done, in [0,1]
+        t: steps done
+        w: steps of warm-up
+        n: the power
+    Returns: in [0,1]"""
     return (1. - u)**n
 
 @schedules('inverse_sqrt')
 @_numbered('the steps after which it begins to fall')
-def inverse_sqrt(
-    u:float, # share of the steps after warm-up that are done, in [0,1]
-    t:int,   # steps done
-    w:int,   # steps of warm-up
-    n=None,  # the steps after which it begins to fall; None: those of warm-up, else 10,000
-)->float: # in [0,1]
-    "Fall with the root of the steps (Vaswani et al. 2017, arXiv:1706.03762, section 5.3)"
+def inverse_sqrt(u:float, t:int, w:int, n=None)->float:
+    """Fall with the root of the steps (Vaswani et al. 2017, arXiv:1706.03762, section 5.3)
+
+    Parameters:
+        u: share of the steps after warm-up that are done, in [0,1]
+        t: steps done
+        w: steps of warm-up
+        n: the steps after which it begins to fall; None: those of warm-up, else 10,000
+    Returns: in [0,1]"""
     n = n or w or 10_000
     return ((t - w)/n + 1)**-0.5
 
 # %% ../../nbs/06_training/03_schedules.ipynb #506242c9
-def lr_factor(
-    name:str,     # a name in `schedules`
-    step:int,     # steps done so far
-    total:int,    # steps of the whole run
-    warmup:int=0, # steps of linear warm-up, which `constant` leaves out
-)->float: # in [0,1]
-    "Return the factor on the peak learning rate at a step"
+def lr_factor(name:str, step:int, total:int, warmup:int=0)->float:
+    """Return the factor on the peak learning rate at a step
+
+    Parameters:
+        name: a name in `schedules`
+        step: steps done so far
+        total: steps of the whole run
+        warmup: steps of linear warm-up, which `constant` leaves out
+    Returns: in [0,1]"""
     f = schedules[name]
     if step < warmup and f is not constant: return (step + 1)/warmup
     return f(min(max(step - warmup, 0)/max(total - warmup, 1), 1.), step, warmup)
 
 # %% ../../nbs/06_training/03_schedules.ipynb #0a5b0c3b
 class Schedule(Callback):
-    "Set the learning rate of every parameter group before each optimizer step"
+    """Set the learning rate of every parameter group before each optimizer step
+
+    Parameters:
+        kind: a name in `schedules`
+        lr: peak, per step
+        total: steps of the whole run
+        warmup: steps of linear warm-up"""
     order = 20 # after gradients are ready (accumulation, clipping), before the step itself
     run_valid = False
-    def __init__(self,
-        kind:str,     # a name in `schedules`
-        lr:float,     # peak, per step
-        total:int,    # steps of the whole run
-        warmup:int=0, # steps of linear warm-up
-    ):
+    def __init__(self, kind:str, lr:float, total:int, warmup:int=0):
         schedules[kind] # an unknown one is refused
         store_attr()
     def before_step(self):

@@ -25,12 +25,15 @@ from ..reading import reading
 
 # %% ../../nbs/06_training/13_trackers.ipynb #870c67ab
 class LogTail:
-    "Read the lines of a log that are new since the last call"
-    def __init__(self,
-        path, # the log, jsonl
-    ): self.path,self.offset = Path(path),0
-    def new(self)->list[dict]: # a line that is still being written waits for the next time
-        "Return the new lines"
+    """Read the lines of a log that are new since the last call
+
+    Parameters:
+        path: the log, jsonl"""
+    def __init__(self, path): self.path,self.offset = Path(path),0
+    def new(self)->list[dict]:
+        """Return the new lines
+
+        Returns: a line that is still being written waits for the next time"""
         if not self.path.exists(): return []
         with open(self.path, 'rb') as f:
             f.seek(self.offset)
@@ -42,11 +45,13 @@ class LogTail:
 # %% ../../nbs/06_training/13_trackers.ipynb #32ce2121
 _skip = ('step', 'time', 'trained') # where a number belongs, not what it is
 
-def row_scalars(
-    row:dict,        # a line of a log
-    group:str,       # 'train' or 'eval'
-)->dict: # tag: number
-    "Return the measured numbers of a line, by tag"
+def row_scalars(row:dict, group:str)->dict:
+    """Return the measured numbers of a line, by tag
+
+    Parameters:
+        row: a line of a log
+        group: 'train' or 'eval'
+    Returns: tag: number"""
     out = {}
     for k,v in row.items():
         if isinstance(v, dict):
@@ -73,13 +78,15 @@ def _used(options)->dict: # without the default of `dataset` where other data wa
     other = options.get('data_path') or options.get('datasets')
     return {k: v for k,v in options.items() if k != 'dataset'} if other else options
 
-def tracker_facts(
-    learn,        # an `LMLearner`
-    tokens:int,   # that the run is expected to see, padding aside, on all ranks together
-    options=None, # dict: what was asked; default: how the learner was made
-    ranks:int=1,  # processes that train together
-)->dict: # numbers: tag to number; texts: tag to text
-    "Describe a run before its first step: numbers and texts for trackers"
+def tracker_facts(learn, tokens:int, options=None, ranks:int=1)->dict:
+    """Describe a run before its first step: numbers and texts for trackers
+
+    Parameters:
+        learn: an `LMLearner`
+        tokens: that the run is expected to see, padding aside, on all ranks together
+        options: dict: what was asked; default: how the learner was made
+        ranks: processes that train together
+    Returns: numbers: tag to number; texts: tag to text"""
     n,learns = learn.model.num_parameters(),learn.model.num_parameters(only_trainable=True)
     count = lambda n: format_count(n) if n < math.inf else 'an unknown number'
     train,valid = learn.dls.n_tokens
@@ -101,13 +108,15 @@ def tracker_facts(
 
 # %% ../../nbs/06_training/13_trackers.ipynb #394769fc
 class Tracker(Callback):
-    "Send the logs of a run to a program, as they grow"
+    """Send the logs of a run to a program, as they grow
+
+    Parameters:
+        run: the run folder
+        facts: as `tracker_facts` gives them
+        at_end: close when the fit ends; False where the caller does, by `sync(close=True)`"""
     order,run_valid = 70,False # after the monitor (50) and scores (55), before a checkpoint (80)
-    def __init__(self,
-        run,                # the run folder
-        facts:dict=None,    # as `tracker_facts` gives them
-        at_end:bool=True,   # close when the fit ends; False where the caller does, by `sync(close=True)`
-    ): self.folder,self.facts,self.at_end,self.logs = Path(run),facts or dict(numbers={}, texts={}),at_end,None
+    def __init__(self, run, facts:dict=None,
+            at_end:bool=True): self.folder,self.facts,self.at_end,self.logs = Path(run),facts or dict(numbers={}, texts={}),at_end,None
     def before_fit(self):
         if not hasattr(self.learn, 'monitor'):
             raise InputError(
@@ -119,10 +128,11 @@ class Tracker(Callback):
     def after_step(self):
         if not self.learn.monitor.rows: self.sync() # it has just written
     def after_fit(self): self.sync(close=self.at_end)
-    def sync(self,
-        close=False, # no more is to come
-    ):
-        "Send what is new; at first, all of it"
+    def sync(self, close=False):
+        """Send what is new; at first, all of it
+
+        Parameters:
+            close: no more is to come"""
         if self.logs is None:
             self.logs = dict(train=LogTail(self.folder/'metrics.jsonl'), eval=LogTail(self.folder/'evals.jsonl'))
             self.open()
@@ -133,10 +143,12 @@ class Tracker(Callback):
         self.flush()
         if close: self.close()
     def open(self): "Begin, and send the facts"
-    def scalars(self,
-        step,    # number of the step
-        scalars, # tag -> number
-    ): "Send the numbers of one step"
+    def scalars(self, step, scalars):
+        """Send the numbers of one step
+
+        Parameters:
+            step: number of the step
+            scalars: tag -> number"""
     def flush(self): "Write what was sent"
     def close(self): "Finish"
 
@@ -170,10 +182,12 @@ def check_wandb():
             'leave --wandb out; TensorBoard files are written anyway'
         )
 
-def wandb_mode(
-    wait:float=2., # seconds for the server to answer
-)->str: # 'online', 'offline', or what the environment's WANDB_MODE says
-    "Return where W&B may write: to its server when that answers, else to the run folder alone, with a message"
+def wandb_mode(wait:float=2.)->str:
+    """Return where W&B may write: to its server when that answers, else to the run folder alone, with a message
+
+    Parameters:
+        wait: seconds for the server to answer
+    Returns: 'online', 'offline', or what the environment's WANDB_MODE says"""
     if mode := os.environ.get('WANDB_MODE'): return mode
     url = urlparse(os.environ.get('WANDB_BASE_URL', 'https://api.wandb.ai'))
     try:
@@ -194,14 +208,15 @@ def _wandb_id(folder): # drawn once, kept with the run
         return str(read_json(path)['id'])
 
 class WandB(Tracker):
-    "Send curves and facts to Weights & Biases"
+    """Send curves and facts to Weights & Biases
+
+    Parameters:
+        run: the run folder
+        facts: as `tracker_facts` gives them
+        project: of W&B
+        kwargs: of `Tracker`"""
     name = 'wandb'
-    def __init__(self,
-        run,                   # the run folder
-        facts=None,            # as `tracker_facts` gives them
-        project:str='lmnotes', # of W&B
-        **kwargs,              # of `Tracker`
-    ):
+    def __init__(self, run, facts=None, project:str='lmnotes', **kwargs):
         check_wandb()
         super().__init__(run, facts, **kwargs)
         self.project = project

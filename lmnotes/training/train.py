@@ -135,10 +135,11 @@ def _describe(job):
         eval_rows=job.eval_rows, total_steps=job.steps,
     )
 
-def run_job(
-    job:TrainingJob, # with its folder
-)->Run:
-    "Train from the first step, or from a checkpoint, to the summary"
+def run_job(job:TrainingJob)->Run:
+    """Train from the first step, or from a checkpoint, to the summary
+
+    Parameters:
+        job: with its folder"""
     o,learn,folder = job.options,job.learn,job.folder
     if job.steps is None: job.steps = _steps_in_time(job)
     if job.checkpoint: load_checkpoint(learn, job.checkpoint) # first: one that is damaged costs nothing that is there
@@ -156,14 +157,16 @@ def run_job(
     return Run(folder.path, learn, learn.dls, summary)
 
 # %% ../../nbs/06_training/20_train.ipynb #e82e22b5
-def train_supervised(
-    o:TrainOptions,       # resolved
-    checkpoint:Path|None, # to go on from
-    recipe,               # where the rates come from
-    given:dict,           # options that were typed
-    quiet:bool,           # print nothing
-)->Run|dict: # in a dry run the plan
-    "Train on running text, answers or labels: the modes pretrain and sft"
+def train_supervised(o:TrainOptions, checkpoint:Path|None, recipe, given:dict, quiet:bool)->Run|dict:
+    """Train on running text, answers or labels: the modes pretrain and sft
+
+    Parameters:
+        o: resolved
+        checkpoint: to go on from
+        recipe: where the rates come from
+        given: options that were typed
+        quiet: print nothing
+    Returns: in a dry run the plan"""
     job = prepare_job(o, checkpoint, recipe, given)
     o,job.given,job.quiet = job.options,given,quiet
     if not quiet: show_plan(job.plan)
@@ -176,11 +179,13 @@ def train_supervised(
         return run_job(job)
 
 # %% ../../nbs/06_training/20_train.ipynb #b2bfdd05
-def train(
-    quiet:bool=False, # print nothing
-    **options,        # fields of `TrainOptions`, or their aliases
-)->Run|dict: # the run; with `dry_run` only its plan
-    "Train a model as `lmnotes train` does, leaving a run folder"
+def train(quiet:bool=False, **options)->Run|dict:
+    """Train a model as `lmnotes train` does, leaving a run folder
+
+    Parameters:
+        quiet: print nothing
+        options: fields of `TrainOptions`, or their aliases
+    Returns: the run; with `dry_run` only its plan"""
     o = options_from(TrainOptions, **options)
     import_plugins(o.imports)
     given = {aliases.get(k, k): v for k,v in options.items()}

@@ -25,12 +25,13 @@ from ..learner_metrics import evaluate, score_batches, total_scores
 _strategies = ('ddp', 'fsdp')
 
 class Distributed(Callback):
-    "Train one model on all ranks: sum gradients, counts and requests to stop once a step"
+    """Train one model on all ranks: sum gradients, counts and requests to stop once a step
+
+    Parameters:
+        how: ddp: all weights on every rank; fsdp: a shard on each"""
     # after Accumulate (5) has summed this rank's batches; before precision (10) and clipping (12)
     order,run_valid = 7,False
-    def __init__(self,
-        how='ddp', # ddp: all weights on every rank; fsdp: a shard on each
-    ):
+    def __init__(self, how='ddp'):
         if how not in _strategies:
             raise InputError(f"unknown way to distribute '{how}': {did_you_mean(how, _strategies)}")
         self.how,self.ready = how,False
@@ -88,10 +89,12 @@ def _lm_inside(model): # the model of ours, perhaps inside an adapter, or None
     return next((m for m in model.modules() if isinstance(m, LM)), None)
 
 # %% ../../../nbs/06_training/distributed/02_data_parallel.ipynb #10787145
-def fsdp_blocks(
-    model, # ours or of the hub
-)->list: # modules; empty where FSDP must take the model as one unit
-    "List the blocks that FSDP can gather one at a time: called in order, without losses of their own or shared weights"
+def fsdp_blocks(model)->list:
+    """List the blocks that FSDP can gather one at a time: called in order, without losses of their own or shared weights
+
+    Parameters:
+        model: ours or of the hub
+    Returns: modules; empty where FSDP must take the model as one unit"""
     if (m := _lm_inside(model)) is not None:
         plain = m.blocks[0].run is run_blocks or m.config.plain
         blocks = list(m.blocks) if plain and not is_moe(m.config) else []
@@ -102,11 +105,12 @@ def fsdp_blocks(
     return blocks if len(set(owned)) == len(owned) else []
 
 # %% ../../../nbs/06_training/distributed/02_data_parallel.ipynb #5fe4c3b8
-def shard_weights(
-    model,    # ours or of the hub; changed in place
-    opt=None, # the learner's optimizer, which must not exist yet
-):
-    "Leave each rank its shard of the weights with FSDP2 (Zhao et al. 2023)"
+def shard_weights(model, opt=None):
+    """Leave each rank its shard of the weights with FSDP2 (Zhao et al. 2023)
+
+    Parameters:
+        model: ours or of the hub; changed in place
+        opt: the learner's optimizer, which must not exist yet"""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
     if opt is not None:
@@ -128,10 +132,11 @@ def shard_weights(
 def _reshard_after_scoring(m, args, out): # FSDP keeps the outermost weights whole for a backward pass
     if not torch.is_grad_enabled() and m._is_fsdp_managed_module: m.reshard()
 
-def is_sharded(
-    model, # any module
-)->bool:
-    "Tell whether FSDP holds the model's weights in shards"
+def is_sharded(model)->bool:
+    """Tell whether FSDP holds the model's weights in shards
+
+    Parameters:
+        model: any module"""
     from torch.distributed.fsdp import FSDPModule
     return isinstance(model, FSDPModule)
 
@@ -143,10 +148,12 @@ def _gather(o): # put every shard together, one tensor at a time; None on ranks 
     t = o.full_tensor()
     return t.cpu() if is_main() else None
 
-def full_state_dict(
-    learn, # an `LMLearner` that has an optimizer; every rank must call this
-)->tuple[dict,dict]: # state of the model, state of the optimizer: complete on rank 0
-    "Gather model and optimizer as one process would hold them"
+def full_state_dict(learn)->tuple[dict,dict]:
+    """Gather model and optimizer as one process would hold them
+
+    Parameters:
+        learn: an `LMLearner` that has an optimizer; every rank must call this
+    Returns: state of the model, state of the optimizer: complete on rank 0"""
     m = learn.model
     if not is_sharded(m): return m.state_dict(),learn.opt.opt.state_dict()
     state,first = m.state_dict(),{}
@@ -169,12 +176,13 @@ def _shard_optimizer_state(state, opt):
     shard = lambda i,moments: {k: _shard_like(v, ps[i]) for k,v in moments.items()}
     return dict(state, state={i: shard(i, moments) for i,moments in state['state'].items()})
 
-def load_full_state_dict(
-    learn,                # an `LMLearner`; every rank must call this
-    model_state,          # name -> whole tensor; of tied weights one name is enough
-    optimizer_state=None, # None: leave the optimizer
-):
-    "Load what `full_state_dict` gave, each rank its shard; the weights of another model are an `InputError`"
+def load_full_state_dict(learn, model_state, optimizer_state=None):
+    """Load what `full_state_dict` gave, each rank its shard; the weights of another model are an `InputError`
+
+    Parameters:
+        learn: an `LMLearner`; every rank must call this
+        model_state: name -> whole tensor; of tied weights one name is enough
+        optimizer_state: None: leave the optimizer"""
     m = learn.model
     if is_sharded(m): m.reshard()
     own = dict(m.named_parameters(remove_duplicate=False))
@@ -193,10 +201,12 @@ def load_full_state_dict(
 
 # %% ../../../nbs/06_training/distributed/02_data_parallel.ipynb #377e7edc
 @contextmanager
-def unsharded(
-    learn, # an `LMLearner`; every rank must enter and leave
-):  # yields the model
-    "Hold all weights on every rank for the length of a block"
+def unsharded(learn):
+    """Hold all weights on every rank for the length of a block
+
+    Parameters:
+        learn: an `LMLearner`; every rank must enter and leave
+    Returns: yields the model"""
     from torch.distributed.fsdp import FSDPModule
     parts = [m for m in learn.model.modules() if isinstance(m, FSDPModule)] if is_sharded(learn.model) else []
     managed = [m for m in learn.model.modules() if getattr(m, '_is_fsdp_managed_module', False)]
@@ -214,12 +224,15 @@ def unsharded(
             m.reshard()
 
 # %% ../../../nbs/06_training/distributed/02_data_parallel.ipynb #ac1c7912
-def evaluate_distributed(
-    learn,   # an `LMLearner`; every rank must call this
-    dl=None, # batches to score; default: the validation batches of the learner's data
-    keep=None, # function that gets what each row scored, of all ranks, as dicts; None: it is not kept
-)->dict: # as `evaluate`, the same on every rank; without the scores of a task head, which are not sums over tokens
-    "Score the validation batches, each rank a share of them"
+def evaluate_distributed(learn, dl=None, keep=None)->dict:
+    """Score the validation batches, each rank a share of them
+
+    Parameters:
+        learn: an `LMLearner`; every rank must call this
+        dl: batches to score; default: the validation batches of the learner's data
+        keep: function that gets what each row scored, of all ranks, as dicts; None: it is not kept
+    Returns: as `evaluate`, the same on every rank; without the scores of a task head, which are not sums over
+        tokens"""
     dl = dl or learn.dls.valid
     if world_size() == 1: return evaluate(learn, dl, keep)
     n,size = len(dl),world_size()

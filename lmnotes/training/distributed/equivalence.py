@@ -25,12 +25,14 @@ from .process_groups import *
 from ..learner import SkipValidation, lm_learner
 
 # %% ../../../nbs/06_training/distributed/04_equivalence.ipynb #a18a4c50
-def write_letters_dataset(
-    path,   # the file to write, jsonl
-    n=200,  # rows
-    seed=0, # of the questions
-)->str: # the path
-    "Write questions with answers of 1, 2, 25 or 26 letters, as rows of `prompt` and `response`"
+def write_letters_dataset(path, n=200, seed=0)->str:
+    """Write questions with answers of 1, 2, 25 or 26 letters, as rows of `prompt` and `response`
+
+    Parameters:
+        path: the file to write, jsonl
+        n: rows
+        seed: of the questions
+    Returns: the path"""
     r,abc = random.Random(seed),string.ascii_lowercase*3
     def row():
         k,at = r.choice((1, 2, 25, 26)),r.randrange(26)
@@ -39,17 +41,20 @@ def write_letters_dataset(
     return str(path)
 
 # %% ../../../nbs/06_training/distributed/04_equivalence.ipynb #1074c76d
-def make_small_learner(
-    model='standard', # as for `build_model`
-    data=None,        # arguments of `load_data`
-    how=None,         # ddp, fsdp, or None for one process
-    seed=0,           # of the weights
-    lora=False,       # train only an adapter
-    options=None,     # arguments of `build_model`
-    cbs=(),           # further callbacks
-    **kwargs,         # of `lm_learner`
-):  # an `LMLearner`
-    "Make a small model with its data, on the CPU"
+def make_small_learner(model='standard', data=None, how=None, seed=0, lora=False, options=None, cbs=(),
+        **kwargs):
+    """Make a small model with its data, on the CPU
+
+    Parameters:
+        model: as for `build_model`
+        data: arguments of `load_data`
+        how: ddp, fsdp, or None for one process
+        seed: of the weights
+        lora: train only an adapter
+        options: arguments of `build_model`
+        cbs: further callbacks
+        kwargs: of `lm_learner`
+    Returns: an `LMLearner`"""
     dls = load_data(**dict(dataset='prose', max_length=32, bs=4, device='cpu') | (data or {}))
     set_seed(seed)
     m = build_model(model, vocab_size=dls.vocab_size, **(options or {}))
@@ -59,13 +64,15 @@ def make_small_learner(
 
 # %% ../../../nbs/06_training/distributed/04_equivalence.ipynb #8bb8866d
 class StepRecorder(Callback):
-    "Record what each step did; stop or kill one rank at a given step; keep the state of every step"
+    """Record what each step did; stop or kill one rank at a given step; keep the state of every step
+
+    Parameters:
+        stop: (rank, step) where one rank is asked to stop
+        die: (rank, step) where one rank is killed, the first time
+        folder: where to keep the state of each step"""
     order,run_valid = 13,False # after clipping, before the step
-    def __init__(self,
-        stop=None,   # (rank, step) where one rank is asked to stop
-        die=None,    # (rank, step) where one rank is killed, the first time
-        folder=None, # where to keep the state of each step
-    ): self.stop,self.die,self.folder,self.rows,self.grads = tuple(stop or ()),tuple(die or ()),folder,[],None
+    def __init__(self, stop=None, die=None,
+            folder=None): self.stop,self.die,self.folder,self.rows,self.grads = tuple(stop or ()),tuple(die or ()),folder,[],None
     def before_batch(self):
         at = rank(),self.learn.step
         if self.stop == at: self.learn.stop_request = 'a signal'
@@ -94,14 +101,16 @@ def _load_state(learn, folder):
     learn.dls.train.start = learn.step*learn.accumulate.n
 
 # %% ../../../nbs/06_training/distributed/04_equivalence.ipynb #41687a56
-def train_distributed(
-    steps=3,     # optimizer steps
-    stop=None,   # (rank, step) where one rank is asked to stop
-    die=None,    # (rank, step) where one rank is killed, the first time
-    folder=None, # keep the state of each step there, and go on from what is there
-    **kwargs,    # of `make_small_learner`
-)->dict: # weights, gradients of the first step, loss and norm of each, tokens, steps, scores
-    "Train a few steps and return all that can be compared between numbers of ranks"
+def train_distributed(steps=3, stop=None, die=None, folder=None, **kwargs)->dict:
+    """Train a few steps and return all that can be compared between numbers of ranks
+
+    Parameters:
+        steps: optimizer steps
+        stop: (rank, step) where one rank is asked to stop
+        die: (rank, step) where one rank is killed, the first time
+        folder: keep the state of each step there, and go on from what is there
+        kwargs: of `make_small_learner`
+    Returns: weights, gradients of the first step, loss and norm of each, tokens, steps, scores"""
     learn = make_small_learner(**kwargs)
     recorder = StepRecorder(stop, die, folder)
     learn.dls.train.n_batches = steps*learn.accumulate.n
@@ -121,11 +130,13 @@ def train_distributed(
         scores=evaluate_distributed(learn, learn.dls.valid.sampled(20)),
     )
 
-def relative_difference(
-    a, b, # results of `train_distributed`
-    what='weights', # weights or grads
-)->float: # length of the difference over the length of `b`
-    "Measure how far two results are apart; those of different models are an `InputError`"
+def relative_difference(a, b, what='weights')->float:
+    """Measure how far two results are apart; those of different models are an `InputError`
+
+    Parameters:
+        a, b: results of `train_distributed`
+        what: weights or grads
+    Returns: length of the difference over the length of `b`"""
     a,b = a[what],b[what]
     if a.keys() != b.keys(): raise InputError(f'two models with different {what} cannot be compared')
     square = lambda x: float((x.astype('float64')**2).sum())

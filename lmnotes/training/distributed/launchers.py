@@ -23,14 +23,16 @@ def _in_rank(f, args, kwargs): # what each process runs
     with process_group('cpu', timeout=120):
         return f(*args, **kwargs)
 
-def run_distributed(
-    f,          # function of a package (not of a notebook), whose result pickles
-    n:int,      # processes
-    *args,      # for `f`
-    restarts=0, # how often to start all of them again when one dies
-    **kwargs,   # for `f`
-)->list: # what each rank returned
-    "Run a function on `n` processes of this machine, joined by gloo; a rank that fails is a `RunError`"
+def run_distributed(f, n:int, *args, restarts=0, **kwargs)->list:
+    """Run a function on `n` processes of this machine, joined by gloo; a rank that fails is a `RunError`
+
+    Parameters:
+        f: function of a package (not of a notebook), whose result pickles
+        n: processes
+        args: for `f`
+        restarts: how often to start all of them again when one dies
+        kwargs: for `f`
+    Returns: what each rank returned"""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
     multiprocessing.set_forkserver_preload([__name__, 'lmnotes.models', 'lmnotes.data.dataloader', f.__module__])
@@ -58,12 +60,14 @@ def _first_failure(codes): # rank -> exit code; torchrun ends those that are lef
     own = {r: c for r,c in codes.items() if c != -15} or codes
     return min(own.items(), key=lambda rc: rc[1])
 
-def launch(
-    argv,             # the command line after `lmnotes`
-    nproc=None,       # processes; default: one for each GPU
-    module='lmnotes', # what `python -m` runs
-)->int: # exit code
-    "Run a command on all GPUs of this machine, as `torchrun` would; fewer than two GPUs are an `InputError`"
+def launch(argv, nproc=None, module='lmnotes')->int:
+    """Run a command on all GPUs of this machine, as `torchrun` would; fewer than two GPUs are an `InputError`
+
+    Parameters:
+        argv: the command line after `lmnotes`
+        nproc: processes; default: one for each GPU
+        module: what `python -m` runs
+    Returns: exit code"""
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -116,17 +120,20 @@ def _check_job(argv, nodes, gpus_per_node, hours, grace):
     if not 60 <= grace < hours*3600:
         raise InputError(f'grace={grace} seconds must be at least 60 and less than the {hours:g} hours')
 
-def slurm_script(
-    argv,            # the command line after `lmnotes`, with --output_dir
-    nodes=2,         # hosts
-    gpus_per_node=8, # and GPUs of each
-    hours=24.,       # time limit of one start of the job
-    name='lmnotes',  # of the job
-    grace=300,       # seconds before the limit at which SIGTERM comes
-    port=29500,      # where the ranks meet, on the first host
-    extra=(),        # further lines of `#SBATCH`, such as '--partition=gpu'
-)->str: # for `sbatch`
-    "Write a job that trains on several hosts, saves before its time is up, and queues up again"
+def slurm_script(argv, nodes=2, gpus_per_node=8, hours=24., name='lmnotes', grace=300, port=29500,
+        extra=())->str:
+    """Write a job that trains on several hosts, saves before its time is up, and queues up again
+
+    Parameters:
+        argv: the command line after `lmnotes`, with --output_dir
+        nodes: hosts
+        gpus_per_node: and GPUs of each
+        hours: time limit of one start of the job
+        name: of the job
+        grace: seconds before the limit at which SIGTERM comes
+        port: where the ranks meet, on the first host
+        extra: further lines of `#SBATCH`, such as '--partition=gpu'
+    Returns: for `sbatch`"""
     argv = list(argv)
     _check_job(argv, nodes, gpus_per_node, hours, grace)
     if not {'--multi_gpu', '--multi-gpu'} & set(argv): argv.append('--multi_gpu')

@@ -51,10 +51,12 @@ def under_torchrun()->bool:
     return 'RANK' in os.environ and 'WORLD_SIZE' in os.environ
 
 # %% ../../../nbs/06_training/distributed/01_process_groups.ipynb #eb8a71aa
-def run_on_main(
-    f, # function without arguments; what it returns must pickle
-):  # what `f` returned, on every rank
-    "Call a function on rank 0; every rank gets its result, or the error it raised"
+def run_on_main(f):
+    """Call a function on rank 0; every rank gets its result, or the error it raised
+
+    Parameters:
+        f: function without arguments; what it returns must pickle
+    Returns: what `f` returned, on every rank"""
     if world_size() == 1: return f()
     shared = [None, None] # result, error
     if is_main():
@@ -89,12 +91,14 @@ def _rank_device(device, backend): # of this process; what cannot be joined is r
         )
     return torch.device(kind, place)
 
-def start_process_group(
-    device='auto',  # auto, cuda or cpu
-    backend='auto', # nccl or gloo; auto: nccl for GPUs, else gloo
-    timeout=600.,   # seconds to wait for another rank
-)->torch.device: # of this rank
-    "Join the processes that `torchrun` started; `InputError` where there are none, `RunError` where they do not meet"
+def start_process_group(device='auto', backend='auto', timeout=600.)->torch.device:
+    """Join the processes that `torchrun` started; `InputError` where there are none, `RunError` where they do not meet
+
+    Parameters:
+        device: auto, cuda or cpu
+        backend: nccl or gloo; auto: nccl for GPUs, else gloo
+        timeout: seconds to wait for another rank
+    Returns: of this rank"""
     device = _rank_device(device, backend)
     if device.type == 'cuda': torch.cuda.set_device(device)
     gloo_only = device.type == 'cpu' or backend == 'gloo'
@@ -137,12 +141,14 @@ def leave_process_group():
 _lost_contact = re.compile(r'gloo|nccl|ProcessGroup|connection (closed|reset)|timed out waiting', re.I)
 
 @contextmanager
-def process_group(
-    device='auto',  # auto, cuda or cpu
-    backend='auto', # nccl or gloo; auto: nccl for GPUs, else gloo
-    timeout=600.,   # seconds to wait for another rank
-):  # yields the device of this rank
-    "Join the other ranks for the length of a block; losing contact with one is a `RunError`"
+def process_group(device='auto', backend='auto', timeout=600.):
+    """Join the other ranks for the length of a block; losing contact with one is a `RunError`
+
+    Parameters:
+        device: auto, cuda or cpu
+        backend: nccl or gloo; auto: nccl for GPUs, else gloo
+        timeout: seconds to wait for another rank
+    Returns: yields the device of this rank"""
     own_device = start_process_group(device, backend, timeout)
     try:
         yield own_device
@@ -155,10 +161,11 @@ def process_group(
     leave_process_group() # only when all went well: what is left of a broken group cannot be waited for
 
 # %% ../../../nbs/06_training/distributed/01_process_groups.ipynb #a38a3162
-def check_ranks_agree(
-    **values, # name -> value that all ranks must share
-):
-    "Check that all ranks agree on data, batch and step; a difference is a `RunError`"
+def check_ranks_agree(**values):
+    """Check that all ranks agree on data, batch and step; a difference is a `RunError`
+
+    Parameters:
+        values: name -> value that all ranks must share"""
     gathered = [None]*world_size()
     if world_size() > 1: dist.all_gather_object(gathered, values)
     else: gathered = [values]
@@ -171,12 +178,13 @@ def check_ranks_agree(
                 )
 
 # %% ../../../nbs/06_training/distributed/01_process_groups.ipynb #b88b7d56
-def check_launch(
-    multi_gpu:bool=False, # whether the run is for several ranks
-    fsdp:bool=False,      # whether its weights are sharded
-    dry_run:bool=False,   # whether nothing will be trained
-):
-    "Refuse a run whose options do not fit how its processes were started, with an `InputError`"
+def check_launch(multi_gpu:bool=False, fsdp:bool=False, dry_run:bool=False):
+    """Refuse a run whose options do not fit how its processes were started, with an `InputError`
+
+    Parameters:
+        multi_gpu: whether the run is for several ranks
+        fsdp: whether its weights are sharded
+        dry_run: whether nothing will be trained"""
     if under_torchrun() and int(os.environ['WORLD_SIZE']) > 1 and not multi_gpu:
         raise InputError(
             f"torchrun started {os.environ['WORLD_SIZE']} processes; add --multi_gpu, or each "

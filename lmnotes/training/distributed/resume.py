@@ -50,11 +50,12 @@ def _has_options(run, given): # whether a run was made with these options
         return False
     return all(_same(saved.get(k), v) for k,v in given.items() if k not in resumable_options)
 
-def newest_run(
-    given:dict,  # options that were typed, by name
-    root='runs', # folder of runs
-)->Path:
-    "Find the newest run whose options agree with those given; none is an `InputError`"
+def newest_run(given:dict, root='runs')->Path:
+    """Find the newest run whose options agree with those given; none is an `InputError`
+
+    Parameters:
+        given: options that were typed, by name
+        root: folder of runs"""
     runs = [p for p in Path(root).glob('*') if _has_options(p, given)] if Path(root).is_dir() else []
     if not runs:
         raise InputError(
@@ -86,10 +87,12 @@ def _import_again(run): # the user's own code, which must not have changed
     names,environment = RunFolder(run).args['options'].get('imports') or (),read_json(run/'env.json')
     if names: import_plugins(tuple(names), environment.get('plugins') or {}) # never trusted for its name alone
 
-def run_of(
-    path, # run folder, or one of its checkpoints
-)->Path: # run folder
-    "Find the run folder of what is to be resumed; an `InputError` where there is none"
+def run_of(path)->Path:
+    """Find the run folder of what is to be resumed; an `InputError` where there is none
+
+    Parameters:
+        path: run folder, or one of its checkpoints
+    Returns: run folder"""
     path = Path(path)
     run = path if (path/'args.json').is_file() else find_checkpoint(path).parent.parent
     if not (run/'args.json').is_file():
@@ -99,10 +102,13 @@ def run_of(
         )
     return run
 
-def find_resumed(
-    given:dict, # options that were typed, by name
-)->dict: # the same, with the folder to go on with where it was `latest`, or where this process was started again
-    "Find the run to go on with, before anything of it is read; `latest` without one is an `InputError`"
+def find_resumed(given:dict)->dict:
+    """Find the run to go on with, before anything of it is read; `latest` without one is an `InputError`
+
+    Parameters:
+        given: options that were typed, by name
+    Returns: the same, with the folder to go on with where it was `latest`, or where this process was started
+        again"""
     path,own = given.get('resume_from_checkpoint'),given.get('output_dir')
     if path == 'latest': path = own or newest_run(given)
     elif restart_count(): # by torchrun or SLURM: from its last checkpoint, whatever the first start began with
@@ -112,10 +118,13 @@ def find_resumed(
             return given # there was no run yet
     return given | dict(resume_from_checkpoint=str(path)) if path else given
 
-def resume_options(
-    given:dict, # options that were typed, by name
-)->tuple: # the run's own `TrainOptions` with what may change changed; the checkpoint, None: there is none yet
-    "Find the checkpoint to resume and the options to go on with; other changes are an `InputError`"
+def resume_options(given:dict)->tuple:
+    """Find the checkpoint to resume and the options to go on with; other changes are an `InputError`
+
+    Parameters:
+        given: options that were typed, by name
+    Returns: the run's own `TrainOptions` with what may change changed; the checkpoint, None: there is none
+        yet"""
     path = find_resumed(given)['resume_from_checkpoint']
     run = run_of(path)
     started = steps_in(run/'checkpoints') or damaged_steps(run/'checkpoints')
@@ -131,19 +140,22 @@ def resume_options(
 
 # %% ../../../nbs/06_training/distributed/05_resume.ipynb #07b78cd2
 @contextmanager
-def locked_while_resumed(
-    given:dict, # from `find_resumed`
-):
-    "Keep other processes out of a run that is resumed; every rank must call this"
+def locked_while_resumed(given:dict):
+    """Keep other processes out of a run that is resumed; every rank must call this
+
+    Parameters:
+        given: from `find_resumed`"""
     path = given.get('resume_from_checkpoint')
     with RunFolder(run_of(path)).locked() if path and not given.get('dry_run') else nullcontext():
         yield
 
-def resolve_options(
-    o:TrainOptions, # as given
-    given:dict,     # options that were typed, by name
-)->tuple: # options, checkpoint or None, recipe, what was typed
-    "Fill in what was not typed: from a checkpoint, from shards, from a recipe; and a length that was typed as auto"
+def resolve_options(o:TrainOptions, given:dict)->tuple:
+    """Fill in what was not typed: from a checkpoint, from shards, from a recipe; and a length that was typed as auto
+
+    Parameters:
+        o: as given
+        given: options that were typed, by name
+    Returns: options, checkpoint or None, recipe, what was typed"""
     given = run_on_main(lambda: find_resumed(given))
     if given.get('resume_from_checkpoint'):
         o,checkpoint = run_on_main(lambda: resume_options(given))

@@ -16,10 +16,12 @@ from ...core import *
 from ...files import *
 
 # %% ../../../nbs/06_training/interface/06_dynamics.ipynb #96e2bf1a
-def loss_log(
-    path, # of a run
-)->dict: # tokens, loss, grad_norm: arrays, nan where nothing was noted
-    "Read the training log of a run"
+def loss_log(path)->dict:
+    """Read the training log of a run
+
+    Parameters:
+        path: of a run
+    Returns: tokens, loss, grad_norm: arrays, nan where nothing was noted"""
     rows = [
         r
         for r in read_jsonl(Path(path) / 'metrics.jsonl')
@@ -28,31 +30,37 @@ def loss_log(
     column = lambda k: np.array([np.nan if r.get(k) is None else r[k] for r in rows], float)
     return {k: column(k) for k in ('tokens', 'loss', 'grad_norm')}
 
-def loss_curve(
-    path,       # of a run
-    points=60,  # at most
-)->dict: # tokens, and the mean training loss (nats per token) since the point before
-    "Thin the training loss of a run for drawing"
+def loss_curve(path, points=60)->dict:
+    """Thin the training loss of a run for drawing
+
+    Parameters:
+        path: of a run
+        points: at most
+    Returns: tokens, and the mean training loss (nats per token) since the point before"""
     log = loss_log(path)
     rows = np.stack([log['tokens'], log['loss']], 1)
     parts = [part for part in np.array_split(rows, max(min(points, len(rows)), 1)) if len(part)]
     return dict(tokens=[part[-1,0] for part in parts], loss=[part[:,1].mean() for part in parts])
 
 # %% ../../../nbs/06_training/interface/06_dynamics.ipynb #54d67696
-def running_median(
-    x,         # (steps,) numbers
-    window=15, # steps around each, an odd number
-)->np.ndarray: # (steps,)
-    "Compute the median over the neighbourhood of each step; at the ends over what there is of it"
+def running_median(x, window=15)->np.ndarray:
+    """Compute the median over the neighbourhood of each step; at the ends over what there is of it
+
+    Parameters:
+        x: (steps,) numbers
+        window: steps around each, an odd number
+    Returns: (steps,)"""
     h = window//2
     return np.array([np.median(x[max(i-h, 0):i+h+1]) for i in range(len(x))])
 
-def loss_volatility(
-    loss,      # (steps,) training loss, nats per token
-    window=15, # of the running median, in steps
-    times=5.,  # a spike is above the trend by so many times the usual deviation
-)->tuple: # standard deviation of the detrended log loss; the steps that are spikes
-    "Measure how much a training loss fluctuates, and find its spikes"
+def loss_volatility(loss, window=15, times=5.)->tuple:
+    """Measure how much a training loss fluctuates, and find its spikes
+
+    Parameters:
+        loss: (steps,) training loss, nats per token
+        window: of the running median, in steps
+        times: a spike is above the trend by so many times the usual deviation
+    Returns: standard deviation of the detrended log loss; the steps that are spikes"""
     y = np.log(np.asarray(loss, float))
     if len(y) <= window: return float('nan'), []
     if not np.isfinite(y).all(): return float('nan'), np.flatnonzero(~np.isfinite(y)).tolist()
@@ -62,25 +70,30 @@ def loss_volatility(
     return float(r.std()), (h+np.flatnonzero(r > times*max(usual, 1e-9))).tolist()
 
 # %% ../../../nbs/06_training/interface/06_dynamics.ipynb #04af3eb6
-def averaging_steps(
-    n:int, # steps of a run
-)->int:
-    "Count the steps over which a loss is averaged: a tenth of `n`, of a short run ten"
+def averaging_steps(n:int)->int:
+    """Count the steps over which a loss is averaged: a tenth of `n`, of a short run ten
+
+    Parameters:
+        n: steps of a run"""
     return max(n//10, min(n, 10))
 
-def final_loss(
-    loss, # (steps,) training loss, nats per token
-)->float: # nats per token
-    "Average the training loss of the last tenth of the steps"
+def final_loss(loss)->float:
+    """Average the training loss of the last tenth of the steps
+
+    Parameters:
+        loss: (steps,) training loss, nats per token
+    Returns: nats per token"""
     return float(np.mean(loss[-averaging_steps(len(loss)):])) if len(loss) else float('nan')
 
-def tokens_to_loss(
-    tokens,      # (steps,) training tokens up to each step
-    loss,        # (steps,) training loss, nats per token
-    level:float, # nats per token
-    window=None, # steps averaged; None: a tenth, as in `final_loss`
-)->float|None: # None: it was never reached
-    "Count the training tokens after which the averaged loss has come down to `level`"
+def tokens_to_loss(tokens, loss, level:float, window=None)->float|None:
+    """Count the training tokens after which the averaged loss has come down to `level`
+
+    Parameters:
+        tokens: (steps,) training tokens up to each step
+        loss: (steps,) training loss, nats per token
+        level: nats per token
+        window: steps averaged; None: a tenth, as in `final_loss`
+    Returns: None: it was never reached"""
     n = min(window or averaging_steps(len(loss)), len(loss))
     if n == 0: return None
     mean = np.convolve(loss, np.full(n, 1/n), 'valid')
@@ -88,12 +101,14 @@ def tokens_to_loss(
     return float(tokens[there[0]+n-1]) if len(there) else None
 
 # %% ../../../nbs/06_training/interface/06_dynamics.ipynb #4cfd9a77
-def run_dynamics(
-    log:dict,   # from `loss_log`
-    valid=None, # validation loss at the end, nats per token
-    level=None, # the baseline's final training loss, nats per token
-)->dict: # tokens_to_baseline, loss_std, spikes, gap, grad_norm
-    "Describe the training of one run in five numbers"
+def run_dynamics(log:dict, valid=None, level=None)->dict:
+    """Describe the training of one run in five numbers
+
+    Parameters:
+        log: from `loss_log`
+        valid: validation loss at the end, nats per token
+        level: the baseline's final training loss, nats per token
+    Returns: tokens_to_baseline, loss_std, spikes, gap, grad_norm"""
     sd,spikes = loss_volatility(log['loss'])
     end = final_loss(log['loss'])
     norms = log['grad_norm'][np.isfinite(log['grad_norm'])]
@@ -109,10 +124,12 @@ def _mean(xs): # of what is a number, else None
     xs = [x for x in xs if x is not None and math.isfinite(x)]
     return float(np.mean(xs)) if xs else None
 
-def training_dynamics(
-    runs:dict, # arm -> {seed: (log, validation loss)}; the first arm is the baseline
-)->dict: # arm -> figures of `run_dynamics`, means over seeds, `reached` and `n_seeds`
-    "Describe the training of several arms, each seed measured against the baseline's"
+def training_dynamics(runs:dict)->dict:
+    """Describe the training of several arms, each seed measured against the baseline's
+
+    Parameters:
+        runs: arm -> {seed: (log, validation loss)}; the first arm is the baseline
+    Returns: arm -> figures of `run_dynamics`, means over seeds, `reached` and `n_seeds`"""
     base = next(iter(runs.values()), {})
     level = {s: final_loss(log['loss']) for s,(log,_) in base.items()}
     out = {}

@@ -74,18 +74,20 @@ def _check_size(learn, kept): # of predictions so far
 
 @patch
 @torch.no_grad()
-def get_preds(self:LMLearner,
-    ds_idx:int=1, # 0: training rows, 1: validation rows
-    dl=None, # batches; default: those of `ds_idx`, in order
-    with_input=False, # input_ids first, (N, T)
-    with_decoded=False, # the most likely label or token after the targets
-    with_loss=False, # mean loss of each row at the end, (N,)
-    act=None, # function of the logits; default: softmax, nothing for numbers
-    with_preds=True, # False: None in their place
-    with_targs=True, # False: None in their place
-    **kwargs, # others of fastai's, such as `reorder`: rows stay in order here
-)->tuple:
-    "Return predictions and targets of all rows: (N,C) for a text, (N,T,C) for its tokens, (N,2,T) for a span"
+def get_preds(self:LMLearner, ds_idx:int=1, dl=None, with_input=False, with_decoded=False, with_loss=False,
+        act=None, with_preds=True, with_targs=True, **kwargs)->tuple:
+    """Return predictions and targets of all rows: (N,C) for a text, (N,T,C) for its tokens, (N,2,T) for a span
+
+    Parameters:
+        ds_idx: 0: training rows, 1: validation rows
+        dl: batches; default: those of `ds_idx`, in order
+        with_input: input_ids first, (N, T)
+        with_decoded: the most likely label or token after the targets
+        with_loss: mean loss of each row at the end, (N,)
+        act: function of the logits; default: softmax, nothing for numbers
+        with_preds: False: None in their place
+        with_targs: False: None in their place
+        kwargs: others of fastai's, such as `reorder`: rows stay in order here"""
     rows,was_training = dict(inputs=[], preds=[], targets=[], decoded=[], losses=[]),self.model.training
     self.model.eval()
     for b in dl if dl is not None else self.dls[ds_idx].new(shuffle=False, start=0, n_batches=None):
@@ -116,12 +118,13 @@ def _predict_labels(learn, text): # label or tags, their numbers, probabilities
 
 @patch
 @torch.no_grad()
-def predict(self:LMLearner,
-    item:str, # a text
-    max_new_tokens:int=64, # of a continuation
-    **kwargs, # of `generate`, such as `temperature`; default: the likeliest token each time
-):
-    "Return label, number and probabilities of a text (task heads), its continuation, or the text with its gaps filled"
+def predict(self:LMLearner, item:str, max_new_tokens:int=64, **kwargs):
+    """Return label, number and probabilities of a text (task heads), its continuation, or the text with its gaps filled
+
+    Parameters:
+        item: a text
+        max_new_tokens: of a continuation
+        kwargs: of `generate`, such as `temperature`; default: the likeliest token each time"""
     if not isinstance(item, str): raise InputError(f'predict takes a text, and {type(item).__name__} came')
     data = self.dls
     if getattr(data, 'head', None): return _predict_labels(self, item)
@@ -142,24 +145,26 @@ def _text_rows(data, batch): # texts of a batch, padding aside
     mask = batch.get('attention_mask', torch.ones_like(batch['input_ids']))
     return [_decoded(data, ids[m.bool()]) for ids,m in zip(batch['input_ids'], mask)]
 
-def batch_table(
-    data,         # of `load_data`
-    batch:dict,   # of tensors
-    max_n:int=9,  # rows
-)->pd.DataFrame:
-    "Tabulate the texts of a batch, and what is learnt of them"
+def batch_table(data, batch:dict, max_n:int=9)->pd.DataFrame:
+    """Tabulate the texts of a batch, and what is learnt of them
+
+    Parameters:
+        data: of `load_data`
+        batch: of tensors
+        max_n: rows"""
     if data.tokenizer is None: raise InputError('this data has numbers and no tokenizer, so there is no text to show')
     head,y = getattr(data, 'head', None),batch['shift_labels'] if 'shift_labels' in batch else batch['labels']
     targets = [_names_of(data, t) if head else _decoded(data, t) for t in y[:max_n]]
     return pd.DataFrame({'text': _text_rows(data, batch)[:max_n], 'target': targets})
 
 @patch
-def show_batch(self:LMData,
-    b=None, # a batch; default: the first of the training data
-    max_n:int=9, # rows
-    **kwargs, # others of fastai's
-):
-    "Show the texts of a batch, and what is learnt of them"
+def show_batch(self:LMData, b=None, max_n:int=9, **kwargs):
+    """Show the texts of a batch, and what is learnt of them
+
+    Parameters:
+        b: a batch; default: the first of the training data
+        max_n: rows
+        kwargs: others of fastai's"""
     display_df(batch_table(self, (b or self.train.one_batch())[0], max_n))
 
 for cls in (TaskData, LabelData, MixtureData): cls.show_batch = LMData.show_batch
@@ -171,13 +176,14 @@ def _result_rows(learn, dl, max_n): # of a task head
     table = batch_table(data, b[0], max_n)
     return table.assign(predicted=[_names_of(data, p) for p in decoded[:max_n]])
 
-def predictions_table(
-    learn, # an `LMLearner`
-    ds_idx:int=1, # of a task head: 0: training rows, 1: validation rows
-    dl=None, # of a task head: batches, of which the first is taken
-    max_n:int=9, # rows
-)->pd.DataFrame:
-    "Tabulate what a model makes of some rows: labels, or the texts it writes for validation prompts"
+def predictions_table(learn, ds_idx:int=1, dl=None, max_n:int=9)->pd.DataFrame:
+    """Tabulate what a model makes of some rows: labels, or the texts it writes for validation prompts
+
+    Parameters:
+        learn: an `LMLearner`
+        ds_idx: of a task head: 0: training rows, 1: validation rows
+        dl: of a task head: batches, of which the first is taken
+        max_n: rows"""
     if getattr(learn.dls, 'head', None): return _result_rows(learn, learn.dls[ds_idx] if dl is None else dl, max_n)
     if ds_idx != 1 or dl is not None:
         raise InputError('a model that writes is shown on validation prompts; leave ds_idx and dl out')
@@ -187,13 +193,14 @@ def predictions_table(
         return pd.DataFrame([row for f in samplers for row in f(learn.model)])
 
 @patch
-def show_results(self:LMLearner,
-    ds_idx:int=1, # of a task head: 0: training rows, 1: validation rows
-    dl=None, # of a task head: batches, of which the first is taken
-    max_n:int=9, # rows
-    **kwargs, # others of fastai's
-):
-    "Show what the model makes of some rows"
+def show_results(self:LMLearner, ds_idx:int=1, dl=None, max_n:int=9, **kwargs):
+    """Show what the model makes of some rows
+
+    Parameters:
+        ds_idx: of a task head: 0: training rows, 1: validation rows
+        dl: of a task head: batches, of which the first is taken
+        max_n: rows
+        kwargs: others of fastai's"""
     display_df(predictions_table(self, ds_idx, dl, max_n))
 
 # %% ../../../nbs/06_training/interface/04_fastai_methods.ipynb #60888d0a
@@ -218,30 +225,33 @@ class NoRows:
     def new(self, **kwargs):
         "Return itself"
         return self
-    def to(self,
-        device, # not used
-    ):
-        "Return itself"
+    def to(self, device):
+        """Return itself
+
+        Parameters:
+            device: not used"""
         return self
 
 class ExportedData(DataLoaders):
-    "What an exported learner keeps of its data: tokenizer, names and lengths, and no rows"
-    def __init__(self,
-        tokenizer, # of the data
-        facts:dict, # further attributes
-    ):
+    """What an exported learner keeps of its data: tokenizer, names and lengths, and no rows
+
+    Parameters:
+        tokenizer: of the data
+        facts: further attributes"""
+    def __init__(self, tokenizer, facts:dict):
         super().__init__(NoRows(), NoRows(), device=torch.device('cpu'))
         self.tokenizer,self.keeps_rows = tokenizer,False
         for k,v in facts.items(): setattr(self, k, v)
 
 _kept = 'name', 'spec', 'head', 'names', 'labels', 'masked', 'mode', 'max_length', 'vocab_size', 'bs'
 
-def exported_learner(
-    files:dict, # name -> bytes, of a folder of `save_pretrained`
-    settings:dict, # fields of `LearnerSettings`
-    facts:dict, # of the data
-)->LMLearner:
-    "Make the learner that was exported"
+def exported_learner(files:dict, settings:dict, facts:dict)->LMLearner:
+    """Make the learner that was exported
+
+    Parameters:
+        files: name -> bytes, of a folder of `save_pretrained`
+        settings: fields of `LearnerSettings`
+        facts: of the data"""
     from transformers import AutoTokenizer
     with tempfile.TemporaryDirectory() as d:
         for name,content in files.items(): (Path(d)/name).write_bytes(content)
@@ -251,10 +261,11 @@ def exported_learner(
         return lm_learner(build_model(d, **mlm), ExportedData(tokenizer, facts), device='cpu', **settings)
 
 class ExportedLearner:
-    "A learner as it is pickled: a function that makes it, with bytes and plain values as arguments"
-    def __init__(self,
-        learn:LMLearner, # to export
-    ):
+    """A learner as it is pickled: a function that makes it, with bytes and plain values as arguments
+
+    Parameters:
+        learn: to export"""
+    def __init__(self, learn:LMLearner):
         model,data = learn.model,learn.dls
         if getattr(model, 'is_quantized', False):
             raise InputError('weights in few bits cannot be exported; use save_run, or lmnotes pack')
@@ -267,11 +278,12 @@ class ExportedLearner:
     def __reduce__(self): return exported_learner,self.arguments
 
 @patch
-def export(self:LMLearner,
-    fname='export.pkl', # file to make, in the learner's `path`
-    **kwargs, # of `torch.save`
-):
-    "Write model, tokenizer and what is needed to read a text into one file, which fastai's `load_learner` loads"
+def export(self:LMLearner, fname='export.pkl', **kwargs):
+    """Write model, tokenizer and what is needed to read a text into one file, which fastai's `load_learner` loads
+
+    Parameters:
+        fname: file to make, in the learner's `path`
+        kwargs: of `torch.save`"""
     torch.save(ExportedLearner(self), Path(self.path)/fname, **kwargs)
 
 # %% ../../../nbs/06_training/interface/04_fastai_methods.ipynb #37e9c13d

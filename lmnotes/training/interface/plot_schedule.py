@@ -17,15 +17,16 @@ from ..plots import write_plots
 
 # %% ../../../nbs/06_training/interface/03_plot_schedule.ipynb #499d20bb
 class TrainingPlots(Callback):
-    "Draw the seven plots every `every` steps, as far as `share` of the time allows, and once more at the end"
+    """Draw the seven plots every `every` steps, as far as `share` of the time allows, and once more at the end
+
+    Parameters:
+        run: the run folder, with `metrics.jsonl` of the `Monitor`
+        every: steps between plots
+        share: of the time since the fit began
+        at_end: draw when the fit ends; False where the caller does, after a last evaluation
+        clock: function that gives seconds"""
     order,run_valid = 85,False # after scores (55), samples and the checkpoint (80) of the same step
-    def __init__(self,
-        run,               # the run folder, with `metrics.jsonl` of the `Monitor`
-        every:int=50,      # steps between plots
-        share:float=.02,   # of the time since the fit began
-        at_end:bool=True,  # draw when the fit ends; False where the caller does, after a last evaluation
-        clock=time.perf_counter, # function that gives seconds
-    ):
+    def __init__(self, run, every:int=50, share:float=.02, at_end:bool=True, clock=time.perf_counter):
         self.run_folder,self.every,self.share,self.at_end,self.clock = Path(run),every,share,at_end,clock
         # seconds in all and of the last page (at first a guess), pages due, left out, step of the last
         self.spent,self.cost,self.due,self.left_out,self.drawn = 0.,.5,0,0,None
@@ -60,10 +61,11 @@ class TrainingPlots(Callback):
         return text + (left_out if self.left_out else '')
 
 @contextmanager
-def plot_failure(
-    learn, # an `LMLearner`, perhaps with `TrainingPlots`
-):
-    "Draw the plots of a run once more where a `RunError` ends it within a block: they show how it came to that"
+def plot_failure(learn):
+    """Draw the plots of a run once more where a `RunError` ends it within a block: they show how it came to that
+
+    Parameters:
+        learn: an `LMLearner`, perhaps with `TrainingPlots`"""
     try:
         yield
     except RunError:

@@ -17,19 +17,21 @@ from ..run_summary import *
 from ..trackers import TensorBoard, WandB
 
 # %% ../../../nbs/06_training/interface/05_run_callbacks.ipynb #c369d649
-def first_sample_step(
-    o,            # `TrainOptions` of the run
-    steps:int,    # of the run
-)->int:
-    "Return the step of the first text samples: a tenth of the run, at most that of the first plot"
+def first_sample_step(o, steps:int)->int:
+    """Return the step of the first text samples: a tenth of the run, at most that of the first plot
+
+    Parameters:
+        o: `TrainOptions` of the run
+        steps: of the run"""
     return max(min(steps//10, o.viz_interval), 1)
 
-def evaluation_callbacks(
-    job,           # a job of training
-    evals,         # its `EvalLog`
-    per_epoch:int, # steps of an epoch
-)->list:
-    "Make the callbacks that score the model and let it write"
+def evaluation_callbacks(job, evals, per_epoch:int)->list:
+    """Make the callbacks that score the model and let it write
+
+    Parameters:
+        job: a job of training
+        evals: its `EvalLog`
+        per_epoch: steps of an epoch"""
     o,path = job.options,job.folder.path
     score = lambda learn: validation_scores(learn, o, job.items, path)
     cbs = [PeriodicEvaluation(path/'evals.jsonl', eval_interval(o, per_epoch), score, o.eval_on_start, job.steps)]
@@ -40,12 +42,13 @@ def evaluation_callbacks(
     return cbs
 
 # %% ../../../nbs/06_training/interface/05_run_callbacks.ipynb #23a4ef6d
-def logging_callbacks(
-    job,        # a job of training, with `messages`
-    evals,      # its `EvalLog`
-    facts:dict, # as `tracker_facts` gives them
-)->list:
-    "Make the callbacks that record a run and say what happens in it, for rank 0"
+def logging_callbacks(job, evals, facts:dict)->list:
+    """Make the callbacks that record a run and say what happens in it, for rank 0
+
+    Parameters:
+        job: a job of training, with `messages`
+        evals: its `EvalLog`
+        facts: as `tracker_facts` gives them"""
     o,path = job.options,job.folder.path
     cbs = [
         Monitor(path/'metrics.jsonl', o.logging_steps or o.eval_steps or 10, mean_of=o.logging_steps or 1),
@@ -57,18 +60,20 @@ def logging_callbacks(
     return cbs + ([WandB(path, facts, at_end=False)] if o.wandb else [])
 
 # %% ../../../nbs/06_training/interface/05_run_callbacks.ipynb #dc27a9da
-def say_start(
-    job, # a job of training, whose folder is described
-):
-    "Say from which step a resumed run goes on"
+def say_start(job):
+    """Say from which step a resumed run goes on
+
+    Parameters:
+        job: a job of training, whose folder is described"""
     if job.checkpoint: job.messages.say('resume', f'from step {job.learn.step} of {job.steps}, {job.checkpoint}')
 
-def say_end(
-    job,          # a job of training, finished
-    evals,        # its `EvalLog`
-    summary:dict, # as `summarize_run` gives it
-):
-    "Say the last evaluation, which step was kept, shares as drawn, plots left out, the result and overlaps"
+def say_end(job, evals, summary:dict):
+    """Say the last evaluation, which step was kept, shares as drawn, plots left out, the result and overlaps
+
+    Parameters:
+        job: a job of training, finished
+        evals: its `EvalLog`
+        summary: as `summarize_run` gives it"""
     learn,say,data = job.learn,job.messages.say,job.learn.dls
     learn.run_events.report_evaluation()
     kept = summary.get('best_step', learn.step)

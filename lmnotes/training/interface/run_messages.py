@@ -16,32 +16,36 @@ from fastai.callback.core import Callback
 from tqdm.auto import tqdm
 
 # %% ../../../nbs/06_training/interface/01_run_messages.ipynb #73c384a3
-def message_line(
-    name:str,        # at most ten letters
-    text:str,        # a sentence
-    width:int=None,  # columns; None: it is not wrapped
-)->str:
-    "Write a message in the form of a plan's lines"
+def message_line(name:str, text:str, width:int=None)->str:
+    """Write a message in the form of a plan's lines
+
+    Parameters:
+        name: at most ten letters
+        text: a sentence
+        width: columns; None: it is not wrapped"""
     line = f'{name:>10}  {text}'
     if not width or len(line) <= width: return line
     return textwrap.fill(line, max(width, 30), subsequent_indent=' '*12, break_long_words=False, break_on_hyphens=False)
 
-def print_message(
-    name:str,  # at most ten letters
-    text:str,  # a sentence
-    file=None, # default: standard output
-):
-    "Print a message at once, above a progress bar, wrapped where it is read in a terminal"
+def print_message(name:str, text:str, file=None):
+    """Print a message at once, above a progress bar, wrapped where it is read in a terminal
+
+    Parameters:
+        name: at most ten letters
+        text: a sentence
+        file: default: standard output"""
     file = file or sys.stdout
     width = shutil.get_terminal_size().columns if file.isatty() else None
     tqdm.write(message_line(name, text, width), file=file)
     file.flush()
 
 # %% ../../../nbs/06_training/interface/01_run_messages.ipynb #0545f58f
-def duration_text(
-    seconds:float, # not negative
-)->str: # such as '45 s', '3 min 20 s', '2 h 05 min' or '3 d 4 h'
-    "Write a duration in its two largest units"
+def duration_text(seconds:float)->str:
+    """Write a duration in its two largest units
+
+    Parameters:
+        seconds: not negative
+    Returns: such as '45 s', '3 min 20 s', '2 h 05 min' or '3 d 4 h'"""
     s = round(seconds)
     if s < 60: return f'{s} s'
     if s < 3600: return f'{s//60} min {s%60:02d} s'
@@ -50,18 +54,20 @@ def duration_text(
 
 # %% ../../../nbs/06_training/interface/01_run_messages.ipynb #7dc3cb88
 class RunMessages:
-    "Say what happens in a run, on the terminal and in its log"
-    def __init__(self,
-        log=None,         # function that adds a line to the log of the run; None: there is no log
-        quiet:bool=False, # nothing on the terminal
-    ): self.log,self.quiet = log,quiet
-    def say(self,
-        name:str,          # at most ten letters
-        text:str,          # a sentence
-        shown:bool=True,   # False: in the log alone
-        file=None,         # default: standard output
-    ):
-        "Say it on the terminal and in the log"
+    """Say what happens in a run, on the terminal and in its log
+
+    Parameters:
+        log: function that adds a line to the log of the run; None: there is no log
+        quiet: nothing on the terminal"""
+    def __init__(self, log=None, quiet:bool=False): self.log,self.quiet = log,quiet
+    def say(self, name:str, text:str, shown:bool=True, file=None):
+        """Say it on the terminal and in the log
+
+        Parameters:
+            name: at most ten letters
+            text: a sentence
+            shown: False: in the log alone
+            file: default: standard output"""
         if self.log: self.log(message_line(name, text))
         if not shown or self.quiet: return
         try:
@@ -80,11 +86,12 @@ def _score_text(row, name): # such as 'loss 3.1695', with its error
     text = f'{value:.4f}' + (f' ± {error:.4f}' if error is not None else '')
     return _words.get(name, name.replace('_', ' ') + ' {}').format(text)
 
-def evaluation_text(
-    row:dict,        # of `evals.jsonl`
-    best:bool=False, # whether none was better so far
-)->str:
-    "Describe an evaluation"
+def evaluation_text(row:dict, best:bool=False)->str:
+    """Describe an evaluation
+
+    Parameters:
+        row: of `evals.jsonl`
+        best: whether none was better so far"""
     numbers = [k for k,v in row.items() if isinstance(v, (int, float)) and k not in _counts]
     names = [k for k in _words if k in numbers] + [k for k in numbers if k not in _words]
     text = f"step {row['step']}: " + ', '.join(_score_text(row, k) for k in names)
@@ -93,14 +100,15 @@ def evaluation_text(
     return text + ('; the best so far' if best else '')
 
 # %% ../../../nbs/06_training/interface/01_run_messages.ipynb #19ae43d4
-def kept_text(
-    kept:int,      # step whose weights the run ends with
-    last:int,      # the last step that was made
-    best,          # row of the best evaluation; None: there is none
-    metric:str,    # by which it is the best
-    asked=False,   # whether the best was asked for
-)->str:
-    "Describe which step a run ends with"
+def kept_text(kept:int, last:int, best, metric:str, asked=False)->str:
+    """Describe which step a run ends with
+
+    Parameters:
+        kept: step whose weights the run ends with
+        last: the last step that was made
+        best: row of the best evaluation; None: there is none
+        metric: by which it is the best
+        asked: whether the best was asked for"""
     score = f'{metric} {best[metric]:.4f}' if best else ''
     if kept != last: return f'step {kept} of {last}, the best of the evaluations ({score})'
     text = f'step {last}, the last'
@@ -110,12 +118,14 @@ def kept_text(
 # %% ../../../nbs/06_training/interface/01_run_messages.ipynb #7b1e4edf
 def _shares(names, shares): return ', '.join(f'{n} {s:.1%}' for n,s in zip(names, shares))
 
-def data_lines(
-    data,             # as a run reads it
-    packed:bool=False, # whether examples are packed into rows
-    width:int=1,       # tokens a row can hold
-)->dict: # lines of a plan, by name
-    "Describe the shares of a mixture and how full packed rows are"
+def data_lines(data, packed:bool=False, width:int=1)->dict:
+    """Describe the shares of a mixture and how full packed rows are
+
+    Parameters:
+        data: as a run reads it
+        packed: whether examples are packed into rows
+        width: tokens a row can hold
+    Returns: lines of a plan, by name"""
     lines,train = {},getattr(data, 'train', None)
     mixture = getattr(train, 'dataset', None)
     if hasattr(train, 'realised'): lines['mixture'] = f'{_shares(mixture.names, mixture.asked)} of {mixture.by}'
@@ -124,11 +134,12 @@ def data_lines(
         lines['packing'] = f'{tokens/width:.1%} of the places in a row hold tokens ({tokens:.1f} of {width})'
     return lines
 
-def realised_text(
-    realised:dict, # as a mixture's loader gives it
-    by:str,        # what the shares are shares of: examples or tokens
-)->str:
-    "Compare the shares of a mixture that were asked for with those that were drawn"
+def realised_text(realised:dict, by:str)->str:
+    """Compare the shares of a mixture that were asked for with those that were drawn
+
+    Parameters:
+        realised: as a mixture's loader gives it
+        by: what the shares are shares of: examples or tokens"""
     rows = realised.values()
     draws = sum(r['draws'] for r in rows)
     asked,got = (_shares(realised, [r[k] for r in rows]) for k in ('asked', by))
@@ -136,13 +147,14 @@ def realised_text(
 
 # %% ../../../nbs/06_training/interface/01_run_messages.ipynb #18ff0e71
 class RunEvents(Callback):
-    "Say each evaluation, a plot that is left out for the first time, and why the fit ended before its last step"
+    """Say each evaluation, a plot that is left out for the first time, and why the fit ended before its last step
+
+    Parameters:
+        messages: where it is said
+        total: steps of the run
+        best: function that gives the step of the best evaluation so far"""
     order,run_valid = 92,False
-    def __init__(self,
-        messages:RunMessages,   # where it is said
-        total:int,              # steps of the run
-        best=lambda: None,      # function that gives the step of the best evaluation so far
-    ):
+    def __init__(self, messages:RunMessages, total:int, best=lambda: None):
         self.messages,self.total,self.best = messages,total,best
         self.evaluated,self.left_out = None,0
     def before_fit(self):

@@ -71,12 +71,13 @@ def _with_caps(o):
     return replace(o, **_evaluations(o))
 
 # %% ../../../nbs/06_training/interface/02_short_runs.ipynb #d52bb2fb
-def row_work(
-    parameters:int, # of the model
-    length:int,     # tokens in the row
-    layer_width:float=0, # layers with attention, times their width
-)->float:
-    "Count the operations of training on a row"
+def row_work(parameters:int, length:int, layer_width:float=0)->float:
+    """Count the operations of training on a row
+
+    Parameters:
+        parameters: of the model
+        length: tokens in the row
+        layer_width: layers with attention, times their width"""
     return 6*parameters*length + 6*layer_width*length**2
 
 def _row_tokens(o): return o.max_prompt_length + o.max_completion_length if o.mode == 'rl' else row_length(o)
@@ -88,18 +89,20 @@ def _layer_width(o, facts): # from the parameters of the layers, 12 times the sq
 
 def _answers(o): return effective_options(o).get('eval_generate', 0) # at each evaluation
 
-def evaluation_count(
-    o:TrainOptions, # with `max_steps`
-)->int:
-    "Count the evaluations of a run, with that after its last step and one before its first"
+def evaluation_count(o:TrainOptions)->int:
+    """Count the evaluations of a run, with that after its last step and one before its first
+
+    Parameters:
+        o: with `max_steps`"""
     before = o.eval_on_start or o.mode == 'rl'
     return math.ceil(o.max_steps/(o.eval_steps or o.max_steps)) + int(before)
 
-def run_work(
-    o:TrainOptions,   # with `max_steps`, and at most `eval_max_batches` batches scored
-    facts:ModelFacts, # of the model
-)->float:
-    "Count the operations of a run: training, scoring, and writing answers and samples"
+def run_work(o:TrainOptions, facts:ModelFacts)->float:
+    """Count the operations of a run: training, scoring, and writing answers and samples
+
+    Parameters:
+        o: with `max_steps`, and at most `eval_max_batches` batches scored
+        facts: of the model"""
     tokens,rows = _row_tokens(o),o.batch_size*o.gradient_accumulation_steps
     row = row_work(facts.parameters or 0, tokens, _layer_width(o, facts))
     times = evaluation_count(o)
@@ -123,10 +126,11 @@ def _smaller(o, fixed): # the next smaller run; None: there is none
     for k,least in order:
         if getattr(o, k) > least: return halve(k, least)
 
-def shrink_for_test(
-    o:TrainOptions, # of any run
-)->TrainOptions:
-    "Make the same run small enough for well under a minute"
+def shrink_for_test(o:TrainOptions)->TrainOptions:
+    """Make the same run small enough for well under a minute
+
+    Parameters:
+        o: of any run"""
     if base_name(o) in models: recipe_sizes(base_name(o), o.size) # the size that is shrunk must be one
     given,o = o,_with_caps(o)
     known = o.tokenizer in ('auto', 'bytes', 'chars') # words and tokenizers of the hub have 50,000 tokens
@@ -139,11 +143,13 @@ def shrink_for_test(
 _test_names = (*_most, *_most_rl, 'dim', 'max_length', 'packing_max_length', 'max_seconds', 'budget', 'parameters',
     'eval_strategy', 'eval_steps', 'eval_max_batches', 'display_samples_every', 'save_steps', 'size')
 
-def short_run_line(
-    o:TrainOptions, # of the run, as `shrink_for_test` gives them
-    given:dict,     # options that were typed, by name
-)->dict: # a line of a plan; empty where the run is no test
-    "Say what a test run is capped at, and which options that were typed it has brought down"
+def short_run_line(o:TrainOptions, given:dict)->dict:
+    """Say what a test run is capped at, and which options that were typed it has brought down
+
+    Parameters:
+        o: of the run, as `shrink_for_test` gives them
+        given: options that were typed, by name
+    Returns: a line of a plan; empty where the run is no test"""
     if not o.test: return {}
     rows,length = o.batch_size*o.gradient_accumulation_steps,_row_tokens(o)
     text = (

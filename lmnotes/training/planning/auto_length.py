@@ -20,21 +20,25 @@ from .option_effects import check_effects
 from .sketch import sketch_model
 
 # %% ../../../nbs/06_training/planning/07_auto_length.ipynb #796cc8b3
-def longest_row(
-    o:TrainOptions,           # of the run
-    vocab_size:int|None=None, # tokens of the data's tokenizer; None: unknown
-)->int|None: # tokens; None: any number
-    "Return the longest row that the model reads"
+def longest_row(o:TrainOptions, vocab_size:int|None=None)->int|None:
+    """Return the longest row that the model reads
+
+    Parameters:
+        o: of the run
+        vocab_size: tokens of the data's tokenizer; None: unknown
+    Returns: tokens; None: any number"""
     if base_name(o) in models and not o.init: return None
     return max_positions(sketch_model(replace(o, max_length=1, packing_max_length=None), vocab_size)[0])
 
 # %% ../../../nbs/06_training/planning/07_auto_length.ipynb #aeaed94c
 _uncut = 2**24 # tokens; the largest --max_length
 
-def use_auto_length(
-    o:TrainOptions, # as given, with what a recipe fills in
-)->TrainOptions: # with a number of tokens
-    "Find the row length where `--max_length auto` asks for it; other data than answers is an `InputError`"
+def use_auto_length(o:TrainOptions)->TrainOptions:
+    """Find the row length where `--max_length auto` asks for it; other data than answers is an `InputError`
+
+    Parameters:
+        o: as given, with what a recipe fills in
+    Returns: with a number of tokens"""
     if o.max_length != 'auto': return o
     check_effects(o, {'max_length'})
     if unknown := o.dry_run and hub_only_parts(o):

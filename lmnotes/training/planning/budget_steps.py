@@ -47,10 +47,12 @@ def _mixed(data): # of a mixture: each source by its share of the tokens
     shares = data.mixture.rates*data.mixture.tokens
     return None if None in means else float(shares@means/shares.sum())
 
-def bytes_per_token(
-    data, # of a run
-)->float|None: # None: not text, or nobody knows its tokenizer
-    "Measure how many bytes of text a training token stands for on average"
+def bytes_per_token(data)->float|None:
+    """Measure how many bytes of text a training token stands for on average
+
+    Parameters:
+        data: of a run
+    Returns: None: not text, or nobody knows its tokenizer"""
     if getattr(data, 'parts', None): return _mixed(data)
     if data.tokenizer is None or hasattr(data, 'processor'): return None
     table = token_bytes(data.tokenizer)
@@ -69,12 +71,14 @@ def _step_tokens(o, data):
     seen = sum(int(batch_tokens(b, batch_labels(b))) for b in batches)
     return seen/sum(len(b['input_ids']) for b in batches)*rows_per_step(o)
 
-def step_share(
-    o:TrainOptions, # with a budget
-    data,           # of the run
-    model,          # of the run, or a sketch of it
-)->tuple: # in the unit of the budget; words for the plan, '' where there is nothing to say
-    "Compute what an optimizer step takes of the budget"
+def step_share(o:TrainOptions, data, model)->tuple:
+    """Compute what an optimizer step takes of the budget
+
+    Parameters:
+        o: with a budget
+        data: of the run
+        model: of the run, or a sketch of it
+    Returns: in the unit of the budget; words for the plan, '' where there is nothing to say"""
     kind = parse_budget(o.budget).kind
     if kind in ('steps', 'seconds'): return 1,''
     tokens = _step_tokens(o, data)
@@ -88,21 +92,25 @@ def step_share(
                          'give tokens:N or steps:N')
     return tokens*each,f'{each:.3f} bytes a token'
 
-def steps_of_budget(
-    o:TrainOptions, # with a budget
-    data,           # of the run
-    model,          # of the run, or a sketch of it
-)->int|None: # None: seconds
-    "Count the optimizer steps of a run's budget"
+def steps_of_budget(o:TrainOptions, data, model)->int|None:
+    """Count the optimizer steps of a run's budget
+
+    Parameters:
+        o: with a budget
+        data: of the run
+        model: of the run, or a sketch of it
+    Returns: None: seconds"""
     return budget_steps(parse_budget(o.budget), step_share(o, data, model)[0])
 
-def budget_line(
-    o:TrainOptions, # of a run
-    data,           # of the run
-    model,          # of the run, or a sketch of it
-    steps,          # None: not known yet
-)->dict: # a line of a plan; empty where there is no budget
-    "Say what the budget is, and what it comes to"
+def budget_line(o:TrainOptions, data, model, steps)->dict:
+    """Say what the budget is, and what it comes to
+
+    Parameters:
+        o: of a run
+        data: of the run
+        model: of the run, or a sketch of it
+        steps: None: not known yet
+    Returns: a line of a plan; empty where there is no budget"""
     if not o.budget: return {}
     said = parse_budget(o.budget).text
     if steps is None: return dict(budget=said)

@@ -26,8 +26,10 @@ class Budget:
     kind:str     # tokens, bytes, steps, flops or seconds
     amount:float # of that kind
     @property
-    def text(self)->str: # such as '200k tokens per run'
-        "Describe the budget"
+    def text(self)->str:
+        """Describe the budget
+
+        Returns: such as '200k tokens per run'"""
         amount = f'{self.amount:g}' if self.kind == 'seconds' else format_count(self.amount)
         return _budgets[self.kind].format(amount)
     def __str__(self): return f'{self.kind}:{self.amount:g}'
@@ -45,10 +47,11 @@ def _amount(s, kind, n):
         )
     return amount
 
-def parse_budget(
-    s, # such as `tokens:200k`, `bytes:2M`, `seconds:30`; or a `Budget`
-)->Budget:
-    "Parse a budget; an `InputError` names what is wrong with it"
+def parse_budget(s)->Budget:
+    """Parse a budget; an `InputError` names what is wrong with it
+
+    Parameters:
+        s: such as `tokens:200k`, `bytes:2M`, `seconds:30`; or a `Budget`"""
     if isinstance(s, Budget): return s
     parts = [p.strip() for p in str(s).split(',')]
     if len(parts) != 1:
@@ -61,11 +64,13 @@ def parse_budget(
     return Budget(kind, _amount(s, kind, n))
 
 # %% ../../../nbs/06_training/planning/02_budgets.ipynb #09706789
-def budget_steps(
-    b:Budget,        # of a run
-    per_step:float,  # what an optimizer step takes of it, in the unit of the budget
-)->int|None: # None: seconds, of which a probe must tell how many a step takes
-    "Count the optimizer steps of a budget"
+def budget_steps(b:Budget, per_step:float)->int|None:
+    """Count the optimizer steps of a budget
+
+    Parameters:
+        b: of a run
+        per_step: what an optimizer step takes of it, in the unit of the budget
+    Returns: None: seconds, of which a probe must tell how many a step takes"""
     if b.kind == 'seconds': return None
     if b.kind == 'steps': return int(b.amount)
     steps = b.amount/per_step
@@ -77,18 +82,22 @@ def budget_steps(
     )
 
 # %% ../../../nbs/06_training/planning/02_budgets.ipynb #05c29d32
-def asked_steps(
-    o, # options of a run
-)->int|None: # None: something else decides
-    "Return the optimizer steps that are asked for, by `--max_steps` or by a budget in steps"
+def asked_steps(o)->int|None:
+    """Return the optimizer steps that are asked for, by `--max_steps` or by a budget in steps
+
+    Parameters:
+        o: options of a run
+    Returns: None: something else decides"""
     if not o.budget: return o.max_steps
     b = parse_budget(o.budget)
     return int(b.amount) if b.kind == 'steps' else None
 
-def asked_seconds(
-    o, # options of a run
-)->float|None: # None: something else decides
-    "Return the time that is asked for, by `--max_seconds` or by a budget in seconds"
+def asked_seconds(o)->float|None:
+    """Return the time that is asked for, by `--max_seconds` or by a budget in seconds
+
+    Parameters:
+        o: options of a run
+    Returns: None: something else decides"""
     if not o.budget: return o.max_seconds
     b = parse_budget(o.budget)
     return b.amount if b.kind == 'seconds' else None

@@ -12,22 +12,27 @@ from dataclasses import fields
 from .option_effects import default_of
 
 # %% ../../../nbs/06_training/planning/02_command_line.ipynb #f6b0a4d8
-def is_switch(
-    f, # field of a dataclass of options
-)->bool:
-    "Tell whether an option is typed without a value"
+def is_switch(f)->bool:
+    """Tell whether an option is typed without a value
+
+    Parameters:
+        f: field of a dataclass of options"""
     return f.type is bool or f.type == 'bool'
 
-def switch_name(
-    f, # field of a dataclass of options
-)->str: # 'use_lora', or 'no_separate_mixture_eval'
-    "Spell the switch that changes an option, without its two dashes"
+def switch_name(f)->str:
+    """Spell the switch that changes an option, without its two dashes
+
+    Parameters:
+        f: field of a dataclass of options
+    Returns: 'use_lora', or 'no_separate_mixture_eval'"""
     return f'no_{f.name}' if is_switch(f) and default_of(f) is True else f.name
 
-def negated_switches(
-    options, # dataclass of a command
-)->dict: # 'no_separate_mixture_eval' -> 'separate_mixture_eval'
-    "List the switches that turn off what is on by default"
+def negated_switches(options)->dict:
+    """List the switches that turn off what is on by default
+
+    Parameters:
+        options: dataclass of a command
+    Returns: 'no_separate_mixture_eval' -> 'separate_mixture_eval'"""
     return {switch_name(f): f.name for f in fields(options) if switch_name(f) != f.name}
 
 # %% ../../../nbs/06_training/planning/02_command_line.ipynb #b128f1f6
@@ -38,11 +43,13 @@ def _list_words(name, values):
     tied = words and words[0].startswith('-')
     return [f'--{name}={words[0]}', *words[1:]] if tied else [f'--{name}', *words]
 
-def option_words(
-    f,     # field of a dataclass of options
-    value, # that it has
-)->list: # empty where nothing has to be typed
-    "Write an option as the words that are typed for it"
+def option_words(f, value)->list:
+    """Write an option as the words that are typed for it
+
+    Parameters:
+        f: field of a dataclass of options
+        value: that it has
+    Returns: empty where nothing has to be typed"""
     name = 'import' if f.name == 'imports' else switch_name(f)
     if value is None: return []
     if is_switch(f) and isinstance(value, bool): return [] if value == default_of(f) else [f'--{name}']
@@ -50,18 +57,20 @@ def option_words(
     value = str(value)
     return [f'--{name}={value}'] if value.startswith('-') else [f'--{name}', value]
 
-def command_words(
-    o,          # options of a command
-    without=(), # names to leave out
-)->list:
-    "Write options as words, those that have their default value left out"
+def command_words(o, without=())->list:
+    """Write options as words, those that have their default value left out
+
+    Parameters:
+        o: options of a command
+        without: names to leave out"""
     values = [(f, getattr(o, f.name)) for f in fields(o) if f.name not in without]
     return [word for f,value in values if value != default_of(f) for word in option_words(f, value)]
 
-def command_line(
-    command,    # such as 'train'
-    o,          # its options
-    without=(), # names to leave out
-)->str:
-    "Write a command as it can be pasted into a shell"
+def command_line(command, o, without=())->str:
+    """Write a command as it can be pasted into a shell
+
+    Parameters:
+        command: such as 'train'
+        o: its options
+        without: names to leave out"""
     return shlex.join(['lmnotes', command, *command_words(o, without)])

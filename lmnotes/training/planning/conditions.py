@@ -26,10 +26,11 @@ with_packing = Condition('without --use_packing', lambda o: o.use_packing)
 with_ranks = Condition('without --multi_gpu', lambda o: o.multi_gpu)
 with_chat = Condition('without --chat_template', lambda o: o.chat_template)
 
-def not_in_rl(
-    instead, # what to do, such as 'give --rl_learning_rate'
-)->Condition:
-    "Make the condition that a run is not on rewards"
+def not_in_rl(instead)->Condition:
+    """Make the condition that a run is not on rewards
+
+    Parameters:
+        instead: what to do, such as 'give --rl_learning_rate'"""
     return Condition(f'in --mode rl: {instead}', lambda o: o.mode != 'rl')
 
 supervised_length = not_in_rl('give --max_prompt_length and --max_completion_length')

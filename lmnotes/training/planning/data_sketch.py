@@ -48,10 +48,12 @@ def _catalog_entries(o): # and their rates
     if not o.datasets: return [asked_dataset(o)],None
     return find_mixture(o.datasets, o.dataset_configs or None, o.mixture_rates or None, o.data_dir)
 
-def hub_only_parts(
-    o:TrainOptions, # of the run
-)->list: # sentences; empty where everything is here
-    "List what of the data only the hub could tell"
+def hub_only_parts(o:TrainOptions)->list:
+    """List what of the data only the hub could tell
+
+    Parameters:
+        o: of the run
+    Returns: sentences; empty where everything is here"""
     out,local = [],o.data_path or o.data_dir or os.environ.get('LMNOTES_DATA_DIR')
     if not local:
         out += [f"the rows of '{d.name}' are on the hub" for d in _catalog_entries(o)[0]
@@ -66,10 +68,12 @@ class _Reads(dict):
         self[column] = ''
         return ''
 
-def columns_of(
-    ds, # entry of the catalog
-)->list: # names; a row may have more
-    "List the columns that prompt and target of a dataset read"
+def columns_of(ds)->list:
+    """List the columns that prompt and target of a dataset read
+
+    Parameters:
+        ds: entry of the catalog
+    Returns: names; a row may have more"""
     row = _Reads()
     for read in (ds.prompt, ds.target):
         try:
@@ -87,10 +91,11 @@ def _template_notes(o, ds): # of columns that only the hub knows
         'whether its rows on the hub have more, only the run finds out'
     ]
 
-def sketch_data(
-    o:TrainOptions, # of the run
-)->DataSketch:
-    "Describe data on the hub without asking it"
+def sketch_data(o:TrainOptions)->DataSketch:
+    """Describe data on the hub without asking it
+
+    Parameters:
+        o: of the run"""
     check_data_options(o)
     found,rates = _catalog_entries(o)
     if rates is None: rates = [1/len(found)]*len(found)

@@ -13,11 +13,13 @@ from ...data.sequence_packing import count_truncated_answers
 # %% ../../../nbs/06_training/planning/06_lengths.ipynb #de247601
 max_cut = 0.05 # share of prompts or answers that may be cut without a warning
 
-def length_that_keeps(
-    examples,         # dicts with `ids`
-    share:float=0.99, # of the examples, in (0,1]
-)->int: # tokens of a row
-    "Find the row length at which so many examples are whole"
+def length_that_keeps(examples, share:float=0.99)->int:
+    """Find the row length at which so many examples are whole
+
+    Parameters:
+        examples: dicts with `ids`
+        share: of the examples, in (0,1]
+    Returns: tokens of a row"""
     sizes = np.sort([len(e['ids']) - 1 for e in examples])
     return int(sizes[max(int(np.ceil(share*len(sizes))) - 1, 0)])
 
@@ -26,11 +28,13 @@ def _examples(data): # for training, of all parts of a mixture
     if parts := getattr(data, 'parts', None): return [e for d in parts.values() for e in _examples(d)]
     return (getattr(data, 'examples', None) or {}).get('train', []) if getattr(data, 'mode', None) == 'sft' else []
 
-def length_warning(
-    data,                     # of a run; only `TaskData` and mixtures of it have prompts and answers
-    option:str='--max_length', # that sets the length
-)->str: # empty where nearly all is whole
-    "Warn where more than a twentieth of the prompts or of the answers is cut"
+def length_warning(data, option:str='--max_length')->str:
+    """Warn where more than a twentieth of the prompts or of the answers is cut
+
+    Parameters:
+        data: of a run; only `TaskData` and mixtures of it have prompts and answers
+        option: that sets the length
+    Returns: empty where nearly all is whole"""
     examples = [e for e in _examples(data) if 'ids' in e]
     if not examples: return ''
     size,n = data.max_length,len(examples)
@@ -40,11 +44,12 @@ def length_warning(
     return (f'rows of {size} tokens cut {answers:,} of {n:,} answers at their end and {prompts:,} of {n:,} prompts in '
             f'their middle; {option} {length_that_keeps(examples)} keeps 99 % of both whole')
 
-def auto_length_line(
-    data,      # `TaskData` of a run
-    bound='',  # what allows no longer rows
-)->str:
-    "Say how many prompts with answers are whole in rows of the length that `--max_length auto` took"
+def auto_length_line(data, bound='')->str:
+    """Say how many prompts with answers are whole in rows of the length that `--max_length auto` took
+
+    Parameters:
+        data: `TaskData` of a run
+        bound: what allows no longer rows"""
     examples,size = _examples(data),data.max_length
     whole,wanted = sum(len(e['ids']) <= size + 1 for e in examples),length_that_keeps(examples)
     said = f'{size} tokens (--max_length auto) keep {whole:,} of {len(examples):,} prompts with their answers whole'

@@ -46,20 +46,23 @@ from ..run_summary import *
 from ..schedules import *
 
 # %% ../../../nbs/06_training/planning/07_prepare.ipynb #78d81663
-def check_output_dir(
-    output_dir, # folder of a run that is to start; None: a new one under runs/
-):
-    "Refuse a folder that holds something or cannot be written, with an `InputError`"
+def check_output_dir(output_dir):
+    """Refuse a folder that holds something or cannot be written, with an `InputError`
+
+    Parameters:
+        output_dir: folder of a run that is to start; None: a new one under runs/"""
     path = Path(output_dir or 'runs')
     if output_dir and path.is_dir() and not is_unused(path, 'env.json'):
         raise InputError(f'{path} already holds something; choose another --output_dir, or go on with --resume {path}')
     check_writable(path)
 
-def check_run(
-    o:TrainOptions, # resolved
-    given=(),       # names of the options that were given
-)->list: # sentences on options without effect that are harmless
-    "Refuse what needs neither data nor weights to be refused, with an `InputError`"
+def check_run(o:TrainOptions, given=())->list:
+    """Refuse what needs neither data nor weights to be refused, with an `InputError`
+
+    Parameters:
+        o: resolved
+        given: names of the options that were given
+    Returns: sentences on options without effect that are harmless"""
     optimizer_arguments(o.optimizer, (o.adam_beta1, o.adam_beta2), o.adam_epsilon)
     if o.lr_scheduler_type: schedules[o.lr_scheduler_type]
     for name in o.model.split('+')[1:]: find_rewrite(name)
@@ -67,10 +70,12 @@ def check_run(
     return check_effects(o, given)
 
 # %% ../../../nbs/06_training/planning/07_prepare.ipynb #99347eff
-def run_data(
-    o:TrainOptions, # resolved
-):  # `LMData`, or a `DataSketch`
-    "Load the data of a run; in a dry run, describe what only the hub has"
+def run_data(o:TrainOptions):
+    """Load the data of a run; in a dry run, describe what only the hub has
+
+    Parameters:
+        o: resolved
+    Returns: `LMData`, or a `DataSketch`"""
     unknown = o.dry_run and data_source_kind(o) != 'shards' and hub_only_parts(o)
     return sketch_data(o) if unknown else data_from_options(o)
 
@@ -79,11 +84,12 @@ _most_bytes = 100_000_000    # of a saved one
 
 def _folder_bytes(path): return sum(f.stat().st_size for f in Path(path).expanduser().rglob('*') if f.is_file())
 
-def is_only_sketched(
-    o:TrainOptions, # resolved
-    data,           # from `run_data`
-)->bool:
-    "Tell whether a dry run leaves the model unbuilt: it is large, on the hub, or its data is"
+def is_only_sketched(o:TrainOptions, data)->bool:
+    """Tell whether a dry run leaves the model unbuilt: it is large, on the hub, or its data is
+
+    Parameters:
+        o: resolved
+        data: from `run_data`"""
     if not o.dry_run: return False
     if isinstance(data, DataSketch) or o.multi_gpu or o.compile: return True
     source = weights_source(o)
@@ -91,11 +97,13 @@ def is_only_sketched(
     if source != 'random': return not is_folder(folder) or _folder_bytes(folder) > _most_bytes
     return sketch_model_facts(o, data.vocab_size, getattr(data, 'labels', None)).parameters > _most_parameters
 
-def run_model(
-    o:TrainOptions, # resolved
-    data,           # from `run_data`
-)->tuple: # the model, and its facts
-    "Build the model of a run, or sketch it in a dry run"
+def run_model(o:TrainOptions, data)->tuple:
+    """Build the model of a run, or sketch it in a dry run
+
+    Parameters:
+        o: resolved
+        data: from `run_data`
+    Returns: the model, and its facts"""
     if is_only_sketched(o, data):
         model,loading = sketch_model(o, data.vocab_size, getattr(data, 'labels', None))
         check_optimizer(o.optimizer, model)
@@ -106,12 +114,13 @@ def run_model(
     return model,model_facts(model)
 
 # %% ../../../nbs/06_training/planning/07_prepare.ipynb #e95dd47c
-def learner_from_options(
-    o:TrainOptions, # of the run
-    data,           # from `data_from_options`
-    model,          # from `model_from_options`
-)->LMLearner:
-    "Make the learner of a run, on all its ranks"
+def learner_from_options(o:TrainOptions, data, model)->LMLearner:
+    """Make the learner of a run, on all its ranks
+
+    Parameters:
+        o: of the run
+        data: from `data_from_options`
+        model: from `model_from_options`"""
     learn = lm_learner(
         model,
         data,
@@ -220,13 +229,15 @@ def _prepared(o, checkpoint, recipe, given, halved):
     plan |= measured | short_run_line(o, given)
     return TrainingJob(o, learn, steps, plan, metric, items, rows, checkpoint)
 
-def prepare_job(
-    o:TrainOptions,            # resolved
-    checkpoint:Path|None=None, # to go on from
-    recipe='',                 # where the rates come from
-    given=(),                  # options that were given, by name
-)->TrainingJob: # without its folder
-    "Decide everything before the first step; what the run would refuse is an `InputError`"
+def prepare_job(o:TrainOptions, checkpoint:Path|None=None, recipe='', given=())->TrainingJob:
+    """Decide everything before the first step; what the run would refuse is an `InputError`
+
+    Parameters:
+        o: resolved
+        checkpoint: to go on from
+        recipe: where the rates come from
+        given: options that were given, by name
+    Returns: without its folder"""
     halved = False
     while True:
         try:

@@ -26,97 +26,112 @@ def _datasets(o): # of the catalog; none where the data is the user's own
     if not o.datasets: return [asked_dataset(o)]
     return find_mixture(o.datasets, o.dataset_configs or None, o.mixture_rates or None, o.data_dir)[0]
 
-def learns_answers(
-    o, # options of a run
-)->bool:
-    "Tell whether prompts are answered in text"
+def learns_answers(o)->bool:
+    """Tell whether prompts are answered in text
+
+    Parameters:
+        o: options of a run"""
     return training_mode(o) != 'pretrain' and not has_task_head(o)
 
-def reads_pairs(
-    o, # options of a run
-)->bool:
-    "Tell whether rows are pairs: of prompt and answer, or of text and label"
+def reads_pairs(o)->bool:
+    """Tell whether rows are pairs: of prompt and answer, or of text and label
+
+    Parameters:
+        o: options of a run"""
     return has_task_head(o) or training_mode(o) != 'pretrain'
 
-def learns_texts(
-    o, # options of a run
-)->bool:
-    "Tell whether rows are running text"
+def learns_texts(o)->bool:
+    """Tell whether rows are running text
+
+    Parameters:
+        o: options of a run"""
     return training_mode(o) == 'pretrain' or bool(o.label_column)
 
-def loads_rows(
-    o, # options of a run
-)->bool:
-    "Tell whether rows are read, and not shards of tokens"
+def loads_rows(o)->bool:
+    """Tell whether rows are read, and not shards of tokens
+
+    Parameters:
+        o: options of a run"""
     return data_source_kind(o) != 'shards'
 
-def reads_folder(
-    o, # options of a run
-)->bool:
-    "Tell whether a dataset comes from a root of local rows or from the hub"
+def reads_folder(o)->bool:
+    """Tell whether a dataset comes from a root of local rows or from the hub
+
+    Parameters:
+        o: options of a run"""
     return any(d.id not in builtin_sources for d in _datasets(o))
 
-def reads_hub(
-    o, # options of a run
-)->bool:
-    "Tell whether the dataset comes from the hub itself"
+def reads_hub(o)->bool:
+    """Tell whether the dataset comes from the hub itself
+
+    Parameters:
+        o: options of a run"""
     return not o.data_path and rows_source(asked_dataset(o), o.data_dir) == 'hub'
 
-def names_columns(
-    o, # options of a run
-)->bool:
-    "Tell whether the data is not of the catalog, so that its columns can be named"
+def names_columns(o)->bool:
+    """Tell whether the data is not of the catalog, so that its columns can be named
+
+    Parameters:
+        o: options of a run"""
     return bool(o.data_path) or not (o.datasets or in_catalog(o.dataset))
 
-def reads_eval_data(
-    o, # options of a run
-)->bool:
-    "Tell whether a dataset is kept for evaluation"
+def reads_eval_data(o)->bool:
+    """Tell whether a dataset is kept for evaluation
+
+    Parameters:
+        o: options of a run"""
     return any(d.role == 'eval' for d in _datasets(o))
 
-def writes_programs(
-    o, # options of a run
-)->bool:
-    "Tell whether the answers are programs, whose score runs them"
+def writes_programs(o)->bool:
+    """Tell whether the answers are programs, whose score runs them
+
+    Parameters:
+        o: options of a run"""
     return any(d.kind == 'code' for d in _datasets(o))
 
-def has_row_length(
-    o, # options of a run
-)->bool:
-    "Tell whether the length of a row is a number, or can be found from prompts with answers in text"
+def has_row_length(o)->bool:
+    """Tell whether the length of a row is a number, or can be found from prompts with answers in text
+
+    Parameters:
+        o: options of a run"""
     return o.max_length != 'auto' or learns_answers(o) and not any(d.kind == 'vision' for d in _datasets(o))
 
-def trains_tokenizer(
-    o, # options of a run
-)->bool:
-    "Tell whether the number of tokens can be chosen"
+def trains_tokenizer(o)->bool:
+    """Tell whether the number of tokens can be chosen
+
+    Parameters:
+        o: options of a run"""
     if data_source_kind(o) == 'shards': return True # it bounds the tokens of the shards
     builder = tokenizer_builders.get(tokenizer_name(o))
     return builder is not None and 'vocab_size' in inspect.signature(builder).parameters
 
 # %% ../../../nbs/06_training/planning/05_run_facts.ipynb #a092fe1b
-def brings_weights(
-    o, # options of a run
-)->bool:
-    "Tell whether the model brings weights"
+def brings_weights(o)->bool:
+    """Tell whether the model brings weights
+
+    Parameters:
+        o: options of a run"""
     return base_name(o) not in models
 
-def has_size(
-    o, # options of a run
-)->bool:
-    "Tell whether the model is a recipe whose size can be chosen"
+def has_size(o)->bool:
+    """Tell whether the model is a recipe whose size can be chosen
+
+    Parameters:
+        o: options of a run"""
     return base_name(o) in models and not o.init
 
-def is_of_transformers(
-    o, # options of a run
-)->bool:
-    "Tell whether the model is one of transformers"
+def is_of_transformers(o)->bool:
+    """Tell whether the model is one of transformers
+
+    Parameters:
+        o: options of a run"""
     return not is_lmnotes_model(o)
 
-def has_oscillators(
-    o, # options of a run
-)->bool:
-    "Tell whether the number of oscillators changes the model"
+def has_oscillators(o)->bool:
+    """Tell whether the number of oscillators changes the model
+
+    Parameters:
+        o: options of a run"""
     if not has_size(o): return False
     with fake_tensor_mode():
         small,large = (models[base_name(o)](dim=16, n_layer=1, n_head=1, num_frequencies=n) for n in (4, 8))

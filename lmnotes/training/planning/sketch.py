@@ -54,12 +54,14 @@ def _sketch_hub(o, plan):
 
 def _of_hub(o): return bool(o.init) or not is_lmnotes_model(o)
 
-def sketch_model(
-    o:TrainOptions,           # of the run
-    vocab_size:int|None=None, # tokens of the data's tokenizer; None: unknown
-    labels=None,              # of a task head; None: unknown
-)->tuple: # model of shapes; how its weights would be loaded, or None
-    "Sketch the model the options ask for; what cannot be built or would not learn is an `InputError`"
+def sketch_model(o:TrainOptions, vocab_size:int|None=None, labels=None)->tuple:
+    """Sketch the model the options ask for; what cannot be built or would not learn is an `InputError`
+
+    Parameters:
+        o: of the run
+        vocab_size: tokens of the data's tokenizer; None: unknown
+        labels: of a task head; None: unknown
+    Returns: model of shapes; how its weights would be loaded, or None"""
     check_model_options(o)
     o = fit_parameters(o, vocab_size)
     plan = _loading(o, vocab_size, labels) if _of_hub(o) else None
@@ -72,12 +74,13 @@ def _is_pretrained(o): # whether somebody else trained the weights
     source = weights_source(o)
     return source in ('hub', 'init') or source == 'saved' and saved_model_type(base_name(o)) != 'lmnotes'
 
-def sketch_facts(
-    o:TrainOptions, # of the run
-    model,          # from `sketch_model`
-    loading=None,   # its second result
-)->ModelFacts:
-    "Describe a model that is only sketched"
+def sketch_facts(o:TrainOptions, model, loading=None)->ModelFacts:
+    """Describe a model that is only sketched
+
+    Parameters:
+        o: of the run
+        model: from `sketch_model`
+        loading: its second result"""
     n,width = trainable_share(model),getattr(model.config.get_text_config(), 'hidden_size', None)
     device = pick_device(o.device)
     attention = resolve_attention(o.attn_implementation, device, type(model), o.use_flash_attention)
@@ -85,10 +88,11 @@ def sketch_facts(
     size = loading.bytes if loading and not o.init else sum(p.nbytes for p in model.parameters())
     return ModelFacts(n['total'], n['trainable'], attention, _is_pretrained(o), width, bytes=size)
 
-def sketch_model_facts(
-    o:TrainOptions,           # of the run
-    vocab_size:int|None=None, # tokens of the data's tokenizer
-    labels=None,              # of a task head
-)->ModelFacts:
-    "Describe a model that is not built"
+def sketch_model_facts(o:TrainOptions, vocab_size:int|None=None, labels=None)->ModelFacts:
+    """Describe a model that is not built
+
+    Parameters:
+        o: of the run
+        vocab_size: tokens of the data's tokenizer
+        labels: of a task head"""
     return sketch_facts(o, *sketch_model(o, vocab_size, labels))

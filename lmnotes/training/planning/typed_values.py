@@ -28,10 +28,11 @@ def option_key(name:str)->str:
     if key not in _options: raise InputError(f"unknown option '{name}': {did_you_mean(name, _options)}")
     return key
 
-def list_items(
-    v, # text with commas or spaces, perhaps in brackets, or a list
-)->list:
-    "Split a list that was typed"
+def list_items(v)->list:
+    """Split a list that was typed
+
+    Parameters:
+        v: text with commas or spaces, perhaps in brackets, or a list"""
     return [s for s in re.split(r'[,\s]+', v.strip('[] ')) if s] if isinstance(v, str) else list(v)
 
 def _as_type(v, t): # the value as `t`; a ValueError where it is none

@@ -12,13 +12,15 @@ from ...core import InputError, format_count
 from ...models.flops_and_memory import fake_tensor_mode
 
 # %% ../../../nbs/06_training/planning/03_widths.ipynb #03edc267
-def fit_width(
-    count,       # from a shape (`dim`, and maybe `ffn_dim`) to (parameters, `ffn_dim`)
-    target:int,  # parameters wanted
-    step:int=2,  # widths must be a multiple of this: twice the heads
-    within=.02,  # relative distance from `target` that counts as equal
-)->dict: # `dim`, and `ffn_dim` where it had to be changed
-    "Find the width at which a model has `target` parameters; an `InputError` where there is none"
+def fit_width(count, target:int, step:int=2, within=.02)->dict:
+    """Find the width at which a model has `target` parameters; an `InputError` where there is none
+
+    Parameters:
+        count: from a shape (`dim`, and maybe `ffn_dim`) to (parameters, `ffn_dim`)
+        target: parameters wanted
+        step: widths must be a multiple of this: twice the heads
+        within: relative distance from `target` that counts as equal
+    Returns: `dim`, and `ffn_dim` where it had to be changed"""
     dims = range(step, 2**14+step, step)
     k = bisect_left(dims, target, key=lambda d: count(dim=d)[0])
     nearest = {dims[max(k - 1, 0)], dims[min(k, len(dims) - 1)]}
@@ -40,11 +42,13 @@ def _fitted(count, target, dim): # relative distance, and the shape
     return abs(n/target-1), shape
 
 # %% ../../../nbs/06_training/planning/03_widths.ipynb #94348112
-def matching_shape(
-    build,       # from keyword overrides to a model
-    target:int,  # parameters wanted
-)->dict: # overrides; empty where the default shape has as many
-    "Find overrides at which `build` makes a model of `target` parameters, without allocating weights"
+def matching_shape(build, target:int)->dict:
+    """Find overrides at which `build` makes a model of `target` parameters, without allocating weights
+
+    Parameters:
+        build: from keyword overrides to a model
+        target: parameters wanted
+    Returns: overrides; empty where the default shape has as many"""
     def make(**shape):
         with fake_tensor_mode():
             return build(**shape)

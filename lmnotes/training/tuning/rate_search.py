@@ -25,10 +25,11 @@ from .held_back import held_back
 # %% ../../../nbs/06_training/tuning/02_rate_search.ipynb #a257aabe
 _left_out = ('output_dir', 'resume_from_checkpoint', 'dry_run', 'multi_gpu', 'fsdp')
 
-def options_of_trials(
-    options:dict, # of train
-)->TrainOptions:
-    "Resolve the options of a run for trials, under a seed of their own"
+def options_of_trials(options:dict)->TrainOptions:
+    """Resolve the options of a run for trials, under a seed of their own
+
+    Parameters:
+        options: of train"""
     given = {k: v for k,v in options.items() if k not in _left_out}
     o = check_options(options_from(TrainOptions, **given), given)
     if training_mode(o) == 'rl': raise InputError('trials are of runs on text, answers or labels; in --mode rl give '
@@ -36,11 +37,12 @@ def options_of_trials(
     o = resolve_options(o, given)[0]
     return replace(o, seed=seed_for('tuning', o.seed) % 2**31)
 
-def steps_of_trials(
-    o:TrainOptions, # from `options_of_trials`
-    data,           # of the trials
-)->int:
-    "Count the optimizer steps of a trial"
+def steps_of_trials(o:TrainOptions, data)->int:
+    """Count the optimizer steps of a trial
+
+    Parameters:
+        o: from `options_of_trials`
+        data: of the trials"""
     if not o.budget and not o.max_seconds: return optimizer_steps(o, data)
     model = model_from_options(o, data.vocab_size, data)
     if not (seconds := asked_seconds(o)): return steps_of_budget(o, data, model)
@@ -68,15 +70,18 @@ def _at_edge(values, best): # of numbers, where there are sides to a middle
     numbers = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
     return len(numbers) == len(values) > 2 and best in (min(values), max(values))
 
-def search_rate(
-    options:dict,     # of train, without a learning rate
-    trials=5,         # learning rates for each value: how many, odd, around the rule's; or a list of them
-    option=None,      # one more option to search, such as 'weight_decay'
-    values=(),        # its values
-    share:float=.1,   # of the training data held back
-    windows:int=128,  # rows of it that are scored
-)->dict: # options (name -> best value), values and losses (of the rate), best, edge, edges (names), steps, trials
-    "Search the learning rate of a run, and perhaps one more option, by equal trials; a `RunError` where all broke off"
+def search_rate(options:dict, trials=5, option=None, values=(), share:float=.1, windows:int=128)->dict:
+    """Search the learning rate of a run, and perhaps one more option, by equal trials; a `RunError` where all broke off
+
+    Parameters:
+        options: of train, without a learning rate
+        trials: learning rates for each value: how many, odd, around the rule's; or a list of them
+        option: one more option to search, such as 'weight_decay'
+        values: its values
+        share: of the training data held back
+        windows: rows of it that are scored
+    Returns: options (name -> best value), values and losses (of the rate), best, edge, edges (names), steps,
+        trials"""
     _check_search(options, option, values)
     found,steps = [],0
     for v in values if option else (None,):
@@ -94,10 +99,11 @@ def search_rate(
                 edge='learning_rate' in edges, edges=edges, steps=steps, trials=found)
 
 # %% ../../../nbs/06_training/tuning/02_rate_search.ipynb #9799a237
-def search_line(
-    t:dict, # from `search_rate`
-)->str:
-    "Describe the outcome of a search"
+def search_line(t:dict)->str:
+    """Describe the outcome of a search
+
+    Parameters:
+        t: from `search_rate`"""
     best = ', '.join(f'{k} {v:.2g}' if isinstance(v, float) else f'{k} {v}' for k,v in t['options'].items())
     edge = f"; {' and '.join(t['edges'])} at the edge of the grid: a better value may lie beyond" if t['edges'] else ''
     return f"{best} of {len(t['trials'])} trials of {t['steps']} steps{edge}".replace('learning_rate', 'learning rate')
