@@ -12,10 +12,10 @@ from lmnotes.files import append_jsonl, write_json
 from lmnotes.reports.comparison_report import write_report
 from lmnotes.reports.document import Document, Section, as_html, as_md, as_tex
 from lmnotes.reports.example_data import example_comparison
+from lmnotes.reports.formatting import summarize_cells
 from lmnotes.reports.model_card import model_card
 from lmnotes.reports.parts import BulletList, Callout, GeneratedTexts, Table
 from lmnotes.reports.run_report import read_runs, runs_document
-from lmnotes.reports.summaries import summarize_cells
 
 class Page(HTMLParser):
     void = {'meta', 'br', 'link', 'img', 'input', 'hr'}

@@ -11,7 +11,6 @@ import numpy as np
 
 from ..core import *
 from .formatting import *
-from .summaries import *
 from .svg import *
 
 # %% ../../nbs/09_reports/05_charts.ipynb #768cf35e

@@ -18,7 +18,6 @@ from .formatting import *
 from .outcome_tables import *
 from .parts import *
 from .sentences import *
-from .summaries import *
 from .svg import *
 
 # %% ../../nbs/09_reports/08_comparison_report.ipynb #958b69af

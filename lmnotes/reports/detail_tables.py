@@ -16,7 +16,6 @@ from .difference_charts import cost_label, cost_rows
 from .formatting import *
 from .outcome_tables import *
 from .parts import *
-from .summaries import *
 
 # %% ../../nbs/09_reports/07_detail_tables.ipynb #80674341
 def _trial_rows(t): # of one arm: rate, loss, and a note where it was chosen

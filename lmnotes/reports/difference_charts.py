@@ -11,7 +11,6 @@ import numpy as np
 from ..core import *
 from .charts import *
 from .formatting import *
-from .summaries import *
 from .svg import *
 
 # %% ../../nbs/09_reports/06_difference_charts.ipynb #7f661d08

@@ -14,7 +14,6 @@ from ..core import *
 from .difference_charts import effect_label
 from .formatting import *
 from .parts import *
-from .summaries import *
 
 # %% ../../nbs/09_reports/06_outcome_tables.ipynb #e411ccd4
 def tainted_lines(r:dict)->list:

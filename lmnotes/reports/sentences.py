@@ -13,7 +13,6 @@ from ..comparison.statistics.further_seeds import can_be_seen, seeds_to_detect
 from ..comparison.statistics.verdicts import verdict_word
 from ..core import *
 from .formatting import *
-from .summaries import *
 
 # %% ../../nbs/09_reports/00_sentences.ipynb #252acc2d
 def _count(n, word): return f"{n}\u00a0{word}{'' if n == 1 else 's'}" # a no-break space between number and word

@@ -15,7 +15,6 @@ from ..comparison.statistics.verdicts import verdict_word
 from ..core import *
 from .formatting import *
 from .sentences import *
-from .summaries import *
 
 # %% ../../nbs/09_reports/04_terminal_tables.ipynb #c8186cb5
 _columns = ('arm', 'score', '± sd', 'diff', 'low', 'high', 'detects', 'verdict')
