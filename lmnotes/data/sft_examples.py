@@ -18,6 +18,7 @@ from .dataset_splits import *
 from .rows.conversations import *
 from .rows.prompt_templates import *
 from .rows.row_encoding import *
+from .rows.special_tokens import *
 from .sources.files import *
 from .sources.row_layout import *
 from .sources.user_files import *
