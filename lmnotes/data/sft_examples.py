@@ -37,6 +37,10 @@ def row_messages(ds:Dataset, row)->list:
     turns = [('user', ds.prompt(row)), ('assistant', ds.target(row))]
     return [dict(role=role, content=text.strip()) for role,text in turns]
 
+def _answered(ds, row): # messages at the end of which turns are learnt; None: of all
+    reader = None if hasattr(ds, 'templated') else getattr(ds, 'reader', None)
+    return reader and reader.answered_turns(row)
+
 def encode_rows(ds:Dataset, rows, tokenizer, template:str=None, chat:bool=False, train_on:str='all',
         system_prompt:str=None, two_texts:bool=False)->list:
     """Encode rows of a dataset as examples
@@ -54,8 +58,8 @@ def encode_rows(ds:Dataset, rows, tokenizer, template:str=None, chat:bool=False,
     if template: ds = with_template(ds, template)
     if chat:
         if two_texts: train_on = 'last' # what is asked, and what answers it
-        talks = (add_system_prompt(row_messages(ds, r), system_prompt) for r in rows)
-        return [chat_example(tokenizer, messages, train_on) for messages in talks]
+        talks = [(add_system_prompt(row_messages(ds, r), system_prompt), _answered(ds, r)) for r in rows]
+        return [chat_example(tokenizer, messages, train_on, answered) for messages,answered in talks]
     encode = encode_two_texts if two_texts else encode_examples
     prompts = marked_prompts(ds, rows, tokenizer)
     return encode(tokenizer, prompts, [ds.target(r) for r in rows], marked=any(map(has_marks, prompts)))

@@ -148,7 +148,7 @@ def spread_tokens(source:StreamSource, tokenizer, n:int, places:int=16, **order)
         rows = source.rows(f, g)
         for r in np.random.Generator(np.random.PCG64(seed_for('held out', f, g))).permutation(len(rows)):
             if have >= enough: break
-            if not stream.is_wanted(rows[r]): continue
+            if not stream.is_wanted(rows[r], f, [g]): continue
             found += encode_separately(tokenizer, [stream.text(rows[r])])
             have += len(found[-1])
     return np.concatenate(found)[:n] if found else np.zeros(0, np.int32)
