@@ -127,7 +127,8 @@ def through_last_answer(turns:list, column:str)->list:
         raise InputError(f"column '{column}' has no 'assistant' turn to learn: {turns[-1]['content'][:40]!r} ends it")
     for i,t in enumerate(turns, 1):
         if t['role'] == 'assistant' and not t['content'].strip():
-            raise InputError(f"turn {i} of column '{column}' is an empty 'assistant' turn; give it text or drop the row")
+            raise InputError(f"turn {i} of column '{column}' is an empty 'assistant' turn; "
+                             'give it text or drop the row')
     return turns[:last + 1]
 
 def write_turns(turns:list)->str:
