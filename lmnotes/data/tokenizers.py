@@ -190,7 +190,7 @@ def _unigram_vocab(model:bytes)->list: # (piece, log probability)
 def sentencepiece_tokenizer(texts, vocab_size:int=None)->PreTrainedTokenizerFast:
     """Train a unigram model of pieces on the training text, with bytes for what it does not know (Kudo 2018)
 
-    One thread trains it: with two the sums are rounded otherwise, and the pieces differ.
+    One thread trains it: with two the pieces differ.
 
     Parameters:
         texts: training documents
