@@ -1,4 +1,5 @@
 "What several files of tests use, and what the tests measured, printed when they are done"
+import gc
 import subprocess
 
 import pytest
@@ -9,6 +10,9 @@ scoring trust'''.split() # files that take minutes begin first, so that none is 
 def pytest_collection_modifyitems(items):
     place = {f'test_{name}': i for i,name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+def pytest_collection_finish():
+    gc.freeze() # what the files of tests import stays, and looking for garbage in it is a tenth of a training run
 
 @pytest.fixture
 def forked_workers(monkeypatch):

@@ -6,6 +6,7 @@ an import reads there is one server. A command of another kind, and any command 
 as usual. What is imported, and when, is therefore not to be tested with this module."""
 import array
 import atexit
+import gc
 import importlib
 import json
 import os
@@ -194,6 +195,7 @@ def serve(address):
     "Fork a process for each connection until standard input ends; returns in each fork, with what it is to run"
     for name in MODULES: importlib.import_module(name)
     if threading.active_count() > 1: sys.exit(f'a thread would be lost: {threading.enumerate()}')
+    gc.freeze() # what is imported stays: no fork looks through it again, nor copies its pages
     listener,children = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM),{}
     listener.bind(f'\0{address}')
     listener.listen(64)

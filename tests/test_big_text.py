@@ -1,10 +1,13 @@
 "A text from 16 MB on: its tokens come from a file, equal to the bit, in little memory"
 import json
+import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
+from forked import Popen
 
 from lmnotes.data import load as loading
 from lmnotes.data.load import load_data
@@ -58,3 +61,40 @@ def test_three_bytes_of_memory_for_a_byte_of_text(big, tmp_path):
     found = json.loads(run.stdout)
     assert sum(found['n']) == big.stat().st_size + 2
     assert found['took'] <= 3*big.stat().st_size + 2**25, f"{found['took']/big.stat().st_size:.1f} bytes a byte"
+
+TWICE = '''
+import sys, time
+from lmnotes.data.token_cache import token_cache
+made,make = [],token_cache._make_tokens
+def slow(*args):
+    made.append(1)
+    time.sleep(1) # the other process comes in meanwhile
+    return make(*args)
+token_cache._make_tokens = slow
+kept = token_cache.kept_tokens(sys.argv[1])
+print(len(made), kept.facts.fingerprint, int(kept.train[:1000].long().sum()))
+'''
+
+def test_of_two_processes_one_makes_the_tokens_and_both_read_them(tmp_path):
+    path = tmp_path/'text.txt'
+    path.write_text(LINES, encoding='utf-8')
+    env = {**os.environ, 'XDG_CACHE_HOME': str(tmp_path/'cache')}
+    both = [Popen([sys.executable, '-c', TWICE, str(path)], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                  text=True) for _ in range(2)]
+    said = [p.communicate(timeout=120) for p in both]
+    assert [p.returncode for p in both] == [0, 0], said
+    (a,*ours),(b,*theirs) = (out.split() for out,_ in said)
+    assert sorted([a, b]) == ['0', '1'] and ours == theirs
+    assert sum('are kept in' in err for _,err in said) == 1
+
+def test_a_second_start_reads_neither_text_nor_tokens(big, monkeypatch):
+    first = load_data(data_path=big, device='cpu')
+    old = time.time() - 60
+    os.utime(big, (old, old))
+    later = time.time_ns() + 3*10**9
+    monkeypatch.setattr('time.time_ns', lambda: later) # the file is no longer of now
+    load_data(data_path=big, device='cpu')
+    loading._kept_tokens.cache_clear()
+    monkeypatch.setattr('hashlib.file_digest', None)
+    monkeypatch.setattr('zlib.crc32', None)
+    assert load_data(data_path=big, device='cpu').fingerprint == first.fingerprint

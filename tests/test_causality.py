@@ -8,10 +8,12 @@ import torch.nn.functional as F
 from lmnotes.core import InputError, RunError
 from lmnotes.data.tokenizers import byte_tokenizer
 from lmnotes.evaluation.task_suite import evaluate_tasks
+from lmnotes.models.attention import attentions
 from lmnotes.models.build import build_model, models
 from lmnotes.models.causality import causal_leakage, causality_findings, check_causal
 from lmnotes.models.conformance import conformance_models
 from lmnotes.models.decoder import LM
+from lmnotes.models.model_readings import ModelReader
 from lmnotes.models.planted_leaks import border_leak, planted_leaks
 
 SOUND = [n for n in conformance_models() if n not in ('encoder', 'tiny:bert')]
@@ -26,10 +28,14 @@ def first_fault(model, **kwargs): return next((f for f in causality_findings(mod
 
 # ---- what leaks is refused
 
+@pytest.fixture(scope='module')
+def _sound_draw(): # of the model that the leaks are planted in
+    return check_causal(build_model('standard', 'tiny', 64, n_layer=2), drawn=True)
+
 @pytest.mark.parametrize('name', planted_leaks.names())
-def test_a_planted_leak_is_refused(name):
+def test_a_planted_leak_is_refused(name, _sound_draw):
     with pytest.raises(RunError, match=r'future|rows of its batch|labels|how much text|cache'):
-        check_causal(planted_leaks[name](), name)
+        check_causal(planted_leaks[name](), name, drawn=True)
 
 def test_the_leaks_of_the_issue_and_ten_more_are_planted():
     assert set(OF_THE_ISSUE) < set(planted_leaks.names()) and len(planted_leaks) >= len(OF_THE_ISSUE) + 10
@@ -110,6 +116,24 @@ def test_a_model_that_changes_is_read_again():
     assert check_causal(model, length=16) == 0
     model.config.causal = False
     with pytest.raises(RunError, match='sees the future'): check_causal(model, length=16)
+
+def test_a_second_draw_of_the_same_code_is_not_read_again(monkeypatch):
+    draw = lambda n_layer=1: build_model('standard', 'tiny', 31, n_layer=n_layer)
+    leak,read,logits = check_causal(draw(), length=16, drawn=True),[],ModelReader.logits
+    monkeypatch.setattr(ModelReader, 'logits', lambda self, *args: read.append(self) or logits(self, *args))
+    assert check_causal(draw(), length=16, drawn=True) == leak and not read
+    for model,options in [(draw(), {}), (draw(), dict(drawn=True, seed=1)), (draw(2), dict(drawn=True)),
+                          (draw().double(), dict(drawn=True))]:
+        read.clear()
+        check_causal(model, **dict(length=16) | options)
+        assert read
+
+def test_code_that_was_replaced_is_read_again(monkeypatch):
+    draw = lambda: build_model('standard', 'tiny', 31, n_layer=1)
+    assert check_causal(draw(), length=16, drawn=True) == 0
+    plain = attentions['sdpa']
+    monkeypatch.setitem(attentions, 'sdpa', lambda q, k, v, mask, causal: plain(q, k, v + v.roll(-1, 2), mask, causal))
+    with pytest.raises(RunError, match='sees the future'): check_causal(draw(), length=16, drawn=True)
 
 def test_an_encoder_leaks(): assert causal_leakage(build_model('encoder', 'tiny', 31), length=16, noise=0) > 1e-4
 

@@ -142,6 +142,14 @@ def test_answers_without_anything_heavy(code):
     done = light(code)
     assert done.returncode == 0, done.stderr
 
+@pytest.mark.parametrize('module', ['app.models_command', 'models.generation', 'models.causality', 'data.tokenizers'])
+def test_what_trains_nothing_imports_no_library_of_training(module):
+    code = f"""import sys, lmnotes.{module}
+found = {{'fastai', 'pandas', 'matplotlib', 'sklearn', 'datasets', 'peft'}} & set(sys.modules)
+assert 'lmnotes.{module}' in sys.modules and not found, found"""
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
 def test_optional_packages_are_imported_where_they_are_used():
     for f in PACKAGE.rglob('*.py'):
         if f.parent.name == 'compiled': continue # a folder that the kernel registry enters where numba is installed

@@ -14,11 +14,11 @@ from lmnotes.core import InputError
 from lmnotes.data.bin_packing import one_per_row, pack_sequences
 from lmnotes.data.catalog import Dataset
 from lmnotes.data.load import load_data
-from lmnotes.data.rows.conversations import chat_example
+from lmnotes.data.rows.conversations import add_system_prompt, chat_example
 from lmnotes.data.rows.row_encoding import answer_start, encode_example, encode_pairs, encode_prompt
 from lmnotes.data.seq2seq import pair_loader
 from lmnotes.data.sequence_packing import PackedDataset, PackedLoader
-from lmnotes.data.sft_examples import encode_rows
+from lmnotes.data.sft_examples import encode_rows, load_user_pairs
 from lmnotes.data.token_encoding import decode_documents, encode_documents
 from lmnotes.data.tokenizers import get_tokenizer
 from lmnotes.evaluation import eval_model
@@ -230,6 +230,23 @@ def test_chat(tok, template, monkeypatch):
     made = tok.apply_chat_template(talk, return_dict=True, return_assistant_tokens_mask=True)
     if template is MARKS: assert chat_example(tok, talk)['loss'].tolist() == [bool(m) for m in made['assistant_masks']]
 
+@pytest.mark.parametrize('template', [MARKS, PLAIN], ids=['marks', 'no marks'])
+def test_assistant_turns_of_a_prompt_are_not_learnt(template, tmp_path):
+    tok = get_tokenizer('bytes')
+    tok.chat_template = template
+    talk = [dict(role='user', content='2+2?'), dict(role='assistant', content='4'), dict(role='user', content='3+3?')]
+    row = dict(prompt=talk, completion=[dict(role='assistant', content='6')])
+    (tmp_path/'trl.jsonl').write_text(json.dumps(row), encoding='utf-8')
+    (tmp_path/'turns.jsonl').write_text(json.dumps(dict(messages=talk + row['completion'])), encoding='utf-8')
+    said = {}
+    for name in ('trl', 'turns'):
+        ds,rows = load_user_pairs(tmp_path/f'{name}.jsonl')
+        e, = encode_rows(ds, rows['train'], tok, chat=True, system_prompt='Hm.')
+        said[name] = tok.decode(e['ids'][e['loss']])
+        assert e['ids'].tolist() == tok.apply_chat_template(add_system_prompt(ds.messages(rows['train'][0]), 'Hm.'),
+                                                            return_dict=False)
+    assert said['trl'].split() == ['6<eos>'] and said['turns'].replace('<eos>', ' ').split() == ['4', '6']
+
 # ---- the test can fail: what was done before
 
 def test_two_sides_encoded_apart_are_other_ids():
@@ -269,9 +286,7 @@ def test_a_token_across_the_border_is_learnt_and_its_letters_are_no_answer(monke
     monkeypatch.setattr(generation_eval, 'max_positions', lambda model: 64)
     assert generate_answers(model, t, [r, r]) == ['4', '4']
 
-def test_special_tokens_of_a_template_are_ids_and_those_of_the_data_are_text(tok, request):
-    if type(tok.backend_tokenizer.model).__name__ == 'Unigram':
-        request.applymarker(pytest.mark.xfail(strict=True, reason='a Unigram vocabulary has `</s>` as a piece of text'))
+def test_special_tokens_of_a_template_are_ids_and_those_of_the_data_are_text(tok):
     eos = tok.eos_token
     e, = encode_rows(DS, [dict(p='Answer:', t=f' Paris{eos}')], tok, template=f'{eos}{{prompt}}{eos}')
     n = sum(i == tok.eos_token_id for i in whole(tok, 'Answer: Paris'))

@@ -16,6 +16,7 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 import torch
+from forked import run as run_forked
 
 from lmnotes.core import InputError, RunError, set_seed
 from lmnotes.data.catalog import find_dataset
@@ -42,6 +43,8 @@ needs_real = pytest.mark.skipif(
     reason=f'no sample of the real datasets at {real}; set LMNOTES_DATA_DIR',
 )
 sha,soon = 'a'*40,RetryPolicy(timeout=.5, tries=3, wait=.02)
+
+def commit_of(revision): return 'c'*40 if revision == parquet_revision else sha
 N = 100_000
 
 def parquet(rows, group=1000, labels=None):
@@ -87,7 +90,7 @@ class Hub(BaseHTTPRequestHandler):
         if path.startswith('/api/'): return self.api(path)
         id,_,rest = path.removeprefix('/datasets/').partition('/resolve/')
         for (i,rev),files in self.sets.items():
-            for r in (rev, sha):
+            for r in (rev, commit_of(rev)):
                 if i == id and rest.startswith(r + '/') and rest[len(r)+1:] in files:
                     return self.data(files[rest[len(r)+1:]])
         self.say(404, X_Error_Code='EntryNotFound')
@@ -102,15 +105,14 @@ class Hub(BaseHTTPRequestHandler):
         kind,_,rev = tail.partition('/')
         have = {r: f for (i,r),f in self.sets.items() if i == id}
         if not have: return self.say(404, X_Error_Code='RepoNotFound')
+        named = {n: r for r in have for n in (commit_of(r), r)}
         under = ''
         if kind == 'tree':
-            whole, rev = (
-                rev,
-                next((r for r in [*have, sha] if rev == r or rev.startswith(r + '/')), rev),
-            )
+            whole,rev = rev,next((n for n in named if rev == n or rev.startswith(n + '/')), rev)
             under = whole.removeprefix(rev).strip('/') + '/' if whole != rev else ''
-        files = have.get(rev or 'main', have.get('main') if rev == sha else None)
-        if files is None: return self.say(404, X_Error_Code='RevisionNotFound')
+        revision = named.get(rev or 'main')
+        if revision is None: return self.say(404, X_Error_Code='RevisionNotFound')
+        files = have[revision]
         entries = [
             dict(type='file', path=p, size=len(b), oid='b' * 40)
             for p, b in files.items()
@@ -135,7 +137,7 @@ class Hub(BaseHTTPRequestHandler):
                 dict(
                     _id='1',
                     id=id,
-                    sha=sha,
+                    sha=commit_of(revision),
                     private=False,
                     gated=False,
                     disabled=False,
@@ -199,6 +201,10 @@ def endpoint():
                     labels=dict(label=['no', 'yes']),
                 ),
                 'README.md': b'# own\n',
+            },
+            ('own/quiz', 'main'): {
+                f'data/{s}-00000-of-00001.parquet': parquet([dict(q=f'{s} {i}+1?', a=str(i + 1)) for i in range(60)])
+                for s in ('train', 'validation')
             },
         }
     )
@@ -433,6 +439,38 @@ def test_a_script_is_read_from_its_parquet_branch(hub, endpoint, tmp_path):
         "{'train': [{'text': 'two'}]}\nInputError 'old/script' has no configuration 'tow' on "
         "the hub: did you mean 'two'?\n"
     ), (out.stdout, out.stderr[-3000:])
+
+def test_rows_of_any_hub_dataset_are_trained_on_and_their_commit_is_kept(hub, endpoint, tmp_path):
+    "The whole road of the command, of a dataset that the catalog does not know"
+    pytest.importorskip('datasets')
+    env = {**os.environ, 'HF_ENDPOINT': endpoint, 'HF_HOME': str(tmp_path/'home'), 'HF_HUB_DISABLE_XET': '1',
+           'HF_HUB_OFFLINE': '0', 'HF_DATASETS_OFFLINE': '0', 'OMP_NUM_THREADS': '1'}
+    words = '-m lmnotes train --dataset own/quiz --prompt_column q --target_column a --max_steps 2 --batch_size 2'
+    words += ' --max_length 32 --device cpu --output_dir'
+    out = run_forked([sys.executable, *words.split(), str(tmp_path/'run')], env=env, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr[-2000:]
+    args = json.loads((tmp_path/'run/args.json').read_text())
+    form = json.loads((tmp_path/'run/final/prompts.json').read_text())
+    assert (args['data']['mode'], args['data']['commit']) == ('sft', sha)
+    assert (form['dataset'], form['prompt_column'], form['columns']) == ('own/quiz', 'q', ['q', 'a'])
+    wrong = [*words.replace('_column q', '_column qq').split(), str(tmp_path/'other')]
+    out = run_forked([sys.executable, *wrong], env=env, capture_output=True, text=True)
+    assert out.returncode == 2 and "'own/quiz' has no column 'qq' (--prompt_column)" in out.stderr.splitlines()[-1]
+
+def test_a_stream_keeps_the_commit_that_it_reads(hub):
+    words = dict(max_length=32, bs=2, valid_chunks=1, tokens_per_chunk=256, patience=soon, device='cpu')
+    data = stream_data('own/quiz', text_column='q', **words)
+    assert data.spec['commit'] == sha and f'commit {sha}' in ' '.join(data.notes)
+    id = 'Skylion007/openwebtext'
+    hub.sets[id, parquet_revision] = hub.sets[id.lower(), parquet_revision]
+    try:
+        data = stream_data('openwebtext', **words)
+    finally:
+        del hub.sets[id, parquet_revision]
+    assert data.spec['commit'] == 'c'*40 # of its parquet branch
+    assert all(f"/resolve/{'c'*40}/" in f['url'] for f in data.train.dataset.files)
+    assert stream_data('prose', **words).spec['commit'] is None
+    with pytest.raises(InputError, match='revision/v1'): stream_data('own/quiz', revision='v1', **words)
 
 # ---- a learner fed by a stream
 

@@ -1,5 +1,6 @@
 "Run the notebooks, each in a process of its own, so that what one defines or leaves behind cannot reach the next"
 import argparse
+import gc
 import importlib
 import multiprocessing as mp
 import os
@@ -27,6 +28,7 @@ def preload():
         'IPython.core.display',
     ):
         importlib.import_module(name)
+    gc.freeze() # no page looks for garbage in it
 
 def run(nb):
     config = get_config()

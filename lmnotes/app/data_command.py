@@ -193,7 +193,10 @@ def split_action(o, name):
     held_out = f"{done['train']} rows to train on, {done['validation']} held out, by {done['by']}"
     print(f"{held_out}; {done['copies_left_out']} copies left out\n{o.output_path}")
 
-_TOKENIZE = 'dataset dataset_config data_dir output_path tokenizer vocab_size max_length limit allow_eval_data'.split()
+_TOKENIZE = (
+    'dataset', 'dataset_config', 'dataset_revision', *_COLUMNS[:3], 'data_dir', 'output_path', 'tokenizer',
+    'vocab_size', 'max_length', 'limit', 'allow_eval_data',
+)
 
 @data_action('tokenize', *_TOKENIZE)
 def tokenize_action(o, name):
@@ -205,7 +208,9 @@ def tokenize_action(o, name):
     same = {k: getattr(o, k) for k in ('data_dir', 'vocab_size', 'limit', 'allow_eval_data')}
     dataset,path = required(o, 'dataset'),required(o, 'output_path')
     check_new_folder(path)
-    made = tokenize_dataset(dataset, path, o.tokenizer, o.max_length, config=o.dataset_config, **same)
+    same |= dict(config=o.dataset_config, revision=o.dataset_revision)
+    columns = DatasetColumns(*(getattr(o, c) for c in _COLUMNS[:3])) or None
+    made = tokenize_dataset(dataset, path, o.tokenizer, o.max_length, columns=columns, **same)
     for split_name,d in made['splits'].items():
         rows = f"{split_name}: {d['documents']} documents, {d['rows']} rows of {made['length']}"
         print(f"{rows}, {format_count(d['tokens'])} tokens; {d['left_out']} tokens at the end fill no row")

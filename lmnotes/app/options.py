@@ -251,7 +251,7 @@ command('bench', BenchOptions, 'lmnotes.app.run_commands:bench_command')
 command('evaluate', EvaluateOptions, 'lmnotes.app.model_commands:evaluate_command')
 command('generate', GenerateOptions, 'lmnotes.app.generate_command:generate_command')
 command('pack', PackOptions, 'lmnotes.app.model_commands:pack_command')
-command('models', ModelsOptions, 'lmnotes.app.model_commands:models_command')
+command('models', ModelsOptions, 'lmnotes.app.models_command:models_command')
 command('data', DataOptions, 'lmnotes.app.data_command:data_command')
 command('doctor', DoctorOptions, 'lmnotes.app.doctor:doctor_command')
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['experiment_keys', 'Arm', 'check_fair', 'make_arm', 'folder_name', 'listed', 'model_arms', 'parse_arm',
-           'parse_factors', 'factorial_arms', 'read_experiment', 'arm_table', 'check_arms']
+           'parse_factors', 'factorial_arms', 'parse_seeds', 'read_experiment', 'arm_table', 'check_arms']
 
 # %% ../../nbs/08_comparison/01_arms.ipynb #87e731aa
 import re
@@ -141,6 +141,23 @@ def factorial_arms(factors:dict)->list:
         factors: option -> levels; the first of each is the baseline's"""
     cells = [dict(zip(factors, levels)) for levels in product(*factors.values())]
     return [make_arm(' '.join(_level_name(k, v) for k,v in c.items()), c) for c in cells]
+
+# %% ../../nbs/08_comparison/01_arms.ipynb #465fade3
+def parse_seeds(seeds)->tuple:
+    """Parse how many seeds a comparison has; an `InputError` where it has none
+
+    Parameters:
+        seeds: a number, a range such as '3..12', or a list
+    Returns: the seeds it begins with; how many at most"""
+    if isinstance(seeds, (list, tuple, range)):
+        out = [int(s) for s in seeds]
+        if not out or len(set(out)) < len(out): raise InputError(f'seeds {out}: give different numbers, at least one')
+        return out,len(out)
+    found = re.fullmatch(r'(\d+)(?:\.\.(\d+))?', str(seeds).strip())
+    least,most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if least < 1 or most < least:
+        raise InputError(f'--seeds must be such as 3 or 3..12, not {seeds}; 3 or more are needed for a verdict worth having')
+    return list(range(least)),most
 
 # %% ../../nbs/08_comparison/01_arms.ipynb #c95b2742
 experiment_keys = '''question base arms vary models datasets stages metric margin seeds budget eval_datasets tasks

@@ -118,13 +118,13 @@ def _run_looks(c, plan, run): # add seeds while the verdict is open
         if n == plan.most or not is_open(plan, c.result): return
         run.say(f"open     {n} seeds: {', '.join(f'{k} {v}' for k,v in words.items())}; adding a seed")
 
-# %% ../../nbs/08_comparison/08_comparison.ipynb #c9a81d36
+# %% ../../nbs/08_comparison/08_comparison.ipynb #0f30b780
 def _tune_arms(plan:Plan, say): # equal trials for each arm: the plan with the rates found; dataset -> arm -> trials
     out,rates = {},{}
     for ds in plan.datasets:
         for a in plan.arms:
             if not a.trained: continue
-            options = run_options(stages_of(plan, a.name, ds)[0] | dict(seed=plan.seeds[0]))
+            options = options_with_effect(stages_of(plan, a.name, ds)[0] | dict(seed=plan.seeds[0]))
             same = next((b for b in out.get(ds, {}) if stages_of(plan, b, ds)[0] == stages_of(plan, a.name, ds)[0]), None)
             option,values = next(iter(plan.tune_option.items()), (None, ()))
             t = out[ds][same] if same else search_rate(options, plan.tune, option, values)
@@ -147,7 +147,7 @@ def _measure_controls(c:Comparison, plan:Plan): # floors and compressors on the 
 
 def _measure_costs(c, plan, run):
     ds = next(iter(plan.datasets))
-    options = {a.name: run_options(stages_of(plan, a.name, ds)[-1] | dict(seed=plan.seeds[0])) for a in plan.arms if a.trained}
+    options = {a.name: options_with_effect(stages_of(plan, a.name, ds)[-1] | dict(seed=plan.seeds[0])) for a in plan.arms if a.trained}
     finals = {x['arm']: c.path/x['run']/'final' for x in c.cells if x['status'] == 'done' and x['dataset'] == ds}
     c.result['measures'],missing = measure_costs(options, finals, 3 if plan.test else 5, {a.name: a.after for a in plan.arms})
     c.result['cost_ratios'] = cost_ratios(c.result['measures'], plan.baseline.name)

@@ -94,10 +94,10 @@ def _parsed_docstrings(sources)->list: # a text for each source; three seconds o
 
 def _read_kept(path, n): # n texts; None: there are none, or others
     try:
-        kept = read_json(path)
+        kept = read_json(path, list)
     except (OSError, ValueError):
         return None
-    return kept if isinstance(kept, list) and len(kept) == n and all(isinstance(t, str) for t in kept) else None
+    return kept if len(kept) == n and all(isinstance(t, str) for t in kept) else None
 
 def _docstrings()->list: # of the library's files, kept under the hash of their sources
     sources = [s for _,s in standard_library_files() if '"""' in s or "'''" in s]

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from ..core import *
+from .rows.special_tokens import *
 from .token_cache.long_encoding import *
 from .token_cache.preparation import *
 from .tokenizers import *
@@ -52,17 +53,11 @@ def _encode_chars(tok, texts):
     return np.insert(table[codes], ends, tok.eos_token_id)
 
 def _encode_any(tok, texts, size=1024)->list: # an array for each document; `size`: documents in a call
-    rust,eos = tok.backend_tokenizer,tok.eos_token_id
-    old,rust.encode_special_tokens = rust.encode_special_tokens,True
-    rust.no_truncation() # a tokenizer.json may bring both
-    rust.no_padding()
-    try:
-        chunks = ([to_utf8(t) for t in texts[i:i+size]] for i in range(0, len(texts), size))
-        with tokenizer_threads():
-            encoded = (e.ids for chunk in chunks for e in rust.encode_batch_fast(chunk, add_special_tokens=True))
-            return [np.array(ids if ids and ids[-1] == eos else [*ids, eos], np.int32) for ids in encoded]
-    finally:
-        rust.encode_special_tokens = old
+    eos = tok.eos_token_id
+    chunks = ([to_utf8(t) for t in texts[i:i+size]] for i in range(0, len(texts), size))
+    with text_backend(tok) as rust, tokenizer_threads():
+        encoded = (e.ids for chunk in chunks for e in rust.encode_batch_fast(chunk, add_special_tokens=True))
+        return [np.array(ids if ids and ids[-1] == eos else [*ids, eos], np.int32) for ids in encoded]
 
 def _fast_kind(tok)->str|None: # 'bytes' or 'chars' where a copy or a table encodes
     kind = tokenizer_kind(tok)
@@ -179,15 +174,12 @@ def _unknown_bytes(tok, texts)->list: # of each unknown token of documents, in o
     if tokenizer_kind(tok) == 'chars':
         known = set(tok.get_vocab())
         return [len(c.encode()) for t in texts for c in to_utf8(t) if c not in known]
-    rust,out = tok.backend_tokenizer,[]
-    old,rust.encode_special_tokens = rust.encode_special_tokens,True
-    try:
+    out = []
+    with text_backend(tok) as rust:
         for t in map(to_utf8, texts):
             e = rust.encode(t, add_special_tokens=False)
             spans = ((a, b) for i,(a,b) in zip(e.ids, e.offsets) if i == tok.unk_token_id)
             out += [len(t[a:b].encode()) for a,b in spans]
-    finally:
-        rust.encode_special_tokens = old
     return out
 
 def _is_changed(tok, texts, ids, ends)->bool: # whether most of the first documents do not come back

@@ -190,6 +190,8 @@ def _unigram_vocab(model:bytes)->list: # (piece, log probability)
 def sentencepiece_tokenizer(texts, vocab_size:int=None)->PreTrainedTokenizerFast:
     """Train a unigram model of pieces on the training text, with bytes for what it does not know (Kudo 2018)
 
+    One thread trains it: with two the pieces differ.
+
     Parameters:
         texts: training documents
         vocab_size: tokens in all, special ones and 256 bytes included; None: up to 32,000"""

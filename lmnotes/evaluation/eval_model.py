@@ -16,7 +16,8 @@ from ..core import *
 from ..data.classification.alignment import truncate_keep_last
 from ..data.rows.conversations import add_system_prompt, chat_choices
 from ..data.rows.prompt_templates import marked_prompts
-from ..data.rows.row_encoding import encode_pairs, encode_with_offsets, has_marks
+from ..data.rows.row_encoding import encode_pairs, encode_with_offsets
+from ..data.rows.special_tokens import has_marks
 from ..data.sft_examples import row_messages
 from ..data.sources.prompt_form import PromptForm, model_prompt_form
 from .generation_eval import *

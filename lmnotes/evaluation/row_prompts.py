@@ -9,7 +9,8 @@ __all__ = ['row_prompt', 'chat_prompt_ids', 'row_prompt_ids']
 from ..core import *
 from ..data.catalog import Dataset, DatasetColumns, find_dataset
 from ..data.rows.prompt_templates import prompt_function
-from ..data.rows.row_encoding import encode_pairs, encode_two_texts, has_marks
+from ..data.rows.row_encoding import encode_pairs, encode_two_texts
+from ..data.rows.special_tokens import has_marks
 from ..data.sft_examples import UserPairs
 from ..data.sources.cells import chat_turns, is_chat, write_turns
 from ..data.sources.column_datasets import LabelledDataset

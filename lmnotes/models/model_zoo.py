@@ -12,6 +12,8 @@ import re
 import sys
 from functools import lru_cache
 
+import torch
+
 from ..core import *
 from .build import *
 from .config import *
@@ -119,8 +121,11 @@ def hub_model_rows(memory:int)->list[dict]:
 # %% ../../nbs/02_models/15_model_zoo.ipynb #a92a47f6
 @lru_cache(maxsize=64)
 def _recipe_counts(name, size):
-    with fake_tensor_mode():
-        return _model_counts(build_model(name, size, vocab_size=258))
+    from transformers.initialization import no_init_weights
+    with torch.device('meta'), no_init_weights():
+        model = build_model(name, size, vocab_size=258)
+    model.tie_weights()
+    return _model_counts(model)
 
 def recipe_rows(memory:int)->list[dict]:
     """Count our recipes at each of their sizes

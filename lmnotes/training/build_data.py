@@ -16,7 +16,7 @@ from ..data.classification.data import label_data
 from ..data.classification.labels import check_task_head
 from ..data.load import load_data
 from ..data.mixtures.data import find_mixture, mixture_data
-from ..data.sft_examples import load_user_pairs
+from ..data.sft_examples import training_pairs
 from ..data.shards.data import shard_data
 from ..data.shards.files import is_shards
 from ..data.shards.validate import open_shard, shard_files
@@ -65,7 +65,7 @@ def asked_dataset(o:TrainOptions)->Dataset:
 def _has_pairs(o): # whether a file of one's own has questions and answers; a text file is not read for that
     texts_only = all(f.suffix == '.txt' for files in user_file_splits(o.data_path).values() for f in files)
     if texts_only and not (o.prompt_column or o.target_column): return False
-    return load_user_pairs(o.data_path, o.prompt_column, o.target_column, ['train'])[0] is not None
+    return training_pairs(o.data_path, o.prompt_column, o.target_column)[0] is not None
 
 def training_mode(o:TrainOptions)->str:
     """Return what is learnt from the data: sft where it has answers, unless the mode is given

@@ -53,10 +53,18 @@ def _loss_of_spans(tokenizer, messages, turns)->tuple: # ids; loss
     return ids,loss
 
 # %% ../../../nbs/01_data/rows/02_conversations.ipynb #17e16e2c
-def _loss_of_marks(tokenizer, messages)->tuple: # ids; loss
+def _first_token(tokenizer, messages, turn)->int: # of a turn of an assistant
+    whole,before = _render(tokenizer, messages),_render(tokenizer, messages[:turn], add_generation_prompt=True)
+    _check_turn(whole.startswith(before), earlier=False)
+    at = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)['offset_mapping']
+    return next(k for k,(_,end) in enumerate(at) if end > len(before))
+
+def _loss_of_marks(tokenizer, messages, turns)->tuple: # ids; loss
     _render(tokenizer, messages)
     made = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
     ids,loss = np.array(made['input_ids'], np.int32),np.array(made['assistant_masks'], bool)
+    earlier = any(m['role'] == 'assistant' for m in messages[:turns[0]])
+    if earlier: loss[:_first_token(tokenizer, messages, turns[0])] = False
     if not loss.any():
         raise InputError("the chat template's {% generation %} marks no token of this conversation; use another")
     loss[1:] |= loss[:-1] & (ids[1:] == tokenizer.eos_token_id)
@@ -67,17 +75,19 @@ def _check_template(tokenizer):
     raise InputError(
         'this tokenizer has no chat template; leave --chat_template out, or use the tokenizer of a chat model')
 
-def chat_example(tokenizer, messages:list, train_on:str='all')->dict:
+def chat_example(tokenizer, messages:list, train_on:str='all', answered:int=None)->dict:
     """Encode a conversation in the tokenizer's own form
 
     Parameters:
         tokenizer: with a chat template
         messages: dicts of role and content; the last that counts is an assistant's
         train_on: assistant turns that carry loss: all or last
+        answered: messages at the end, of which they are; None: of all
     Returns: `ids` int32, as the template gives them, closed by `eos`; `loss` bool"""
     _check_template(tokenizer)
-    turns = _assistant_turns(messages)
-    if re.search(r'\{%-?\s*generation\s*-?%\}', tokenizer.chat_template): ids,loss = _loss_of_marks(tokenizer, messages)
+    turns = _assistant_turns(messages, 0 if answered is None else len(messages) - answered)
+    marks = re.search(r'\{%-?\s*generation\s*-?%\}', tokenizer.chat_template)
+    if marks: ids,loss = _loss_of_marks(tokenizer, messages, turns)
     else: ids,loss = _loss_of_spans(tokenizer, messages, turns if train_on == 'all' else turns[-1:])
     last = answer_start(dict(loss=loss))
     if train_on == 'last': loss[:last] = False
@@ -85,8 +95,8 @@ def chat_example(tokenizer, messages:list, train_on:str='all')->dict:
         ids,loss = np.append(ids, np.int32(tokenizer.eos_token_id)),np.append(loss, True)
     return dict(ids=ids, loss=loss)
 
-def _assistant_turns(messages)->list: # numbers of the messages
-    turns = [k for k,m in enumerate(messages) if m['role'] == 'assistant']
+def _assistant_turns(messages, first)->list: # numbers of the messages, from the first that may be learnt on
+    turns = [k for k,m in enumerate(messages) if k >= first and m['role'] == 'assistant']
     if not turns: raise InputError(f"a conversation has no 'assistant' turn to learn: {str(messages)[:60]}")
     for k in turns:
         if not messages[k]['content'].strip():

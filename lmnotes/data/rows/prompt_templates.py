@@ -10,7 +10,7 @@ from copy import copy
 from string import Formatter
 
 from ...core import *
-from .row_encoding import mark_special_tokens, refuse_marks
+from .special_tokens import mark_special_tokens, refuse_marks
 from ..sources.cells import cell_text
 
 # %% ../../../nbs/01_data/rows/03_prompt_templates.ipynb #38cf3eb9

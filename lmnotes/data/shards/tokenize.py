@@ -46,13 +46,13 @@ def tokenize_dataset(dataset:str, output_path, tokenizer:str='bpe', length:int=3
     """Write a dataset as shards of tokens, with its tokenizer and a meta.json
 
     Parameters:
-        dataset: of the catalog
+        dataset: of the catalog, or of the hub by its columns
         output_path: folder to make
         tokenizer: as in `get_tokenizer`, trained on the training documents
         length: tokens in a row
         rows_per_file: rows in a file
         vocab_size: of a tokenizer that is trained
-        source: of the documents: config, data_dir, limit, allow_eval_data, as in `load_data`
+        source: of the documents: config, revision, columns, data_dir, limit, allow_eval_data
     Returns: what stands in meta.json"""
     if Path(output_path).exists(): raise InputError(f'{output_path} exists already; name a new folder')
     if length < 2: raise InputError(f'length={length}: a row has at least 2 tokens')
@@ -80,8 +80,12 @@ def _save(tok, folder): # its hash
     tok.save_pretrained(folder)
     return tokenizer_hash(folder)
 
-def _read_documents(dataset, config=None, data_dir=None, limit=None, allow_eval_data=False):
-    ds = find_dataset(dataset, config)
+def _read_documents(dataset, config=None, revision=None, columns=None, data_dir=None, limit=None,
+                    allow_eval_data=False):
+    ds = find_dataset(dataset, config, revision, columns)
+    if revision and rows_source(ds, data_dir) != 'hub':
+        raise InputError('--dataset_revision says nothing where rows do not come from the hub; leave it out')
     tainted = [ds.name] if check_role(ds, allow_eval_data) else []
     splits,notes = load_documents(ds, data_dir, limit)
-    return splits, dict(dataset=ds.name, tainted=tainted, notes=notes)
+    named = dict(columns=columns.named() if columns else {}, commit=source_commit(ds, data_dir))
+    return splits, dict(dataset=ds.name, **named, tainted=tainted, notes=notes)

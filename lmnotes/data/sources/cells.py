@@ -116,7 +116,7 @@ def chat_turns(value, column:str)->list:
 
 # %% ../../../nbs/01_data/sources/00_cells.ipynb #6231b4c4
 def through_last_answer(turns:list, column:str)->list:
-    """Cut a conversation behind its last answer; one without an answer is an `InputError`
+    """Cut a conversation behind its last answer; one without an answer, or with an empty one, is an `InputError`
 
     Parameters:
         turns: from `chat_turns`
@@ -125,8 +125,10 @@ def through_last_answer(turns:list, column:str)->list:
     last = max((i for i,t in enumerate(turns) if t['role'] == 'assistant'), default=None)
     if last is None:
         raise InputError(f"column '{column}' has no 'assistant' turn to learn: {turns[-1]['content'][:40]!r} ends it")
-    if not turns[last]['content'].strip():
-        raise InputError(f"the last 'assistant' turn of column '{column}' is empty; give it text or drop the row")
+    for i,t in enumerate(turns, 1):
+        if t['role'] == 'assistant' and not t['content'].strip():
+            raise InputError(f"turn {i} of column '{column}' is an empty 'assistant' turn; "
+                             'give it text or drop the row')
     return turns[:last + 1]
 
 def write_turns(turns:list)->str:

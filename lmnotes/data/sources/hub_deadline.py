@@ -167,7 +167,8 @@ def _bounded(client): # the client of the hub's library, with the deadline
         try:
             return send(request, **kwargs)
         except Exception as e:
-            if hub_deadline.closed: raise # it has been said already
+            if isinstance(e, hub_timeout_error()): raise
+            if hub_deadline.closed: raise hub_timeout_error()(hub_deadline.reason()) from e # another thread gave up
             if type(e).__name__ == 'TooManyRedirects': hub_deadline.give_up('redirects in a circle')
             hub_deadline.failed(f'does not answer: {type(e).__name__}')
             raise

@@ -101,11 +101,20 @@ class PairReader:
             row: of the file
         Returns: of dicts `role` and `content`, up to the last answer; None for a row of text"""
         asked,answered = (row.get(c) if c else None for c in (self.prompt_column, self.target_column))
-        if not self.prompt_column: turns = [*_system_turn(row), *chat_turns(answered, self.target_column)]
+        if not self.prompt_column: before,turns = _system_turn(row),chat_turns(answered, self.target_column)
         elif not (is_chat(asked) or is_chat(answered)): return None
-        else: turns = [*_side_turns(asked, self.prompt_column, 'user'),
-                       *_side_turns(answered, self.target_column, 'assistant')]
-        return through_last_answer(turns, self.target_column)
+        else: before,turns = (_side_turns(asked, self.prompt_column, 'user'),
+                              _side_turns(answered, self.target_column, 'assistant'))
+        return [*before, *through_last_answer(turns, self.target_column)]
+    def answered_turns(self, row:dict)->int:
+        """Count the turns that stand in the column of the answer, and may be learnt
+
+        Parameters:
+            row: of the file
+        Returns: turns at the end of the conversation; None for a row of text"""
+        turns,asked = self.turns(row),self.prompt_column and row.get(self.prompt_column)
+        if turns is None: return None
+        return len(turns) - len(_side_turns(asked, self.prompt_column, 'user') if asked is not None else [])
     def prompt(self, row:dict)->str:
         """Write what is read before the answer
 

@@ -20,8 +20,10 @@ from ...core import *
 from ..catalog import *
 from ..data_spec import *
 from ..dataloader import *
+from ..dataset_splits import rows_source, source_commit
 from ..sources.files import *
 from ..sources.hub_requests import *
+from ..sources.hub_rows import listed_commit, parquet_revision
 from .documents import *
 from .loader import *
 from .row_groups import *
@@ -105,8 +107,13 @@ class StreamSpec(TextSpec):
     max_chunks:int=None       # chunks in a pass over the training part; None: all there is
     valid_chunks:int=16       # chunks of the validation part
 
+def _commit(spec, ds, patience): # of the hub, which is streamed; None: not of the hub
+    if ds is None or rows_source(ds, spec.data_dir) != 'hub': return source_commit(ds, spec.data_dir) if ds else None
+    revision = None if ds.revision == parquet_revision else ds.revision
+    return spec.commit or listed_commit(ds.hub_id or ds.id, revision, patience)
+
 def _split_sources(spec, patience): # training and validation source, fields of the order of each, notes
-    where = dict(config=spec.config, data_dir=spec.data_dir, data_path=spec.data_path,
+    where = dict(config=spec.config, data_dir=spec.data_dir, data_path=spec.data_path, commit=spec.commit,
                  text_column=spec.text_column, revision=spec.revision, patience=patience)
     train = stream_source(spec.dataset, **where)
     try:
@@ -141,7 +148,7 @@ def spread_tokens(source:StreamSource, tokenizer, n:int, places:int=16, **order)
         rows = source.rows(f, g)
         for r in np.random.Generator(np.random.PCG64(seed_for('held out', f, g))).permutation(len(rows)):
             if have >= enough: break
-            if not stream.is_wanted(rows[r]): continue
+            if not stream.is_wanted(rows[r], f, [g]): continue
             found += encode_separately(tokenizer, [stream.text(rows[r])])
             have += len(found[-1])
     return np.concatenate(found)[:n] if found else np.zeros(0, np.int32)
@@ -183,6 +190,7 @@ def stream_data(dataset:str='prose', patience:RetryPolicy=None, **options)->Stre
     spec = StreamSpec(dataset=dataset, **options)
     ds = None if spec.data_path else spec.asked_dataset()
     tainted = [ds.name] if ds and check_role(ds, spec.allow_eval_data) else []
+    spec.commit = _commit(spec, ds, patience)
     train,valid,(train_order,valid_order),notes = _split_sources(spec, patience)
     tok = get_tokenizer(spec.tokenizer, lambda: _first_texts(train, **train_order), spec.vocab_size)
     dl = StreamLoader(

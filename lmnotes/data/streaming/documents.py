@@ -83,21 +83,32 @@ class DocumentStream:
 
 # %% ../../../nbs/01_data/streaming/02_documents.ipynb #bdc23b3f
 @patch
-def is_wanted(self:DocumentStream, row:dict)->bool:
+def is_wanted(self:DocumentStream, row:dict, file:int, groups:list)->bool:
     """Tell whether a row has text and belongs to the part that is streamed
 
     Parameters:
-        row: of the source"""
+        row: of the source
+        file: number of its file, for messages
+        groups: numbers of the row groups that may hold it"""
     if self.text is None: self.text = self._find_text(row)
     try:
         text = self.text(row)
     except KeyError as e:
         raise InputError(f"'{self.source.name}' has no column {e}; it has: {', '.join(row)}") from None
+    except InputError as e:
+        raise InputError(f'{self._place(row, file, groups)}, {e}') from None
     if not text.strip():
         self.n_blank += 1
         return False
     o = self.order
     return o.part is None or (content_hash(text) < o.fraction*2**64) == (o.part == 'validation')
+
+@patch
+def _place(self:DocumentStream, row, file, groups)->str: # file, and row in it, of the first such row
+    sizes = self.source.sizes(file)
+    found = (sum(sizes[:g]) + i for g in sorted(groups) for i,r in enumerate(self.source.rows(file, g), 1)
+             if repr(r) == repr(row))
+    return f"{self.source.files[file]['path']} row {next(found)}"
 
 @patch
 def _find_text(self:DocumentStream, row):
@@ -106,7 +117,7 @@ def _find_text(self:DocumentStream, row):
     except InputError as e:
         raise InputError(f"'{self.source.name}': {e}") from None
 
-# %% ../../../nbs/01_data/streaming/02_documents.ipynb #1c9a8d70
+# %% ../../../nbs/01_data/streaming/02_documents.ipynb #55e89e56
 @patch
 def documents(self:DocumentStream, at:StreamPosition):
     """Yield documents from a position on
@@ -134,7 +145,7 @@ def _pass(self:DocumentStream, at): # the wanted documents of the pass of `at`, 
         for run in range(number, len(runs)):
             rows = self._run_rows(at.epoch, file, f, runs[run], run)
             for row in range(i, len(rows)):
-                if self.is_wanted(rows[row]): yield StreamPosition(at.epoch, file, run, row), rows[row]
+                if self.is_wanted(rows[row], f, runs[run]): yield StreamPosition(at.epoch, file, run, row), rows[row]
             i = 0
         number = i = 0
 

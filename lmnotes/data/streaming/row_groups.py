@@ -231,7 +231,7 @@ def _read(self:StreamSource, f, row, read):
 
 # %% ../../../nbs/01_data/streaming/01_row_groups.ipynb #b77c9d44
 def stream_source(dataset:str=None, config:str=None, split:str='train', data_dir=None, data_path=None,
-        text_column:str=None, revision:str=None, patience:RetryPolicy=None)->StreamSource:
+        text_column:str=None, revision:str=None, commit:str=None, patience:RetryPolicy=None)->StreamSource:
     """Find the files of a dataset or a path, ready to be streamed
 
     Parameters:
@@ -242,14 +242,16 @@ def stream_source(dataset:str=None, config:str=None, split:str='train', data_dir
         data_path: one's own file or folder, in place of `register_dataset`
         text_column: the column to read of rows that the catalog does not know
         revision: branch, tag or commit of the hub
+        commit: that the revision stands for, from `listed_commit`
         patience: with a remote file"""
     if data_path: return _user_source(data_path, split, text_column, patience)
     ds = find_dataset(dataset, config, revision, DatasetColumns(text_column))
+    ds.commit = commit
     found = _dataset_files(ds, data_dir or os.environ.get('LMNOTES_DATA_DIR'), patience)
     theirs = split if ds.by_columns else ds.splits.get(split, split)
     if ds.by_columns: found = ds.choose_splits(found)
     _check_split(ds.name, theirs, found)
-    notes = []
+    notes = [f"'{ds.name}' is read as of commit {commit}"] if commit else []
     if any(f.get('partial') for f in found[theirs]):
         notes.append(f"'{ds.name}': the hub has the first part of this split as parquet, not all of it")
     source = StreamSource(ds.name, found[theirs], ds.text, patience, notes)
@@ -268,7 +270,7 @@ def _dataset_files(ds, data_dir, patience)->dict: # split, as the dataset calls 
     if data_dir or ds.folder:
         return {s: [dict(path=f) for f in files] for s,files in local_files(ds, data_dir).items()}
     revision = None if ds.revision == parquet_revision else ds.revision
-    found = hub_files(ds.hub_id or ds.id, revision, patience)
+    found = hub_files(ds.hub_id or ds.id, ds.commit or revision, patience)
     return found[pick_config(ds.id, found, ds.config)]
 
 def _check_split(name, split, found):

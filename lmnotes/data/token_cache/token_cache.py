@@ -26,6 +26,7 @@ from ..sources.files import *
 from ..sources.row_layout import text_getter
 from ..sources.user_files import *
 from .corpus_facts import *
+from .file_hashes import *
 from .long_encoding import *
 from .preparation import *
 from .text_spans import *
@@ -140,13 +141,33 @@ def _write_blocks(path, blocks, dtype)->dict: # its length and checksum
             n,crc = n + len(ids),zlib.crc32(raw, crc)
     return dict(n=n, crc=crc, dtype=np.dtype(dtype).name)
 
-def _map_blocks(path, said)->np.ndarray: # mapped; an `InputError` where it is not what was written
-    dtype,crc = np.dtype(said['dtype']),0
+class _FileTokens: # read block by block: pages of a mapped file would count as memory until the system drops them
+    def __init__(self, path, said): self.path,self.n,self.dtype = path,said['n'],np.dtype(said['dtype'])
+    def __len__(self): return self.n
+    def __getitem__(self, part):
+        a,b,_ = part.indices(self.n)
+        return torch.from_numpy(np.fromfile(self.path, self.dtype, b - a, offset=a*self.dtype.itemsize))
+    def split(self, size): # in small parts, whatever was asked for
+        size = min(size, 2**18)
+        return (self[i:i + size] for i in range(0, self.n, size))
+
+def _check_blocks(path, said): # an `InputError` where a file is not what was written
+    crc = 0
     with reading(path, 'tokens'), open(path, 'rb') as f:
         while raw := f.read(2**22): crc = zlib.crc32(raw, crc)
-        if f.tell() != said['n']*dtype.itemsize: raise InputError(f'{path} has {f.tell():,} bytes')
+        if f.tell() != said['n']*np.dtype(said['dtype']).itemsize: raise InputError(f'{path} has {f.tell():,} bytes')
     if crc != said['crc']: raise InputError(f'{path} has another checksum')
-    return np.memmap(path, dtype, 'c') if said['n'] else np.zeros(0, dtype)
+
+def _map_files(folder, files)->dict: # name -> array; checked where somebody wrote to a file since it was
+    paths,checked = {name: folder/f'{name}.bin' for name in files},folder.parent/'checked.json'
+    known = known_stamp(checked)
+    with reading(folder, 'tokens'): stamps = {name: write_stamp(p) for name,p in paths.items()}
+    for name,p in paths.items():
+        if known.get(name) != stamps[name]: _check_blocks(p, files[name])
+    if known != stamps: write_json(checked, stamps)
+    types = {name: np.dtype(said['dtype']) for name,said in files.items()}
+    return {name: np.memmap(p, types[name], 'c') if files[name]['n'] else np.zeros(0, types[name])
+            for name,p in paths.items()}
 
 def _save_tokens(folder, made:KeptTokens, said, trained):
     facts,counted = made.facts,made.facts.counted
@@ -163,7 +184,7 @@ def _load_tokens(folder, tok, files)->KeptTokens: # an `InputError` where someth
         if tok is None:
             tok = hub_tokenizer(str(folder/'tokenizer'))
             tok.training_note = d['training_note']
-        arrays = {name: _map_blocks(folder/f'{name}.bin', said) for name,said in d['files'].items()}
+        arrays = _map_files(folder, d['files'])
         counted,sizes = dict(d['counted']),arrays.get('sizes')
         table = token_bytes(tok) if counted.pop('has_bytes') else None
         facts = CorpusFacts(TextCount(**counted | dict(token_bytes=table, sizes=sizes)), d['lost'], d['fingerprint'])
@@ -172,7 +193,7 @@ def _load_tokens(folder, tok, files)->KeptTokens: # an `InputError` where someth
 
 # %% ../../../nbs/01_data/token_cache/05_token_cache.ipynb #cb29940b
 TOKEN_CACHE_FROM = 2**24 # bytes of text from which its tokens are kept on disk
-_FORMAT = 1              # of a folder; another one is made anew
+_FORMAT = 2              # of a folder; another one is made anew
 
 def is_big_text(path)->bool:
     """Tell whether the tokens of a text are kept on disk
@@ -180,9 +201,6 @@ def is_big_text(path)->bool:
     Parameters:
         path: file or folder"""
     return TextFiles(path).n_bytes >= TOKEN_CACHE_FROM
-
-def _digest(path):
-    with reading(path, 'a file'), open(path, 'rb') as f: return hashlib.file_digest(f, 'blake2b').hexdigest()
 
 def cache_key(files:TextFiles, tokenizer)->str:
     """Hash what tokens are made of: the bytes of the files, how they are read, and the tokenizer
@@ -192,7 +210,7 @@ def cache_key(files:TextFiles, tokenizer)->str:
         tokenizer: one that is not trained here; or what a trained one is called, and its vocabulary"""
     if hasattr(tokenizer, 'backend_tokenizer'): said = [fingerprint(tokenizer), tokenizer.eos_token_id]
     else: said = [*tokenizer, tokenizers.__version__]
-    read = [(s, ''.join(f.suffixes[-2:]), _digest(f)) for s,fs in files.files.items() for f in fs]
+    read = [(s, ''.join(f.suffixes[-2:]), file_hash(f)) for s,fs in files.files.items() for f in fs]
     what = [_FORMAT, said, read, files.text_column, files.limit]
     return hashlib.blake2b(json.dumps(what).encode(), digest_size=16).hexdigest()
 
@@ -215,7 +233,7 @@ def _make_tokens(folder, files, tok, name, vocab_size)->KeptTokens:
     _check_disk(folder, files, dtype.itemsize)
     for s in ('train', 'validation'):
         said[s] = _write_blocks(folder/f'{s}.bin', token_blocks(tok, splits[s], show), dtype)
-    ids = [torch.from_numpy(_map_blocks(folder/f'{s}.bin', said[s])) for s in said]
+    ids = [_FileTokens(folder/'train.bin', said['train']), _FileTokens(folder/'validation.bin', said['validation'])[:]]
     facts = corpus_facts(tok, {s: TextList(docs) for s,docs in splits.items()}, *ids)
     made = KeptTokens(tok, *ids, notes, None, facts)
     _save_tokens(folder, made, said, is_trained(name))
@@ -232,8 +250,8 @@ def kept_tokens(path, tokenizer:str='bytes', vocab_size:int=None, text_column:st
         limit: documents of each split, at most"""
     files = TextFiles(path, text_column, limit)
     tok = None if is_trained(tokenizer) else get_tokenizer(tokenizer, vocab_size=vocab_size)
+    check_writable(cache_folder()/'tokens')
     home = cache_folder()/'tokens'/cache_key(files, tok or (tokenizer, vocab_size))
-    check_writable(home)
     home.mkdir(parents=True, exist_ok=True)
     with lock_folder(home, wait=True):
         remove_partial_files(home)

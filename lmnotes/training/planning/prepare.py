@@ -179,7 +179,7 @@ def _questions(o, data): # that are answered at each evaluation
     if not o.eval_generate or data.masked or isinstance(data, DataSketch): return []
     return validation_requests(data, o.eval_generate, o.seed)
 
-# %% ../../../nbs/06_training/planning/07_prepare.ipynb #7c7b1fe6
+# %% ../../../nbs/06_training/planning/07_prepare.ipynb #f8c516cd
 _shortest = 32 # tokens of rows that are not halved any more
 _left = 'that no token sees the future, and the memory of a step; the run checks both'
 
@@ -199,7 +199,8 @@ def _may_leak(o): # whether a plan probes it: the recipes of this package are pr
 def _learner(o, data, model): # after the probe that only a built model can have
     if pick_device(o.device).type == 'cpu': keep_memory()
     one_way = not (data.masked or has_task_head(o)) # a label is not in the text
-    if one_way and (not o.dry_run or _may_leak(o)): check_causal(model, length=o.max_length)
+    foreign = _may_leak(o)
+    if one_way and (not o.dry_run or foreign): check_causal(model, length=o.max_length, drawn=not foreign)
     return learner_from_options(o, data, model)
 
 def _found_length(o, given): # whether the length of rows was asked for as auto, now
