@@ -10,8 +10,8 @@ import json
 import sys
 from dataclasses import fields
 
-from ..benchmarks.bench import run_benches
 from .options import CompareOptions
+from ..benchmarks.bench import run_benches
 from ..comparison.arms import parse_arm
 from ..comparison.comparison import compare, rerun
 from ..core import InputError

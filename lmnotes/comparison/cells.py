@@ -17,10 +17,10 @@ from ..data.catalog import DatasetColumns
 from ..data.contamination_fingerprint import load_fingerprint
 from ..evaluation.eval_model import EvalModel
 from ..evaluation.evaluation_data import load_eval_model
-from ..evaluation.item_files import write_items
-from ..evaluation.memory import frozen_gc
 from ..evaluation.held_out.run_scores import run_scores
 from ..evaluation.held_out.score_model import score_model
+from ..evaluation.item_files import write_items
+from ..evaluation.memory import frozen_gc
 from ..evaluation.scores import *
 from ..evaluation.task_suite import evaluate_tasks, select_tasks
 from ..evaluation.tasks.long_range import evaluate_long_range

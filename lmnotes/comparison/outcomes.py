@@ -17,8 +17,8 @@ import numpy as np
 from .cells import *
 from .plan import *
 from .planning import own_score
-from .statistics.factorial import *
 from .statistics.differences import *
+from .statistics.factorial import *
 from .statistics.further_seeds import *
 from .statistics.verdicts import *
 from ..core import *

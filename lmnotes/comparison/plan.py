@@ -21,8 +21,8 @@ from ..plugins import import_plugins
 from ..reading import reading
 from ..training.build import weights_source
 from ..training.options import TrainOptions, options_from
-from ..training.planning.typed_values import *
 from ..training.planning.option_effects import options_without_effect
+from ..training.planning.typed_values import *
 from ..trust import typed_trust
 
 # %% ../../nbs/08_comparison/02_plan.ipynb #d816719e

@@ -17,12 +17,12 @@ from .plan import *
 from ..core import *
 from ..evaluation.task_suite import select_tasks
 from ..plugins import import_plugins
-from ..training.build import base_name, is_masked_lm
+from ..training.build import is_masked_lm
 from ..training.build_data import asked_dataset, tokenizer_name, training_mode
 from ..training.options import TrainOptions, check_options, options_from
 from ..training.planning.budgets import parse_budget
-from ..training.planning.typed_values import *
 from ..training.planning.option_effects import check_effects, options_without_effect
+from ..training.planning.typed_values import *
 from ..training.recipes import recipe_for_options, rule_rate
 from ..training.train import train
 
