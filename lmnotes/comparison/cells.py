@@ -141,7 +141,7 @@ def _train_stages(plan, cell, root, train)->_Trained:
         else: run,path = (train or default_train)(quiet=True, **options),Path(options['output_dir'])
         summaries.append(run.summary if run else read_json(path/'summary.json'))
     model,tokenizer = (run.model, run.data.tokenizer) if run else load_eval_model(str(path))
-    figures = _figures_of(summaries) | dict(learning_rate=getattr(run.learn, 'lr', None) if run else None)
+    figures = _figures_of(summaries) | dict(learning_rate=getattr(getattr(run, 'learn', None), 'lr', None))
     figures |= dict(curve=loss_curve(path), fingerprint=read_json(path/'env.json').get('fingerprint'))
     figures |= dict(run=path.relative_to(root).as_posix(), shared=bool(shared))
     return _Trained(model, tokenizer, figures, path, bool(shared))
