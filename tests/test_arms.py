@@ -8,7 +8,10 @@ from lmnotes.comparison.plan import cell_options, load_plan, plan_cells
 from lmnotes.core import InputError
 from lmnotes.files import read_json
 
-tiny = dict(dim=32, n_layer=2, n_head=2, batch_size=4, limit=60, device='cpu', costs=False, say=lambda line: None)
+tiny = dict(
+    dim=32, n_layer=2, n_head=2, batch_size=4, limit=60, pieces=48, device='cpu', eval_max_batches=4,
+    costs=False, say=lambda line: None,
+)
 short = dict(max_length=32, budget='steps:4', **tiny)
 rows = dict(max_length=384, budget='steps:2', eval_limit=6, **tiny) # room for whole rows in bytes
 
@@ -22,7 +25,7 @@ def args(c, cell): # options of the run of a cell
 @pytest.fixture(scope='module')
 def factorial(tmp_path_factory):
     factors = ['optimizer=adamw,muon', 'model=standard,reversible']
-    return compare(vary=factors, datasets='prose', seeds=3, output_dir=tmp_path_factory.mktemp('f')/'c', **short)
+    return compare(vary=factors, datasets='prose', seeds=2, output_dir=tmp_path_factory.mktemp('f')/'c', **short)
 
 def test_a_factorial_design_trains_every_combination(factorial):
     assert factorial.result['arms'] == ['adamw standard', 'adamw reversible', 'muon standard', 'muon reversible']
@@ -54,7 +57,7 @@ def staged(tmp_path_factory):
         'lora': dict(stages=[first, second | dict(use_lora=True, lora_r=4)]),
         'direct': dict(stages=[second]),
     }
-    return compare(arms, seeds=1, output_dir=tmp_path_factory.mktemp('s')/'c', **rows)
+    return compare(arms, seeds=1, output_dir=tmp_path_factory.mktemp('s')/'c', **rows | dict(eval_limit=2))
 
 def test_a_stage_that_arms_share_is_trained_once(staged):
     assert not staged.failed
@@ -92,7 +95,7 @@ def test_packing_of_rows_with_answers(tmp_path):
 def test_rl_with_the_random_reward_as_an_arm(tmp_path):
     lengths = dict(max_prompt_length=240, max_completion_length=128)
     base = dict(dataset='arithmetic', mode='rl', grpo_group_size=2, **lengths)
-    asked = dict(budget='steps:1', eval_limit=3, **tiny)
+    asked = {k: v for k,v in tiny.items() if k != 'eval_max_batches'} | dict(budget='steps:1', eval_limit=3)
     c = compare(dict(task={}, random=dict(reward='random')), base=base, seeds=1, output_dir=tmp_path/'c', **asked)
     assert not c.failed and {x['arm']: args(c, x)['reward'] for x in c.cells}['random'] == 'random'
     assert differences(c)['random', 'arithmetic', 'exact_match']['primary']

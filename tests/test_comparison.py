@@ -39,7 +39,9 @@ from lmnotes.reports.document import as_html
 from lmnotes.reports.run_report import read_runs, runs_document
 from lmnotes.reports.run_summary import read_run
 
-tiny = dict(dim=32, n_layer=2, n_head=2, max_length=32, batch_size=4, limit=60, device='cpu')
+tiny = dict(
+    dim=32, n_layer=2, n_head=2, max_length=32, batch_size=4, limit=60, pieces=48, device='cpu', eval_max_batches=4,
+)
 quiet = dict(say=lambda line: None)
 brief = dict(datasets='prose', budget='steps:3', costs=False, **tiny, **quiet)
 
@@ -233,7 +235,7 @@ def test_a_run_has_one_number(done):
 def test_a_score_is_that_of_the_saved_model(done):
     c = done.cells[0]
     model,tokenizer = load_eval_model(str(done.path/c['path']/'final'))
-    (again,),missing = score_model(model, tokenizer, ['prose'], limit=64, pieces=512, seed=0, max_length=32)
+    (again,),missing = score_model(model, tokenizer, ['prose'], limit=64, pieces=48, seed=0, max_length=32)
     (scores,) = done.scores[c['arm'], c['dataset'], c['seed']]
     assert not missing and again.ids == scores.ids and np.allclose(again.values, scores.values, rtol=1e-5)
 
