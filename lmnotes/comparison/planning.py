@@ -67,49 +67,49 @@ def primary_metric(plan:Plan, metric:str|None)->str:
         metric: as given; None: bits per byte of text, the dataset's own score of rows with answers"""
     if plan.margin is not None and not plan.margin > 0: raise InputError(f'--margin must be above 0, not {plan.margin}')
     if metric: return metric
-    text = all(training_mode(o) == 'pretrain' and not is_masked_lm(o) for o in _last_stages(plan))
+    text = all(training_mode(o) == 'pretrain' and not is_masked_lm(o) for o in _stage_runs(plan, -1))
     if plan.margin is not None and not text:
         raise InputError(f'--margin {plan.margin:g} is in units of a metric; name it, such as --metric exact_match')
     return 'bits_per_byte' if text else own_score
 
-def _options(o): return options_from(TrainOptions, **{k: v for k,v in o.items()})
+def _stage_runs(plan, i): # options of stage `i` of each arm on each dataset
+    return [options_from(TrainOptions, **stages_of(plan, a.name, ds)[i]) for ds in plan.datasets for a in plan.arms if a.trained]
 
-def _last_stages(plan): # options of the last stage of each arm on each dataset
-    return [_options(stages_of(plan, a.name, ds)[-1]) for ds in plan.datasets for a in plan.arms if a.trained]
+# %% ../../nbs/08_comparison/03_planning.ipynb #4ba5e601
+def _check_tokens(plan, runs): # refuse a budget in tokens of several kinds
+    tokenizers,budget = {(tokenizer_name(o), o.vocab_size) for o in runs},parse_budget(plan.budget)
+    if len(tokenizers) < 2 or budget.kind != 'tokens': return
+    names = sorted({t for t,_ in tokenizers})
+    raise InputError(
+        f"the arms read with {' and '.join(names) if len(names) > 1 else 'vocabularies of different size'}, and a budget in "
+        f'tokens would give them different amounts of text; give it in bytes, such as --budget '
+        f'bytes:{format_count(4*budget.amount)}'
+    )
 
-def _first_stages(plan):
-    return [_options(stages_of(plan, a.name, ds)[0]) for ds in plan.datasets for a in plan.arms if a.trained]
+def _check_scored(plan, runs): # refuse arms of different data without a common part to be scored on
+    data = {tuple(training_sets(o)) for o in runs}
+    if len(data) < 2 or plan.eval_datasets: return
+    names = ' and '.join(', '.join(d) for d in sorted(data))
+    raise InputError(f'the arms are trained on different data ({names}); say what is scored: --eval_datasets')
 
-# %% ../../nbs/08_comparison/03_planning.ipynb #066a6475
-def _check_fairness(plan:Plan): # refuse budgets and scores that are not the same for all arms
+def _check_fairness(plan): # refuse budgets and scores that are not the same for all arms
     for ds in plan.datasets:
-        firsts = [_options(stages_of(plan, a.name, ds)[0]) for a in plan.arms if a.trained]
-        tokenizers = {(tokenizer_name(o), o.vocab_size) for o in firsts}
-        budget = parse_budget(plan.budget)
-        if len(tokenizers) > 1 and budget.kind == 'tokens':
-            names = ' and '.join(sorted({t for t,_ in tokenizers})) if len({t for t,_ in tokenizers}) > 1 else 'vocabularies of different size'
-            raise InputError(
-                f'the arms read with {names}, and a budget in tokens would give them different amounts of text; '
-                f'give it in bytes, such as --budget bytes:{format_count(4*budget.amount)}'
-            )
-        lasts = [_options(stages_of(plan, a.name, ds)[-1]) for a in plan.arms if a.trained]
-        data = {tuple(training_sets(o)) for o in lasts}
-        if len(data) > 1 and not plan.eval_datasets:
-            names = ' and '.join(', '.join(d) for d in sorted(data))
-            raise InputError(f'the arms are trained on different data ({names}); say what is scored: --eval_datasets')
+        one = replace(plan, datasets={ds: plan.datasets[ds]})
+        _check_tokens(plan, _stage_runs(one, 0))
+        _check_scored(plan, _stage_runs(one, -1))
 
 def _check_stages(plan:Plan): # refuse a stage that cannot start from the one before
     for stages in (a.stages or plan.stages for a in plan.arms):
         for i,s in enumerate(stages[1:], 2):
-            if own := [k for k in ('model', 'size', 'tokenizer', 'vocab_size', 'init', 'dim', 'n_layer', 'n_head') if k in s]:
-                raise InputError(f'stage {i} sets {own[0]}, and it starts from the model of stage {i - 1}; leave it out')
+            if own := next((k for k in weight_options if k in s), None):
+                raise InputError(f'stage {i} sets {own}, and it starts from the model of stage {i - 1}; leave it out')
         tasks = [s.get('task', 'auto') for s in stages]
         if later := next((i for i,t in enumerate(tasks[:-1], 1) if t in ('classify', 'tag', 'span')), None):
             raise InputError(f'stage {later} ends with a head for labels, from which stage {later + 1} cannot start; make it the last')
 
 # %% ../../nbs/08_comparison/03_planning.ipynb #ac7dd666
 def _check_shared_effects(plan:Plan, given): # refuse options of the base that change no run
-    runs = _first_stages(plan) + _last_stages(plan)
+    runs = _stage_runs(plan, 0) + _stage_runs(plan, -1)
     idle = [{f.name for f,_ in options_without_effect(o, given)} for o in runs]
     for note in check_effects(runs[0], set.intersection(*idle)) if runs else (): warnings.warn(note, stacklevel=2)
 
@@ -117,7 +117,7 @@ def _check_shared_effects(plan:Plan, given): # refuse options of the base that c
 def _recipe_rates(plan:Plan): # rates by the rule, dataset -> arm -> options, where some, not all, were searched equally
     out = {}
     for ds in plan.datasets:
-        runs = {a.name: _options(stages_of(plan, a.name, ds)[0]) for a in plan.arms if a.trained}
+        runs = {a.name: options_from(TrainOptions, **stages_of(plan, a.name, ds)[0]) for a in plan.arms if a.trained}
         if any(o.learning_rate for o in runs.values()) or len({o.mode == 'rl' for o in runs.values()}) > 1: continue
         found = {a: recipe_for_options(o) for a,o in runs.items()}
         searches = {(r.source, r.steps, len(r.trials), r.fingerprint, r.batch_size, r.max_length) for r in found.values()}
@@ -126,9 +126,8 @@ def _recipe_rates(plan:Plan): # rates by the rule, dataset -> arm -> options, wh
 
 # %% ../../nbs/08_comparison/03_planning.ipynb #17de6b00
 def _test_plan(plan): # the same, shrunk to well under a minute
-    base,b = plan.base,parse_budget(plan.budget)
-    length = base['max_length'] if base['max_length'] != 'auto' else 128
-    sizes = dict(max_length=min(length, 128), batch_size=min(base['batch_size'], 8), size='tiny')
+    base,b,length = plan.base,parse_budget(plan.budget),plan.base['max_length']
+    sizes = dict(max_length=128 if length == 'auto' else min(length, 128), batch_size=min(base['batch_size'], 8), size='tiny')
     tokens = 24*sizes['batch_size']*sizes['max_length']
     least = dict(steps=24, seconds=1.5, flops=5e11, tokens=tokens, bytes=tokens)[b.kind]
     seeds = plan.seeds[:2 if plan.full_eval else 3]
@@ -143,24 +142,31 @@ def _made_arms(arms, vary): # of `Arm`; factors
         factors = parse_factors(vary)
         return factorial_arms(factors),factors
     if isinstance(arms, dict): return [make_arm(name, changes) for name,changes in arms.items()],{}
-    if not isinstance(arms, str) and arms and all(isinstance(a, Arm) for a in arms): return list(arms),{}
-    return model_arms(arms or ''),{}
+    made = not isinstance(arms, str) and arms and all(isinstance(a, Arm) for a in arms)
+    return list(arms) if made else model_arms(arms or ''),{}
 
 def _named_data(arm, stages, shared): # options of the baseline's last stage, which name its data
     last = (arm.stages or tuple(map(typed_options, stages)) or ({},))[-1]
     return {k: v for k,v in (shared | last | arm.options).items() if k != 'budget'}
 
-def _check_numbers(tune, eval_limit, tasks, base):
-    if tasks: select_tasks(tasks) # a wrong name fails now
-    if tune and (tune < 3 or tune % 2 == 0):
-        raise InputError(f'--tune {tune}: a grid with a middle and two sides needs 3, 5, 7 … trials for each arm')
-    if tune and base.get('learning_rate'):
+def _check_numbers(plan):
+    if plan.tasks: select_tasks(plan.tasks) # a wrong name fails now
+    if plan.tune and (plan.tune < 3 or plan.tune % 2 == 0):
+        raise InputError(f'--tune {plan.tune}: a grid with a middle and two sides needs 3, 5, 7 … trials for each arm')
+    if plan.tune and plan.base.get('learning_rate'):
         raise InputError('--tune looks for learning rates and --learning_rate sets one; leave one of the two out')
-    if eval_limit < 2: raise InputError(f'--eval_limit {eval_limit}: a task needs at least 2 items')
+    if plan.eval_limit < 2: raise InputError(f'--eval_limit {plan.eval_limit}: a task needs at least 2 items')
 
-def plan_comparison(arms=(), datasets=None, *, base=None, vary=(), question='', metric=None, margin=None, seeds=3,
-        budget=None, stages=(), eval_datasets=(), tasks=(), full_eval=False, eval_limit=64, pieces=512, tune=0,
-        tune_option=None, test=False, imports=(), **options)->Plan:
+_asked = 'question metric margin full_eval eval_limit pieces tune tune_option'.split()
+_lists = dict(tasks='task', eval_datasets='dataset')
+
+def _fields(options): # of the plan, as given; the other options
+    own = {k: options[k] for k in _asked if options.get(k) is not None}
+    own |= {k: tuple(listed(options[k], what)) for k,what in _lists.items() if options.get(k)}
+    return own,{k: v for k,v in options.items() if k not in _asked and k not in _lists}
+
+def plan_comparison(arms=(), datasets=None, *, base=None, vary=(), seeds=3, budget=None, stages=(), test=False, imports=(),
+                    **options)->Plan:
     """Check everything that concerns the arms together; an `InputError` names the first mistake, nothing is written
 
     Parameters:
@@ -168,43 +174,33 @@ def plan_comparison(arms=(), datasets=None, *, base=None, vary=(), question='', 
         datasets: names of training datasets, each a comparison of its own; None: those of the base
         base: options of `train` that all arms share
         vary: factors of a factorial design, such as 'optimizer=adamw,muon'
-        question: in words
-        metric: that decides; None: bits per byte, or the datasets' own scores
-        margin: differences up to it count as none, in units of the metric
         seeds: a number, a range such as '3..12', or a list
         budget: of every run; None: tokens:200k
         stages: options of each stage of training
-        eval_datasets: what is scored; none: the held-out part of each training set
-        tasks: groups of tasks for `full_eval`; none: all
-        full_eval: score groups of tasks too, and train an A/A control
-        eval_limit: items of each dataset with answers
-        pieces: pieces of each text
-        tune: trials of the learning rate for each arm, odd; 0: none
-        tune_option: one more option to tune: name -> values
         test: shrink everything to well under a minute
         imports: files and modules of the user to import
-        options: of `train`, for all arms; they win over `base`"""
+        options: other fields of `Plan`, and options of `train` for all arms, which win over `base`"""
     plugins = import_plugins([imports] if isinstance(imports, str) else list(imports))
+    own,options = _fields(options)
     made,factors = _made_arms(arms, vary)
     shared,(first,most) = dict(base or {}),parse_seeds(seeds)
     budget = str(parse_budget(budget or shared.pop('budget', None) or 'tokens:200k'))
     given = set(typed_options(shared)) | set(typed_options(options))
     shared = _base_options(shared, options)
-    tasks,eval_datasets = (tuple(listed(x, what)) if x else () for x,what in ((tasks, 'task'), (eval_datasets, 'dataset')))
-    _check_numbers(tune, eval_limit, tasks, shared)
     check_arms(made, shared)
+    fixed = datasets is None and not any(a.trained for a in made) # weights are scored as they are
     plan = Plan(
-        arms=made, base=shared, datasets=dataset_blocks(datasets, _named_data(made[0], stages, shared)), seeds=first,
-        most=most, budget=budget, metric=metric or '', margin=margin, question=question,
-        stages=tuple(map(typed_options, stages)), eval_datasets=eval_datasets, full_eval=full_eval, tasks=tasks,
-        eval_limit=eval_limit, pieces=pieces, tune=tune, tune_option=dict(tune_option or {}), factors=factors,
-        threads=torch.get_num_threads(), plugins=plugins,
+        arms=made, base=shared, seeds=first,
+        datasets={'models': {}} if fixed else dataset_blocks(datasets, _named_data(made[0], stages, shared)),
+        most=most, budget=budget, stages=tuple(map(typed_options, stages)), factors=factors, plugins=plugins,
+        threads=torch.get_num_threads(), **dict(metric='') | own,
     )
+    _check_numbers(plan)
     return _checked(_test_plan(plan) if test else plan, given)
 
 def _checked(plan, given): # what concerns the arms together, with the metric and the rates
     _check_stages(plan)
-    for o in _first_stages(plan): check_options(o)
+    for o in _stage_runs(plan, 0): check_options(o)
     _check_fairness(plan)
     _check_shared_effects(plan, given)
     return replace(plan, metric=primary_metric(plan, plan.metric), rates=_recipe_rates(plan))
