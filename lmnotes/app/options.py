@@ -85,7 +85,10 @@ class LoadingOptions:
     device: str = 'auto'         # auto, cuda, mps or cpu
 
 # %% ../../nbs/11_app/01_options.ipynb #1e1d3212
-_arm_groups = RLOptions, DeviceOptions, PrecisionOptions, OptimizerOptions, BatchOptions, DatasetOptions, LoraOptions, ModelOptions
+_arm_groups = (
+    RLOptions, DeviceOptions, PrecisionOptions, OptimizerOptions, BatchOptions, DatasetOptions, LoraOptions,
+    ModelOptions,
+)
 
 @value_ranges(
     question=OptionRange(text=True), arm=OptionRange(text=True), vary=OptionRange(text=True),

@@ -157,7 +157,7 @@ def parse_seeds(seeds)->tuple:
     found = re.fullmatch(r'(\d+)(?:\.\.(\d+))?', str(seeds).strip())
     least,most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
     if least < 1 or most < least:
-        raise InputError(f'--seeds must be such as 3 or 3..12, not {seeds}; 3 or more are needed for a verdict worth having')
+        raise InputError(f'--seeds must be such as 3 or 3..12, not {seeds}; a verdict needs 3 or more')
     return list(range(least)),most
 
 # %% ../../nbs/08_comparison/01_arms.ipynb #c95b2742

@@ -181,7 +181,8 @@ def check_launcher(plan:Plan, launcher:str, workers=None):
         raise InputError(f"unknown launcher '{launcher}': {did_you_mean(launcher, ['auto', *executors])}")
     if workers is not None and workers < 1: raise InputError(f'--workers must be at least 1, not {workers}')
     if launcher == 'ray': _import_ray()
-    if launcher not in ('auto', 'local') and parse_budget(plan.budget).kind == 'seconds' and (workers or default_workers(plan)) > 1:
+    beside = launcher not in ('auto', 'local') and (workers or default_workers(plan)) > 1
+    if beside and parse_budget(plan.budget).kind == 'seconds':
         raise InputError(
             f'a budget in seconds with --launcher {launcher}: cells side by side would take each '
             'other\'s time; use --launcher local, --workers 1, or another budget'
@@ -191,7 +192,7 @@ def check_launcher(plan:Plan, launcher:str, workers=None):
 _least_gain,_least_seconds = 1.25,60. # below them workers do not pay
 
 def _stays_here(plan, train): # whether the cells belong into this process, whatever is faster
-    on_cpu = plan.base.get('device', 'auto') == 'cpu' or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    on_cpu = pick_device(plan.base.get('device', 'auto')).type == 'cpu'
     in_seconds = parse_budget(plan.budget).kind == 'seconds'
     return not on_cpu or in_seconds or train is not None or plan.test or plan.baseline.stages or plan.stages
 
@@ -212,7 +213,8 @@ def choose_launcher(plan:Plan, launcher:str, workers=None, train=None, say=print
     slots = workers or os.cpu_count() or 1
     gain,seconds = slots*m.together/m.single,n*(m.steps or 0)*m.together
     pays = min(slots, n) > 1 and gain >= _least_gain and seconds >= _least_seconds
-    say(f"workers  {f'{slots} of one thread' if pays else 'none'}: up to {gain:.1f} times faster, about {seconds:.0f} s one by one")
+    who = f'{slots} of one thread' if pays else 'none'
+    say(f'workers  {who}: up to {gain:.1f} times faster, about {seconds:.0f} s one by one')
     return (replace(plan, threads=1), 'processes') if pays else (plan, 'local')
 
 # %% ../../nbs/08_comparison/06_executors.ipynb #15fc793a

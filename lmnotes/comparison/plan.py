@@ -10,7 +10,7 @@ __all__ = ['weight_options', 'Cell', 'Plan', 'stages_of', 'stage_folder', 'cell_
 # %% ../../nbs/08_comparison/02_plan.ipynb #24008a41
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from .arms import *
@@ -78,8 +78,9 @@ class Plan:
         if name == self.aa_arm: return self.baseline
         return next(a for a in self.arms if a.name == name)
 
-# %% ../../nbs/08_comparison/02_plan.ipynb #24db96be
-weight_options = tuple('model size tokenizer vocab_size init from_scratch dim n_layer n_head ffn_dim num_frequencies'.split())
+# %% ../../nbs/08_comparison/02_plan.ipynb #87e3a083
+weight_options = '''model size tokenizer vocab_size init from_scratch dim n_layer n_head ffn_dim
+num_frequencies'''.split()
 _quiet = dict(eval_strategy='no', eval_generate=1, display_samples_every=10**6, save_strategy='no')
 
 def stages_of(plan:Plan, arm:str, ds:str)->list:
@@ -112,11 +113,12 @@ def cell_options(plan:Plan, cell:Cell, root)->list:
         cell: of the same
         root: folder of the comparison
     Returns: a dictionary for each stage"""
-    stages,folder = stages_of(plan, cell.arm, cell.dataset),Path(root)/cell.folder
-    out = []
+    stages,folder,out = stages_of(plan, cell.arm, cell.dataset),Path(root)/cell.folder,[]
     for i,options in enumerate(stages):
         path = stage_folder(folder, i, len(stages))
-        if i: options = {k: v for k,v in options.items() if k not in weight_options} | dict(model=f"{out[-1]['output_dir']}/final")
+        if i: # the weights, sizes and tokenizer of the stage before
+            before = dict(model=f"{out[-1]['output_dir']}/final")
+            options = {k: v for k,v in options.items() if k not in weight_options} | before
         out.append(options_with_effect(options | dict(seed=cell.seed)) | dict(output_dir=str(path)))
     return out
 
@@ -232,15 +234,16 @@ def load_plan(path, trust=())->Plan:
         path: of `plan.json`
         trust: names of the trust options that were typed"""
     path = Path(path)
-    if not path.is_file(): raise InputError(f'{path.parent} holds no plan.json; give the folder that lmnotes compare made')
+    if not path.is_file(): raise InputError(f'{path.parent} holds no plan.json; give the folder of a comparison')
     d = read_json(path)
     with reading(path, 'the plan of a comparison', 'run the comparison again'):
         said,base = d.pop('hash'),typed_trust(typed_options(d['base']), trust, path)
-        arms = [Arm(**{**a, 'options': typed_options(a['options']), 'after': tuple(a['after'])}) for a in d['arms']]
+        arms = [Arm(**{k: tuple(v) if isinstance(v, list) else v for k,v in a.items()}) for a in d['arms']]
+        arms = [replace(a, options=typed_options(a.options)) for a in arms]
         listed_fields = {k: tuple(d[k]) for k in ('stages', 'eval_datasets', 'tasks')}
         plan = Plan(**d | listed_fields | dict(arms=arms, base=base))
         check_values(options_from(TrainOptions, **plan.base))
     if plan_hash(plan) != said:
-        raise InputError(f'{path} was changed after it was made (hash {plan_hash(plan)}, was {said}); start a new comparison')
+        raise InputError(f'{path} was changed after it was made (its hash was {said}); start a new comparison')
     import_plugins(list(plan.plugins), plan.plugins)
     return plan

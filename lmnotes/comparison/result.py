@@ -91,12 +91,13 @@ class ComparisonResult:
 def _experiment(plan): # keywords of `compare` that ask this again
     values = {k: getattr(plan, k) for k in experiment_keys if hasattr(plan, k)}
     arms = {a.name: a.options | dict(after=list(a.after), train=a.trained, stages=list(a.stages)) for a in plan.arms}
-    arms = {n: {k: v for k,v in o.items() if v not in ([], True) or k not in ('after', 'train', 'stages')} for n,o in arms.items()}
+    def said(o): return {k: v for k,v in o.items() if v not in ([], True) or k not in ('after', 'train', 'stages')}
+    arms = {name: said(o) for name,o in arms.items()}
     names = [o['dataset'] for o in plan.datasets.values() if 'dataset' in o]
     seeds = f'{len(plan.seeds)}..{plan.most}' if plan.most > len(plan.seeds) else len(plan.seeds)
     return values | dict(arms=arms, seeds=seeds, datasets=names or None, pieces=plan.pieces)
 
-weights_note = 'These verdicts are about these weights: whether another seed of the same design would do as well was not asked.'
+weights_note = 'These verdicts are about these weights: whether another seed would do as well was not asked.'
 
 def _of_weights(plan): # what is said where no arm is trained
     return {} if any(a.trained for a in plan.arms) else dict(kind='models', note=weights_note)
@@ -109,7 +110,8 @@ def new_result(plan:Plan, how=None)->dict:
         how: launcher, workers and costs
     Returns: fields of `ComparisonResult`"""
     budget = parse_budget(plan.budget)
-    tokenizers = {str(stages_of(plan, a.name, ds)[0].get('tokenizer', 'auto')) for a in plan.arms for ds in plan.datasets}
+    firsts = [stages_of(plan, a.name, ds)[0] for a in plan.arms for ds in plan.datasets]
+    tokenizers = {str(o.get('tokenizer', 'auto')) for o in firsts}
     return ComparisonResult(
         arms=[a.name for a in plan.arms],
         datasets=list(plan.datasets),

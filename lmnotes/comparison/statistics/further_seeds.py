@@ -92,7 +92,8 @@ def add_more_seeds(entries:list)->list:
         entries: of differences, as dictionaries after `judge`
     Returns: the same, changed"""
     for e in entries:
-        is_open = e['primary'] and e['verdict'] == 'cannot tell' and not (e.get('implausible') or e.get('uninformative'))
+        told = e.get('implausible') or e.get('uninformative')
+        is_open = e['primary'] and e['verdict'] == 'cannot tell' and not told
         e['more_seeds'] = more_seeds(e, e['margin'], lower_is_better=not e['higher']) if is_open else None
     return entries
 
