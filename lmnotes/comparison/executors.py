@@ -192,9 +192,11 @@ def check_launcher(plan:Plan, launcher:str, workers=None):
 _least_gain,_least_seconds = 1.25,60. # below them workers do not pay
 
 def _stays_here(plan, train): # whether the cells belong into this process, whatever is faster
+    budget = parse_budget(plan.budget)
+    short = budget.amount*len(plan_cells(plan)) < (2000 if budget.kind == 'steps' else 1e6)
     on_cpu = pick_device(plan.base.get('device', 'auto')).type == 'cpu'
-    in_seconds = parse_budget(plan.budget).kind == 'seconds'
-    return not on_cpu or in_seconds or train is not None or plan.test or plan.baseline.stages or plan.stages
+    fixed = train is not None or plan.test or plan.stages or plan.baseline.stages
+    return short or fixed or not on_cpu or budget.kind == 'seconds'
 
 def choose_launcher(plan:Plan, launcher:str, workers=None, train=None, say=print)->tuple:
     """Choose where the cells of a comparison are run, by a measurement where `auto` is asked
