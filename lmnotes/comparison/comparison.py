@@ -204,7 +204,7 @@ def compare(arms=(), datasets=None, base=None, output_dir=None, costs=True, dry_
         datasets: names of training datasets, each a comparison of its own; None: that of the base
         base: options of `train` that all arms share
         output_dir: folder of the comparison; None: a new one under runs/
-        costs: measure memory, speed and file size too
+        costs: measure memory, speed and file size too; an experiment file may say no
         dry_run: print what would be done, write nothing and return the plan
         launcher: local, processes or ray
         workers: cells at once; None: cores over threads
@@ -215,6 +215,7 @@ def compare(arms=(), datasets=None, base=None, output_dir=None, costs=True, dry_
     say = say or _print_line
     if output_dir is not None: check_new_comparison_folder(output_dir)
     arms,base,options = _asked(arms, base, options)
+    costs = costs and options.pop('costs', True)
     plan = plan_comparison(arms, datasets if datasets is not None else options.pop('datasets', None), base=base, **options)
     check_launcher(plan, launcher, workers)
     for line in plan_lines(plan, plan_runs(plan)): say(line)
