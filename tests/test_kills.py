@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lmnotes.evaluation.scores import load_scores
 from lmnotes.files import atomic_write, read_json, read_jsonl
 from lmnotes.folders import lock_folder
 
@@ -69,8 +70,8 @@ kinds = dict(
         rl_learning_rate=0.01, rl_warmup_steps=0, reward='random', save_steps=1,
         lr_scheduler_type='cosine', weight_decay=0.1),
     ranks=dict(small, dataset='arithmetic', mode='pretrain', multi_gpu=True),
-    compare=dict(device='cpu', models='standard,reversible', datasets='arithmetic', seeds=1, budget='steps:3',
-                 limit=100, max_length=32, batch_size=4),
+    compare=dict(device='cpu', models='standard,reversible', datasets='prose', seeds=1, budget='steps:3',
+                 limit=100, max_length=32, batch_size=4, no_costs=True),
 ) # name -> options
 
 def command(name):
@@ -92,9 +93,13 @@ def content(path): # of a file of a run, as far as it is the same twice
     if path.suffix == '.jsonl': return untimed(read_jsonl(path))
     if path.name in ('summary.json', 'cell.json', 'state.json', 'metrics_history.json'):
         return untimed({k: v for k,v in read_json(path).items() if k != 'throughput'})
+    if path.name == 'comparison.json':
+        measured = 'created', 'env', 'how', 'measures', 'cost_ratios', 'dynamics'
+        return untimed({k: v for k,v in read_json(path).items() if k not in measured})
+    if path.name == 'scores.npz': return [(s.name, s.ids, s.values.tolist()) for s in load_scores(path)]
     if path.suffix == '.pt': return torch.load(path, weights_only=True)
     again = ('args.json', 'args.txt', 'env.json', 'README.md', 'training_args.bin', 'rng_state.pth',
-             'trainer_state.json', 'comparison.json', 'plan.json', 'scores.npz', 'training_text.npz')
+             'trainer_state.json', 'plan.json', 'training_text.npz')
     if path.name in again or path.suffix in ('.png', '.log', '.html', '.md', '.tex'): return None
     return path.read_bytes()
 

@@ -249,14 +249,14 @@ def test_a_constant_answer_is_worth_nothing_where_the_metric_says_so():
         assert ds.score_set(rows, [constant]*3).mean() == 0
 
 def test_a_comparison_judges_the_difference_of_the_metrics():
-    from lmnotes.comparison.differences import task_difference
+    from lmnotes.comparison.statistics.differences import score_difference
     from lmnotes.evaluation.scores import Scores
     rng,gold = random.Random(3),[_tags(random.Random(i), 9) for i in range(80)]
     def seeds(right): return {s: [[t if rng.random() < right else 'O' for t in g] for g in gold] for s in range(3)}
     arms = [seeds(.6), seeds(.9)]
     scores = [{s: Scores('tagging', 'x', 'entity_f1', entity_contributions(t, gold)) for s,t in a.items()}
               for a in arms]
-    d = task_difference(*scores)
+    d = score_difference(*scores)
     f1 = [np.mean([entity_f1(t, gold) for t in a.values()]) for a in arms]
     assert abs(d['base_mean'] - f1[0]) < 1e-9 and abs(d['arm_mean'] - f1[1]) < 1e-9
     assert abs(d['mean'] - (f1[1] - f1[0])) < 1e-9 and d['verdict'] == 'better'

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import time
 from functools import partial
-from inspect import signature
 
 import pytest
 import torch
@@ -432,7 +431,9 @@ text  = generate(model, data.tokenizer, 'Once', max_new_tokens=64, temperature=0
         scope,
     )
     assert scope['text'].startswith('Once')
-    assert signature(scope['compare']).parameters['budget'].default == 'tokens:200k' # ten times as much
+    asked = dict(dry_run=True, say=lambda line: None)
+    plan = scope['compare'](['standard', 'reversible'], ['prose'], **asked)
+    assert plan.budget == 'tokens:200000' # ten times as much
     scope['compare'] = partial(scope['compare'], budget='tokens:20k', dim=32, n_layer=2, n_head=2)
     exec("c = compare(['standard', 'reversible'], ['prose'], seeds=3); c.table(); c.report('report.html')", scope)
     assert (tmp_path/'report.html').stat().st_size > 10_000

@@ -3,6 +3,7 @@ import os
 import pickle
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def made(tmp_path_factory):
     try:
         words = ['train', *SMALL, '--max_steps', '4', '--save_steps', '2', '--output_dir', 'run']
         assert main(words) == 0
-        words = '--models standard,gpt --datasets arithmetic --seeds 1 --budget steps:2 --limit 60 --max_length 32 '
+        words = '--models standard,gpt --datasets prose --seeds 1 --budget steps:2 --limit 60 --max_length 32 '
         words += '--batch_size 4 --device cpu --output_dir comparison'
         assert main(['compare', *words.split()]) == 0
     finally:
@@ -92,24 +93,25 @@ def test_args_of_a_run_grant_nothing_on_resume(place, capsys, option, value):
 @pytest.mark.parametrize('option', TRUST_OPTIONS)
 def test_a_plan_grants_nothing_on_rerun(place, capsys, option):
     shutil.rmtree(next((place/'comparison/cells').iterdir()))
-    change(place/'comparison/plan.json', **{f'options__{option}': True})
+    change(place/'comparison/plan.json', **{f'base__{option}': True})
     for launcher in ('local', 'processes'):
         code,err = call(capsys, 'compare', '--rerun', 'comparison', '--launcher', launcher)
         assert code == 2 and f'add --{option} to the command line' in err
 
 def test_a_worker_gets_its_trust_from_its_parent(place):
     "A plan that changed after the parent read it is refused in the worker"
-    from lmnotes.comparison.executors import CellWorker, load_worker_spec
+    from lmnotes.comparison.executors import CellWorker, load_worker_plan
+    from lmnotes.comparison.plan import plan_cells, save_plan
     root = place/'comparison'
-    job = load_worker_spec(root).cells[0]
-    change(root/'plan.json', options__trust_remote_code=True)
+    plan = load_worker_plan(root)
+    save_plan(replace(plan, base=plan.base | dict(trust_remote_code=True)), root/'plan.json')
     worker = CellWorker(root, 0)
     try:
-        assert 'ended with code' in worker.run(job)
+        assert 'ended with code' in worker.run(plan_cells(plan)[0])
     finally:
         worker.stop()
     assert 'add --trust_remote_code' in (root/'logs/worker_0.log').read_text(encoding='utf-8')
-    assert load_worker_spec(root, ('trust_remote_code',)).options.trust_remote_code
+    assert load_worker_plan(root, ('trust_remote_code',)).base['trust_remote_code']
 
 @pytest.mark.parametrize('command, text', [
     ('train', 'trust_remote_code: true'),

@@ -193,13 +193,13 @@ def task_chart(r:dict, tasks:list):
     return fig
 
 # %% ../../nbs/09_reports/05_charts.ipynb #ed4db200
-def _best_rate(t): return (t.get('chosen') or {}).get('learning_rate', t.get('best'))
+def _best_rate(t): return t['best']
 
 def _trial_losses(t): # of each learning rate; nan where a trial broke off
     return np.array([np.nanmean(np.asarray(l, float)) if l is not None else np.nan for l in t['losses']])
 
 def _draw_trials(ax, t, name, col): # of one arm
-    x,y = np.asarray(t['rates'], float),_trial_losses(t)
+    x,y = np.asarray(t['values'], float),_trial_losses(t)
     label = chart_label(name, 22) + (', best at the edge' if t['edge'] else '')
     ax.plot(x, y, color=col, lw=1.3, marker='o', ms=4, mfc='none', label=label)
     if (best := _best_rate(t)) is None: return
@@ -217,7 +217,7 @@ def tuning_chart(r:dict, ds:str):
     trials = r['tuning'][ds]
     for a in r['arms']:
         if t := trials.get(a): _draw_trials(ax, t, a, arm_colour(r, a))
-    rates = sorted({float(x) for t in trials.values() for x in t['rates']})
+    rates = sorted({float(x) for t in trials.values() for x in t['values']})
     ax.set_xscale('log')
     ax.set_xticks(rates[::max(1, -(-len(rates)//5))], minor=False)
     ax.set_xticks([], minor=True)

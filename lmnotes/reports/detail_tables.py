@@ -19,8 +19,8 @@ from .parts import *
 
 # %% ../../nbs/09_reports/07_detail_tables.ipynb #80674341
 def _trial_rows(t): # of one arm: rate, loss, and a note where it was chosen
-    best = (t.get('chosen') or {}).get('learning_rate', t.get('best'))
-    for x,losses in zip(t['rates'], t['losses']):
+    best = t['best']
+    for x,losses in zip(t['values'], t['losses']):
         chosen = best is not None and np.isclose(x, best)
         note = 'best, at the edge of the grid' if t['edge'] else 'best'
         for i,loss in enumerate(losses if isinstance(losses, (list, tuple)) else [losses]):

@@ -95,7 +95,7 @@ def _cost_ratios(i): # of arm i to the baseline
 def _tuning(i):
     losses = [2.3, 2.1 + 0.02 * i, 2.2 - 0.3 * i]
     best = (3e-3, 1e-2)[i > 0]
-    return dict(rates=[1e-3, 3e-3, 1e-2], losses=losses, best=best, chosen=dict(learning_rate=best), edge=i > 0)
+    return dict(values=[1e-3, 3e-3, 1e-2], losses=losses, best=best, options=dict(learning_rate=best), edge=i > 0)
 
 def _dynamics(i):
     return dict(
