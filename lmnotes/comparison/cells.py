@@ -116,7 +116,7 @@ def waits_for(plan:Plan, cell:Cell)->set:
     owners = _stage_owners(plan)
     return {o for (a,ds,_),o in owners.items() if (a, ds) == (cell.arm, cell.dataset) and o != cell.arm}
 
-# %% ../../nbs/08_comparison/04_cells.ipynb #298047ac
+# %% ../../nbs/08_comparison/04_cells.ipynb #014b10d7
 @dataclass
 class _Trained: # a model to be scored
     model:object
@@ -148,7 +148,7 @@ def _train_stages(plan:Plan, cell:Cell, root, train=None): # of a cell, or take 
         else: run,path = (train or default_train)(quiet=True, **options),Path(options['output_dir'])
         summaries.append(run.summary if run else read_json(path/'summary.json'))
     model,tokenizer = (run.model, run.data.tokenizer) if run else load_eval_model(str(path))
-    figures = _figures_of(summaries) | dict(learning_rate=getattr(run.learn, 'lr', None) if run else None)
+    figures = _figures_of(summaries) | dict(learning_rate=getattr(getattr(run, 'learn', None), 'lr', None))
     figures |= dict(curve=loss_curve(path), fingerprint=read_json(path/'env.json').get('fingerprint'))
     figures |= dict(run=path.relative_to(root).as_posix(), shared=bool(shared))
     return _Trained(model, tokenizer, figures, path, bool(shared))

@@ -166,7 +166,7 @@ def compare(arms=(), datasets=None, base=None, output_dir=None, costs=True, dry_
         datasets: names of training datasets, each a comparison of its own; None: that of the base
         base: options of `train` that all arms share
         output_dir: folder of the comparison; None: a new one under runs/
-        costs: measure memory, speed and file size too
+        costs: measure memory, speed and file size too; an experiment file may say no
         dry_run: print what would be done, write nothing and return the plan
         launcher: local, processes, ray; auto: processes where measured to be faster
         workers: cells at once; None: cores over threads
@@ -179,6 +179,7 @@ def compare(arms=(), datasets=None, base=None, output_dir=None, costs=True, dry_
     say = say or _print_line
     if output_dir is not None: check_new_folder(output_dir, _go_on.format(output_dir))
     arms,base,options = _asked(arms, base, options)
+    costs = costs and options.pop('costs', True)
     named = options.pop('datasets', None)
     plan = plan_comparison(arms, named if datasets is None else datasets, base=base, **options)
     check_launcher(plan, launcher, workers)

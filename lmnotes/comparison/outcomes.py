@@ -26,7 +26,7 @@ from ..evaluation.scores import *
 from ..files import *
 from ..training.interface.dynamics import loss_log, training_dynamics
 
-# %% ../../nbs/08_comparison/05_outcomes.ipynb #f2a775c0
+# %% ../../nbs/08_comparison/05_outcomes.ipynb #72eaa207
 def read_cells(plan:Plan, root, seeds=None)->list:
     """Read the folders of all cells; one that cannot be read becomes a failed cell
 
@@ -47,8 +47,9 @@ def _same_data(results): # a run whose data is not that of the arm's other runs 
     first = {}
     for r in results:
         c = r.cell
+        if c['status'] != 'done': continue
         was = first.setdefault((c['arm'], c['dataset']), c.get('fingerprint'))
-        if c['status'] == 'done' and c.get('fingerprint') != was:
+        if c.get('fingerprint') != was:
             mark_failed(c, f"the data changed while the comparison ran (content {c['fingerprint']}, was {was})")
     return results
 
