@@ -173,7 +173,7 @@ def score_cell(plan:Plan, cell:Cell, r)->tuple:
         r.model, r.tokenizer, scored_sets(plan, cell.dataset), data_dir=o.data_dir, limit=plan.eval_limit,
         pieces=plan.pieces, seed=plan.seeds[0], max_length=o.max_length, trained_on=load_fingerprint(r.path),
         columns=columns if columns.named() else None, allow_eval_data=o.allow_eval_data,
-        allow_execution=o.allow_execution,
+        allow_execution=o.allow_execution, as_text=plan.metric == 'bits_per_byte',
     )
     if scores or not plan.arm(cell.arm).trained: return scores,missing
     return run_scores(r.path),missing
@@ -242,7 +242,7 @@ def run_cell(plan:Plan, cell:Cell, root, train=None)->CellResult:
             if plan.full_eval:
                 r.tasks,more = _full_evaluation(plan, cell, root, trained, train)
                 missing = missing + more
-            r.cell |= trained.figures | _score_figures(r.scores)
+            r.cell |= trained.figures | _score_figures(r.scores) | dict(metrics=sorted({s.metric for s in r.scores}))
             r.cell |= dict(missing=missing, samples=_last_samples(trained.path))
         except Exception as e:
             mark_failed(r.cell, e)

@@ -7,8 +7,9 @@ __all__ = ['is_open', 'compare', 'rerun', 'compare_models']
 
 # %% ../../nbs/08_comparison/08_comparison.ipynb #4a48ef1e
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 from .arms import *
 from .cells import *
@@ -41,15 +42,6 @@ def is_open(plan:Plan, result:dict)->bool:
     return any(not futility(d, planned_looks(plan), plan.margin) for d in undecided)
 
 # %% ../../nbs/08_comparison/08_comparison.ipynb #ad6a9ee1
-@dataclass
-class _Execution: # how the cells are run
-    launcher:str
-    workers:int|None
-    train:object
-    costs:bool
-    say:object
-    watch:object
-
 def _cell_line(cell, i, n):
     head = f"[{i}/{n}] {cell['arm']} on {cell['dataset']}, seed {cell['seed']}: "
     if cell['status'] != 'done': return head+f"failed, {cell['reason']}"
@@ -79,6 +71,7 @@ def _measure_controls(c:Comparison, plan:Plan): # of the same pieces; sentences 
         read = [x.cell['bytes'] for x in read_cells(plan, c.path) if x.cell['dataset'] == ds and x.cell.get('bytes')]
         try:
             about = dict(data_dir=plan.base.get('data_dir'), pieces=plan.pieces, training_bytes=max(read, default=None))
+            about['as_text'] = plan.metric == 'bits_per_byte'
             c.result['controls'][ds] = dataset_control_scores(scored_sets(plan, ds), **about)
         except Exception as e:
             c.result['controls'][ds] = {}
@@ -96,10 +89,16 @@ def _measure_costs(c, plan, run):
     c.result['not_measured'] += missing
 
 # %% ../../nbs/08_comparison/08_comparison.ipynb #f2353e15
+def _check_metric(plan, cell): # refuse a metric by which the cells are not scored, at the first of them
+    names = cell.get('metrics')
+    if not names or plan.metric in (*names, own_score): return
+    raise InputError(f"--metric {plan.metric} is not what the arms are scored by; there is {', '.join(names)}")
+
 def _run_cells(plan, root, seeds, run):
     cells = pending_cells(plan, root, seeds)
     run.watch('cells', cells)
     for i,cell in enumerate(execute_cells(plan, root, cells, run.launcher, run.workers, run.train)):
+        _check_metric(plan, cell)
         run.watch('cell', cell)
         run.say(_cell_line(cell, i + 1, len(cells)))
 
@@ -193,7 +192,7 @@ def compare(arms=(), datasets=None, base=None, output_dir=None, costs=True, dry_
         check_new_folder(c.path, _go_on.format(c.path)) # nobody took it meanwhile
         remove_partial_files(c.path)
         save_plan(plan, c.path/'plan.json')
-        return _execute(c, plan, _Execution(train=train, say=say, watch=watch or _nothing, **how))
+        return _execute(c, plan, SimpleNamespace(train=train, say=say, watch=watch or _nothing, **how))
 
 # %% ../../nbs/08_comparison/08_comparison.ipynb #57209117
 def rerun(path, launcher=None, workers=None, train=None, say=None, watch=None,
@@ -223,7 +222,8 @@ def _rerun(path, plan, launcher, workers, train, say, watch):
     cells = pending_cells(plan, path, seed_list(plan, len(c.result['seeds'])))
     say(f'rerun    {len(cells)} cells of {path}')
     measured = c.result.get('measures') and not cells
-    return _execute(c, plan, _Execution(launcher, workers, train, how.get('costs', True) and not measured, say, watch))
+    run = dict(launcher=launcher, workers=workers, costs=how.get('costs', True) and not measured)
+    return _execute(c, plan, SimpleNamespace(train=train, say=say, watch=watch, **run))
 
 # %% ../../nbs/08_comparison/08_comparison.ipynb #b4ca5439
 def compare_models(models:dict, eval_datasets=('prose',), tasks=(), metric=None, margin=None, data_dir=None,
@@ -241,7 +241,7 @@ def compare_models(models:dict, eval_datasets=('prose',), tasks=(), metric=None,
         pieces: pieces of each text
         output_dir: folder for the result and its report; None: nothing is kept"""
     arms = {n: dict(model=str(path), train=False) for n,path in models.items()}
-    asked = dict(eval_datasets=eval_datasets, metric=metric or 'bits_per_byte', margin=margin, eval_limit=limit)
+    asked = dict(eval_datasets=eval_datasets, metric=metric, margin=margin, eval_limit=limit)
     asked |= dict(pieces=pieces, full_eval=bool(tasks), tasks=() if tasks == 'all' else tasks, data_dir=data_dir)
     with tempfile.TemporaryDirectory() as scratch:
         c = compare(arms, seeds=1, costs=False, output_dir=output_dir or Path(scratch)/'c', say=_nothing, **asked)

@@ -181,7 +181,8 @@ def training_sets(o:TrainOptions)->list:
     Parameters:
         o: of the run
     Returns: names or paths"""
-    return [o.data_path] if o.data_path else list(o.datasets) or [o.dataset]
+    named = f'{o.dataset}/{o.dataset_config}' if o.dataset_config else o.dataset
+    return [o.data_path] if o.data_path else list(o.datasets) or [named]
 
 # %% ../../nbs/08_comparison/02_plan.ipynb #afc9a9fd
 def starts_random(plan:Plan, arm:str, ds:str)->bool:

@@ -62,7 +62,7 @@ own_score = 'own score' # bits per byte of text, of rows with answers the score 
 def _primary_metric(plan:Plan, metric:str|None): # unless one is given: bits per byte of text, else the own score
     if plan.margin is not None and not plan.margin > 0: raise InputError(f'--margin must be above 0, not {plan.margin}')
     if metric: return metric
-    text = all(training_mode(o) == 'pretrain' and not is_masked_lm(o) for o in _stage_runs(plan, -1))
+    text = {training_mode(o) == 'pretrain' and not is_masked_lm(o) for o in _stage_runs(plan, -1)} == {True}
     if plan.margin is not None and not text:
         raise InputError(f'--margin {plan.margin:g} is in units of a metric; name it, such as --metric exact_match')
     return 'bits_per_byte' if text else own_score
