@@ -23,7 +23,7 @@ from ..evaluation.held_out.score_model import score_model
 from ..evaluation.item_files import write_items
 from ..evaluation.memory import frozen_gc
 from ..evaluation.scores import *
-from ..evaluation.task_suite import evaluate_tasks, select_tasks
+from ..evaluation.task_suite import evaluate_tasks, scored_items, select_tasks
 from ..evaluation.tasks.long_range import evaluate_long_range
 from ..files import *
 from ..folders import lock_folder
@@ -67,7 +67,7 @@ def write_cell(path, r:CellResult):
         r: what was found"""
     path = Path(path)
     save_scores(path/'scores.npz', r.scores + r.tasks)
-    if items := [i for s in r.scores + r.tasks for i in s.items]: write_items(path/'items.jsonl.gz', items)
+    if items := scored_items(r.scores + r.tasks): write_items(path/'items.jsonl.gz', items)
     write_json(path/'cell.json', dict(cell=r.cell, n_scores=len(r.scores)))
 
 def read_cell(path)->CellResult:
