@@ -97,11 +97,15 @@ from lmnotes.rl.grpo import grpo
 from lmnotes.rl.reward_models import train_reward_model
 from lmnotes.rl.rewards import compute_reward, correctness
 from lmnotes.rl.rl_evaluation import held_out_scores
-from lmnotes.comparison.compare_checkpoints import compare_models
-from lmnotes.comparison.comparison import compare, rerun
+from lmnotes.comparison.comparison import compare, compare_models, rerun
 from lmnotes.comparison.result import Comparison
-from lmnotes.comparison.statistics import t_interval
-from lmnotes.comparison.verdicts import holm_correct, paired_difference, verdict
+from lmnotes.comparison.ladder import ladder
+from lmnotes.comparison.ledger import confirm, read_ledger
+from lmnotes.comparison.statistics.differences import score_difference
+from lmnotes.comparison.statistics.factorial import factorial_effects
+from lmnotes.comparison.statistics.further_seeds import more_seeds
+from lmnotes.comparison.statistics.paired import paired_difference
+from lmnotes.comparison.statistics.verdicts import judge, verdict
 from lmnotes.reports.comparison_report import write_report
 from lmnotes.reports.glance import interval_chart_svg, table_text
 from lmnotes.reports.model_card import model_card

@@ -81,12 +81,13 @@ def check_writable(path):
     if above != path and not above.is_dir(): raise InputError(f'{path} cannot be made: {above} is a file')
     if not os.access(above, os.W_OK): raise InputError(f'{path} cannot be written: {above} is read-only here')
 
-def check_new_folder(path):
+def check_new_folder(path, fix='choose another folder'):
     """Refuse a folder that holds something, or a file in its place, with an `InputError`
 
     Parameters:
-        path: folder to be made: empty, or not there"""
+        path: folder to be made: empty, or not there
+        fix: for the message"""
     path = Path(path).expanduser()
     check_writable(path)
     if path.exists() and not (path.is_dir() and is_unused(path)):
-        raise InputError(f'{path} is there already and holds something; choose another folder')
+        raise InputError(f'{path} is there already and holds something; {fix}')

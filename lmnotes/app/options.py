@@ -85,7 +85,10 @@ class LoadingOptions:
     device: str = 'auto'         # auto, cuda, mps or cpu
 
 # %% ../../nbs/11_app/01_options.ipynb #1e1d3212
-_arm_groups = RLOptions, DeviceOptions, PrecisionOptions, OptimizerOptions, BatchOptions, DatasetOptions, LoraOptions, ModelOptions
+_arm_groups = (
+    RLOptions, DeviceOptions, PrecisionOptions, OptimizerOptions, BatchOptions, DatasetOptions, LoraOptions,
+    ModelOptions,
+)
 
 @value_ranges(
     question=OptionRange(text=True), arm=OptionRange(text=True), vary=OptionRange(text=True),
@@ -112,7 +115,7 @@ class CompareOptions(CommonOptions, *_arm_groups):
     full_eval: bool = False           # score groups of tasks too, and train the baseline under other seeds (A/A)
     tasks: tuple[str, ...] = option((), with_full_eval) # groups of tasks for full_eval; default: all
     no_costs: bool = False            # leave out memory, speed and file size
-    launcher: str = 'local'           # where runs are made: local (this process), processes, or ray
+    launcher: str = 'auto'            # where runs are made: local (this process), processes, ray; auto: measured
     workers: int | None = option(None, with_launcher) # runs at once; default: cores over threads
     rerun: str | None = None          # folder of a comparison to complete: only missing and failed runs are trained
     json: str | None = None           # a file for the result as one object; - for standard output

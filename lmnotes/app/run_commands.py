@@ -8,8 +8,12 @@ __all__ = ['compare_command', 'report_command', 'bench_command']
 # %% ../../nbs/11_app/04_run_commands.ipynb #640952c4
 import json
 import sys
+from contextlib import contextmanager
 from dataclasses import fields
 
+from rich.console import Console
+
+from .live_table import LiveTable
 from .options import CompareOptions
 from ..benchmarks.bench import run_benches
 from ..comparison.arms import parse_arm
@@ -25,25 +29,34 @@ _RERUN_OPTIONS = 'rerun', 'launcher', 'workers', 'imports', 'trust_remote_code',
 _OWN = {f.name for f in fields(CompareOptions) if f.metadata.get('group') is None or f.name == 'datasets'}
 _HERE = 'experiment', 'models', 'arm', 'rerun', 'json', 'no_costs', 'hub_timeout'
 
-def _rerun(o, given, say):
+def _rerun(o, given, progress):
     if changing := sorted(given - {*_RERUN_OPTIONS}):
         raise InputError(
             f'--rerun completes a plan as it was made, and --{changing[0]} would change it; leave it out'
         )
     launcher,workers = (getattr(o, k) if k in given else None for k in ('launcher', 'workers'))
-    return rerun(o.rerun, launcher=launcher, workers=workers, say=say, trust_remote_code=o.trust_remote_code)
+    return rerun(o.rerun, launcher=launcher, workers=workers, trust_remote_code=o.trust_remote_code, **progress)
 
 def _arms(o): # in one of the forms that `compare` takes
     if o.experiment: return o.experiment
     if o.arm: return [parse_arm(text) for text in o.arm]
     return () if o.vary else o.models or ('standard', 'reversible')
 
-def _compare(o, given, say):
-    if o.rerun: return _rerun(o, given, say)
+def _compare(o, given, progress):
+    if o.rerun: return _rerun(o, given, progress)
     if o.arm and (o.experiment or o.vary): raise InputError('--arm beside --vary or a file: give the arms in one way')
     asked = {k: getattr(o, k) for k in given if k in _OWN and k not in _HERE}
     base = {k: getattr(o, k) for k in given if k not in _OWN}
-    return compare(_arms(o), base=base, costs=not o.no_costs, say=say, imports=o.imports, **asked)
+    asked = dict(launcher='auto', costs=not o.no_costs, imports=o.imports) | asked | progress
+    return compare(_arms(o), base=base, **asked)
+
+@contextmanager
+def _progress(o): # where progress is shown: a table in a terminal, lines in a file, standard error beside JSON
+    out = sys.stderr if o.json == '-' else sys.stdout
+    if o.dry_run or not out.isatty():
+        yield dict(say=lambda line: print(line, file=out, flush=True))
+        return
+    with LiveTable(Console(file=out)) as table: yield dict(say=table.say, watch=table.watch)
 
 def compare_command(o, given)->int:
     """Train arms side by side, print the verdicts and write the report
@@ -53,8 +66,7 @@ def compare_command(o, given)->int:
         given: names of the options that were typed
     Returns: 1 if a run failed; the report says why"""
     if o.json and o.json != '-': check_writable(o.json)
-    out = sys.stderr if o.json == '-' else sys.stdout
-    c = _compare(o, given - {'imports'}, lambda line: print(line, file=out, flush=True))
+    with _progress(o) as progress: c = _compare(o, given - {'imports'}, progress)
     if o.dry_run: return 0
     if o.json == '-': print(json.dumps(c.brief()))
     else:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['experiment_keys', 'Arm', 'check_fair', 'make_arm', 'folder_name', 'listed', 'model_arms', 'parse_arm',
-           'parse_factors', 'factorial_arms', 'parse_seeds', 'read_experiment', 'arm_table', 'check_arms']
+           'parse_factors', 'factorial_arms', 'parse_seeds', 'read_experiment', 'differing_entries', 'arm_table',
+           'check_arms']
 
 # %% ../../nbs/08_comparison/01_arms.ipynb #87e731aa
 import re
@@ -156,12 +157,12 @@ def parse_seeds(seeds)->tuple:
     found = re.fullmatch(r'(\d+)(?:\.\.(\d+))?', str(seeds).strip())
     least,most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
     if least < 1 or most < least:
-        raise InputError(f'--seeds must be such as 3 or 3..12, not {seeds}; 3 or more are needed for a verdict worth having')
+        raise InputError(f'--seeds must be such as 3 or 3..12, not {seeds}; a verdict needs 3 or more')
     return list(range(least)),most
 
 # %% ../../nbs/08_comparison/01_arms.ipynb #c95b2742
 experiment_keys = '''question base arms vary models datasets stages metric margin seeds budget eval_datasets tasks
-full_eval eval_limit tune tune_option costs'''.split()
+full_eval eval_limit pieces tune tune_option costs'''.split()
 
 _typed_only = 'imports', 'trust_remote_code', 'allow_execution' # they run code
 
@@ -179,7 +180,24 @@ def read_experiment(path)->dict:
     if found: raise InputError(f'{path}: {found[0]} lets code run and is not taken from a file; type it as an option')
     return e
 
-# %% ../../nbs/08_comparison/01_arms.ipynb #f534ad9b
+# %% ../../nbs/08_comparison/01_arms.ipynb #e7489e9b
+def differing_entries(by_name:dict)->dict:
+    """Collect the entries in which dictionaries differ
+
+    Parameters:
+        by_name: name -> dictionary
+    Returns: entry -> name -> value"""
+    keys = dict.fromkeys(k for entries in by_name.values() for k in entries)
+    table = {k: {name: entries.get(k) for name,entries in by_name.items()} for k in keys}
+    return {k: row for k,row in table.items() if len({repr(v) for v in row.values()}) > 1}
+
+def _changes(a): # of an arm, as a reader sees them
+    own = dict(a.options)
+    if a.after: own['after'] = ', '.join(a.after)
+    if not a.trained: own['train'] = False
+    if a.stages: own['stages'] = ' → '.join(s.get('mode', 'pretrain') for s in a.stages)
+    return own
+
 def arm_table(arms:list, base:dict)->dict:
     """Collect the options in which arms differ
 
@@ -187,16 +205,9 @@ def arm_table(arms:list, base:dict)->dict:
         arms: of `Arm`
         base: options of all
     Returns: option -> arm -> value; '' where it is the default"""
-    def changes(a):
-        own = dict(a.options)
-        if a.after: own['after'] = ', '.join(a.after)
-        if not a.trained: own['train'] = False
-        if a.stages: own['stages'] = ' → '.join(s.get('mode', 'pretrain') for s in a.stages)
-        return own
-    def shown(k, a): return changes(a).get(k, base.get(k, getattr(TrainOptions, k, '')))
-    keys = dict.fromkeys(k for a in arms for k in changes(a))
-    table = {k: {a.name: shown(k, a) for a in arms} for k in keys}
-    return {k: row for k,row in table.items() if len({repr(v) for v in row.values()}) > 1}
+    keys = dict.fromkeys(k for a in arms for k in _changes(a))
+    defaults = {k: base.get(k, getattr(TrainOptions, k, '')) for k in keys}
+    return differing_entries({a.name: defaults | _changes(a) for a in arms})
 
 def check_arms(arms:list, base:dict):
     """Refuse fewer than two arms, and arms that are the same, with an `InputError`

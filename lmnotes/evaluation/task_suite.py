@@ -187,7 +187,8 @@ def scored_items(scores:list)->list:
     Parameters:
         scores: of `Scores`
     Returns: dicts, for `write_items`"""
-    return [dict(task=t.task, name=t.name, metric=t.metric, rule=t.rule, **i) for t in scores for i in t.items]
+    def about(s): return dict(task=s.task, name=s.name, metric=s.metric, rule=s.rule)
+    return [about(s) | i for s in scores for i in s.items]
 
 # %% ../../nbs/05_evaluation/09_task_suite.ipynb #b42dc1a1
 def _known(name, data_dir): return know_columns(find_dataset(name), data_dir)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['unequal_text', 'detectable_text', 'more_seeds_text', 'shared_share', 'verdict_sentence', 'alarm_sentence',
-           'cost_phrases', 'headline_sentence', 'count_sentence', 'result_sentences']
+           'cost_phrases', 'headline_sentence', 'count_sentence', 'failure_sentence', 'result_sentences']
 
 # %% ../../nbs/09_reports/00_sentences.ipynb #84e5a35a
 import numpy as np
@@ -198,6 +198,16 @@ def count_sentence(r:dict, arm:str)->str:
         f"be told from it on {undecided}{told}{f' (Holm over {family} outcomes)' if family else ''}."
     )
 
+def failure_sentence(r:dict)->str:
+    """State how many runs failed, with the reason of the first
+
+    Parameters:
+        r: a comparison, as `comparison.json` has it
+    Returns: '' where none failed"""
+    failed = [c for c in r.get('cells', []) if c['status'] != 'done']
+    if not failed: return ''
+    return f"{len(failed)} of {len(r['cells'])} runs failed and are in no verdict; the first: {failed[0]['reason']}"
+
 def result_sentences(r:dict)->list:
     """State everything that a comparison found
 
@@ -208,6 +218,7 @@ def result_sentences(r:dict)->list:
     lines += [headline_sentence(r, a) for a in r['arms'][1:] if (r.get('cost_ratios') or {}).get(a)]
     lines += [verdict_sentence(r, d) for d in primary_differences(r)]
     if not r['differences']: lines.append('no verdict: no seed finished in both arms')
+    if told := failure_sentence(r): lines.append(told)
     lines += [verdict_sentence(r, d) for d in secondary_differences(r) if d['verdict'] != 'cannot tell']
     lines += [s for a in r['arms'][1:] if (s := count_sentence(r, a))]
     return lines + ([r['note']] if r.get('note') else [])

@@ -206,7 +206,7 @@ def searched_lrs(dataset:str, models, size:str='tiny', mode:str='pretrain', conf
 
 # %% ../../nbs/06_training/15_recipes.ipynb #50fdb988
 def rule_rate(o:TrainOptions)->float:
-    """Compute the learning rate of the general rule: 0.3 over the width, 5e-5 for weights of the hub; a fifth of it for Lion
+    """Compute the learning rate of the general rule: 0.3 over the width, 5e-5 for hub weights; a fifth of it for Lion
 
     Parameters:
         o: of the run

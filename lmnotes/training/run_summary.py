@@ -187,7 +187,8 @@ _summary_names = dict(loss='eval_loss', tokens='eval_tokens', rows='eval_rows', 
 def _data_notes(model, data, batches): # `batches`: that were trained on
     out = {}
     if names := getattr(model.config, 'trained_on_eval', None): out['tainted'] = names
-    if found := train_validation_overlap(data): out['overlap'] = {k: c.as_dict() | dict(text=str(c)) for k,c in found.items()}
+    found = train_validation_overlap(data)
+    if found: out['overlap'] = {k: c.as_dict() | dict(text=str(c)) for k,c in found.items()}
     if hasattr(data.train, 'realised'): out['realised'] = data.train.realised(batches)
     return out
 

@@ -126,7 +126,7 @@ def held_out_files(path, columns:DatasetColumns|None=None, split:str|None=None)-
 def _is_path(name): return not in_catalog(name) and Path(name).expanduser().exists()
 
 def load_held_out(name, data_dir=None, columns:DatasetColumns|None=None, split:str|None=None,
-        allow_eval_data:bool=False)->HeldOutData:
+        allow_eval_data:bool=False, as_text:bool=False)->HeldOutData:
     """Load the part of a dataset or file that training does not read; an unknown one is an `InputError`
 
     Parameters:
@@ -134,14 +134,15 @@ def load_held_out(name, data_dir=None, columns:DatasetColumns|None=None, split:s
         data_dir: root in hub layout; None: LMNOTES_DATA_DIR, else the hub
         columns: of data that the catalog does not know
         split: train, validation or test; None: what training holds out
-        allow_eval_data: whether a set that is kept for evaluation was trained on"""
+        allow_eval_data: whether a set that is kept for evaluation was trained on
+        as_text: read rows with answers as running text too, as pretraining does"""
     if split is not None: check_split_name(split)
     name = str(name) if isinstance(name, Path) else name
     if not isinstance(name, Dataset) and _is_path(name):
         return held_out_files(Path(name).expanduser(), columns, split)
     known = isinstance(name, Dataset) or in_catalog(name)
     ds = know_columns(find_dataset(name, columns=None if known else columns), data_dir)
-    if is_running_text(ds):
+    if as_text or is_running_text(ds):
         found = scored_documents(ds, data_dir, split) if split else held_out_documents(ds, data_dir, allow_eval_data)
         return HeldOutData(ds.name, found[1], documents=found[0])
     rows,where = (scored_rows(ds, data_dir, split), split) if split else held_out_rows(ds, data_dir, allow_eval_data)

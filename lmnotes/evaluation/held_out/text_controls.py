@@ -70,7 +70,8 @@ def text_control_scores(training_texts, documents, *, piece_bytes:int=256, limit
     return {name: dict(bits_per_byte=float(b), training_bytes=len(train)) for name,b in bits.items()}
 
 # %% ../../../nbs/05_evaluation/held_out/04_text_controls.ipynb #cdbfd6be
-def dataset_control_scores(names, data_dir=None, pieces:int|None=512, training_bytes:int|None=None)->dict:
+def dataset_control_scores(names, data_dir=None, pieces:int|None=512, training_bytes:int|None=None,
+        as_text:bool=False)->dict:
     """Score the controls on the text that a dataset holds out of training
 
     Parameters:
@@ -78,9 +79,10 @@ def dataset_control_scores(names, data_dir=None, pieces:int|None=512, training_b
         data_dir: root in hub layout; None: LMNOTES_DATA_DIR, else the hub
         pieces: pieces that are scored, spread evenly; None: all
         training_bytes: of the training text that the models have read; None, or more than 1 MiB: 1 MiB
+        as_text: read rows with answers as running text too
     Returns: name -> bits_per_byte, training_bytes; empty where nothing is running text"""
     for name in names:
-        part = load_held_out(name, data_dir)
+        part = load_held_out(name, data_dir, as_text=as_text)
         if part.documents is None: continue
         own = not in_catalog(str(name)) and Path(str(name)).expanduser().exists()
         splits = make_document_splits(read_user_texts(name, None, ('train', 'validation'))) if own else None

@@ -24,7 +24,7 @@ def long_range_lengths(max_length:int)->tuple:
     return (w//2, w, 2*w), (w//2, w, 2*w, 4*w)
 
 # %% ../../../nbs/06_training/measures/02_long_range_run.ipynb #c45efb59
-_of_text = 'dataset', 'dataset_config', 'text_column', 'data_dir', 'allow_eval_data', 'budget', 'mode' # items come from a file
+_of_text = 'dataset dataset_config text_column data_dir allow_eval_data budget mode'.split() # items come from a file
 _most_rows = 4096 # training rows; a longer run reads them again
 
 def long_range_options(options:dict, path)->dict:
