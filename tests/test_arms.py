@@ -13,7 +13,7 @@ tiny = dict(
     costs=False, say=lambda line: None,
 )
 short = dict(max_length=32, budget='steps:4', **tiny)
-rows = dict(max_length=384, budget='steps:2', eval_limit=6, **tiny) # room for whole rows in bytes
+rows = dict(max_length=64, budget='steps:2', eval_limit=6, **tiny) # room for whole rows of `recall` in bytes
 
 def differences(c): return {(d['arm'], d['name'], d['metric']): d for d in c.result['differences']}
 
@@ -51,54 +51,54 @@ def test_effects_and_interaction_are_those_of_a_regression(factorial):
 
 @pytest.fixture(scope='module')
 def staged(tmp_path_factory):
-    first,second = dict(mode='pretrain', dataset='prose'),dict(mode='sft', dataset='arithmetic')
+    first,second = dict(mode='pretrain', dataset='prose'),dict(mode='sft', dataset='recall')
     arms = {
         'full': dict(stages=[first, second]),
         'lora': dict(stages=[first, second | dict(use_lora=True, lora_r=4)]),
         'direct': dict(stages=[second]),
     }
-    return compare(arms, seeds=1, output_dir=tmp_path_factory.mktemp('s')/'c', **rows | dict(eval_limit=2))
+    return compare(arms, seeds=1, output_dir=tmp_path_factory.mktemp('s')/'c', **rows)
 
 def test_a_stage_that_arms_share_is_trained_once(staged):
     assert not staged.failed
     made = sorted(p.parent.relative_to(staged.path/'cells').as_posix() for p in staged.path.glob('cells/**/args.json'))
-    place = 'embedded__arithmetic/seed_0'
+    place = 'embedded__recall/seed_0'
     assert made == [f'direct/{place}', f'full/{place}/stage_1', f'full/{place}/stage_2', f'lora/{place}/stage_2']
     plan = load_plan(staged.path/'plan.json')
     assert {c.arm: waits_for(plan, c) for c in plan_cells(plan)} == dict(full=set(), lora={'full'}, direct=set())
 
 def test_a_stage_starts_from_the_one_before(staged):
     by_arm = {c['arm']: c for c in staged.cells}
-    first = str(staged.path/'cells/full/embedded__arithmetic/seed_0/stage_1/final')
+    first = str(staged.path/'cells/full/embedded__recall/seed_0/stage_1/final')
     assert {a: args(staged, by_arm[a])['model'] for a in ('full', 'lora')} == dict(full=first, lora=first)
     assert by_arm['full']['steps'] == by_arm['lora']['steps'] == 4 and by_arm['direct']['steps'] == 2
 
 def test_a_stage_that_cannot_start_from_the_one_before_is_one_line(tmp_path):
     arms = dict(a={}, b=dict(learning_rate=.1))
-    head,then = dict(mode='sft', task='classify', dataset='opinions'),dict(mode='sft', dataset='arithmetic')
+    head,then = dict(mode='sft', task='classify', dataset='opinions'),dict(mode='sft', dataset='recall')
     heads,sizes = [head, then],[then, then | dict(size='small')]
-    for stages,says in [(heads, 'from which stage 2 cannot start'), (sizes, 'sets size')]:
+    for stages,says in [(heads, 'stage 1 ends with a head for labels'), (sizes, 'sets size')]:
         with pytest.raises(InputError) as e: compare(arms, stages=stages, output_dir=tmp_path/'c', **rows)
         assert says in str(e.value) and '\n' not in str(e.value) and not list(tmp_path.iterdir())
 
 # ---- modes
 
 def test_packing_of_rows_with_answers(tmp_path):
-    base = dict(dataset='arithmetic', mode='sft')
+    base = dict(dataset='recall', mode='sft')
     c = compare(dict(plain={}, packed=dict(use_packing=True)), base=base, seeds=1, output_dir=tmp_path/'c', **rows)
-    d = differences(c)['packed', 'arithmetic', 'exact_match']
+    d = differences(c)['packed', 'recall', 'exact_match']
     assert not c.failed and d['primary'] and d['n_items'] == 6 and d['n_seeds'] == 1
     packed = {c_['arm']: args(c, c_)['use_packing'] for c_ in c.cells}
     assert packed == dict(plain=False, packed=True)
     assert c.result['metric'] == 'own score' and c.result['status'] == 'done'
 
 def test_rl_with_the_random_reward_as_an_arm(tmp_path):
-    lengths = dict(max_prompt_length=240, max_completion_length=128)
-    base = dict(dataset='arithmetic', mode='rl', grpo_group_size=2, **lengths)
-    asked = {k: v for k,v in tiny.items() if k != 'eval_max_batches'} | dict(budget='steps:1', eval_limit=3)
+    lengths = dict(max_prompt_length=48, max_completion_length=8)
+    base = dict(dataset='recall', mode='rl', grpo_group_size=2, **lengths)
+    asked = {k: v for k,v in tiny.items() if k != 'eval_max_batches'} | dict(budget='steps:2', eval_limit=6)
     c = compare(dict(task={}, random=dict(reward='random')), base=base, seeds=1, output_dir=tmp_path/'c', **asked)
     assert not c.failed and {x['arm']: args(c, x)['reward'] for x in c.cells}['random'] == 'random'
-    assert differences(c)['random', 'arithmetic', 'exact_match']['primary']
+    assert differences(c)['random', 'recall', 'exact_match']['primary']
     assert c.result['arm_options']['reward']['random'] == 'random'
 
 def test_a_head_for_labels(tmp_path):

@@ -341,9 +341,9 @@ def test_equal_trials_for_every_arm(tmp_path):
     assert {x['arm']: x['learning_rate'] for x in c.cells} == {a: x['best'] for a,x in t.items()}
 
 def test_full_evaluation_pairs_items_and_controls_itself(tmp_path):
-    asked = brief | dict(max_length=256, limit=1000, budget='steps:4') # room for whole items
+    asked = brief | dict(max_length=256, limit=1000, budget='steps:2') # room for whole items
     groups = dict(full_eval=True, tasks='classification,similarity', eval_limit=6)
-    c = compare('standard,reversible', seeds=2, output_dir=tmp_path/'c', **groups, **asked)
+    c = compare('standard,reversible', seeds=1, output_dir=tmp_path/'c', **groups, **asked)
     r = read_json(c.path/'comparison.json')
     ds = r['differences']
     assert {d['task'] for d in ds} == {'lm', 'classification'}
@@ -358,7 +358,7 @@ def test_full_evaluation_pairs_items_and_controls_itself(tmp_path):
 
 def test_long_range_arms_are_trained_on_the_items_and_reported_by_length(tmp_path):
     groups = dict(full_eval=True, tasks='long_range', eval_limit=4)
-    c = compare('standard,standard@ternary', seeds=2, output_dir=tmp_path/'c', **groups, **brief)
+    c = compare('standard,standard@ternary', seeds=1, output_dir=tmp_path/'c', **groups, **brief)
     r = c.result
     assert not c.failed and not r['not_measured']
     asked = {t['metrics']['length'] for t in r['tasks']}
@@ -376,10 +376,15 @@ def test_long_range_arms_are_trained_on_the_items_and_reported_by_length(tmp_pat
     assert 'Long range by length' in page and '256* characters' in page and 'uninformative' in page
 
 def test_what_the_training_text_holds_stands_in_the_verdict(done):
-    r = dict(done.result, data={k: dict(d, overlap={'x': dict(share=.12)}) for k,d in done.result['data'].items()})
-    assert '12.0 % of the scored items stand in the training text.' in repr(Comparison(r))
-    r['data'] = {k: dict(d, overlap={'x': dict(share=.01)}) for k,d in r['data'].items()}
-    assert 'of the scored items' not in repr(Comparison(r))
+    "The items' own overlap, and where it is not known that of the validation part"
+    def said(share, **fields):
+        d = dict(done.result['differences'][0], overlap=share and dict(share=share))
+        c = Comparison(dict(done.result, differences=[d], **fields))
+        return '12.0 % of the scored items stand in the training text.' in repr(c)
+    data = {k: dict(d, overlap={'x': dict(share=.12)}) for k,d in done.result['data'].items()}
+    little = {k: dict(d, overlap={'x': dict(share=.01)}) for k,d in done.result['data'].items()}
+    assert said(.12) and not said(.01) and not said(.01, data=data)
+    assert said(None, data=data) and not said(None, data=little)
 
 # ---- engines, and going on
 
@@ -481,9 +486,11 @@ def test_models_are_compared_without_training(tmp_path, done):
     c = compare_models(dict(a=a, b=b), ['prose'], pieces=32, output_dir=tmp_path/'m')
     d, = c.result['differences']
     assert d['about'] == 'weights' and d['n_seeds'] == 1 and c.result['note'] in repr(c)
-    own = compare_models(dict(a=a, again=a), ['prose'], pieces=32).result['differences'][0]
-    assert own['mean'] == 0 and own['verdict'] == 'cannot tell'
-    with pytest.raises(InputError, match='not an empty folder'): compare_models(dict(a=a, b=b), output_dir=tmp_path/'m')
+    with pytest.raises(InputError, match='do not differ'): compare_models(dict(a=a, again=a), ['prose'], pieces=32)
+    with pytest.raises(InputError, match='there is bits_per_byte'):
+        compare_models(dict(a=a, b=b), ['prose'], pieces=32, metric='perplexity')
+    with pytest.raises(InputError, match='is there already and holds something'):
+        compare_models(dict(a=a, b=b), output_dir=tmp_path/'m')
 
 # ---- a user's own file
 
