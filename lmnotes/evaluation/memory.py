@@ -18,7 +18,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-
 # %% ../../nbs/05_evaluation/02_memory.ipynb #b57546aa
 def _storages(o): # the distinct storages of all tensors in a nest
     return {
