@@ -66,7 +66,7 @@ class LiveTensors(TorchDispatchMode):
 # %% ../../nbs/05_evaluation/02_memory.ipynb #af47c069
 @contextlib.contextmanager
 def frozen_gc():
-    "Within this block garbage collections look at new objects alone; also a decorator"
+    "Within this block garbage collections look at new objects alone; what is frozen already stays so; also a decorator"
     if gc.get_freeze_count():
         yield
         return
