@@ -79,8 +79,8 @@ class Plan:
         return next(a for a in self.arms if a.name == name)
 
 # %% ../../nbs/08_comparison/02_plan.ipynb #87e3a083
-weight_options = '''model size tokenizer vocab_size init from_scratch dim n_layer n_head ffn_dim
-num_frequencies'''.split()
+weight_options = 'model size tokenizer vocab_size init from_scratch dim n_layer n_head ffn_dim num_frequencies'.split()
+_validated = 'loss','accuracy' # metrics that the last validation of a run may have to give
 _quiet = dict(eval_strategy='no', eval_generate=1, display_samples_every=10**6, save_strategy='no')
 
 def stages_of(plan:Plan, arm:str, ds:str)->list:
@@ -91,8 +91,7 @@ def stages_of(plan:Plan, arm:str, ds:str)->list:
         arm: its name
         ds: label of the training data
     Returns: a dictionary for each stage"""
-    a = plan.arm(arm)
-    shared = _quiet | plan.base | plan.datasets[ds]
+    a,shared = plan.arm(arm),_quiet | plan.base | plan.datasets[ds]
     own = a.options | plan.rates.get(ds, {}).get(a.name, {})
     return [dict(budget=plan.budget) | shared | s | own for s in a.stages or plan.stages or ({},)]
 
@@ -115,10 +114,12 @@ def cell_options(plan:Plan, cell:Cell, root)->list:
     Returns: a dictionary for each stage"""
     stages,folder,out = stages_of(plan, cell.arm, cell.dataset),Path(root)/cell.folder,[]
     for i,options in enumerate(stages):
-        path = stage_folder(folder, i, len(stages))
+        path,last = stage_folder(folder, i, len(stages)),i == len(stages) - 1
+        if options['eval_strategy'] == 'no' and not (last and plan.metric in _validated):
+            options = dict(eval_max_batches=1) | options
         if i: # the weights, sizes and tokenizer of the stage before
-            before = dict(model=f"{out[-1]['output_dir']}/final")
-            options = {k: v for k,v in options.items() if k not in weight_options} | before
+            options = {k: v for k,v in options.items() if k not in weight_options}
+            options['model'] = f"{out[-1]['output_dir']}/final"
         out.append(options_with_effect(options | dict(seed=cell.seed)) | dict(output_dir=str(path)))
     return out
 
@@ -207,8 +208,7 @@ def plan_hash(plan:Plan)->str:
     Parameters:
         plan: of a comparison
     Returns: 16 hexadecimal digits"""
-    values = json.loads(json.dumps(asdict(plan), default=str)) # as a file has them: tuples are lists
-    return _hash({k: values[k] for k in _fixed})
+    return _hash({k: v for k,v in asdict(plan).items() if k in _fixed})
 
 def baseline_key(plan:Plan)->str:
     """Hash what ideas share that were tried against the same baseline
@@ -217,7 +217,7 @@ def baseline_key(plan:Plan)->str:
         plan: of a comparison
     Returns: 16 hexadecimal digits"""
     sets = {ds: [scored_sets(plan, ds), stages_of(plan, plan.baseline.name, ds)] for ds in plan.datasets}
-    return _hash([plan.metric, plan.pieces, plan.eval_limit, json.loads(json.dumps(sets, default=str))])
+    return _hash([plan.metric, plan.pieces, plan.eval_limit, sets])
 
 # %% ../../nbs/08_comparison/02_plan.ipynb #d38d6dc5
 def save_plan(plan:Plan, path):
