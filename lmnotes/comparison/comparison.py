@@ -22,6 +22,7 @@ from .result import *
 from .statistics.further_seeds import futility
 from ..core import *
 from ..evaluation.held_out.text_controls import dataset_control_scores
+from ..evaluation.memory import frozen_gc
 from ..files import *
 from ..folders import check_new_folder, lock_folder, remove_partial_files
 from ..training.measures.costs import cost_ratios, measure_costs
@@ -111,6 +112,7 @@ def _look(c, plan, n, notes): # analyse and save what is known with `n` seeds
     c.save()
     return ', '.join(f'{k} {v}' for k,v in words.items())
 
+@frozen_gc()
 def _execute(c:Comparison, plan, run)->Comparison: # run the cells, add seeds while the verdict is open, measure costs
     r = c.result
     r |= dict(status='running', not_measured=[], looks=[])

@@ -81,7 +81,7 @@ class Plan:
 # %% ../../nbs/08_comparison/02_plan.ipynb #87e3a083
 weight_options = 'model size tokenizer vocab_size init from_scratch dim n_layer n_head ffn_dim num_frequencies'.split()
 _validated = 'loss','accuracy' # metrics that the last validation of a run may have to give
-_quiet = dict(eval_strategy='no', eval_generate=1, display_samples_every=10**6, save_strategy='no')
+_quiet = dict(eval_strategy='no', eval_generate=1, display_samples_every=10**6, save_strategy='no', plots=False)
 
 def stages_of(plan:Plan, arm:str, ds:str)->list:
     """List the options of each stage of an arm's training, without seed and folder

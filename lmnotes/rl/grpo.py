@@ -162,7 +162,7 @@ def _say_after(job, recorder, summary, samples):
     uncertain = '' if error is None else f' ± {error:.1%}'
     say('gain', f"{summary['gain']:+.1%}{uncertain} of the held-out prompts, the same before and after")
     left_out = f'; {recorder.left_out} that were due were left out' if recorder.left_out else ''
-    say('plots', f"viz/training_latest.png shows step {summary['steps']}{left_out}")
+    if job.settings.plots: say('plots', f"viz/training_latest.png shows step {summary['steps']}{left_out}")
     say('result', _result_text(summary))
 
 # %% ../../nbs/07_rl/11_grpo.ipynb #ffabe9f8

@@ -148,7 +148,7 @@ def draw_plots(self:RLRecorder, step:int):
     Parameters:
         step: in the names of the files"""
     start = time.perf_counter()
-    write_plots(self.path, step)
+    if self.settings.plots: write_plots(self.path, step)
     for t in self.trackers: t.sync()
     self.last_plot_seconds = time.perf_counter() - start
     self.plot_seconds += self.last_plot_seconds

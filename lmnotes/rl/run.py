@@ -61,7 +61,7 @@ _renamed = dict(
 ) # field of `RLSettings` -> option
 
 _same = '''max_prompt_length max_completion_length reward reward_model allow_execution optimizer max_grad_norm
-gradient_checkpointing wandb device seed'''.split() # options that are fields of the same name
+gradient_checkpointing plots wandb device seed'''.split() # options that are fields of the same name
 
 def rl_settings_from_options(o:TrainOptions, n_prompts:int, steps:int|None=None, given=())->RLSettings:
     """Turn the options of a run into RL settings; an option without effect is an `InputError`

@@ -42,6 +42,7 @@ class RLSettings:
     pass_k: int = 8                  # attempts at each held-out prompt
     save_every: int | None = 500     # steps between checkpoints
     keep: int = 3                    # newest checkpoints that stay
+    plots: bool = True               # draw the course of training into viz/
     picture_every: int = 50          # steps between plots
     sample_every: int = 50           # steps between text samples
     optimizer: str = 'adamw'         # adamw, lion or sgd

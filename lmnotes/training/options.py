@@ -190,6 +190,7 @@ class EvaluationOptions:
     metric_for_best_model: str = option('eval_loss', deciding_score) # eval_loss, bits_per_byte, task_score, ...
     greater_is_better: bool | None = option(None, deciding_score) # default: known of each metric
     early_stopping_patience: int | None = None # stop after so many evaluations without a better one
+    plots: bool = True                 # draw the course of training into viz/
     viz_interval: int = 50             # steps between plots
     display_samples_every: int = 5     # plots between text samples
 
@@ -227,9 +228,8 @@ class RLOptions:
 # %% ../../nbs/06_training/01_options.ipynb #e783e35b
 @dataclass
 class TrainOptions(
-    RLOptions, FolderOptions, EvaluationOptions, DeviceOptions,
-    PrecisionOptions, OptimizerOptions, BudgetOptions, BatchOptions,
-    DatasetOptions, LoraOptions, ModelOptions,
+    RLOptions, FolderOptions, EvaluationOptions, DeviceOptions, PrecisionOptions, OptimizerOptions,
+    BudgetOptions, BatchOptions, DatasetOptions, LoraOptions, ModelOptions,
 ):
     "Train a language model and leave a run folder"
 

@@ -111,7 +111,7 @@ def _finish(job, evals, seconds, start):
     if is_main():
         for cb in learn.cbs:
             if isinstance(cb, Tracker): cb.sync(close=True)
-        learn.training_plots.draw()
+        draw_last_plots(learn)
     return folder.finish(summary)
 
 # %% ../../nbs/06_training/20_train.ipynb #14417d54
@@ -120,7 +120,7 @@ def _fit_and_finish(job, evals, start): # summary
         with stop_on_signals(job.learn, now=True):
             return _finish(job, evals, _fit(job), start)
     except StopRequested as e:
-        if is_main(): job.learn.training_plots.draw()
+        if is_main(): draw_last_plots(job.learn)
         job.folder.stop(str(e), job.learn.step, job.steps, tokens=int(job.learn.tokens))
 
 def _steps_in_time(job): # how many steps fit, by a probe

@@ -30,8 +30,8 @@ from ...trust import granted, typed_trust
 resumable_options = set(
     '''data_dir device num_workers ddp_backend multi_gpu fsdp logging_steps eval_strategy eval_steps eval_on_start
     eval_max_batches eval_generate separate_mixture_eval log_eval_spread load_best_model_at_end metric_for_best_model
-    greater_is_better early_stopping_patience save_strategy save_steps save_total_limit viz_interval
-    display_samples_every wandb output_dir resume_from_checkpoint dry_run hub_timeout'''.split()
+    greater_is_better early_stopping_patience save_strategy save_steps save_total_limit plots
+    viz_interval display_samples_every wandb output_dir resume_from_checkpoint dry_run hub_timeout'''.split()
 ) # what may change on resume
 _row_options = {'batch_size', 'gradient_accumulation_steps'}
 

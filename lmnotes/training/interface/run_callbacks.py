@@ -53,10 +53,10 @@ def logging_callbacks(job, evals, facts:dict)->list:
     cbs = [
         Monitor(path/'metrics.jsonl', o.logging_steps or o.eval_steps or 10, mean_of=o.logging_steps or 1),
         StepProgress(job.steps, quiet=job.quiet, messages=job.messages, every=o.logging_steps),
-        TrainingPlots(path, every=o.viz_interval, at_end=False),
         RunEvents(job.messages, job.steps, evals.best_step),
         TensorBoard(path, facts, at_end=False),
     ]
+    if o.plots: cbs.append(TrainingPlots(path, every=o.viz_interval, at_end=False))
     return cbs + ([WandB(path, facts, at_end=False)] if o.wandb else [])
 
 # %% ../../../nbs/06_training/interface/05_run_callbacks.ipynb #dc27a9da
@@ -79,6 +79,6 @@ def say_end(job, evals, summary:dict):
     kept = summary.get('best_step', learn.step)
     say('kept', kept_text(kept, learn.step, evals.best, job.metric, job.options.load_best_model_at_end))
     if 'realised' in summary: say('mixture', realised_text(summary['realised'], data.train.dataset.by))
-    say('plots', str(learn.training_plots))
+    if job.options.plots: say('plots', str(learn.training_plots))
     for name,text in result_lines(summary, data).items(): say(name, text)
     for name,c in train_validation_overlap(data).items(): say('overlap', f'{name}: {c}')
