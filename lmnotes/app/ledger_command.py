@@ -131,7 +131,10 @@ def confirm_idea(o, n:int, compare=None):
         compare: function that compares"""
     done = confirm(n, o.ledger, compare, progress(o), imports=tuple(o.imports))
     first,second = done['first'],done['second']
-    def line(e): return f"{_number(e['mean'])} ({_interval(e)}), seeds {', '.join(map(str, e['seeds']))}"
+    def line(e):
+        part = (e['experiment'] or {}).get('eval_split')
+        seeds = f"seeds {', '.join(map(str, e['seeds']))}" + (f', {part} part' if part else '')
+        return f"{_number(e['mean'])} ({_interval(e)}), {seeds}"
     def show():
         print(f'first     {line(first)}')
         if done['shrunken']: print('shrunken  {effect:+.4f} ({low:+.4f} to {high:+.4f})'.format(**done['shrunken']))

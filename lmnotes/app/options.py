@@ -109,6 +109,7 @@ class CompareOptions(CommonOptions, *_arm_groups):
     metric: str | None = None         # what decides; default: bits per byte of text, a dataset's own score of answers
     margin: float | None = None       # differences up to it count as none, in units of the metric
     eval_datasets: tuple[str, ...] = () # what is scored; default: the part of the training data that is held out
+    eval_split: str | None = None     # train, validation, test, or reserved: test where there is one; default: held out
     eval_limit: int = 64              # items of each dataset with answers
     pieces: int = 512                 # pieces of each text, of 256 bytes
     tune: int = 0                     # learning rates to try for every arm (3, 5, 7, ...), on held-back training data

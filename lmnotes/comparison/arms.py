@@ -161,8 +161,8 @@ def parse_seeds(seeds)->tuple:
     return list(range(least)),most
 
 # %% ../../nbs/08_comparison/01_arms.ipynb #c95b2742
-experiment_keys = '''question base arms vary models datasets stages metric margin seeds budget eval_datasets tasks
-full_eval eval_limit pieces tune tune_option costs'''.split()
+experiment_keys = '''question base arms vary models datasets stages metric margin seeds budget eval_datasets eval_split
+tasks full_eval eval_limit pieces tune tune_option costs'''.split()
 
 _typed_only = 'imports', 'trust_remote_code', 'allow_execution' # they run code
 

@@ -28,6 +28,7 @@ from ..evaluation.tasks.long_range import evaluate_long_range
 from ..files import *
 from ..folders import lock_folder
 from ..models.config import find_rewrite
+from ..training.build import has_task_head, is_masked_lm
 from ..training.interface.dynamics import loss_curve
 from ..training.measures.long_range_run import *
 from ..training.options import TrainOptions, options_from
@@ -172,11 +173,11 @@ def score_cell(plan:Plan, cell:Cell, r)->tuple:
     scores,missing = score_model(
         r.model, r.tokenizer, scored_sets(plan, cell.dataset), data_dir=o.data_dir, limit=plan.eval_limit,
         pieces=plan.pieces, seed=plan.seeds[0], max_length=o.max_length, trained_on=load_fingerprint(r.path),
-        columns=columns if columns.named() else None, allow_eval_data=o.allow_eval_data,
+        columns=columns if columns.named() else None, split=plan.eval_split, allow_eval_data=o.allow_eval_data,
         allow_execution=o.allow_execution, as_text=plan.metric == 'bits_per_byte',
     )
-    if scores or not plan.arm(cell.arm).trained: return scores,missing
-    return run_scores(r.path),missing
+    own = plan.arm(cell.arm).trained and not plan.eval_split and (has_task_head(o) or is_masked_lm(o))
+    return scores or (run_scores(r.path) if own else []),missing
 
 def _score_tasks(plan:Plan, r): # of the groups that the plan names; and what could not be measured
     groups = [t for t in select_tasks(plan.tasks or 'all') if t != 'long_range']
@@ -187,8 +188,7 @@ def _score_tasks(plan:Plan, r): # of the groups that the plan names; and what co
 
 def _score_long_range(plan, cell, root, r, train): # by length, trained on items for as many steps where it is trained
     arm,options,path = plan.arm(cell.arm),cell_options(plan, cell, root)[-1],Path(root)/cell.folder/'long_range'
-    trained,asked = long_range_lengths(options['max_length'])
-    model,tokenizer = r.model,r.tokenizer
+    (trained,asked),model,tokenizer = long_range_lengths(options['max_length']),r.model,r.tokenizer
     if arm.trained:
         run = train_long_range(options | dict(max_steps=r.figures['steps']), path, train)
         model,tokenizer = run.model,run.data.tokenizer

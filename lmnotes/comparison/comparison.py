@@ -72,7 +72,7 @@ def _measure_controls(c:Comparison, plan:Plan): # of the same pieces; sentences 
         read = [x.cell['bytes'] for x in read_cells(plan, c.path) if x.cell['dataset'] == ds and x.cell.get('bytes')]
         try:
             about = dict(data_dir=plan.base.get('data_dir'), pieces=plan.pieces, training_bytes=max(read, default=None))
-            about['as_text'] = plan.metric == 'bits_per_byte'
+            about |= dict(as_text=plan.metric == 'bits_per_byte', split=plan.eval_split)
             c.result['controls'][ds] = dataset_control_scores(scored_sets(plan, ds), **about)
         except Exception as e:
             c.result['controls'][ds] = {}
@@ -91,9 +91,9 @@ def _measure_costs(c, plan, run):
 
 # %% ../../nbs/08_comparison/08_comparison.ipynb #f2353e15
 def _check_metric(plan, cell): # refuse a metric by which the cells are not scored, at the first of them
-    names = cell.get('metrics')
-    if not names or plan.metric in (*names, own_score): return
-    raise InputError(f"--metric {plan.metric} is not what the arms are scored by; there is {', '.join(names)}")
+    if (names := cell.get('metrics')) is None or names and plan.metric in (*names, own_score): return
+    there = ', '.join(names) or f"nothing ({'; '.join(m['reason'] for m in cell['missing'])})"
+    raise InputError(f'--metric {plan.metric} is not what the arms are scored by; there is {there}')
 
 def _run_cells(plan, root, seeds, run):
     cells = pending_cells(plan, root, seeds)

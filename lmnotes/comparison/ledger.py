@@ -71,8 +71,9 @@ def _is_same(a, b): # whether a comparison that is analysed again comes to what 
 
 def _with_history(e, earlier): # how often the idea was asked, and whether this run is a fresh one
     same = [x for x in earlier if x['idea'] == e['idea']]
-    used = {s for x in earlier if x['baseline_key'] == e['baseline_key'] for s in x['seeds']}
-    fresh = bool(same) and min(e['seeds']) > max(used)
+    others = [x for x in earlier if x['baseline_key'] == e['baseline_key'] and x['folder'] != e['folder']]
+    used = {s for x in others for s in x['seeds']}
+    fresh = bool(same and used) and min(e['seeds']) > max(used)
     return e | dict(asked=len(same) + 1, confirms=same[0]['n'] if fresh else None)
 
 # %% ../../nbs/08_comparison/21_ledger.ipynb #2e96904b
@@ -198,7 +199,7 @@ def shrunken(entries:list, entry:dict)->dict|None:
 def _error(e): return max((x for x in e['se'] if x is not None), default=np.nan) # the larger of two
 
 def confirm(n:int, path, compare=None, say=print, **options)->dict:
-    """Run an idea again on fresh seeds, note that, and set the new effect beside the first and the shrunken one
+    """Run an idea again on fresh seeds and the reserved test part, and set its effect beside the first, also shrunken
 
     Parameters:
         n: number of the idea
@@ -209,7 +210,7 @@ def confirm(n:int, path, compare=None, say=print, **options)->dict:
     Returns: `first`, `second` (entries, the second may be None) and `shrunken`, in the unit of the metric"""
     path,entries = Path(path),read_ledger(path)
     first = find_entry(entries, n)
-    experiment = confirming_experiment(entries, first) | options
+    experiment = confirming_experiment(entries, first) | dict(eval_split='reserved') | options
     folder = new_run_folder(f"confirm_{n}_{folder_name(first['arm'])}"[:80], path.parent)
     c = (compare or comparisons['compare'])(**experiment, output_dir=folder, say=say)
     note_comparison(c.result, folder, path, say)

@@ -50,7 +50,8 @@ class Plan:
     margin:float|None = None      # differences up to it count as none, in units of the metric
     question:str = ''             # in words
     stages:tuple = ()             # options of each stage; none: one stage
-    eval_datasets:tuple = ()      # what is scored; none: the part of each training set that is held out
+    eval_datasets:tuple = ()      # what is scored; none: the training sets
+    eval_split:str|None = None    # of what is scored: train, validation or test; None: what training holds out
     full_eval:bool = False        # score groups of tasks too, and train the baseline again under other seeds (A/A)
     tasks:tuple = ()              # groups of tasks; none: all
     eval_limit:int = 64           # items of each dataset with answers
@@ -197,8 +198,8 @@ def starts_random(plan:Plan, arm:str, ds:str)->bool:
     return plan.arm(arm).trained and weights_source(first) == 'random'
 
 # %% ../../nbs/08_comparison/02_plan.ipynb #ac6a1c3c
-_fixed = '''arms base datasets seeds most budget metric margin question stages eval_datasets full_eval tasks eval_limit
-pieces tune tune_option factors test'''.split()
+_fixed = '''arms base datasets seeds most budget metric margin question stages eval_datasets eval_split full_eval tasks
+eval_limit pieces tune tune_option factors test'''.split()
 
 def _hash(o): return hashlib.blake2b(json.dumps(o, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
 
@@ -241,8 +242,7 @@ def load_plan(path, trust=())->Plan:
         said,base = d.pop('hash'),typed_trust(typed_options(d['base']), trust, path)
         arms = [Arm(**{k: tuple(v) if isinstance(v, list) else v for k,v in a.items()}) for a in d['arms']]
         arms = [replace(a, options=typed_options(a.options)) for a in arms]
-        listed_fields = {k: tuple(d[k]) for k in ('stages', 'eval_datasets', 'tasks')}
-        plan = Plan(**d | listed_fields | dict(arms=arms, base=base))
+        plan = Plan(**d | {k: tuple(d[k]) for k in ('stages', 'eval_datasets', 'tasks')} | dict(arms=arms, base=base))
         check_values(options_from(TrainOptions, **plan.base))
     if plan_hash(plan) != said:
         raise InputError(f'{path} was changed after it was made (its hash was {said}); start a new comparison')

@@ -15,6 +15,7 @@ import torch
 from .arms import *
 from .plan import *
 from ..core import *
+from ..evaluation.held_out.held_out_data import resolve_split
 from ..evaluation.task_suite import select_tasks
 from ..plugins import import_plugins
 from ..training.build import is_masked_lm
@@ -49,8 +50,7 @@ def dataset_blocks(datasets, base:dict)->dict:
         raise InputError(f'the training data is named twice, by datasets and by {own}; give one')
     blocks = [dict(dataset=name) for name in listed(datasets, 'dataset')]
     labels = [_data_label(options_from(TrainOptions, **base | b)) for b in blocks]
-    listed(labels, 'dataset')
-    return dict(zip(labels, blocks))
+    return dict(zip(listed(labels, 'dataset'), blocks))
 
 def _data_label(o):
     if o.data_path: return Path(o.data_path).name
@@ -126,9 +126,8 @@ def _test_plan(plan): # the same, shrunk to well under a minute
     base,b,length = plan.base,parse_budget(plan.budget),plan.base['max_length']
     length = 128 if length == 'auto' else min(length, 128)
     sizes = dict(max_length=length, batch_size=min(base['batch_size'], 8), size='tiny')
-    tokens = 24*sizes['batch_size']*sizes['max_length']
+    tokens,seeds = 24*sizes['batch_size']*sizes['max_length'],plan.seeds[:2 if plan.full_eval else 3]
     least = dict(steps=24, seconds=1.5, flops=5e11, tokens=tokens, bytes=tokens)[b.kind]
-    seeds = plan.seeds[:2 if plan.full_eval else 3]
     return replace(
         plan, test=True, base=base | sizes | dict(limit=min(base.get('limit') or 200, 200)), seeds=seeds,
         budget=str(replace(b, amount=min(b.amount, least))), most=len(seeds), pieces=min(plan.pieces, 64),
@@ -155,7 +154,7 @@ def _check_numbers(plan):
         raise InputError('--tune looks for learning rates and --learning_rate sets one; leave one of the two out')
     if plan.eval_limit < 2: raise InputError(f'--eval_limit {plan.eval_limit}: a task needs at least 2 items')
 
-_asked = 'question metric margin full_eval eval_limit pieces tune tune_option'.split()
+_asked = 'question metric margin eval_split full_eval eval_limit pieces tune tune_option'.split()
 _lists = dict(tasks='task', eval_datasets='dataset')
 
 def _fields(options): # of the plan, as given; the other options
@@ -200,7 +199,9 @@ def _checked(plan, given): # what concerns the arms together, with the metric an
     for o in _stage_runs(plan, 0): check_options(o)
     _check_fairness(plan)
     _check_shared_effects(plan, given)
-    return replace(plan, metric=_primary_metric(plan, plan.metric), rates=_recipe_rates(plan))
+    metric,names = _primary_metric(plan, plan.metric),{s for ds in plan.datasets for s in scored_sets(plan, ds)}
+    split = resolve_split(plan.eval_split, names, plan.base.get('data_dir'), metric == 'bits_per_byte')
+    return replace(plan, metric=metric, eval_split=split, rates=_recipe_rates(plan))
 
 # %% ../../nbs/08_comparison/03_planning.ipynb #792f1020
 def plan_runs(plan:Plan)->dict:
@@ -211,8 +212,7 @@ def plan_runs(plan:Plan)->dict:
     Returns: (arm, dataset) -> lines of the plan of its last stage"""
     out,seed = {},dict(seed=plan.seeds[0])
     for ds in plan.datasets:
-        for a in plan.arms:
-            if not a.trained: continue
+        for a in (a for a in plan.arms if a.trained):
             stages = stages_of(plan, a.name, ds)
             fresh = {k: v for k,v in stages[0].items() if k in weight_options}
             for s in stages:
@@ -223,8 +223,8 @@ def plan_runs(plan:Plan)->dict:
 def _data_lines(plan, ds, runs): # what is read, by whom, and what is scored
     of_arms = {a: r for (a,d),r in runs.items() if d == ds}
     data = [f"data     {r['data']}" for r in list(of_arms.values())[:1]]
-    arms = [f"arm      {a}: {r['model']}" for a,r in of_arms.items()]
-    return [*data, *arms, f"scored   {', '.join(scored_sets(plan, ds))}"]
+    arms,split = [f"arm      {a}: {r['model']}" for a,r in of_arms.items()],plan.eval_split or 'held out'
+    return [*data, *arms, f"scored   {', '.join(scored_sets(plan, ds))} ({split})"]
 
 def plan_lines(plan:Plan, runs:dict)->list:
     """Describe what a comparison will do

@@ -71,8 +71,8 @@ def text_control_scores(training_texts, documents, *, piece_bytes:int=256, limit
 
 # %% ../../../nbs/05_evaluation/held_out/04_text_controls.ipynb #cdbfd6be
 def dataset_control_scores(names, data_dir=None, pieces:int|None=512, training_bytes:int|None=None,
-        as_text:bool=False)->dict:
-    """Score the controls on the text that a dataset holds out of training
+        as_text:bool=False, split:str|None=None)->dict:
+    """Score the controls on the text of a dataset that the arms are scored on
 
     Parameters:
         names: of datasets, or paths of one's own files; the first that is running text is scored
@@ -80,9 +80,10 @@ def dataset_control_scores(names, data_dir=None, pieces:int|None=512, training_b
         pieces: pieces that are scored, spread evenly; None: all
         training_bytes: of the training text that the models have read; None, or more than 1 MiB: 1 MiB
         as_text: read rows with answers as running text too
+        split: train, validation or test; None: what training holds out
     Returns: name -> bits_per_byte, training_bytes; empty where nothing is running text"""
     for name in names:
-        part = load_held_out(name, data_dir, as_text=as_text)
+        part = load_held_out(name, data_dir, split=split, as_text=as_text)
         if part.documents is None: continue
         own = not in_catalog(str(name)) and Path(str(name)).expanduser().exists()
         splits = make_document_splits(read_user_texts(name, None, ('train', 'validation'))) if own else None
