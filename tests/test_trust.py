@@ -100,16 +100,13 @@ def test_a_plan_grants_nothing_on_rerun(place, capsys, option):
 
 def test_a_worker_gets_its_trust_from_its_parent(place):
     "A plan that changed after the parent read it is refused in the worker"
-    from lmnotes.comparison.executors import CellWorker, load_worker_plan
+    from lmnotes.comparison.executors import load_worker_plan, run_processes
     from lmnotes.comparison.plan import plan_cells, save_plan
     root = place/'comparison'
     plan = load_worker_plan(root)
     save_plan(replace(plan, base=plan.base | dict(trust_remote_code=True)), root/'plan.json')
-    worker = CellWorker(root, 0)
-    try:
-        assert 'ended with code' in worker.run(plan_cells(plan)[0])
-    finally:
-        worker.stop()
+    (line,) = run_processes(plan, root, plan_cells(plan)[:1], workers=1)
+    assert line['status'] == 'failed' and 'ended with code' in line['reason']
     assert 'add --trust_remote_code' in (root/'logs/worker_0.log').read_text(encoding='utf-8')
     assert load_worker_plan(root, ('trust_remote_code',)).base['trust_remote_code']
 
