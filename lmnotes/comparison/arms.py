@@ -191,11 +191,14 @@ def differing_entries(by_name:dict)->dict:
     table = {k: {name: entries.get(k) for name,entries in by_name.items()} for k in keys}
     return {k: row for k,row in table.items() if len({repr(v) for v in row.values()}) > 1}
 
-def _changes(a): # of an arm, as a reader sees them
+def _modes(a): return ' → '.join(s.get('mode', 'pretrain') for s in a.stages)
+
+def _changes(a, apart): # of an arm, as a reader sees them; stages option by option where their modes are the same
     own = dict(a.options)
     if a.after: own['after'] = ', '.join(a.after)
     if not a.trained: own['train'] = False
-    if a.stages: own['stages'] = ' → '.join(s.get('mode', 'pretrain') for s in a.stages)
+    if a.stages: own['stages'] = _modes(a)
+    for i,s in enumerate(a.stages if apart else (), 1): own |= {f'{k} of stage {i}': v for k,v in s.items()}
     return own
 
 def arm_table(arms:list, base:dict)->dict:
@@ -205,9 +208,11 @@ def arm_table(arms:list, base:dict)->dict:
         arms: of `Arm`
         base: options of all
     Returns: option -> arm -> value; '' where it is the default"""
-    keys = dict.fromkeys(k for a in arms for k in _changes(a))
-    defaults = {k: base.get(k, getattr(TrainOptions, k, '')) for k in keys}
-    return differing_entries({a.name: defaults | _changes(a) for a in arms})
+    apart = len({_modes(a) for a in arms}) == 1
+    changes = {a.name: _changes(a, apart) for a in arms}
+    def default(k): return base.get(k, getattr(TrainOptions, k, ''))
+    defaults = {k: default(k.split(' of stage ')[0]) for own in changes.values() for k in own}
+    return differing_entries({name: defaults | own for name,own in changes.items()})
 
 def check_arms(arms:list, base:dict):
     """Refuse fewer than two arms, and arms that are the same, with an `InputError`
