@@ -257,7 +257,7 @@ def more_files(tmp_path_factory):
     (root/'idea.py').write_text('\n'.join(f'NAME_{i} = {i}' for i in range(9)), encoding='utf-8')
     tiny = '--limit 20 --max_length 32 --batch_size 2 --device cpu'
     arms = '--models standard,reversible --datasets recall --mode pretrain --seeds 1 --budget steps:1 --output_dir comp'
-    assert invoke(f'compare {arms} {tiny}'.split())[0] == 0
+    assert invoke(f'compare {arms} {tiny} --no_costs'.split())[0] == 0
     lora = '--model tiny:qwen3 --use_lora --lora_r 2 --mode pretrain --max_steps 3 --save_steps 2 --eval_max_batches 1'
     assert invoke(f'train --dataset recall {lora} {tiny} --import idea.py --output_dir lora'.split())[0] == 0
     for part in ('final', 'checkpoints/step_000003'): shutil.rmtree(f'lora/{part}')

@@ -71,7 +71,7 @@ kinds = dict(
         lr_scheduler_type='cosine', weight_decay=0.1),
     ranks=dict(small, dataset='arithmetic', mode='pretrain', multi_gpu=True),
     compare=dict(device='cpu', models='standard,reversible', datasets='prose', seeds=1, budget='steps:3',
-                 limit=100, max_length=32, batch_size=4, no_costs=True),
+                 limit=100, max_length=32, batch_size=4, pieces=48, no_costs=True),
 ) # name -> options
 
 def command(name):

@@ -24,7 +24,8 @@ class Mine(Dataset):
     id = 'embedded/mine'
 '''
 
-SMALL = '--datasets mine --seeds 1 --budget steps:2 --max_length 32 --batch_size 4 --device cpu'.split()
+SMALL = '''--datasets mine --seeds 1 --budget steps:2 --max_length 32 --batch_size 4 --pieces 48 --no_costs
+--device cpu'''.split()
 
 @pytest.fixture
 def idea(tmp_path, monkeypatch):

@@ -34,7 +34,7 @@ def made(tmp_path_factory):
         words = ['train', *SMALL, '--max_steps', '4', '--save_steps', '2', '--output_dir', 'run']
         assert main(words) == 0
         words = '--models standard,gpt --datasets prose --seeds 1 --budget steps:2 --limit 60 --max_length 32 '
-        words += '--batch_size 4 --device cpu --output_dir comparison'
+        words += '--batch_size 4 --pieces 48 --no_costs --device cpu --output_dir comparison'
         assert main(['compare', *words.split()]) == 0
     finally:
         os.chdir(here)
