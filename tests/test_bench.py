@@ -1,5 +1,6 @@
 "Benches give the figures they promise, and the instruments see what hides from one another"
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -9,6 +10,7 @@ import torch
 
 from lmnotes.benchmarks.bench import is_met, run_benches
 from lmnotes.core import InputError
+from lmnotes.dtypes import has_fast_bf16
 from lmnotes.evaluation.memory import (
     LiveTensors,
     held_bytes,
@@ -102,7 +104,7 @@ def quick(tmp_path_factory):
 
 @pytest.mark.parametrize('name,figures', dict(
     reversible='grad_error_fp64 memory_slope_ratio',
-    head='memory_ratio memory_ratio_bf16 time_ratio grad_error',
+    head='memory_ratio time_ratio grad_error' + ' memory_ratio_bf16'*has_fast_bf16('cpu'),
     learner='vs_loop vs_hf_trainer',
 ).items())
 def test_quick_benches_write_their_figures(quick, name, figures):
@@ -115,6 +117,19 @@ def test_quick_benches_write_their_figures(quick, name, figures):
 def test_exact_figures_hold_even_when_quick(quick):
     r,_ = quick
     assert r['reversible']['grad_error_fp64'] <= 1e-10 and r['head']['grad_error'] <= 1e-5
+
+def test_benches_run_without_units_for_bf16(): # an AVX2 machine, imitated in a process of its own
+    avx2 = dict(ATEN_CPU_CAPABILITY='avx2', ONEDNN_MAX_CPU_ISA='AVX2', OMP_NUM_THREADS='1')
+    code = (
+        "import torch\nfrom lmnotes.dtypes import bf16_slowdown\n"
+        "from lmnotes.training.optimizers import product_dtype\n"
+        "from lmnotes.benchmarks.bench_head import bench_head\n"
+        "assert bf16_slowdown() > 3 and product_dtype('cpu') == torch.float32, bf16_slowdown()\n"
+        "print([v['precision'] for v in bench_head(quick=True)['variants']])"
+    )
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True,
+                          env={**os.environ, **avx2})
+    assert done.stdout.strip().endswith("['fp32']"), done.stderr
 
 def test_an_unknown_bench_is_answered_without_importing_any():
     code = (

@@ -19,7 +19,8 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from ..core import has_fast_bf16, pick_device, torchvision_state
+from ..core import pick_device, torchvision_state
+from ..dtypes import bf16_slowdown, has_fast_bf16
 from ..rl.sandbox import Walls, sandbox_walls, walls_advice
 
 # %% ../../nbs/11_app/07_doctor.ipynb #1c9a0a2d
@@ -105,10 +106,11 @@ class Machine:
     "What the checks below need to know about a machine"
     device: str = 'cpu'   # cpu, cuda or mps
     name: str = ''        # what the device calls itself
-    bf16: bool = False    # units for bfloat16
+    bf16: bool = False    # products are faster in bfloat16
     cores: int = 1        # this process may use
     memory: float = 0.    # bytes of the machine; 0 when unknown
     gpu_memory: float = 0. # bytes
+    bf16_slowdown: float = 0. # time of a CPU's bfloat16 products over that in float32; 0 where not measured
 
 def check_device(m:Machine):
     """The device `auto` takes
@@ -123,12 +125,11 @@ def check_bf16(m:Machine):
 
     Parameters:
         m: what `look` found"""
-    if m.bf16:
-        return Finding(
-            'bfloat16', 'done in hardware' + (', taken by auto from width 256 on' if m.device == 'cpu' else '')
-        )
-    return Finding('bfloat16', 'no units for it; auto stays with float32', 'note',
-                   'precision bf16 works, but slowly' + ('; fp16 is fast on this GPU' if m.device == 'cuda' else ''))
+    where = ', taken by auto from width 256 on' if m.device == 'cpu' else ''
+    if m.bf16: return Finding('bfloat16', 'done in hardware' + where)
+    slow = f'with matrix products {m.bf16_slowdown:.1f} times as long as in float32'
+    if m.device == 'cuda': slow = 'but slowly; fp16 is fast on this GPU'
+    return Finding('bfloat16', 'does not pay; auto stays with float32', 'note', f'precision bf16 works, {slow}')
 
 # %% ../../nbs/11_app/07_doctor.ipynb #cea1866d
 def check_speed(m:Machine)->list[Finding]:
@@ -174,6 +175,7 @@ def look()->Machine:
         cores,
         memory,
         props.total_memory if props else 0,
+        bf16_slowdown() if device.type == 'cpu' else 0.,
     )
 
 # %% ../../nbs/11_app/07_doctor.ipynb #009cfb61

@@ -16,8 +16,9 @@ from fastai.callback.core import Callback, CancelValidException
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from .bench import benches, worst
-from ..core import InputError, did_you_mean, pick_dtype, set_seed
+from ..core import InputError, did_you_mean, set_seed
 from ..data.load import load_data
+from ..dtypes import pick_dtype
 from ..evaluation.memory import frozen_gc
 from ..evaluation.speed import paired_ratio, synchronize, time_interleaved
 from ..models import build_model

@@ -13,13 +13,14 @@ import torch
 
 from .bench import benches, worst
 from .bench_head import max_error
-from ..core import InputError, did_you_mean, pick_dtype, set_seed
+from ..core import InputError, did_you_mean, set_seed
 from ..data.bin_packing import *
 from ..data.catalog import catalog, find_dataset
 from ..data.dataset_splits import load_rows
 from ..data.sequence_packing import *
 from ..data.sft_examples import encode_rows
 from ..data.tokenizers import get_tokenizer
+from ..dtypes import pick_dtype
 from ..evaluation.memory import frozen_gc
 from ..evaluation.speed import make_train_step, time_interleaved
 from ..models import build_model

@@ -11,8 +11,9 @@ import statistics
 import torch
 
 from .bench import benches, worst
-from ..core import InputError, did_you_mean, has_fast_bf16, set_seed
+from ..core import InputError, did_you_mean, set_seed
 from ..data.load import load_data
+from ..dtypes import has_fast_bf16
 from ..evaluation.memory import frozen_gc, release_memory
 from ..evaluation.speed import matmul_peak, mfu, paired_ratio, time_interleaved
 from ..models import build_model

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from .bench import benches, worst
-from ..core import InputError, has_fast_bf16, keep_memory
+from ..core import InputError, keep_memory
+from ..dtypes import has_fast_bf16
 from ..evaluation.memory import frozen_gc, peak_memory
 from ..evaluation.speed import paired_ratio, time_interleaved
 from ..models.architectures.resonance import Resonance

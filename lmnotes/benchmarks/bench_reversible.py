@@ -12,7 +12,8 @@ import statistics
 import torch
 
 from .bench import benches, worst
-from ..core import InputError, did_you_mean, has_fast_bf16, set_seed
+from ..core import InputError, did_you_mean, set_seed
+from ..dtypes import has_fast_bf16
 from ..evaluation.memory import frozen_gc, growth_per_layer, held_bytes, lm_loss, peak_memory
 from ..evaluation.speed import make_train_step, paired_ratio, time_interleaved
 from ..models import build_model
@@ -183,14 +184,13 @@ def _variant(size, batch, dtype, p, depths, time):
     if dtype:
         e = bf16_errors(size, batch, n_layer=depths[1], dropout=p)
         v |= dict(bf16_grad_error_vs_twin=e['ratio'], bf16_error=e['reversible'], bf16_error_plain=e['plain'])
-    if not dtype or has_fast_bf16(batch['input_ids'].device): v |= step_times(size, batch, dtype, dropout=p, **time)
-    return v
+    return v | step_times(size, batch, dtype, dropout=p, **time)
 
 # %% ../../nbs/10_benchmarks/02_bench_reversible.ipynb #bebf2953
 @benches('reversible')
 @frozen_gc()
 def bench_reversible(device='cpu', size=None, quick=False, progress=lambda what: None)->dict:
-    """Gradients, memory and time of the reversible network against its plain and checkpointed twins
+    """Gradients, memory and time of the reversible network against its plain and checkpointed twins; bf16 where it pays
 
     Parameters:
         device: where it runs: cpu, cuda or mps
@@ -215,7 +215,7 @@ def bench_reversible(device='cpu', size=None, quick=False, progress=lambda what:
         variants.append(
             dict(precision='fp64', dropout=p, grad_error_fp64=_exactness('tiny', random_batch(2, 64, device), p))
         )
-        for dtype in (None, torch.bfloat16):
+        for dtype in (None, *[torch.bfloat16]*has_fast_bf16(device)):
             progress(f"memory, errors, times in {'bf16' if dtype else 'fp32'}, dropout {p}")
             variants.append(_variant(size, batch, dtype, p, (1, 3) if quick else (2, 4), time))
     return dict(worst(variants, _TARGETS), variants=variants, targets=_TARGETS)

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['max_python_characters', 'builtin_sources', 'person_names', 'city_names', 'standard_library_files',
-           'drop_repeated_parts', 'extract_docstrings', 'cache_folder', 'split_for_key', 'prose_rows', 'python_rows',
-           'builtin_hash']
+           'drop_repeated_parts', 'extract_docstrings', 'split_for_key', 'prose_rows', 'python_rows', 'builtin_hash']
 
 # %% ../../nbs/01_data/01_builtin.ipynb #cc56ebc0
 import ast
@@ -20,6 +19,7 @@ from pathlib import Path
 from ..core import *
 from .sources.files import *
 from ..files import read_json, write_json
+from ..folders import cache_folder
 
 # %% ../../nbs/01_data/01_builtin.ipynb #6222c6c0
 _excluded = {
@@ -78,12 +78,6 @@ _has_doc = ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
 _has_body = ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef, ast.If, ast.Try
 
 # %% ../../nbs/01_data/01_builtin.ipynb #bae3b3bb
-def cache_folder()->Path:
-    """Return the folder for files that can be made again
-
-    Returns: XDG_CACHE_HOME/lmnotes, or ~/.cache/lmnotes"""
-    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'lmnotes'
-
 def _parsed_docstrings(sources)->list: # a text for each source; three seconds of parsing
     on = gc.isenabled()
     gc.disable()

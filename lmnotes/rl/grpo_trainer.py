@@ -14,6 +14,7 @@ from unittest.mock import patch as patched
 import torch
 
 from ..core import *
+from ..dtypes import pick_dtype
 from ..files import step_name
 from .log_probs import patch_fused_lm_head
 from .prompts import prompt_order

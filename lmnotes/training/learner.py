@@ -18,8 +18,9 @@ from fastai.basics import *
 from fastai.callback.progress import *
 from fastai.callback.schedule import *
 
-from ..core import InputError, did_you_mean, pick_device, pick_dtype
+from ..core import InputError, did_you_mean, pick_device
 from ..data.sources.prompt_form import learn_prompt_form
+from ..dtypes import pick_dtype
 from .accumulation import *
 from .learner_metrics import *
 from .optimizers import *

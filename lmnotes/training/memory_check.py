@@ -16,6 +16,7 @@ from fastai.basics import *
 
 from ..core import *
 from ..data.token_cache.preparation import free_host_bytes
+from ..dtypes import has_fast_bf16
 from ..models.hf.hf_load import free_memory
 from .learner import has_pretrained_weights, restore_learner
 from .monitor import memory_bytes

@@ -15,6 +15,7 @@ from fastai.basics import *
 
 from ..core import *
 from ..data.mixtures.data import dataset_slug
+from ..dtypes import emulation_note, pick_dtype
 from ..models.build import models
 from .build import *
 from .build_data import *
@@ -105,7 +106,10 @@ def _mode_line(o, data):
 
 def _device_line(o, facts):
     device = pick_device(o.device)
-    dtype = str(pick_dtype(device, requested_precision(o), facts.width)).removeprefix('torch.')
+    dtype = pick_dtype(device, requested_precision(o), facts.width)
+    price = emulation_note(device, dtype)
+    price = f' ({price})' if price else ''
+    dtype = str(dtype).removeprefix('torch.') + price
     ranks = ', every GPU of this machine a rank' if o.multi_gpu else ''
     if world_size() > 1: ranks = f', {world_size()} ranks'
     return f"{device}, {dtype}, attention {facts.attention}{ranks}{', FSDP' if o.fsdp else ''}"

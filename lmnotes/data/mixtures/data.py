@@ -14,7 +14,7 @@ import numpy as np
 from fastai.data.core import DataLoaders
 
 from ...core import *
-from ..builtin import cache_folder
+from ...folders import cache_folder
 from ..catalog import *
 from ..data_spec import *
 from ..dataloader import *

@@ -13,7 +13,7 @@ from pathlib import Path
 from fastai.data.core import DataLoaders
 
 from ...core import *
-from ..builtin import cache_folder
+from ...folders import cache_folder
 from ..catalog import taint_note
 from ..data_spec import *
 from ..dataloader import *

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from ...core import *
-from ..builtin import cache_folder
+from ...folders import cache_folder
 from ...files import read_json, write_json
 from ...reading import reading
 

@@ -20,7 +20,7 @@ import tokenizers
 import torch
 
 from ...core import *
-from ..builtin import cache_folder
+from ...folders import cache_folder
 from ..dataset_splits import *
 from ..sources.files import *
 from ..sources.row_layout import text_getter

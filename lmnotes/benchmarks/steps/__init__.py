@@ -1,0 +1,1 @@
+"Benches of parts of a training step"
