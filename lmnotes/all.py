@@ -9,11 +9,11 @@ from lmnotes.core import (
     InputError,
     parse_count,
     pick_device,
-    pick_dtype,
     Registry,
     RunError,
     seed_for,
 )
+from lmnotes.dtypes import pick_dtype
 from lmnotes.files import find_checkpoint, model_folder, new_run_folder, read_json, read_jsonl, write_json
 from lmnotes.plugins import import_plugins
 from lmnotes.data.bin_packing import pack_sequences

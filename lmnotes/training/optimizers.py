@@ -169,7 +169,8 @@ class Muon(torch.optim.Muon):
         for g in self.param_groups:
             ps,grads,means = [],[],[]
             self._init_group(g, ps, grads, means)
-            for same in groupby(range(len(ps)), lambda i: tuple(ps[i].shape)).values():
+            shapes = [tuple(p.shape) for p in ps]
+            for same in groupby(range(len(ps)), shapes.__getitem__).values():
                 self._update(g, *([ts[i] for i in same] for ts in (ps, grads, means)))
         return loss
     def _update(self, g, ps, grads, means):

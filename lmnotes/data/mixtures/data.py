@@ -14,7 +14,6 @@ import numpy as np
 from fastai.data.core import DataLoaders
 
 from ...core import *
-from ...folders import cache_folder
 from ..catalog import *
 from ..data_spec import *
 from ..dataloader import *
@@ -25,6 +24,7 @@ from .rates import *
 from ..sources.column_datasets import know_columns
 from ..tokenizers import *
 from ...files import *
+from ...folders import cache_folder
 
 # %% ../../../nbs/01_data/mixtures/03_data.ipynb #78bb5171
 def find_mixture(datasets, configs=None, rates=None, data_dir=None)->tuple:

@@ -13,7 +13,6 @@ from pathlib import Path
 from fastai.data.core import DataLoaders
 
 from ...core import *
-from ...folders import cache_folder
 from ..catalog import taint_note
 from ..data_spec import *
 from ..dataloader import *
@@ -24,6 +23,7 @@ from .validate import *
 from ..token_encoding import *
 from ..tokenizers import *
 from ...files import *
+from ...folders import cache_folder
 
 # %% ../../../nbs/01_data/shards/07_data.ipynb #87a39f80
 def _files_hash(path)->str:

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 from ...core import *
-from ...folders import cache_folder
 from ...files import read_json, write_json
+from ...folders import cache_folder
 from ...reading import reading
 
 # %% ../../../nbs/01_data/token_cache/04_file_hashes.ipynb #e38217c2

@@ -20,7 +20,6 @@ import tokenizers
 import torch
 
 from ...core import *
-from ...folders import cache_folder
 from ..dataset_splits import *
 from ..sources.files import *
 from ..sources.row_layout import text_getter
@@ -34,6 +33,7 @@ from ..token_encoding import *
 from ..tokenizers import *
 from ...files import *
 from ...folders import *
+from ...folders import cache_folder
 from ...reading import reading
 
 # %% ../../../nbs/01_data/token_cache/05_token_cache.ipynb #e1cc0428
