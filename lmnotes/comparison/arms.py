@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['experiment_keys', 'Arm', 'check_fair', 'make_arm', 'folder_name', 'listed', 'model_arms', 'parse_arm',
            'parse_factors', 'factorial_arms', 'parse_seeds', 'read_experiment', 'differing_entries', 'arm_table',
-           'check_arms']
+           'check_arms', 'budget_text']
 
 # %% ../../nbs/08_comparison/01_arms.ipynb #87e731aa
 import re
@@ -18,6 +18,7 @@ from ..files import read_mapping
 from ..models.build import models
 from ..models.config import find_rewrite
 from ..training.options import TrainOptions
+from ..training.planning.budgets import parse_budget
 from ..training.planning.typed_values import *
 
 # %% ../../nbs/08_comparison/01_arms.ipynb #00083100
@@ -231,3 +232,17 @@ def check_arms(arms:list, base:dict):
         if what in seen:
             raise InputError(f"arms '{seen[what]}' and '{a.name}' do not differ: give one of them an option of its own")
         seen[what] = a.name
+
+# %% ../../nbs/08_comparison/01_arms.ipynb #417fbc64
+def budget_text(budget:str, arms:list, stages=())->str:
+    """Describe what every run may use; stages that have budgets of their own one after the other
+
+    Parameters:
+        budget: of the comparison
+        arms: of `Arm`
+        stages: options of each stage of all arms
+    Returns: such as '200k tokens per run'"""
+    def said(s): return parse_budget(s.get('budget', budget)).text.removesuffix(' per run')
+    texts = {a.name: ', then '.join(map(said, a.stages or stages or ({},))) for a in arms if a.trained}
+    if len(set(texts.values())) > 1: return '; '.join(f'{name}: {text} per run' for name,text in texts.items())
+    return next(iter(texts.values()), said({})) + ' per run'

@@ -240,7 +240,7 @@ def plan_lines(plan:Plan, runs:dict)->list:
         lines.append(f"differ   {option}: {', '.join(f'{v} ({a})' for a,v in values.items())}")
     lines += [line for ds in plan.datasets for line in _data_lines(plan, ds, runs)]
     more = f', up to {plan.most} while the verdict is open' if plan.most > n else ''
-    lines.append(f"budget   {parse_budget(plan.budget).text}; {n} {'seed' if n == 1 else 'seeds'}{more}")
+    lines.append(f"budget   {budget_text(plan.budget, plan.arms, plan.stages)}; {n} seed{'s'*(n > 1)}{more}")
     margin = '' if plan.margin is None else f', differences up to {plan.margin:g} count as none'
     lines.append(f"decides  {plan.metric}{margin}; plan {plan_hash(plan)}")
     if plan.tune: lines.append(f'tuning   {plan.tune} learning rates for each arm and dataset, on text held back')

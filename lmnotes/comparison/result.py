@@ -109,7 +109,6 @@ def new_result(plan:Plan, how=None)->dict:
         plan: of the comparison
         how: launcher, workers and costs
     Returns: fields of `ComparisonResult`"""
-    budget = parse_budget(plan.budget)
     firsts = [stages_of(plan, a.name, ds)[0] for a in plan.arms for ds in plan.datasets]
     tokenizers = {str(o.get('tokenizer', 'auto')) for o in firsts}
     return ComparisonResult(
@@ -117,7 +116,7 @@ def new_result(plan:Plan, how=None)->dict:
         datasets=list(plan.datasets),
         seeds=list(plan.seeds),
         tokenizer=', '.join(sorted(tokenizers)),
-        budget=dict(**asdict(budget), text=budget.text),
+        budget=dict(**asdict(parse_budget(plan.budget)), text=budget_text(plan.budget, plan.arms, plan.stages)),
         flops_formula=flops_formula,
         metric=plan.metric,
         margin=plan.margin,
