@@ -100,6 +100,7 @@ best = dict(
     eval_steps=(1, lambda run: [r['step'] for r in read_jsonl(run/'evals.jsonl')]),
     early_stopping_patience=(1, lambda run: read_json(run/'summary.json')['steps']),
     load_best_model_at_end=(True, lambda run: read_json(run/'summary.json').get('best_step')),
+    plots=(False, lambda run: (run/'viz/training_latest.png').exists()),
 )
 
 @pytest.mark.parametrize('changed', [written, best], ids=['logs', 'evaluations'])

@@ -49,7 +49,7 @@ def test_what_is_on_by_default_can_be_turned_off():
     for name in option_classes.names():
         for switch,field in negated_switches(option_classes[name]).items():
             assert getattr(parse(name, [f'--{switch}'])[0], field) is False
-    assert set(negated_switches(TrainOptions)) == {'no_separate_mixture_eval', 'no_log_eval_spread'}
+    assert set(negated_switches(TrainOptions)) == {'no_separate_mixture_eval', 'no_log_eval_spread', 'no_plots'}
 
 def changed(f): # another value of an option
     draw = random.Random(1)
