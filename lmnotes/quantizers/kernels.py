@@ -114,7 +114,7 @@ class TorchKernel:
         Returns: (N, n_out)"""
         return integer_product(p, q, s, self.unpack)
 
-for _name,_class in (('vnni', 'VnniKernel'), ('numba', 'NumbaKernel')):
+for _name,_class in (('vnni', 'VnniKernel'), ('avx2', 'Avx2Kernel'), ('numba', 'NumbaKernel')):
     packed_kernels.lazy(_name, f'lmnotes.quantizers.compiled.numba_kernels:{_class}')
 
 # %% ../../nbs/03_quantizers/12_kernels.ipynb #4e2341a7
