@@ -15,7 +15,7 @@ from ...data.sources.files import Rows
 from ...data.sources.prompt_form import PromptForm
 from ..eval_model import probe_windows
 from .held_out_data import load_held_out
-from ..task_suite import ask_tasks, eval_options, eval_tasks, scored_texts, select_tasks, subsample
+from ..task_suite import *
 from ..text_pieces import text_piece_scores
 from ...models.causality import check_causal
 
@@ -73,7 +73,7 @@ def _text_scores(s, part, trained_on, **options)->tuple: # scores; why there are
 def score_model(model, tokenizer, datasets, *, data_dir=None, limit:int|None=64, pieces:int|None=512,
         piece_bytes:int=256, seed:int=0, max_length:int=128, form:PromptForm|None=None, trained_on=None,
         columns:DatasetColumns|None=None, split:str|None=None, allow_eval_data:bool=False, draws:int=0,
-        allow_execution:bool=False, as_text:bool=False)->tuple:
+        allow_execution:bool=False, metric:str='')->tuple:
     """Score a model on the held-out part of datasets, item by item; a model that sees the future is a `RunError`
 
     Parameters:
@@ -93,16 +93,18 @@ def score_model(model, tokenizer, datasets, *, data_dir=None, limit:int|None=64,
         allow_eval_data: whether sets that are kept for evaluation were trained on
         draws: answers sampled for pass@k; 0 for none
         allow_execution: run programs that the model writes
-        as_text: score rows with answers as running text, as pretraining reads them
+        metric: that decides: bits_per_byte reads rows with answers as running text; one of `item_metrics` is
+            added
     Returns: list of `Scores`; list of dicts task, name, reason: what could not be measured"""
     if split is not None: check_split_name(split)
     asked = eval_options(limit=limit, seed=seed, draws=draws, allow_execution=allow_execution, form=form)
     s = asked.eval_model(model, tokenizer)
-    parts,missing = _load_parts(datasets, data_dir, columns, split, allow_eval_data, as_text)
+    parts,missing = _load_parts(datasets, data_dir, columns, split, allow_eval_data, metric == 'bits_per_byte')
     texts = [p for p in parts if p.documents is not None]
     sources,unknown = _sources(parts, limit, seed)
     _check_causal(s, texts, sources, max_length)
     options = dict(max_length=max_length, limit=pieces, piece_bytes=piece_bytes, checked=True)
-    found = [_text_scores(s, part, trained_on, **options) for part in texts] + [ask_tasks(s, sources, trained_on)]
+    found = [_text_scores(s, part, trained_on, **options) for part in texts]
+    found.append(ask_tasks(s, sources, trained_on, metric=metric if metric in item_metrics else None))
     scores = [t for some,_ in found for t in some]
     return scores,[*missing, *unknown, *(m for _,gaps in found for m in gaps)]
