@@ -6,12 +6,12 @@ export PATH := $(BIN):$(PATH)
 WORKERS ?= 2
 
 # the demo: what a stranger sees first
-DEMO ?= compare --models standard,reversible --datasets prose,python --seeds 3 --budget tokens:500k
+DEMO ?= compare nbs/experiments/optimizer.yaml
 
 help:             ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 10
 
-demo: install     ## train standard and reversible side by side, and write a report
+demo: install     ## ask whether Muon beats AdamW, and write a report
 	@lmnotes $(DEMO)
 	@echo "the report: file://$(CURDIR)/$$(ls -td runs/*/report.html | head -1)"
 

@@ -49,7 +49,7 @@ def check_evaluation(model:str, tasks, output=None)->list:
 
 # %% ../../nbs/11_app/05_model_commands.ipynb #225444e8
 _LOADING = 'attn_implementation', 'load_in_4bit', 'load_in_8bit', 'trust_remote_code' # fields of `LoadingOptions`
-_SAME = 'data_dir', 'data_path', 'split', 'limit', 'seed', 'max_length', 'draws', 'allow_execution', 'output', 'device'
+_SAME = 'data_dir data_path split limit seed max_length draws metric allow_execution output device'.split()
 
 def _say(what): print(what, file=sys.stderr, flush=True)
 

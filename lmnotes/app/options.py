@@ -142,6 +142,7 @@ class EvaluateOptions(LoadingOptions, CommonOptions):
     seed: int = 0                # which items, and of draws
     max_length: int | None = None # tokens that question and answer may take; default: as many as the model takes
     batch_size: int = 16         # items at a time
+    metric: str | None = None    # one more score of each item beside the dataset's own, such as answer_bpb
     draws: int = option(4, with_code_task, off=(0,)) # answers drawn for pass@k; 0 for none
     allow_execution: bool = option(False, with_code_task) # run programs that the model writes, in a sandbox
     output: str | None = None    # file for the result; default: evaluation.json beside the model

@@ -47,7 +47,7 @@ def _compare(o, given, progress):
     if o.arm and (o.experiment or o.vary): raise InputError('--arm beside --vary or a file: give the arms in one way')
     asked = {k: getattr(o, k) for k in given if k in _OWN and k not in _HERE}
     base = {k: getattr(o, k) for k in given if k not in _OWN}
-    asked = dict(launcher='auto', costs=not o.no_costs, imports=o.imports) | asked | progress
+    asked = dict(launcher='auto', costs=False if o.no_costs else None, imports=o.imports) | asked | progress
     return compare(_arms(o), base=base, **asked)
 
 @contextmanager

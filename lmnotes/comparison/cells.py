@@ -174,7 +174,7 @@ def score_cell(plan:Plan, cell:Cell, r)->tuple:
         r.model, r.tokenizer, scored_sets(plan, cell.dataset), data_dir=o.data_dir, limit=plan.eval_limit,
         pieces=plan.pieces, seed=plan.seeds[0], max_length=o.max_length, trained_on=load_fingerprint(r.path),
         columns=columns if columns.named() else None, split=plan.eval_split, allow_eval_data=o.allow_eval_data,
-        allow_execution=o.allow_execution, as_text=plan.metric == 'bits_per_byte',
+        allow_execution=o.allow_execution, metric=plan.metric,
     )
     own = plan.arm(cell.arm).trained and not plan.eval_split and (has_task_head(o) or is_masked_lm(o))
     return scores or (run_scores(r.path) if own else []),missing

@@ -43,11 +43,11 @@ def is_open(plan:Plan, result:dict)->bool:
     return any(not futility(d, planned_looks(plan), plan.margin) for d in undecided)
 
 # %% ../../nbs/08_comparison/08_comparison.ipynb #ad6a9ee1
-def _cell_line(cell, i, n):
+def _cell_line(cell, i, n, metric):
     head = f"[{i}/{n}] {cell['arm']} on {cell['dataset']}, seed {cell['seed']}: "
     if cell['status'] != 'done': return head+f"failed, {cell['reason']}"
     time = f", {format_count(cell['tokens'])} tokens in {cell['seconds']:.1f} s" if cell.get('seconds') else ''
-    name = next((k for k in ('bits_per_byte', 'accuracy', 'exact_match') if cell.get(k) is not None), None)
+    name = next((k for k in (metric, 'bits_per_byte', 'accuracy', 'exact_match') if cell.get(k) is not None), None)
     return head + (f"{cell[name]:.3f} {name.replace('_', ' ')}" if name else 'scored') + time
 
 # %% ../../nbs/08_comparison/08_comparison.ipynb #0f30b780
@@ -101,7 +101,7 @@ def _run_cells(plan, root, seeds, run):
     for i,cell in enumerate(execute_cells(plan, root, cells, run.launcher, run.workers, run.train)):
         _check_metric(plan, cell)
         run.watch('cell', cell)
-        run.say(_cell_line(cell, i + 1, len(cells)))
+        run.say(_cell_line(cell, i + 1, len(cells), plan.metric))
 
 def _look(c, plan, n, notes): # analyse and save what is known with `n` seeds
     seeds,r = seed_list(plan, n),c.result
@@ -143,7 +143,7 @@ def _finish(c:Comparison, plan:Plan, say=None): # save, note in the ledger, repo
 # %% ../../nbs/08_comparison/08_comparison.ipynb #124cdc28
 def _print_line(line): print(line, flush=True)
 
-_go_on = 'choose another with --output_dir, or go on with it: lmnotes compare --rerun {}'
+_go_on = "choose another output_dir, or go on with it: lmnotes compare --rerun {0}, in Python rerun('{0}')"
 
 def _open_folder(output_dir, plan):
     if output_dir is None: return new_run_folder(f"compare_{'-'.join(folder_name(a.name) for a in plan.arms)}"[:80])
@@ -158,7 +158,7 @@ def _asked(arms, base, options): # arms and options, where an experiment file wa
 
 def _nothing(*_): pass
 
-def compare(arms=(), datasets=None, base=None, output_dir=None, costs=True, dry_run=False, launcher='local',
+def compare(arms=(), datasets=None, base=None, output_dir=None, costs=None, dry_run=False, launcher='local',
         workers=None, train=None, say=None, watch=None, **options)->Comparison:
     """Train arms under one budget, over several seeds, and judge their differences; an `InputError` for wrong input
 
@@ -167,7 +167,7 @@ def compare(arms=(), datasets=None, base=None, output_dir=None, costs=True, dry_
         datasets: names of training datasets, each a comparison of its own; None: that of the base
         base: options of `train` that all arms share
         output_dir: folder of the comparison; None: a new one under runs/
-        costs: measure memory, speed and file size too; an experiment file may say no
+        costs: measure memory, speed and file size too; None: as an experiment file says, else yes
         dry_run: print what would be done, write nothing and return the plan
         launcher: local, processes, ray; auto: processes where measured to be faster
         workers: cells at once; None: cores over threads
@@ -180,7 +180,7 @@ def compare(arms=(), datasets=None, base=None, output_dir=None, costs=True, dry_
     say = say or _print_line
     if output_dir is not None: check_new_folder(output_dir, _go_on.format(output_dir))
     arms,base,options = _asked(arms, base, options)
-    costs = costs and options.pop('costs', True)
+    costs = next((c for c in (costs, options.pop('costs', None)) if c is not None), True)
     named = options.pop('datasets', None)
     plan = plan_comparison(arms, named if datasets is None else datasets, base=base, **options)
     check_launcher(plan, launcher, workers)

@@ -193,7 +193,7 @@ _least_gain,_least_seconds = 1.25,60. # below them workers do not pay
 
 def _stays_here(plan, train): # whether the cells belong into this process, whatever is faster
     budget = parse_budget(plan.budget)
-    short = budget.amount*len(plan_cells(plan)) < (2000 if budget.kind == 'steps' else 1e6)
+    short = budget.amount*len(plan_cells(plan)) < (2000 if budget.kind == 'steps' else 5e5)
     on_cpu = pick_device(plan.base.get('device', 'auto')).type == 'cpu'
     fixed = train is not None or plan.test or plan.stages or plan.baseline.stages
     return short or fixed or not on_cpu or budget.kind == 'seconds'

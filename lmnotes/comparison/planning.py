@@ -23,6 +23,7 @@ from ..training.build_data import asked_dataset, tokenizer_name, training_mode
 from ..training.options import TrainOptions, check_options, options_from
 from ..training.planning.budgets import parse_budget
 from ..training.planning.option_effects import check_effects, options_without_effect
+from ..training.planning.prepare import check_scored_rows
 from ..training.planning.typed_values import *
 from ..training.recipes import recipe_for_options, rule_rate
 from ..training.train import train
@@ -53,8 +54,7 @@ def dataset_blocks(datasets, base:dict)->dict:
     return dict(zip(listed(labels, 'dataset'), blocks))
 
 def _data_label(o):
-    if o.data_path: return Path(o.data_path).name
-    return ', '.join(o.datasets) or asked_dataset(o).name
+    return Path(o.data_path).name if o.data_path else ', '.join(o.datasets) or asked_dataset(o).name
 
 # %% ../../nbs/08_comparison/03_planning.ipynb #d83918df
 own_score = 'own score' # bits per byte of text, of rows with answers the score of their dataset
@@ -123,9 +123,8 @@ def _recipe_rates(plan:Plan): # rates by the rule, dataset -> arm -> options, wh
 
 # %% ../../nbs/08_comparison/03_planning.ipynb #17de6b00
 def _test_plan(plan): # the same, shrunk to well under a minute
-    base,b,length = plan.base,parse_budget(plan.budget),plan.base['max_length']
-    length = 128 if length == 'auto' else min(length, 128)
-    sizes = dict(max_length=length, batch_size=min(base['batch_size'], 8), size='tiny')
+    base,b,length,rows = plan.base,parse_budget(plan.budget),plan.base['max_length'],plan.base['batch_size']
+    sizes = dict(max_length=128 if length == 'auto' else min(length, 128), batch_size=min(rows, 8), size='tiny')
     tokens,seeds = 24*sizes['batch_size']*sizes['max_length'],plan.seeds[:2 if plan.full_eval else 3]
     least = dict(steps=24, seconds=1.5, flops=5e11, tokens=tokens, bytes=tokens)[b.kind]
     return replace(
@@ -215,8 +214,10 @@ def plan_runs(plan:Plan)->dict:
         for a in (a for a in plan.arms if a.trained):
             stages = stages_of(plan, a.name, ds)
             fresh = {k: v for k,v in stages[0].items() if k in weight_options}
-            for s in stages:
-                out[a.name, ds] = train(quiet=True, dry_run=True, **options_with_effect(fresh | s | seed))
+            runs = [options_with_effect(fresh | s | seed) for s in stages]
+            for o in runs: out[a.name, ds] = train(quiet=True, dry_run=True, **o)
+            if plan.metric != 'bits_per_byte':
+                check_scored_rows(runs[-1], scored_sets(plan, ds), plan.eval_limit, plan.seeds[0], plan.eval_split)
     return out
 
 # %% ../../nbs/08_comparison/03_planning.ipynb #284ac856
@@ -233,18 +234,17 @@ def plan_lines(plan:Plan, runs:dict)->list:
         plan: of the comparison
         runs: from `plan_runs`
     Returns: of lines"""
-    n,names = len(plan.seeds),[a.name for a in plan.arms]
-    lines = [f'question {plan.question}'] if plan.question else []
-    lines += [f"compare  {names[0]} (baseline) with {', '.join(names[1:])}"]
+    n,(first,*others) = len(plan.seeds),[a.name for a in plan.arms]
+    about = [f'question {plan.question}']*bool(plan.question)
+    lines = about + [f"compare  {first} (baseline) with {', '.join(others)}"]
     for option,values in arm_table(plan.arms, plan.base).items():
         lines.append(f"differ   {option}: {', '.join(f'{v} ({a})' for a,v in values.items())}")
     lines += [line for ds in plan.datasets for line in _data_lines(plan, ds, runs)]
     more = f', up to {plan.most} while the verdict is open' if plan.most > n else ''
     lines.append(f"budget   {budget_text(plan.budget, plan.arms, plan.stages)}; {n} seed{'s'*(n > 1)}{more}")
-    margin = '' if plan.margin is None else f', differences up to {plan.margin:g} count as none'
+    margin = f', differences up to {plan.margin:g} count as none' if plan.margin else ''
     lines.append(f"decides  {plan.metric}{margin}; plan {plan_hash(plan)}")
     if plan.tune: lines.append(f'tuning   {plan.tune} learning rates for each arm and dataset, on text held back')
     if plan.full_eval: lines.append(f"tasks    {', '.join(plan.tasks) or 'all'}; the baseline again, other seeds (A/A)")
     lines.append(f'cells    {len(plan_cells(plan))} runs')
-    if plan.most == 1: lines.append('note     with one seed no verdict can be given')
-    return lines
+    return lines + ['note     with one seed no verdict can be given']*(plan.most == 1)

@@ -19,6 +19,7 @@ from .sources.files import *
 from .sources.hub_deadline import *
 from .sources.hub_folder import *
 from .sources.hub_rows import *
+from .sources.split_names import MissingSplitError
 
 # %% ../../nbs/01_data/07_dataset_splits.ipynb #7e44de48
 def _column_error(ds, column, split, row)->InputError:
@@ -238,7 +239,7 @@ def _require_split(ds, splits, name): # a split by name that is not there is an 
     check_split_name(name)
     if not splits.get(name):
         here = ', '.join(s for s in _split_names if splits.get(s)) or 'none'
-        raise InputError(f"'{ds.name}' has no {name} rows here; there is: {here}")
+        raise MissingSplitError(f"'{ds.name}' has no {name} rows here; there is: {here}")
 
 def scored_rows(ds:Dataset, data_dir=None, split:str=None)->Rows:
     """Load the rows that an evaluation is about, whole
@@ -255,7 +256,8 @@ def scored_rows(ds:Dataset, data_dir=None, split:str=None)->Rows:
         known = [i for i,row in enumerate(rows) if ds.has_answer(row)]
         if known: return Rows(rows.take(known), rows.labels, name)
     if split:
-        raise InputError(f"the {split} rows of '{ds.name}' have hidden answers, so nothing can be scored; take another")
+        hidden = f"the {split} rows of '{ds.name}' have hidden answers"
+        raise MissingSplitError(f'{hidden}, so nothing can be scored; take another')
     held_out = make_row_splits(ds, splits)[0]['validation']
     return Rows(held_out, held_out.labels, 'train (held out)')
 

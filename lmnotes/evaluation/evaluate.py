@@ -68,6 +68,7 @@ def _asked(o, names, datasets, data_path, columns=None, revision=None)->dict: # 
         seed=o.seed,
         max_length=o.max_length,
         draws=o.draws,
+        metric=o.metric,
         prompts=o.form and o.form.to_dict(),
     )
 

@@ -45,6 +45,7 @@ def format_number(x, kind='plain')->str:
 # %% ../../nbs/09_reports/00_formatting.ipynb #862770ff
 metric_labels = dict(
     bits_per_byte='bits per byte',
+    answer_bpb='bits per byte of the answer',
     loss='nats per token',
     token_accuracy='token accuracy',
     exact_match='exact match',

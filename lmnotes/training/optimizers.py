@@ -63,7 +63,18 @@ def sgd(model, lr, wd, momentum=0.9):
 def _local(ts): # of tensors that ranks hold in shards, the shards that are here
     return [t.to_local() if hasattr(t, 'to_local') else t for t in ts]
 
-class Lion(torch.optim.Optimizer):
+class _GroupSteps: # a step that is taken group by group
+    @torch.no_grad()
+    def step(self, closure=None):
+        """Take a step
+
+        Parameters:
+            closure: function that computes the loss anew"""
+        loss = closure and torch.enable_grad()(closure)()
+        for g in self.param_groups: self._step_group(g)
+        return loss
+
+class Lion(_GroupSteps, torch.optim.Optimizer):
     """Steps of one size, in the direction of the sign of a running mean of gradients (Chen et al. 2023)
 
     Parameters:
@@ -73,20 +84,12 @@ class Lion(torch.optim.Optimizer):
         weight_decay: decoupled"""
     def __init__(self, params, lr=1e-4, betas=(0.9, 0.99),
             weight_decay=0.): super().__init__(params, dict(lr=lr, betas=betas, weight_decay=weight_decay))
-    @torch.no_grad()
-    def step(self, closure=None):
-        """Take a step
-
-        Parameters:
-            closure: function that computes the loss anew"""
-        loss = closure and torch.enable_grad()(closure)()
-        for g in self.param_groups:
-            ps = [p for p in g['params'] if p.grad is not None]
-            for p in ps:
-                if not self.state[p]: self.state[p]['exp_avg'] = torch.zeros_like(p)
-            means = [self.state[p]['exp_avg'] for p in ps]
-            if ps: self._update(g, _local(ps), _local([p.grad for p in ps]), _local(means))
-        return loss
+    def _step_group(self, g):
+        ps = [p for p in g['params'] if p.grad is not None]
+        for p in ps:
+            if not self.state[p]: self.state[p]['exp_avg'] = torch.zeros_like(p)
+        means = [self.state[p]['exp_avg'] for p in ps]
+        if ps: self._update(g, _local(ps), _local([p.grad for p in ps]), _local(means))
     def _update(self, g, ps, grads, means):
         (b1,b2),lr = g['betas'],g['lr']
         signs = torch._foreach_lerp(means, grads, 1 - b1)
@@ -157,22 +160,14 @@ def _like(t, p): # sharded as `p` is
     from torch.distributed.tensor import distribute_tensor  # a second to import
     return distribute_tensor(t, p.device_mesh, p.placements, src_data_rank=None)
 
-class Muon(torch.optim.Muon):
+class Muon(_GroupSteps, torch.optim.Muon):
     "PyTorch's Muon, with matrices of one shape orthogonalised in one call and in the dtype that is fast here"
-    @torch.no_grad()
-    def step(self, closure=None):
-        """Take a step
-
-        Parameters:
-            closure: function that computes the loss anew"""
-        loss = closure and torch.enable_grad()(closure)()
-        for g in self.param_groups:
-            ps,grads,means = [],[],[]
-            self._init_group(g, ps, grads, means)
-            shapes = [tuple(p.shape) for p in ps]
-            for same in groupby(range(len(ps)), shapes.__getitem__).values():
-                self._update(g, *([ts[i] for i in same] for ts in (ps, grads, means)))
-        return loss
+    def _step_group(self, g):
+        ps,grads,means = [],[],[]
+        self._init_group(g, ps, grads, means)
+        shapes = [tuple(p.shape) for p in ps]
+        for same in groupby(range(len(ps)), shapes.__getitem__).values():
+            self._update(g, *([ts[i] for i in same] for ts in (ps, grads, means)))
     def _update(self, g, ps, grads, means):
         torch._foreach_lerp_(means, grads, 1 - g['momentum'])
         steps = torch._foreach_lerp(grads, means, g['momentum'])

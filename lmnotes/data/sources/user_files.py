@@ -54,8 +54,8 @@ def user_file_splits(path, wanted=None)->dict:
     found = find_user_files(path).splits
     if wanted is None: return found
     if wanted[0] not in found:
-        raise InputError(f"{path} has no {wanted[0]} split ({'; '.join(user_file_notes(path))}); "
-                         f'name a file or folder {wanted[0]}, or give one file')
+        raise MissingSplitError(f"{path} has no {wanted[0]} split ({'; '.join(user_file_notes(path))}); "
+                                f'name a file or folder {wanted[0]}, or give one file')
     return {s: files for s,files in found.items() if s in wanted}
 
 def user_file_notes(path)->list:

@@ -24,6 +24,7 @@ from ...data.sft_examples import load_user_pairs
 from ...data.shards.files import is_shards
 from ...data.sources.column_datasets import know_columns
 from ...data.sources.files import Rows
+from ...data.sources.split_names import MissingSplitError
 from ...data.sources.user_files import read_user_rows, read_user_texts, user_file_splits
 from ...data.token_cache.token_cache import TextFiles, TextList, is_big_text
 
@@ -161,7 +162,7 @@ def resolve_split(split:str|None, names, data_dir=None, as_text:bool=False)->str
     Returns: for `load_held_out`"""
     def has_test(name):
         try: return load_held_out(name, data_dir, split='test', as_text=as_text) is not None
-        except InputError: return False
+        except MissingSplitError: return False
     if split == 'reserved': return 'test' if all(map(has_test, names)) else None
     if split is not None: check_split_name(split)
     return split

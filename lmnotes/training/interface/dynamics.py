@@ -61,9 +61,11 @@ def loss_volatility(loss, window=15, times=5.)->tuple:
         window: of the running median, in steps
         times: a spike is above the trend by so many times the usual deviation
     Returns: standard deviation of the detrended log loss; the steps that are spikes"""
-    y = np.log(np.asarray(loss, float))
-    if len(y) <= window: return float('nan'), []
-    if not np.isfinite(y).all(): return float('nan'), np.flatnonzero(~np.isfinite(y)).tolist()
+    loss = np.asarray(loss, float)
+    if len(loss) <= window: return float('nan'), []
+    if not np.isfinite(loss).all(): return float('nan'), np.flatnonzero(~np.isfinite(loss)).tolist()
+    if loss.min() <= 0: return float('nan'), [] # the objective of rewards, which has no logarithm
+    y = np.log(loss)
     h = window//2
     r = (y-running_median(y, window))[h:-h] # at the ends half a neighbourhood is no trend
     usual = 1.4826*np.median(np.abs(r))

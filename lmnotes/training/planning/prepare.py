@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_output_dir', 'check_run', 'run_data', 'is_only_sketched', 'run_model', 'learner_from_options', 'TrainingJob',
-           'prepare_job']
+           'prepare_job', 'check_scored_rows']
 
 # %% ../../../nbs/06_training/planning/07_prepare.ipynb #ae966197
 import gc
@@ -14,7 +14,9 @@ from pathlib import Path
 from fastai.basics import *
 
 from ...core import *
+from ...data.sources.prompt_form import learn_prompt_form
 from ...evaluation.generation_eval import *
+from ...evaluation.held_out.score_model import check_rows_fit
 from ...evaluation.metric_names import *
 from ...files import *
 from ...folders import check_writable, is_unused
@@ -26,13 +28,14 @@ from ..build import *
 from ..build_data import *
 from ..distributed.data_parallel import *
 from ..distributed.process_groups import *
+from ..distributed.resume import resolve_options
 from ..interface.run_messages import RunMessages
 from ..interface.short_runs import short_run_line
 from ..learner import *
 from ..memory_check import *
 from ..monitor import *
 from ..optimizers import check_optimizer, optimizer_arguments
-from ..options import TrainOptions
+from ..options import TrainOptions, options_from
 from ..plan import *
 from .budget_steps import budget_line, steps_of_budget
 from .budgets import asked_seconds, asked_steps
@@ -247,3 +250,21 @@ def prepare_job(o:TrainOptions, checkpoint:Path|None=None, recipe='', given=())-
             if not _found_length(o, given) or o.max_length < _shortest: raise
         gc.collect() # the learner that was too large
         o,halved = replace(o, max_length=o.max_length//2),True
+
+# %% ../../../nbs/06_training/planning/07_prepare.ipynb #490d6c0f
+def check_scored_rows(options:dict, datasets, limit:int|None=64, seed:int=0, split:str|None=None):
+    """Refuse rows that do not fit the model of a run, with an `InputError`; what is on the hub is not asked
+
+    Parameters:
+        options: of a run that is not begun
+        datasets: names of datasets, or paths of one's own files, that will be scored
+        limit: rows of each that are scored; None: all
+        seed: which rows
+        split: train, validation or test; None: what training holds out"""
+    o = replace(resolve_options(options_from(TrainOptions, **options), options)[0], dry_run=True)
+    data = run_data(o)
+    if isinstance(data, DataSketch) or data.masked or has_task_head(o): return
+    model = run_model(o, data)[0]
+    learn_prompt_form(model, data)
+    how = dict(limit=limit, seed=seed, split=split, data_dir=o.data_dir, allow_eval_data=o.allow_eval_data)
+    check_rows_fit(model, data.tokenizer, datasets, **how)
