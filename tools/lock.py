@@ -1,7 +1,7 @@
 """Write `constraints.txt`: the versions in this environment, which is the one that the tests passed in.
 
-`python tools/lock.py` writes it, `python tools/lock.py --check` says what differs. The build of torch is left open
-(`2.13.0`, not `2.13.0+cpu`), and NVIDIA's packages are pinned by torch itself, so the file serves CPU and CUDA alike."""
+`python tools/lock.py` writes it, `python tools/lock.py --check` says what differs. The build of torch is
+left open (`2.13.0`, not `2.13.0+cpu`), and NVIDIA's packages are pinned by torch itself: it serves CPU and CUDA."""
 import re
 import sys
 from importlib.metadata import distributions, version

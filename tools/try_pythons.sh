@@ -20,23 +20,30 @@ find_python() { # of a version: on the path, of uv, of pyenv
     return 1
 }
 
-try_python() { # install the wheel with an interpreter and run it
-    local venv=$scratch/venv_$2
-    "$1" -m venv "$venv"
-    "$venv/bin/python" -m pip install -q --upgrade 'pip>=25.3' build
-    [ -n "$(ls "$scratch"/dist/*.whl 2>/dev/null)" ] || "$venv/bin/python" -m build -q --wheel --outdir "$scratch/dist" "$root"
-    "$venv/bin/python" -m pip install -q --no-compile -c "$root/constraints.txt" "$scratch"/dist/*.whl
-    cd "$scratch"
-    "$venv/bin/lmnotes" --help >/dev/null
-    "$venv/bin/lmnotes" data list >/dev/null
-    "$venv/bin/lmnotes" train --dataset prose --size tiny --max_steps 2 --output_dir "$scratch/run_$2"
+try_python() ( # install the wheel with an interpreter and run it; `set -e` does not hold in a condition, `&&` does
+    venv=$scratch/venv_$2
+    cd "$scratch" &&
+    "$1" -m venv "$venv" &&
+    "$venv/bin/python" -m pip install -q --upgrade 'pip>=25.3' &&
+    "$venv/bin/python" -m pip install -q --no-compile -c "$root/constraints.txt" "$wheel" &&
+    "$venv/bin/lmnotes" --help >/dev/null &&
+    "$venv/bin/lmnotes" data list >/dev/null &&
+    "$venv/bin/lmnotes" train --dataset prose --size tiny --max_steps 2 --output_dir "$scratch/run_$2" &&
     rm -rf "$venv"
+)
+
+build_wheel() { # with the first Python that is there
+    "$1" -m venv "$scratch/build"
+    "$scratch/build/bin/python" -m pip install -q --upgrade 'pip>=25.3' build
+    "$scratch/build/bin/python" -m build --wheel --outdir "$scratch/dist" "$root" >"$scratch/log_build"
+    wheel=$(echo "$scratch"/dist/*.whl)
 }
 
-failed=0 passed=0
+failed=0 passed=0 wheel=
 for v in "${versions[@]}"; do
     if ! python=$(find_python "$v"); then echo "Python $v: absent"; continue; fi
-    if (set -e; try_python "$python" "$v") >"$scratch/log_$v" 2>&1; then echo "Python $v: passed"; passed=$((passed+1))
+    if [ -z "$wheel" ]; then build_wheel "$python"; fi
+    if try_python "$python" "$v" >"$scratch/log_$v" 2>&1; then echo "Python $v: passed"; passed=$((passed+1))
     else echo "Python $v: failed"; tail -n 5 "$scratch/log_$v"; failed=$((failed+1)); fi
 done
 [ $failed = 0 ] && [ $passed -gt 0 ]
