@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN  := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 WORKERS ?= 2
+INSTALL := settings.ini setup.py pyproject.toml constraints.txt tools/install.sh
 
 # the demo: what a stranger sees first
 DEMO ?= compare nbs/experiments/optimizer.yaml
@@ -11,7 +12,7 @@ DEMO ?= compare nbs/experiments/optimizer.yaml
 help:             ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 10
 
-demo: install     ## ask whether Muon beats AdamW, and write a report
+demo: base        ## ask whether Muon beats AdamW, and write a report
 	@lmnotes $(DEMO)
 	@echo "the report: file://$(CURDIR)/$$(ls -td runs/*/report.html | head -1)"
 
@@ -44,12 +45,20 @@ package: install  ## build wheel and sdist into dist/
 hooks: install    ## show notebook diffs as text and merge notebooks cell by cell, in this clone
 	@git config --local include.path ../.gitconfig
 
-install: $(VENV)/.installed ## make the environment (done by the others when needed)
+lock: install     ## write constraints.txt from this environment, after the tests passed in it
+	@python tools/lock.py
 
-$(VENV)/.installed: settings.ini setup.py pyproject.toml tools/install.sh
-	@tools/install.sh $(VENV)
+install: $(VENV)/.installed ## make the environment (done by the others when needed); LATEST=1 for newer versions
+
+base: $(VENV)/.base ## make the part of the environment that the commands need (done by the demo)
+
+$(VENV)/.base: $(INSTALL)
+	@tools/install.sh $(VENV) base
+
+$(VENV)/.installed: $(INSTALL)
+	@tools/install.sh $(VENV) all
 
 clean:            ## remove what was built; runs/ and the environment stay
 	@rm -rf _docs _proc build dist *.egg-info .pytest_cache
 
-.PHONY: help demo check test lab docs export readme package hooks install clean
+.PHONY: help demo check test lab docs export readme package hooks lock base install clean

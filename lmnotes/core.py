@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['InputError', 'RunError', 'did_you_mean', 'Registry', 'set_seed', 'seed_for', 'pick_device', 'parse_count',
-           'format_count', 'env_info', 'torchvision_state', 'hide_broken_torchvision', 'keep_memory']
+           'format_count', 'env_info', 'torchvision_state', 'hide_broken_torchvision', 'keep_memory', 'ShownFacts']
 
 # %% ../nbs/00_core.ipynb #4f5e8f85
 import hashlib
@@ -15,6 +15,7 @@ import random
 import re
 import sys
 import warnings
+from html import escape
 from importlib import import_module, metadata, util
 from pathlib import Path
 
@@ -270,3 +271,17 @@ def keep_memory()->bool:
         return False
     no_maps,never_trim = (-4, 0),(-1, -1) # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
     return bool(mallopt(*no_maps) and mallopt(*never_trim))
+
+# %% ../nbs/00_core.ipynb #db79f186
+class ShownFacts:
+    "Show the `facts` of an object: as a line of text, and as a table in a notebook"
+    def facts(self)->dict:
+        """Collect what is shown; a class of its own says what
+
+        Returns: name -> value"""
+        return {}
+    def __repr__(self):
+        return f"{type(self).__name__}({', '.join(f'{k}: {v}' for k,v in self.facts().items())})"
+    def _repr_html_(self):
+        rows = (f'<tr><th>{escape(str(k))}</th><td>{escape(str(v))}</td></tr>' for k,v in self.facts().items())
+        return f"<table><caption>{type(self).__name__}</caption>{''.join(rows)}</table>"

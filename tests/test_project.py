@@ -9,10 +9,12 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS, PACKAGE = ROOT/'nbs', ROOT/'lmnotes'
@@ -195,7 +197,7 @@ def test_archives_hold_every_module(archives):
     wheel, = archives.glob('*.whl')
     sdist, = archives.glob('*.tar.gz')
     held = set(zipfile.ZipFile(wheel).namelist())
-    assert modules - held == set()
+    assert modules - held == set() and 'lmnotes/py.typed' in held
     assert any(n.endswith('licenses/LICENSE') for n in held)
     with tarfile.open(sdist) as t:
         inside = {n.partition('/')[2] for n in t.getnames()}
@@ -206,8 +208,23 @@ def test_archives_hold_every_module(archives):
     base = re.findall(r'^Requires-Dist: ([\w-]+)(?![^\n]*extra ==)', metadata, re.M)
     assert not {'trl', 'ray', 'bitsandbytes', 'nbdev', 'jupyterlab', 'pytest'} & set(base), 'the base stays light'
 
+def test_every_requirement_is_pinned_in_its_range():
+    lines = (ROOT/'constraints.txt').read_text().splitlines()
+    pins = dict(line.split('==') for line in lines if line and not line.startswith('#'))
+    assert not [v for v in pins.values() if '+' in v], 'a build of torch is chosen by the machine'
+    ini = ConfigParser(delimiters=['='], interpolation=None)
+    ini.read(ROOT/'settings.ini')
+    wanted = [Requirement(r) for k,v in ini['DEFAULT'].items() if k.endswith('requirements') for r in v.split()]
+    for r in wanted:
+        name = r.name.lower().replace('_', '-')
+        assert r.specifier.contains(pins[name]), f'{r} but constraints.txt has {pins[name]}'
+
+def test_install_refuses_an_unknown_part():
+    done = subprocess.run([ROOT/'tools/install.sh', 'no_folder', 'bse'], capture_output=True, text=True)
+    assert done.returncode == 2 and "unknown part 'bse'; give base or all" in done.stderr
+
 def test_scripts_run():
-    for f in ('tools/install.sh', '.ci/run'):
+    for f in ('tools/install.sh', 'tools/try_pythons.sh', '.ci/run'):
         assert os.access(ROOT/f, os.X_OK)
         subprocess.run(['bash', '-n', ROOT/f], check=True)
     if not shutil.which('make'): pytest.skip('needs make')

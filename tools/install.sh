@@ -1,11 +1,21 @@
 #!/usr/bin/env bash
-# Make the environment lmnotes is developed in: tools/install.sh [FOLDER]   (default .venv)
+# Make an environment for lmnotes: tools/install.sh [FOLDER] [base|all]   (default .venv all)
+# base is what the commands need; all adds what the tests, the site, reinforcement learning, Ray and low bits need.
 # Needs Python 3.11, 3.12 or 3.13 and a package index; PYTHON=/path/to/python chooses one.
+# Versions are those of constraints.txt; LATEST=1 takes the newest that settings.ini allows.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${1:-.venv}
+part=${2:-all}
 say() { echo "lmnotes: $*"; }
 stop() { echo "lmnotes: $*" >&2; exit 2; }
+
+case $part in
+    base) what=. stamps=.base;;
+    all) what='.[dev,quant,rl,ray]' stamps='.base .installed';;
+    *) stop "unknown part '$part'; give base or all";;
+esac
+if [ "${LATEST:-}" = 1 ]; then versions=; tested_pip='pip>=26'; else versions='-c constraints.txt'; tested_pip='pip==26.3'; fi
 
 supported='import sys, venv, ensurepip; sys.exit(not (3,11) <= sys.version_info[:2] <= (3,13))'
 find_python() {
@@ -26,9 +36,12 @@ log=$venv/install.log; : >"$log"
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
 show() { grep --line-buffered -E '^ *(Downloading .*[MG]B\)|Building|Installing)' | cut -c-110 || true; }
 
-say "installing (everything pip says is in $log)"
+# the pip that comes with Python 3.11 resolves three times slower; modules are compiled when first imported
+pip install -q --retries 10 "$tested_pip" >>"$log" 2>&1 || stop "pip could not renew itself; see $log"
+say "installing $part${versions:+ in the versions of constraints.txt} (everything pip says is in $log)"
 for try in 1 2 3; do
-    if pip install --progress-bar off --retries 10 --timeout 60 -e '.[dev,quant,rl,ray]' 2>&1 | tee -a "$log" | show; then break; fi
+    # shellcheck disable=SC2086 # two words or none
+    if pip install --progress-bar off --no-compile --retries 10 --timeout 60 $versions -e "$what" 2>&1 | tee -a "$log" | show; then break; fi
     if [ $try = 3 ]; then tail -n 15 "$log" >&2; stop "pip could not install; its last words are above"; fi
     say "pip did not get through; trying again"; sleep $((try*10))
 done
@@ -39,5 +52,5 @@ if [ "$("$venv/bin/python" -c 'from lmnotes.core import torchvision_state as s; 
     say "removing a torchvision that cannot load beside this torch"
     pip uninstall -qy torchvision >>"$log" 2>&1
 fi
-touch "$venv/.installed"
+for stamp in $stamps; do touch "$venv/$stamp"; done
 say "ready: $("$venv/bin/python" -c 'import torch, platform; print("Python", platform.python_version(), "with torch", torch.__version__)')"

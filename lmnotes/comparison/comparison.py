@@ -92,8 +92,8 @@ def _measure_costs(c, plan, run):
 # %% ../../nbs/08_comparison/08_comparison.ipynb #f2353e15
 def _check_metric(plan, cell): # refuse a metric by which the cells are not scored, at the first of them
     if (names := cell.get('metrics')) is None or names and plan.metric in (*names, own_score): return
-    there = ', '.join(names) or f"nothing ({'; '.join(m['reason'] for m in cell['missing'])})"
-    raise InputError(f'--metric {plan.metric} is not what the arms are scored by; there is {there}')
+    there = did_you_mean(plan.metric, names) if names else 'nothing: ' + '; '.join(m['reason'] for m in cell['missing'])
+    raise InputError(f'--metric {plan.metric} is not what the arms are scored by; {there}')
 
 def _run_cells(plan, root, seeds, run):
     cells = pending_cells(plan, root, seeds)

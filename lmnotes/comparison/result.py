@@ -137,6 +137,7 @@ def new_result(plan:Plan, how=None)->dict:
 report_writers = Registry('report writer') # from the result, and perhaps a path, to what a reader sees
 report_writers.lazy('comparison', 'lmnotes.reports.comparison_report:write_report')
 report_writers.lazy('sentences', 'lmnotes.reports.sentences:result_sentences')
+report_writers.lazy('notebook', 'lmnotes.reports.glance:comparison_html')
 report_writers.lazy('table', 'lmnotes.reports.terminal_tables:print_tables')
 
 class Comparison:
@@ -185,6 +186,7 @@ class Comparison:
             return None
     def __repr__(self):
         return '\n'.join(report_writers['sentences'](self.result))
+    def _repr_html_(self): return report_writers['notebook'](self.result)
     def brief(self)->dict:
         """Collect what a program needs to go on: verdicts with their intervals and costs, of what decides
 

@@ -6,7 +6,8 @@
 __all__ = ['CorpusSpec', 'corpus_data', 'load_data', 'data_kind', 'data_from_spec']
 
 # %% ../../nbs/01_data/11_load.ipynb #8560d3b3
-from dataclasses import dataclass
+import inspect
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from .catalog import *
 from .data_spec import *
 from .dataloader import *
 from .dataset_splits import *
+from .sft import SFTSpec
 from .shards.files import is_shards
 from .sources.files import *
 from .sources.user_files import *
@@ -69,6 +71,17 @@ def corpus_data(dataset:str='prose', **options)->LMData:
     return LMData(name, spec.as_dict(), t.tokenizer, t.train, t.validation, notes, tainted, t.documents, t.facts)
 
 # %% ../../nbs/01_data/11_load.ipynb #9bf4eb51
+_other_names = dict(batch_size='bs', max_seq_length='max_length', name='dataset')
+
+def _check_names(mode, more): # the mode, and arguments that are not those of `load_data` itself
+    if mode not in ('pretrain', 'sft'):
+        raise InputError(f"unknown mode '{mode}': {did_you_mean(mode, ['pretrain', 'sft'])}")
+    own = {*inspect.signature(load_data).parameters} - {'more'}
+    for k in more:
+        if k in (known := own | {f.name for f in fields(SFTSpec)}): continue
+        near = f"did you mean '{_other_names[k]}'?" if k in _other_names else did_you_mean(k, known)
+        raise InputError(f"load_data has no argument '{k}': {near}")
+
 def load_data(dataset:str='prose', config:str=None, tokenizer:str='bytes', max_length:int=128, bs:int=8,
         seed:int=0, vocab_size:int=None, data_dir=None, data_path=None, text_column:str=None,
         label_column:str=None, revision:str=None, commit:str=None, limit:int=None, device:str=None,
@@ -96,8 +109,7 @@ def load_data(dataset:str='prose', config:str=None, tokenizer:str='bytes', max_l
         allow_eval_data: train on a set that is kept for evaluation
         more: for `sft`: see `task_data`
     Returns: or `TaskData`, for `sft`"""
-    if mode not in ('pretrain', 'sft'):
-        raise InputError(f"unknown mode '{mode}': {did_you_mean(mode, ['pretrain', 'sft'])}")
+    _check_names(mode, more)
     if data_path and is_shards(data_path):
         raise InputError(
             f'{data_path} holds shards; load them with `shard_data`, or `lmnotes train --data_path {data_path}`'

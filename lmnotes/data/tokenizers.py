@@ -261,6 +261,8 @@ def get_tokenizer(name:str='bytes', texts=lambda: (), vocab_size:int=None)->PreT
         name: a name in `tokenizer_builders`, a folder or a hub id
         texts: function that returns the training documents
         vocab_size: tokens; for `bpe`, `words` and `sentencepiece`"""
+    if not isinstance(name, (str, Path)):
+        raise InputError(f"a tokenizer is given by name, such as 'bytes', or by folder; {name!r} came")
     name = str(name)
     sized = [n for n in tokenizer_builders if 'vocab_size' in _parameters(n)]
     if vocab_size and name not in sized:

@@ -37,8 +37,8 @@ def distinct_names(names)->list:
     return found
 
 # %% ../../nbs/05_evaluation/17_scores.ipynb #cf97d49b
-@dataclass
-class Scores:
+@dataclass(repr=False)
+class Scores(ShownFacts):
     "Scores of one model on one task, item by item"
     task:str              # the group, such as lm, classification, tagging, qa, generation, math or long_range
     name:str              # of the data, unique within an evaluation
@@ -74,6 +74,15 @@ class Scores:
     def mean(self)->float:
         "Mean score of the items, by weight"
         return float(np.average(self.values, weights=self.weights))
+    def facts(self)->dict:
+        """Collect what is shown: mean, standard error over items, and their number
+
+        Returns: name -> value"""
+        better = 'higher' if self.higher else 'lower'
+        mean = f'{self.mean:.4g} ± {item_standard_error(self):.2g} ({better} is better)'
+        known = dict(chance=self.chance, floor=self.floor, split=self.split)
+        return {'task': self.task, 'data': self.name, self.metric: mean, 'items': self.n} | {
+            k: v for k,v in known.items() if v is not None}
 
 def _check_length(s, name):
     values = getattr(s, name)

@@ -206,6 +206,8 @@ def build_model(name:str='standard', size:str='tiny', vocab_size:int=None, init:
         vocab_size: tokens of the vocabulary; default 256, or those of the saved model
         init: start a recipe from the weights of this folder or hub id
         overrides: of a recipe: any field of `LMConfig`; of other models: see `hub_model`"""
+    if not isinstance(name, (str, Path)):
+        raise InputError(f"a model is given by name, such as 'standard', or by folder; {name!r} came")
     base,*parts = str(name).split('+')
     for p in parts: find_rewrite(p) # a wrong name fails before anything is built
     if base in models and init is None: return _build_recipe(base, size, vocab_size, dict(overrides, rewrites=parts))

@@ -198,6 +198,13 @@ def _write_all(model, tokenizer, rows, o, bs):
             _write(model, tokenizer, [r], o)
 
 # %% ../../nbs/02_models/10_generation.ipynb #1190126b
+def _check_parts(model, tokenizer): # names where objects belong, or no tokenizer
+    if not hasattr(model, 'config'):
+        raise InputError(f"generate takes a model first, such as build_model('standard'); {model!r:.40} came")
+    if not callable(tokenizer):
+        wanted = 'generate takes model, tokenizer and prompt; the tokenizer is data.tokenizer'
+        raise InputError(f'{wanted}; {tokenizer!r:.40} came in its place')
+
 def generate_batch(model, tokenizer, prompts:list, max_new_tokens:int|list=64, temperature:float=1.,
         top_p:float=1., seed:int=0, stop=None, use_cache:bool=True, bs:int=16,
         max_bytes:list|None=None)->list[str]:
@@ -216,6 +223,7 @@ def generate_batch(model, tokenizer, prompts:list, max_new_tokens:int|list=64, t
         bs: prompts in a batch
         max_bytes: UTF-8 bytes at which each text ends; None: any number
     Returns: the text that follows each prompt"""
+    _check_parts(model, tokenizer)
     limits = max_new_tokens if isinstance(max_new_tokens, list) else [max_new_tokens]*len(prompts)
     sizes = max_bytes or [None]*len(prompts)
     seq2seq = _is_seq2seq(model)

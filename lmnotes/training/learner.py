@@ -18,7 +18,7 @@ from fastai.basics import *
 from fastai.callback.progress import *
 from fastai.callback.schedule import *
 
-from ..core import InputError, did_you_mean, pick_device
+from ..core import InputError, ShownFacts, did_you_mean, format_count, pick_device
 from ..data.sources.prompt_form import learn_prompt_form
 from ..dtypes import pick_dtype
 from .accumulation import *
@@ -27,7 +27,7 @@ from .optimizers import *
 from .precision import *
 
 # %% ../../nbs/06_training/07_learner.ipynb #bcba1457
-class LMLearner(Learner):
+class LMLearner(ShownFacts, Learner):
     """A fastai `Learner` whose model returns its own `loss` from a batch of named tensors
 
     Parameters:
@@ -43,6 +43,15 @@ class LMLearner(Learner):
         super().__init__(dls, model, loss_func=noop, **kwargs)
         self.remove_cb(CastToTensor) # a dictionary of tensors needs no cast
         self.recorder.loss = TokenLoss() # in place of fastai's mean over rows
+    def facts(self)->dict:
+        """Collect what is shown: model, data, progress and settings
+
+        Returns: name -> value"""
+        size = f'{format_count(sum(p.numel() for p in self.model.parameters()))} parameters'
+        shown,spec = ('lr', 'optimizer', 'precision', 'accumulate'),getattr(self, 'spec', {})
+        named = {k: spec[k] for k in shown if k in spec}
+        done = dict(steps=getattr(self, 'step', 0), tokens=getattr(self, 'tokens', 0))
+        return dict(model=f'{type(self.model).__name__}, {size}', data=getattr(self.dls, 'name', '')) | done | named
     def _split(self, b): self.xb,self.yb = b,(batch_labels(b[0]),)
     def _do_one_batch(self):
         with self.forward_context():
@@ -185,6 +194,15 @@ def _split_arguments(kwargs): # into those of `LearnerSettings` and those of `Le
     return {k: v for k,v in kwargs.items() if k in names},{k: v for k,v in kwargs.items() if k not in names}
 
 # %% ../../nbs/06_training/07_learner.ipynb #0b3b368c
+def _check_parts(model, data): # names where objects belong, or the two in the wrong order
+    if isinstance(model, str):
+        raise InputError(f"lm_learner takes a model, not its name: build_model('{model}', vocab_size=data.vocab_size)")
+    if isinstance(data, str):
+        raise InputError(f"lm_learner takes data, not its name: load_data('{data}')")
+    if not hasattr(model, 'config') or not hasattr(data, 'train'):
+        got = f'{type(model).__name__} and {type(data).__name__}'
+        raise InputError(f'lm_learner takes a model and then its data, in this order; {got} came')
+
 @delegates(LearnerSettings, keep=True)
 def lm_learner(model, data, *, cbs=None, device=None, **kwargs)->LMLearner:
     """Make a fastai learner: mixed precision, accumulation by tokens, clipping, loss, accuracy and bits per byte
@@ -199,6 +217,7 @@ def lm_learner(model, data, *, cbs=None, device=None, **kwargs)->LMLearner:
         device: where to train; default: that of the data
         kwargs: fields of `LearnerSettings`, and anything else `Learner` takes"""
     chosen,others = _split_arguments(kwargs)
+    _check_parts(model, data)
     check_vocab_size(model, data)
     learn_prompt_form(model, data)
     device = pick_device(str(device or data.device or 'auto'))

@@ -169,8 +169,8 @@ def mark_trained_on_eval(model, data):
         model.config.trained_on_eval = sorted(names)
 
 # %% ../../nbs/06_training/19_run_summary.ipynb #09124434
-@dataclass
-class Run:
+@dataclass(repr=False)
+class Run(ShownFacts):
     "A finished run: its folder, learner, data and summary"
     path:Path       # the run folder
     learn:LMLearner # with the trained model
@@ -180,6 +180,14 @@ class Run:
     def model(self):
         "Return the trained model"
         return self.learn.model
+    def facts(self)->dict:
+        """Collect what is shown: folder, status, size, steps and scores
+
+        Returns: name -> value"""
+        s = self.summary
+        size = dict(parameters=format_count(s['parameters']), steps=s['steps'], tokens=format_count(s['tokens']))
+        scores = {k: f'{s[k]:.4g}' for k in ('eval_loss', 'bits_per_byte', 'accuracy') if s.get(k) is not None}
+        return dict(folder=self.path, status=s['status']) | size | scores
 
 # of the scores that are renamed
 _summary_names = dict(loss='eval_loss', tokens='eval_tokens', rows='eval_rows', all_rows='eval_all_rows')

@@ -12,7 +12,7 @@ from types import UnionType
 from typing import Literal, Union, get_args, get_origin
 
 from ...core import *
-from ..options import TrainOptions, aliases, options_from
+from ..options import TrainOptions, aliases, option_synonyms, options_from
 from .option_effects import options_without_effect
 
 # %% ../../../nbs/06_training/planning/02_typed_values.ipynb #84d9fc9b
@@ -26,7 +26,9 @@ def option_key(name:str)->str:
         name: with underscores or dashes"""
     name = name.strip().replace('-', '_')
     key = name if name in _options else aliases.get(name, name)
-    if key not in _options: raise InputError(f"unknown option '{name}': {did_you_mean(name, _options)}")
+    if key not in _options:
+        near = did_you_mean(option_synonyms.get(name, name), _options)
+        raise InputError(f"unknown option '{name}': {near}")
     return key
 
 def list_items(v)->list:
