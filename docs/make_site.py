@@ -242,8 +242,8 @@ def write_changed(path, text):
 
 def shown_names(page)->list[str]:
     "Names whose signatures stand on a processed page"
-    sources = [''.join(c['source']) for c in json.loads((PROC/page).read_text())['cells']]
-    return [m[1] for s in sources if (m := SHOWN.search(s))]
+    cells = [c for c in json.loads((PROC/page).read_text())['cells'] if SHOWN.search(''.join(c['source']))]
+    return [m[1] for c in cells if (m := re.search(r'^#+ (\S+)', api(c), re.M))]
 
 def api_page(names)->str:
     "The index of names by package, then alphabetically; `names` maps a page to the names it shows"
