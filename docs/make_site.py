@@ -247,7 +247,8 @@ def shown_names(page)->list[str]:
 
 def api_page(names)->str:
     "The index of names by package, then alphabetically; `names` maps a page to the names it shows"
-    def link(page, name): return f'[`{name}`](/{docname(page)}.ipynb#{slug(name)})'
+    # a heading `A.__call__` is read as bold, so its anchor has no underscores
+    def link(page, name): return f'[`{name}`](/{docname(page)}.ipynb#{slug(name.replace("__", ""))})'
     lines = ['# API index', '', '> Every public name, by package and alphabetically.', '', '## By package', '']
     by_package = {}
     for page, found in names.items(): by_package.setdefault(posixpath.dirname(page) or 'lmnotes', {})[page] = found
