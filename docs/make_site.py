@@ -2,7 +2,8 @@
 
 nbdev runs the exported cells and the imports of every notebook and lets `show_doc` write the API;
 what it leaves in `_proc/` is Quarto's dialect. This file turns that into the dialect of MyST, page by page, and runs
-Sphinx, whose warnings are errors: a link that leads nowhere fails the build."""
+Sphinx, whose warnings are errors: a link that leads nowhere fails the build.
+`python docs/make_site.py 02_models/06_decoder.ipynb` builds only what changed pages alter, after a whole build."""
 import ast
 import inspect
 import json
@@ -111,6 +112,7 @@ def process(page):
 
 FENCE = re.compile(r'^(```.*?^```[^\n]*$)', re.M | re.S)
 LINK = re.compile(r'(?<=\]\()([^)\s]+)(?=\))')
+LINKED_CODE = re.compile(r'\[(`[^`\n]+`)\]\([^)\s]*\)') # nbdev links names in comments of a signature too
 SOURCE = re.compile(r'\[source\]\(([^)]*)\)\{[^}]*\}')
 STATIC = re.compile(r'(?<=src=")\.\./docs/static/|(?<=srcset=")\.\./docs/static/') # pictures of the front page
 CALLOUT = {'note': 'note', 'tip': 'tip', 'warning': 'warning', 'important': 'important', 'caution': 'caution'}
@@ -136,7 +138,8 @@ def div(m):
 def to_myst(text, page)->str:
     "Markdown as MyST reads it"
     parts = FENCE.split(text)
-    for i in range(0, len(parts), 2): # the odd ones are fenced code
+    parts[1::2] = [LINKED_CODE.sub(r'\1', p) for p in parts[1::2]] # fenced code
+    for i in range(0, len(parts), 2):
         s = re.sub(r'\{\{<.*?>\}\}', '', parts[i])
         s = re.sub(r'^(:::+) *(\S.*)$', div, s, flags=re.M)
         if '{' not in ''.join(re.findall(r'^:::.*$', s, re.M)): s = re.sub(r'^:::+ *$', '', s, flags=re.M)
@@ -160,19 +163,50 @@ def api(cell)->str: # what `show_doc` printed, without the rule in front
     text = next((o['data']['text/markdown'] for o in cell['outputs'] if 'text/markdown' in o.get('data', {})), '')
     return ''.join(text).removeprefix('---\n').strip()
 
+SHOWN = re.compile(r'show_doc\(\s*([\w.]+)')
+
+def defined(source):
+    "Yield the names that an exported cell defines; a patched method with the name of its class"
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ClassDef): yield node.name
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)): continue
+        args = [*node.args.posonlyargs, *node.args.args]
+        if not any(ast.unparse(d).startswith('patch') for d in node.decorator_list) or not args:
+            yield node.name
+        elif args[0].annotation:
+            for owner in ast.unparse(args[0].annotation).split('|'): yield f'{owner.strip()}.{node.name}'
+
+def exported_code(page)->dict:
+    "Map each name that a notebook exports to the code of its cell, without directives"
+    found = {}
+    for cell in read_nb(NBS/page).cells:
+        if cell.cell_type != 'code': continue
+        keys, code = directives(cell.source)
+        if {'export', 'exports', 'exporti'} & keys.keys():
+            found |= dict.fromkeys(defined(code), code.strip())
+    return found
+
+def with_code(entries, codes)->list:
+    "Append to signatures `(name, text)` the code of their cells, folded; a cell of several names stands under the last"
+    last = {codes[name]: i for i, (name, _) in enumerate(entries) if name in codes}
+    folded = {i: f'\n\n<details class="code"><summary>Code</summary>\n\n```python\n{code}\n```\n\n</details>\n'
+              for code, i in last.items()}
+    return [text + folded.get(i, '') for i, (_, text) in enumerate(entries)]
+
 def line_number(text): return int((re.search(r'#L(\d+)', text) or [0, 0])[1])
 
-def convert_cells(cells, page):
-    "Cells for MyST-NB; a run of `show_doc` cells comes in the order of the source"
+def convert_cells(cells, page, codes=None):
+    "Cells for MyST-NB; a run of `show_doc` cells comes in the order of the source, each with its code from `codes`"
     run = []
     for cell in [*cells, None]:
         source = ''.join(cell['source']) if cell else ''
         if cell and cell['cell_type'] == 'code':
             found, code = directives(source)
             if code.startswith('show_doc'):
-                run.append(api(cell))
+                run.append((SHOWN.match(code)[1], api(cell)))
                 continue
-        for text in sorted(run, key=line_number): yield markdown(text, page)
+        run.sort(key=lambda entry: line_number(entry[1]))
+        for text in with_code(run, codes or {}): yield markdown(text, page)
         run = []
         if not cell or cell['cell_type'] == 'raw' or source.startswith('<!-- WARNING: THIS FILE'): continue
         if cell['cell_type'] == 'markdown':
@@ -195,29 +229,59 @@ def toctree(names): # hidden: the sidebar shows it
 def write_page(page, below):
     "Convert one processed notebook; `below` are the pages that stand under it"
     nb = json.loads((PROC/page).read_text())
-    cells = list(convert_cells(nb['cells'], page))
+    cells = list(convert_cells(nb['cells'], page, exported_code(page)))
     if below: cells.append(dict(cell_type='markdown', metadata={}, source=toctree(below)))
     out = SITE/(docname(page) + '.ipynb')
     out.parent.mkdir(parents=True, exist_ok=True)
     kernel = dict(kernelspec=dict(display_name='Python 3', language='python', name='python3'))
-    out.write_text(json.dumps(dict(cells=cells, metadata=kernel, nbformat=4, nbformat_minor=4)))
+    write_changed(out, json.dumps(dict(cells=cells, metadata=kernel, nbformat=4, nbformat_minor=4)))
 
-def main():
-    shutil.rmtree(PROC, ignore_errors=True)
+def write_changed(path, text):
+    "Write a file whose text is new: Sphinx reads again what is younger than its last build"
+    if not path.exists() or path.read_text() != text: path.write_text(text)
+
+def shown_names(page)->list[str]:
+    "Names whose signatures stand on a processed page"
+    cells = [c for c in json.loads((PROC/page).read_text())['cells'] if SHOWN.search(''.join(c['source']))]
+    return [m[1] for c in cells if (m := re.search(r'^#+ (\S+)', api(c), re.M))]
+
+def api_page(names)->str:
+    "The index of names by package, then alphabetically; `names` maps a page to the names it shows"
+    # a heading `A.__call__` is read as bold, so its anchor has no underscores
+    def link(page, name): return f'[`{name}`](/{docname(page)}.ipynb#{slug(name.replace("__", ""))})'
+    lines = ['# API index', '', '> Every public name, by package and alphabetically.', '', '## By package', '']
+    by_package = {}
+    for page, found in names.items(): by_package.setdefault(posixpath.dirname(page) or 'lmnotes', {})[page] = found
+    for package, found in by_package.items():
+        lines += ['### ' + re.sub(r'\d+_', '', package).replace('/', '.'), '']
+        for p, ns in found.items():
+            if not ns: continue
+            module = posixpath.basename(docname(p))
+            lines.append(f'- [{module}](/{docname(p)}.ipynb): ' + ', '.join(link(p, n) for n in ns))
+        lines.append('')
+    lines += ['## Alphabetically', '']
+    everything = sorted({(n, p) for p, ns in names.items() for n in ns}, key=lambda o: (o[0].lower(), o))
+    return '\n'.join(lines + [f'- {link(p, n)}' for n, p in everything]) + '\n'
+
+def main(changed=()): # pages of `nbs/`; none: all of them
+    "Build the site, or after a whole build only what `changed` pages alter"
+    if unknown := set(changed) - set(pages()): sys.exit(f'not in _quarto.yml: {", ".join(sorted(unknown))}')
+    if not changed: shutil.rmtree(PROC, ignore_errors=True)
     os.environ['IN_TEST'] = '1' # nothing is exported meanwhile
-    parallel(process, pages(), n_workers=2, method='spawn')
+    parallel(process, list(changed) or pages(), n_workers=2, method='spawn')
     below = {o[0]: o[1] for o in contents() if not isinstance(o, str)}
     front, *rest = contents()
-    below[front] = [o if isinstance(o, str) else o[0] for o in rest]
+    below[front] = [*(o if isinstance(o, str) else o[0] for o in rest), 'api']
     for p in pages(): write_page(p, below.get(p))
+    write_changed(SITE/'api.md', api_page({p: shown_names(p) for p in pages()}))
     cmd = [sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going', '-b', 'html',
            '-c', ROOT/'docs', '-d', PROC/'doctrees', SITE, PROC/'html']
     code = subprocess.run(cmd, cwd=PROC).returncode
     if code: return code
     shutil.rmtree(OUT, ignore_errors=True)
-    (PROC/'html').rename(OUT)
+    shutil.copytree(PROC/'html', OUT)
     print(f'the site: {(OUT/"index.html").as_uri()}')
 
 if __name__ == '__main__':
     import make_site  # by its name, since the shells that run notebooks take the place of __main__
-    sys.exit(make_site.main())
+    sys.exit(make_site.main(sys.argv[1:]))

@@ -56,3 +56,30 @@ def test_the_api_comes_in_the_order_of_the_source(site):
     out = list(site.convert_cells([doc('second', 20), doc('first', 10)], 'index.ipynb'))
     assert [c['source'].split('### ')[1] for c in out] == ['first', 'second']
     assert all(c['source'].startswith('<a class="source" href="http://x/y.py#L') for c in out)
+
+def test_code_has_no_links(site):
+    text = '```python\nx=None, # an [`LMCache`](https://example.org/a.html#b)\n```'
+    assert site.to_myst(text, 'index.ipynb') == '```python\nx=None, # an `LMCache`\n```'
+
+def test_the_code_of_a_cell_stands_once_under_its_last_signature(site):
+    code = 'class A: pass\n@patch\ndef f(self:A): return 1'
+    codes = dict.fromkeys(site.defined(code), code)
+    assert list(codes) == ['A', 'A.f']
+    first, second, other = site.with_code([('A', 'a'), ('A.f', 'f'), ('B', 'b')], codes)
+    assert (first, other) == ('a', 'b')
+    assert second.startswith('f\n') and second.count(code) == 1 and '<details class="code">' in second
+
+def test_exported_code_leaves_out_directives(site):
+    codes = site.exported_code('02_models/06_decoder.ipynb')
+    assert codes['LM'].lstrip('@').count('class LM(') == 1 and not any('#| export' in c for c in codes.values())
+    assert 'LM.generate' in codes
+
+def test_the_index_lists_names_by_package_and_alphabetically(site):
+    text = site.api_page({'00_core.ipynb': ['b'], '02_models/06_decoder.ipynb': ['LM', 'LM.generate']})
+    packages, _, alphabet = text.partition('## Alphabetically')
+    assert '### lmnotes' in packages and '### models' in packages
+    assert alphabet.split('- ')[1:] == [
+        '[`b`](/core.ipynb#b)\n',
+        '[`LM`](/02_models/decoder.ipynb#lm)\n',
+        '[`LM.generate`](/02_models/decoder.ipynb#lm.generate)\n',
+    ]
