@@ -17,6 +17,7 @@ from lmnotes.evaluation.generation_eval import task_score
 from lmnotes.evaluation.row_prompts import row_prompt_ids
 from lmnotes.evaluation.tasks.classification import score_classification
 from lmnotes.evaluation.tasks.likelihood_tasks import load_choice_rows, score_choice
+from lmnotes.files import read_json
 from lmnotes.models import build_model
 from lmnotes.models.lora import add_lora
 from lmnotes.quantizers.packed_export import export_dense
@@ -210,3 +211,23 @@ def test_candidates_are_scored_as_the_answers_that_were_learnt():
     with torch.no_grad(): logits = model(torch.as_tensor(e['ids'], dtype=torch.long)[None]).logits[0]
     scores = torch.log_softmax(logits.double(), -1)[torch.arange(first - 1, first + 3), e['ids'][first:first + 4]]
     assert nll == pytest.approx(-scores.sum().item(), rel=1e-5)
+
+def test_sft_from_a_tuned_run_keeps_its_form_and_says_so(tuned, tmp_path):
+    _,path,run = tuned
+    options = dict(model=str(run), mode='sft', data_path=path, device='cpu', max_steps=1, max_length=64, batch_size=2,
+                   quiet=True, plots=False)
+    kept = train(output_dir=str(tmp_path/'kept'), **options)
+    assert PromptForm.load(kept.path/'final') == PromptForm.load(run/'final')
+    assert read_json(kept.path/'args.json')['options']['prompt_template'] == TEMPLATE
+    plan = train(prompt_template='{question}?', dry_run=True, **options)
+    assert f"overrules what prompts.json says: template {TEMPLATE!r}" in str(plan['note'])
+    other = write_rows(tmp_path/'other', 'prompt', 'completion') # has no column `question`
+    changed = train(output_dir=str(tmp_path/'changed'), **options | dict(data_path=other))
+    assert read_json(changed.path/'args.json')['options']['prompt_template'] is None
+    assert PromptForm.load(changed.path/'final').template is None
+
+def test_a_mixture_is_asked_in_the_prompts_of_its_datasets(tuned, tmp_path):
+    _,_,run = tuned
+    mixed = train(model=str(run), datasets=['arithmetic', 'recall'], device='cpu', max_steps=1, max_length=64, limit=20,
+                  batch_size=2, quiet=True, plots=False, output_dir=str(tmp_path/'run'))
+    assert PromptForm.load(mixed.path/'final') == PromptForm()

@@ -143,9 +143,10 @@ def data_prompt_form(data)->PromptForm|None:
     """Return the form in which prompts are made of the rows of data
 
     Parameters:
-        data: `TaskData`; anything else has no form
+        data: `TaskData`, or a mixture with it; anything else has no form
     Returns: None for data whose prompts are not made of text alone"""
     spec = getattr(data, 'spec', {})
+    if spec.get('datasets'): return PromptForm() # a mixture asks each dataset in its own prompts
     if 'prompt_template' not in spec: return None
     own = spec.get('data_path') is not None
     named = not own and getattr(data.task, 'by_columns', False)

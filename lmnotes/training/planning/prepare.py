@@ -40,6 +40,7 @@ from ..plan import *
 from .budget_steps import budget_line, steps_of_budget
 from .budgets import asked_seconds, asked_steps
 from .data_sketch import *
+from .form_of_start import use_form_of_start
 from .lengths import auto_length_line, length_warning
 from .option_effects import check_effects
 from .sketch import *
@@ -217,9 +218,14 @@ def _length_line(o, data, given, halved): # above the plan
     said = length_warning(data, option)
     return dict(warning=said) if said else {}
 
+def _asks_one(o): # whether the data is one dataset of prompts with answers
+    return data_source_kind(o) == 'one' and training_mode(o) == 'sft' and not has_task_head(o)
+
 def _prepared(o, checkpoint, recipe, given, halved):
-    notes,data = check_run(o, given),run_data(o)
-    data.notes = [*notes, *data.notes]
+    notes = check_run(o, given)
+    o,form_notes = use_form_of_start(o, given) if _asks_one(o) and not checkpoint else (o, [])
+    data = run_data(o)
+    data.notes = [*notes, *form_notes, *data.notes]
     sketched = is_only_sketched(o, data)
     rows = eval_row_limit(o, RunFolder(o.output_dir).args if o.resume_from_checkpoint else None, given)
     if not isinstance(data, DataSketch): limit_validation(data, rows)
