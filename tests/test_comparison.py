@@ -182,7 +182,7 @@ def test_dry_run_writes_nothing_and_says_what_differs_alone(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     lines = []
     arms = dict(adamw={}, muon=dict(optimizer='muon', learning_rate=.02))
-    compare(arms, 'arithmetic', dry_run=True, say=lines.append, **tiny)
+    compare(arms, 'prose', dry_run=True, say=lines.append, **tiny)
     assert not list(tmp_path.iterdir()) and 'cells    6 runs' in lines
     differ = [line.split()[1] for line in lines if line.startswith('differ')]
     assert differ == ['optimizer:', 'learning_rate:']
