@@ -15,6 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import yaml
 from execnb.nbio import mk_cell, read_nb, write_nb
@@ -31,14 +32,41 @@ CFG = get_config(path=ROOT)
 SITE_URL = CFG.doc_host.rstrip('/') + '/' + CFG.doc_baseurl.strip('/') + '/'
 BLOB_URL = f'{CFG.git_url}/blob/{CFG.branch}/'
 
+class Section(NamedTuple):
+    "A part of the sidebar"
+    title: str
+    href: str|None    # its first page; None: a caption
+    contents: list    # pages and sections
+
+def section(entry):
+    "Read an entry of the sidebar: a page, or a section"
+    if isinstance(entry, str): return entry
+    return Section(entry['section'], entry.get('href'), [section(o) for o in entry['contents']])
+
 def contents()->list:
-    "Entries of the sidebar: a page, or a section as (its index page, its pages)"
+    "Entries of the sidebar"
     side = yaml.safe_load((ROOT/'_quarto.yml').read_text())['website']['sidebar']['contents']
-    return [(o['href'], o['contents']) if isinstance(o, dict) else o for o in side]
+    return [section(o) for o in side]
+
+def walk(entries):
+    "Yield every page in reading order and every section after its first page"
+    for o in entries:
+        if isinstance(o, str):
+            yield o
+            continue
+        if o.href: yield o.href
+        yield o
+        yield from walk(o.contents)
 
 def pages()->list[str]:
     "Every page in reading order, relative to `nbs/`"
-    return [p for o in contents() for p in ([o] if isinstance(o, str) else [o[0], *o[1]])]
+    return [o for o in walk(contents()) if isinstance(o, str)]
+
+CORE = 'core_path/index.ipynb'
+
+def core_path()->list[str]:
+    "Pages of the core path in their order"
+    return next(o.contents for o in walk(contents()) if isinstance(o, Section) and o.href == CORE)
 
 def docname(page)->str: # '01_data/02_tokenizers.ipynb' -> '01_data/tokenizers', the address nbdev's links use
     "Where a page stands on the site"
@@ -186,18 +214,36 @@ def exported_code(page)->dict:
             found |= dict.fromkeys(defined(code), code.strip())
     return found
 
-def with_code(entries, codes)->list:
-    "Append to signatures `(name, text)` the code of their cells, folded; a cell of several names stands under the last"
+def with_code(entries, codes, unfolded=False)->list:
+    "Append to signatures `(name, text)` the code of their cells; a cell of several names stands under the last"
     last = {codes[name]: i for i, (name, _) in enumerate(entries) if name in codes}
-    folded = {i: f'\n\n<details class="code"><summary>Code</summary>\n\n```python\n{code}\n```\n\n</details>\n'
+    state = ' open' if unfolded else ''
+    folded = {i: f'\n\n<details class="code"{state}><summary>Code</summary>\n\n```python\n{code}\n```\n\n</details>\n'
               for code, i in last.items()}
     return [text + folded.get(i, '') for i, (_, text) in enumerate(entries)]
 
 def line_number(text): return int((re.search(r'#L(\d+)', text) or [0, 0])[1])
 
-def convert_cells(cells, page, codes=None):
+LABEL = re.compile(r'''(?:set_|\b)(title|ylabel|xlabel)\s*[=(]\s*f?(['"])(.*?)\2''')
+
+def plain(markdown)->str:
+    "Prose without the signs of Markdown"
+    text = re.sub(r'\[([^\]]*)\]\([^)]*\)', r'\1', FENCE.sub('', markdown))
+    return ' '.join(re.sub(r'[`*$#>|]', '', text).split())
+
+def alt_text(code, before, asked='')->str: # `asked`: what `#| fig-alt` says; `before`: the Markdown above
+    "Describe the figure that a cell draws: as it says itself, or by its labels and the sentence above it"
+    if asked: return asked.strip('\'"')
+    labels = {}
+    for name, _, text in LABEL.findall(code): labels.setdefault(name, text)
+    axes = ' against '.join(labels[k] for k in ('ylabel', 'xlabel') if labels.get(k))
+    above = plain(before.strip().rpartition('\n\n')[2])
+    sentence = re.split(r'(?<=[.?!:]) (?=[A-Z])', above)[-1]
+    return '. '.join(t.rstrip('.:') for t in (labels.get('title'), axes, sentence) if t)
+
+def convert_cells(cells, page, codes=None, unfolded=False):
     "Cells for MyST-NB; a run of `show_doc` cells comes in the order of the source, each with its code from `codes`"
-    run = []
+    run, above = [], ''
     for cell in [*cells, None]:
         source = ''.join(cell['source']) if cell else ''
         if cell and cell['cell_type'] == 'code':
@@ -206,10 +252,11 @@ def convert_cells(cells, page, codes=None):
                 run.append((SHOWN.match(code)[1], api(cell)))
                 continue
         run.sort(key=lambda entry: line_number(entry[1]))
-        for text in with_code(run, codes or {}): yield markdown(text, page)
+        for text in with_code(run, codes or {}, unfolded): yield markdown(text, page)
         run = []
         if not cell or cell['cell_type'] == 'raw' or source.startswith('<!-- WARNING: THIS FILE'): continue
         if cell['cell_type'] == 'markdown':
+            above = source
             yield markdown(source, page)
             continue
         if found.get('include') == 'false' or not code.strip(): continue
@@ -217,20 +264,29 @@ def convert_cells(cells, page, codes=None):
                                         ('code-fold', 'true', 'hide-input')) if found.get(key) == value]
         yield dict(
             cell_type='code',
-            metadata=dict(tags=tags),
+            metadata=dict(tags=tags, mystnb=dict(image=dict(alt=alt_text(code, above, found.get('fig-alt', ''))))),
             source=code,
             outputs=cell.get('outputs', []),
             execution_count=None,
         )
 
-def toctree(names): # hidden: the sidebar shows it
-    return '```{toctree}\n:hidden:\n\n' + '\n'.join('/' + docname(n) for n in names) + '\n```'
+def toctree(entries, caption=None): # hidden: the sidebar shows it
+    lines = ['/' + docname(o) if isinstance(o, str) else f'{o.title} </{docname(o.href)}>' for o in entries]
+    options = [':hidden:', *([f':caption: {caption}'] if caption else [])]
+    return '\n'.join(['```{toctree}', *options, '', *lines, '```'])
+
+def toctrees(entries)->str:
+    "One toctree of pages and sections with a first page, then one under a caption for each section without"
+    plain = [o for o in entries if isinstance(o, str) or o.href]
+    captioned = [o for o in entries if not isinstance(o, str) and not o.href]
+    trees = [toctree(plain)] + [toctree(o.contents, o.title) for o in captioned]
+    return '\n\n'.join(trees)
 
 def write_page(page, below):
     "Convert one processed notebook; `below` are the pages that stand under it"
     nb = json.loads((PROC/page).read_text())
-    cells = list(convert_cells(nb['cells'], page, exported_code(page)))
-    if below: cells.append(dict(cell_type='markdown', metadata={}, source=toctree(below)))
+    cells = list(convert_cells(nb['cells'], page, exported_code(page), page in core_path()))
+    if below: cells.append(dict(cell_type='markdown', metadata={}, source=toctrees(below)))
     out = SITE/(docname(page) + '.ipynb')
     out.parent.mkdir(parents=True, exist_ok=True)
     kernel = dict(kernelspec=dict(display_name='Python 3', language='python', name='python3'))
@@ -269,9 +325,9 @@ def main(changed=()): # pages of `nbs/`; none: all of them
     if not changed: shutil.rmtree(PROC, ignore_errors=True)
     os.environ['IN_TEST'] = '1' # nothing is exported meanwhile
     parallel(process, list(changed) or pages(), n_workers=2, method='spawn')
-    below = {o[0]: o[1] for o in contents() if not isinstance(o, str)}
     front, *rest = contents()
-    below[front] = [*(o if isinstance(o, str) else o[0] for o in rest), 'api']
+    rest[-1].contents.append('api')
+    below = {o.href: o.contents for o in walk(rest) if isinstance(o, Section)} | {front: rest}
     for p in pages(): write_page(p, below.get(p))
     write_changed(SITE/'api.md', api_page({p: shown_names(p) for p in pages()}))
     cmd = [sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going', '-b', 'html',
@@ -280,6 +336,7 @@ def main(changed=()): # pages of `nbs/`; none: all of them
     if code: return code
     shutil.rmtree(OUT, ignore_errors=True)
     shutil.copytree(PROC/'html', OUT)
+    for p in pages(): shutil.copy(NBS/p, OUT/(docname(p) + '.ipynb'))
     print(f'the site: {(OUT/"index.html").as_uri()}')
 
 if __name__ == '__main__':

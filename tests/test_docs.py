@@ -1,5 +1,6 @@
 "The translation of nbdev's pages for Sphinx; building the whole site is `make docs`"
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,27 @@ def test_the_index_lists_names_by_package_and_alphabetically(site):
         '[`LM`](/02_models/decoder.ipynb#lm)\n',
         '[`LM.generate`](/02_models/decoder.ipynb#lm.generate)\n',
     ]
+
+def test_code_is_open_in_the_core_path_and_folded_in_the_reference(site):
+    assert '<details class="code" open>' in site.with_code([('A', 'a')], {'A': 'class A: pass'}, unfolded=True)[0]
+    assert '<details class="code">' in site.with_code([('A', 'a')], {'A': 'class A: pass'})[0]
+
+def test_sections_without_a_page_become_captions(site):
+    b, c = site.Section('B', '01_b/index.ipynb', []), site.Section('C', None, ['02_c.ipynb'])
+    tree = site.toctrees(['00_a.ipynb', b, c])
+    first, second = tree.split('\n\n```{toctree}')
+    assert '/a\nB </01_b/index>' in first and ':caption: C' in second and '/c\n' in second
+
+def test_every_figure_has_a_text_for_those_who_do_not_see_it(site):
+    code = "ax.set(xlabel='steps', ylabel='loss')"
+    assert site.alt_text(code, 'We train. Does the loss fall?') == 'loss against steps. Does the loss fall?'
+    assert site.alt_text(code, '', "'two curves'") == 'two curves'
+    figures = []
+    for page in site.pages():
+        cells = json.loads((site.NBS/page).read_text(encoding='utf-8'))['cells']
+        cells = [c | dict(source=''.join(c['source'])) for c in cells if 'show_doc' not in ''.join(c['source'])]
+        figures += [(page, c) for c in site.convert_cells(cells, page)
+                    if any(k.startswith('image/') for o in c.get('outputs', []) for k in o.get('data', {}))]
+    assert len(figures) > 50
+    mute = [page for page, c in figures if len(c['metadata']['mystnb']['image']['alt']) < 16]
+    assert not mute, 'say `#| fig-alt:` in the cell, or above it what is to be seen'

@@ -92,9 +92,20 @@ def test_module_is_named_after_its_notebook(path):
     parts = [re.sub(r'^\d+_', '', p) for p in path.relative_to(NBS).with_suffix('').parts]
     assert module(path) == '.'.join(parts)
 
-def sidebar():
-    side = yaml.safe_load((ROOT/'_quarto.yml').read_text(encoding='utf-8'))['website']['sidebar']['contents']
-    return [p for o in side for p in ([o] if isinstance(o, str) else [o['href'], *o['contents']])]
+SIDEBAR = yaml.safe_load((ROOT/'_quarto.yml').read_text(encoding='utf-8'))['website']['sidebar']['contents']
+
+def sidebar(entries=SIDEBAR):
+    "Pages in reading order"
+    found = []
+    for o in entries: found += [o] if isinstance(o, str) else [*filter(None, [o.get('href')]), *sidebar(o['contents'])]
+    return found
+
+def next_page(page):
+    "The notebook that the last `Next:` of a page links, or None"
+    prose = '\n'.join(source(c) for c in cells(NBS/page) if c['cell_type'] == 'markdown')
+    said = re.split(r'\bNext(?: \w+)?:', prose)
+    link = len(said) > 1 and re.search(r'\]\(([^)#\s]+)', said[-1])
+    return link and os.path.normpath(os.path.join(os.path.dirname(page), link[1]))
 
 def test_sidebar_lists_every_page_once():
     listed = sidebar()
@@ -103,6 +114,16 @@ def test_sidebar_lists_every_page_once():
     assert {name(p) for p in NOTEBOOKS} - set(listed) == set(), 'there, but not listed in _quarto.yml'
     assert listed[0] == 'index.ipynb'
     assert (NBS/'_quarto.yml').is_symlink() and (NBS/'_quarto.yml').resolve() == ROOT/'_quarto.yml'
+
+def test_next_links_follow_the_core_path():
+    core = next(o['contents'] for o in SIDEBAR if isinstance(o, dict) and o.get('href') == 'core_path/index.ipynb')
+    assert [next_page(p) for p in core] == [*core[1:], 'experiments/index.ipynb']
+    listed = re.findall(r'^\d+\. \[[^\]]*\]\(\.\./([^)]*)\): \S', source(cells(NBS/'core_path/index.ipynb')[1]), re.M)
+    assert listed == core
+
+def test_every_page_says_what_comes_next():
+    lists = [p for p in sidebar() if p.endswith('index.ipynb')]
+    assert [p for p in sidebar()[:-1] if p not in lists and not next_page(p)] == []
 
 def test_every_folder_has_an_index():
     assert [name(d) for d in {p.parent for p in NOTEBOOKS} if not (d/'index.ipynb').exists()] == []
