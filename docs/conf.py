@@ -1,10 +1,13 @@
 "Sphinx settings; what the site holds and in which order is said in `_quarto.yml`"
+import html
+import re
 import shutil
 import sys
 from importlib.metadata import distribution
 from pathlib import Path
 
 import yaml
+from docutils import nodes
 
 here = Path(__file__).resolve().parent
 sys.path.insert(0, str(here))
@@ -33,6 +36,7 @@ html_theme_options = dict(
     footer_start=['copyright'],
     footer_end=[],
     article_header_start=[],
+    article_header_end=['notebook.html'],
     show_toc_level=2,
     show_prev_next=True,
     pygments_light_style='a11y-high-contrast-light',
@@ -42,6 +46,9 @@ html_sidebars = {'**': ['tree.html']}
 html_static_path = ['static']
 templates_path = ['templates']
 html_css_files = ['lmnotes.css']
+html_js_files = ['copy.js']
+html_favicon = 'static/favicon.svg'
+html_search_scorer = 'static/search.js'
 html_show_sourcelink = False
 html_copy_source = False
 
@@ -57,4 +64,45 @@ def add_mathjax(app, exception):
     shutil.copytree(source/fonts, target/fonts, dirs_exist_ok=True)
     shutil.copy(source/'tex-chtml.js', target)
 
-def setup(app): app.connect('build-finished', add_mathjax)
+# --- the description of a page, and its terms
+
+GLOSSARY = {str(k): v for k, v in yaml.safe_load((here/'glossary.yml').read_text()).items()}
+TERM = re.compile(r'\b(' + '|'.join(map(re.escape, sorted(GLOSSARY, key=len, reverse=True))) + r')\b')
+NOT_PROSE = (nodes.title, nodes.literal, nodes.literal_block, nodes.reference, nodes.math, nodes.math_block, nodes.raw)
+
+def inside(node, kinds):
+    "Tell whether a node stands in one of these kinds"
+    while node := node.parent:
+        if isinstance(node, kinds): return True
+    return False
+
+def explain(text, seen):
+    "Split text where terms are used first, each with its meaning as hover text"
+    parts, at = [], 0
+    for m in TERM.finditer(text):
+        if m[1] in seen: continue
+        seen.add(m[1])
+        meaning = html.escape(GLOSSARY[m[1]])
+        parts += [nodes.Text(text[at:m.start()]),
+                  nodes.raw('', f'<abbr title="{meaning}">{m[1]}</abbr>', format='html')]
+        at = m.end()
+    return parts and [*parts, nodes.Text(text[at:])]
+
+def add_terms(app, doctree, docname):
+    "Explain each term where a page uses it first"
+    seen = set()
+    if docname in ('api', 'glossary'): return
+    for node in list(doctree.findall(nodes.Text)):
+        if not isinstance(node.parent, nodes.paragraph) or inside(node, NOT_PROSE): continue
+        if parts := explain(node.astext(), seen): node.parent.replace(node, parts)
+
+def describe(app, pagename, templatename, context, doctree):
+    "The quote under the title, or what the project is, is the description that search engines show"
+    quote = doctree and next(doctree.findall(nodes.block_quote), None)
+    text = ' '.join(quote.astext().split()) if quote else website['description']
+    context['metatags'] = context.get('metatags', '') + f'<meta name="description" content="{html.escape(text)}">'
+
+def setup(app):
+    app.connect('build-finished', add_mathjax)
+    app.connect('doctree-resolved', add_terms)
+    app.connect('html-page-context', describe)

@@ -319,6 +319,12 @@ def api_page(names)->str:
     everything = sorted({(n, p) for p, ns in names.items() for n in ns}, key=lambda o: (o[0].lower(), o))
     return '\n'.join(lines + [f'- {link(p, n)}' for n, p in everything]) + '\n'
 
+def glossary_page()->str:
+    "The terms that pages explain as hover text"
+    terms = yaml.safe_load((ROOT/'docs/glossary.yml').read_text())
+    lines = [f'- **{k}**: {v}.' for k, v in sorted(terms.items(), key=lambda o: o[0].lower())]
+    return '\n'.join(['# Glossary', '', '> Words that the other pages use, each in a sentence.', '', *lines]) + '\n'
+
 def main(changed=()): # pages of `nbs/`; none: all of them
     "Build the site, or after a whole build only what `changed` pages alter"
     if unknown := set(changed) - set(pages()): sys.exit(f'not in _quarto.yml: {", ".join(sorted(unknown))}')
@@ -326,10 +332,11 @@ def main(changed=()): # pages of `nbs/`; none: all of them
     os.environ['IN_TEST'] = '1' # nothing is exported meanwhile
     parallel(process, list(changed) or pages(), n_workers=2, method='spawn')
     front, *rest = contents()
-    rest[-1].contents.append('api')
+    rest[-1].contents.extend(['glossary', 'api'])
     below = {o.href: o.contents for o in walk(rest) if isinstance(o, Section)} | {front: rest}
     for p in pages(): write_page(p, below.get(p))
     write_changed(SITE/'api.md', api_page({p: shown_names(p) for p in pages()}))
+    write_changed(SITE/'glossary.md', glossary_page())
     cmd = [sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going', '-b', 'html',
            '-c', ROOT/'docs', '-d', PROC/'doctrees', SITE, PROC/'html']
     code = subprocess.run(cmd, cwd=PROC).returncode

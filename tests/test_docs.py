@@ -108,3 +108,37 @@ def test_every_figure_has_a_text_for_those_who_do_not_see_it(site):
     assert len(figures) > 50
     mute = [page for page, c in figures if len(c['metadata']['mystnb']['image']['alt']) < 16]
     assert not mute, 'say `#| fig-alt:` in the cell, or above it what is to be seen'
+
+def page(body): return f'<title>t</title><meta name="description" content="d"><div class="bd-article">{body}</div>'
+
+def test_the_crawl_finds_what_is_wrong(tmp_path):
+    spec = importlib.util.spec_from_file_location('crawl', ROOT/'tools/crawl.py')
+    crawl = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(crawl)
+    (tmp_path/'b.html').write_text(page('<h2 id="here">b</h2>'))
+    good = '<a href="b.html#here">b</a><pre>x</pre><img src="p.png" alt="a curve"><svg aria-label="bars"></svg>'
+    (tmp_path/'a.html').write_text(page(good))
+    assert crawl.crawl(tmp_path) == []
+    bad = '<a href="c.html">c</a><a href="b.html#there">b</a><pre> </pre><pre>[`f`](x)</pre><img src="p.png">'
+    (tmp_path/'a.html').write_text(page(bad + '<svg></svg>'))
+    (tmp_path/'b.html').write_text('<div class="bd-article"></div>')
+    found = crawl.crawl(tmp_path)
+    for what in ('broken link: c.html', 'broken anchor: b.html#there', 'an empty cell', 'Markdown in code: [`f`](x)',
+                 'no alt text: p.png', 'a drawing in SVG', 'b.html: no title', 'b.html: no description'):
+        assert any(what in line for line in found), what
+
+def test_terms_are_explained_once(monkeypatch):
+    pytest.importorskip('sphinx')
+    monkeypatch.syspath_prepend(ROOT/'docs')
+    spec = importlib.util.spec_from_file_location('site_settings', ROOT/'docs/conf.py')
+    conf = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(conf)
+    seen = set()
+    parts = conf.explain('A seed, the same seed and seeds.', seen)
+    assert ''.join(p.astext() for p in parts).count('<abbr') == 1 and seen == {'seed'}
+    assert parts[-1].astext() == ', the same seed and seeds.'
+    assert not conf.explain('no term of ours', seen)
+
+def test_the_glossary_lists_every_term(site):
+    text = site.glossary_page()
+    assert '- **bits per byte**: Mean cost' in text and text.count('\n- **') > 20
