@@ -48,7 +48,7 @@ templates_path = ['templates']
 html_css_files = ['lmnotes.css']
 html_js_files = ['copy.js']
 html_favicon = 'static/favicon.svg'
-html_search_scorer = 'static/search.js'
+html_search_scorer = str(here/'static/search.js')
 html_show_sourcelink = False
 html_copy_source = False
 
