@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+from html import escape
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -241,6 +242,13 @@ def alt_text(code, before, asked='')->str: # `asked`: what `#| fig-alt` says; `b
     sentence = re.split(r'(?<=[.?!:]) (?=[A-Z])', above)[-1]
     return '. '.join(t.rstrip('.:') for t in (labels.get('title'), axes, sentence) if t)
 
+def named_drawings(output, alt):
+    "Give the drawings of an HTML output that have no text of their own the one of their cell"
+    data = output.get('data', {})
+    if 'text/html' not in data: return output
+    text = ''.join(data['text/html']).replace('aria-label=""', f'aria-label="{escape(alt)}"')
+    return output | dict(data=data | {'text/html': text})
+
 def convert_cells(cells, page, codes=None, unfolded=False):
     "Cells for MyST-NB; a run of `show_doc` cells comes in the order of the source, each with its code from `codes`"
     run, above = [], ''
@@ -262,11 +270,12 @@ def convert_cells(cells, page, codes=None, unfolded=False):
         if found.get('include') == 'false' or not code.strip(): continue
         tags = [t for key, value, t in (('echo', 'false', 'remove-input'), ('output', 'false', 'remove-output'),
                                         ('code-fold', 'true', 'hide-input')) if found.get(key) == value]
+        alt = alt_text(code, above, found.get('fig-alt', ''))
         yield dict(
             cell_type='code',
-            metadata=dict(tags=tags, mystnb=dict(image=dict(alt=alt_text(code, above, found.get('fig-alt', ''))))),
+            metadata=dict(tags=tags, mystnb=dict(image=dict(alt=alt))),
             source=code,
-            outputs=cell.get('outputs', []),
+            outputs=[named_drawings(o, alt) for o in cell.get('outputs', [])],
             execution_count=None,
         )
 
@@ -275,18 +284,15 @@ def toctree(entries, caption=None): # hidden: the sidebar shows it
     options = [':hidden:', *([f':caption: {caption}'] if caption else [])]
     return '\n'.join(['```{toctree}', *options, '', *lines, '```'])
 
-def toctrees(entries)->str:
-    "One toctree of pages and sections with a first page, then one under a caption for each section without"
-    plain = [o for o in entries if isinstance(o, str) or o.href]
-    captioned = [o for o in entries if not isinstance(o, str) and not o.href]
-    trees = [toctree(plain)] + [toctree(o.contents, o.title) for o in captioned]
-    return '\n\n'.join(trees)
+def parts(sections)->str: # the theme's sidebar shows either captions or none: each part has one
+    "Toctrees of the front page, one for each part of the site, under its title"
+    return '\n\n'.join(toctree([*filter(None, [o.href]), *o.contents], o.title) for o in sections)
 
 def write_page(page, below):
-    "Convert one processed notebook; `below` are the pages that stand under it"
+    "Convert one processed notebook; `below` is the toctree of the pages that stand under it"
     nb = json.loads((PROC/page).read_text())
     cells = list(convert_cells(nb['cells'], page, exported_code(page), page in core_path()))
-    if below: cells.append(dict(cell_type='markdown', metadata={}, source=toctrees(below)))
+    if below: cells.append(dict(cell_type='markdown', metadata={}, source=below))
     out = SITE/(docname(page) + '.ipynb')
     out.parent.mkdir(parents=True, exist_ok=True)
     kernel = dict(kernelspec=dict(display_name='Python 3', language='python', name='python3'))
@@ -309,6 +315,7 @@ def api_page(names)->str:
     by_package = {}
     for page, found in names.items(): by_package.setdefault(posixpath.dirname(page) or 'lmnotes', {})[page] = found
     for package, found in by_package.items():
+        if not any(found.values()): continue
         lines += ['### ' + re.sub(r'\d+_', '', package).replace('/', '.'), '']
         for p, ns in found.items():
             if not ns: continue
@@ -333,7 +340,8 @@ def main(changed=()): # pages of `nbs/`; none: all of them
     parallel(process, list(changed) or pages(), n_workers=2, method='spawn')
     front, *rest = contents()
     rest[-1].contents.extend(['glossary', 'api'])
-    below = {o.href: o.contents for o in walk(rest) if isinstance(o, Section)} | {front: rest}
+    below = {front: parts(rest)}
+    for part in rest: below |= {o.href: toctree(o.contents) for o in walk(part.contents) if isinstance(o, Section)}
     for p in pages(): write_page(p, below.get(p))
     write_changed(SITE/'api.md', api_page({p: shown_names(p) for p in pages()}))
     write_changed(SITE/'glossary.md', glossary_page())

@@ -89,11 +89,12 @@ def test_code_is_open_in_the_core_path_and_folded_in_the_reference(site):
     assert '<details class="code" open>' in site.with_code([('A', 'a')], {'A': 'class A: pass'}, unfolded=True)[0]
     assert '<details class="code">' in site.with_code([('A', 'a')], {'A': 'class A: pass'})[0]
 
-def test_sections_without_a_page_become_captions(site):
-    b, c = site.Section('B', '01_b/index.ipynb', []), site.Section('C', None, ['02_c.ipynb'])
-    tree = site.toctrees(['00_a.ipynb', b, c])
+def test_each_part_of_the_site_has_a_caption(site):
+    inner = site.Section('B', '01_b/index.ipynb', ['01_b/01_x.ipynb'])
+    tree = site.parts([site.Section('A', 'a/index.ipynb', ['00_a.ipynb']), site.Section('C', None, [inner])])
     first, second = tree.split('\n\n```{toctree}')
-    assert '/a\nB </01_b/index>' in first and ':caption: C' in second and '/c\n' in second
+    assert ':caption: A' in first and '/a/index\n/a\n' in first
+    assert ':caption: C' in second and 'B </01_b/index>' in second and '01_b/x' not in second
 
 def test_every_figure_has_a_text_for_those_who_do_not_see_it(site):
     code = "ax.set(xlabel='steps', ylabel='loss')"
@@ -108,6 +109,11 @@ def test_every_figure_has_a_text_for_those_who_do_not_see_it(site):
     assert len(figures) > 50
     mute = [page for page, c in figures if len(c['metadata']['mystnb']['image']['alt']) < 16]
     assert not mute, 'say `#| fig-alt:` in the cell, or above it what is to be seen'
+
+def test_drawings_get_the_text_of_their_cell(site):
+    bare, named = [dict(data={'text/html': f'<svg aria-label="{label}"></svg>'}) for label in ('', 'bars')]
+    assert 'aria-label="a &lt; b"' in site.named_drawings(bare, 'a < b')['data']['text/html']
+    assert site.named_drawings(named, 'other') == named
 
 def page(body): return f'<title>t</title><meta name="description" content="d"><div class="bd-article">{body}</div>'
 

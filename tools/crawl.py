@@ -53,7 +53,7 @@ def problems_in_content(page):
 
 def crawl(out=OUT)->list:
     "List `page: problem` of all pages under `out`"
-    paths = sorted(out.resolve().rglob('*.html'))
+    paths = [p for p in sorted(out.resolve().rglob('*.html')) if '_static' not in p.parts]
     pages = {p: read(p) for p in paths}
     found = {p: anchors(page) for p, page in pages.items()}
     problems = []
