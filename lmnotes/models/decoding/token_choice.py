@@ -82,15 +82,19 @@ class NextToken(LogitsProcessor):
     Parameters:
         temperature: 0 takes the most probable token
         top_p: in (0,1]
-        generators: one for each row
+        generators: one for each row, or one that draws for all of them as `generate` of transformers does
         watch: mark near ties"""
     def __init__(self, temperature:float=0., top_p:float=1., generators=(), watch:bool=True):
         self.temperature,self.top_p,self.generators,self.watch = float(temperature),top_p,generators,watch
         self.close = [] # of each draw the rows in which rounding could have changed it
-        states = {bytes(g.get_state().numpy()) for g in generators} if temperature else set()
+        self.n_rows = None # of the first draw
+        single = isinstance(generators, torch.Generator)
+        states = {bytes(g.get_state().numpy()) for g in generators} if temperature and not single else set()
         self.together = len(states) == 1 # generators in the same state draw the same numbers: one draws for all
     def _noise(self, scores, rows): # (B or 1, V)
-        def draw(g): return torch.empty_like(scores[0]).exponential_(generator=g)
+        def draw(g, like=scores[0]): return torch.empty_like(like).exponential_(generator=g)
+        if isinstance(self.generators, torch.Generator): # rows that have ended keep their place in the draw
+            return draw(self.generators, scores.new_empty(self.n_rows, scores.shape[-1]))[list(rows)]
         if self.together: return draw(self.generators[0])[None]
         return torch.stack([draw(self.generators[i]) for i in rows])
     def _race(self, scores, rows): # whose winner is the draw
@@ -119,6 +123,7 @@ class NextToken(LogitsProcessor):
             rows: number of each row; None: as they stand
         Returns: (B,) tokens"""
         rows = range(len(scores)) if rows is None else rows
+        self.n_rows = self.n_rows or len(scores)
         race = self._race(scores, rows) if self.temperature else scores
         ranks = self._finish(scores, race, self.top_p)
         first = ranks.argmax(-1)
