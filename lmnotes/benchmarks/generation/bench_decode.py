@@ -60,6 +60,7 @@ def read_bandwidth(device='cpu', megabytes:int=256, repeats:int=5)->float:
     Parameters:
         device: where it runs: cpu, cuda or mps
         megabytes: read in one go
+        repeats: readings, of which the fastest counts
     Returns: bytes/s"""
     x = torch.ones(megabytes*2**18, device=device)
     return x.numel()*4/min(time_interleaved(dict(read=x.sum), repeats, 1, device)['read'].times)
