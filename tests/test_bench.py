@@ -98,14 +98,14 @@ def quick(tmp_path_factory):
     path = tmp_path_factory.mktemp('bench')/'b.json'
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        return run_benches(['reversible', 'head', 'learner'], json=path, device='cpu', quick=True), json.loads(
-            path.read_text(encoding='utf-8')
-        )
+        found = run_benches(['reversible', 'head', 'learner', 'decode'], json=path, device='cpu', quick=True)
+    return found,json.loads(path.read_text(encoding='utf-8'))
 
 @pytest.mark.parametrize('name,figures', dict(
     reversible='grad_error_fp64 memory_slope_ratio',
     head='memory_ratio time_ratio grad_error' + ' memory_ratio_bf16'*has_fast_bf16('cpu'),
     learner='vs_loop vs_hf_trainer',
+    decode='tiny_vs_generate small_vs_generate same_tokens',
 ).items())
 def test_quick_benches_write_their_figures(quick, name, figures):
     r,written = quick

@@ -211,7 +211,8 @@ def test_any_of_several_end_tokens_ends_a_text(name):
 
 def test_a_near_tie_is_written_again_alone(monkeypatch):
     from lmnotes.models import generation
-    monkeypatch.setattr(generation, '_near', 1e9) # every step
+    from lmnotes.models.decoding import token_choice
+    monkeypatch.setattr(token_choice, '_near', 1e9) # every step
     model,calls = fresh(),[]
     write = generation._write
     monkeypatch.setattr(generation, '_write', lambda m, t, rows, o: calls.append(len(rows)) or write(m, t, rows, o))

@@ -13,6 +13,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..core import *
@@ -36,6 +37,7 @@ class ForwardContext:
     documents:Tensor=None # (B, T) document numbers: neighbours with the same number belong together; None: one a row
     attn_implementation:str='sdpa' # a name in `attentions`
     collect:Collected=field(default_factory=Collected) # what layers return besides their output
+    steps:dict=None       # functions of branches for one token a row, see `TokenStep`; None: an ordinary forward pass
 
 # %% ../../nbs/02_models/02_attention.ipynb #e089b958
 def make_attention_mask(T:int, past:int=0, attention_mask:Tensor=None, causal:bool=True, device=None,
@@ -226,7 +228,7 @@ class Attention(nn.Module):
         super().__init__()
         n_kv_head = n_kv_head or n_head
         D = self.head_dim = head_dim or dim//n_head
-        self.layer = layer
+        self.layer,self.n_head,self.n_kv_head = layer,n_head,n_kv_head
         self.q_proj,self.k_proj,self.v_proj = (nn.Linear(dim, n*D, bias=bias) for n in (n_head, n_kv_head, n_kv_head))
         self.o_proj = nn.Linear(n_head*D, dim, bias=bias)
         self.o_proj.scale_init_by_depth = True
@@ -256,3 +258,34 @@ class Attention(nn.Module):
         y,weights = attentions[ctx.attn_implementation](q, k, v, ctx.mask, causal)
         if ctx.collect.attentions is not None: ctx.collect.attentions.append(weights)
         return self.o_proj(y.transpose(1, 2).flatten(2))
+
+# %% ../../nbs/02_models/02_attention.ipynb #670357de
+def _norm_heads(a): # function (B, H+G, D) -> the same, queries and keys normed; None: their norms are of another kind
+    norms = a.q_norm,a.k_norm
+    if all(type(n) is nn.Identity for n in norms): return lambda x: x
+    if not all(type(n) is RMSNorm and has_step(n) for n in norms): return None
+    gain = torch.cat([n.weight.expand(k, -1) for n,k in zip(norms, (a.n_head, a.n_kv_head))])
+    eps = torch.full((), norms[0].eps, device=gain.device)
+    def run(x):
+        r = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return (x*torch.addcmul(eps, r, r, value=1/a.head_dim).rsqrt_()).mul_(gain)
+    return run
+
+@patch
+def make_step(self:Attention, step):
+    """Make the function that attends from one token of each row to the tokens before it
+
+    Parameters:
+        step: `TokenStep`
+    Returns: function (B, 1, dim) -> (B, 1, dim); None: it has none"""
+    H,G,D,layer,norm = self.n_head,self.n_kv_head,self.head_dim,self.layer,_norm_heads(self)
+    if norm is None: return None
+    project,out = linear_step(self.q_proj, self.k_proj, self.v_proj),linear_step(self.o_proj)
+    def run(x):
+        qk,v = project(x).view(-1, H + 2*G, D).split((H + G, G), 1)
+        qk = norm(qk)
+        if step.rotary is not None: qk = torch.addcmul(qk*step.rotary[0], qk.roll(D//2, -1), step.rotary[1])
+        k,v = step.cache.put(qk[:,H:], v, layer)
+        y = F.scaled_dot_product_attention(qk[:,:H].unflatten(1, (G, -1)), k, v, attn_mask=step.bias)
+        return out(y.reshape(-1, 1, H*D))
+    return run

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['mixers', 'ffns', 'norms', 'RMSNorm', 'LayerNorm', 'rope_tables', 'apply_rope', 'FeedForward', 'GELU', 'ReLU2',
-           'SwiGLU']
+           'SwiGLU', 'has_step', 'linear_step']
 
 # %% ../../nbs/02_models/01_layers.ipynb #11398b74
 import torch
@@ -19,11 +19,14 @@ mixers,ffns,norms = Registry('mixer'),Registry('feed-forward'),Registry('norm')
 for registry in (mixers, ffns, norms): registry.discover('lmnotes.models.architectures')
 
 # %% ../../nbs/02_models/01_layers.ipynb #c5b5498d
+def _inverse_rms(x, eps): # (..., dim) -> (..., 1)
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+
 class _RMSNorm(torch.autograd.Function):
     "RMSNorm on a CPU with the backward pass of LayerNorm's fused kernel"
     @staticmethod
     def forward(ctx, x, w, eps):
-        r = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        r = _inverse_rms(x, eps)
         ctx.save_for_backward(x, w, r)
         return (x*r).mul_(w)
     @staticmethod
@@ -60,6 +63,16 @@ class RMSNorm(nn.Module):
             x,v = x.to(wide),w.to(wide)
             y = _RMSNorm.apply(x, v, self.eps) if x.device.type == 'cpu' else F.rms_norm(x, v.shape, v, self.eps)
         return y.to(w.dtype)
+    def make_step(self, step=None):
+        """Make the function that normalises float32 vectors without gradients
+
+        Parameters:
+            step: function (..., dim) -> (..., dim)"""
+        w,eps,n = self.weight,torch.full((), self.eps, device=self.weight.device),1/len(self.weight)
+        def run(x):
+            r = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+            return (x*torch.addcmul(eps, r, r, value=n).rsqrt_()).mul_(w)
+        return run
 
 @norms('layernorm')
 class LayerNorm(nn.LayerNorm):
@@ -74,6 +87,13 @@ class LayerNorm(nn.LayerNorm):
         wide = torch.promote_types(torch.promote_types(x.dtype, w.dtype), torch.float32)
         with torch.autocast(x.device.type, enabled=False):
             return F.layer_norm(x.to(wide), w.shape, w.to(wide), self.bias.to(wide), self.eps).to(w.dtype)
+    def make_step(self, step=None):
+        """Make the function that normalises float32 vectors without gradients
+
+        Parameters:
+            step: function (..., dim) -> (..., dim)"""
+        w,b,eps = self.weight,self.bias,self.eps
+        return lambda x: F.layer_norm(x, w.shape, w, b, eps)
 
 # %% ../../nbs/02_models/01_layers.ipynb #66e9678d
 def rope_tables(positions:Tensor, dim:int, base:float=10000.)->tuple[Tensor,Tensor]:
@@ -142,6 +162,13 @@ class FeedForward(nn.Module):
             ctx: a `ForwardContext`; not used
         Returns: (..., dim)"""
         return self.down_proj(self.activation(self.up_proj(x)))
+    def make_step(self, step=None):
+        """Make the function that applies the feed-forward to inputs without gradients
+
+        Parameters:
+            step: function (..., dim) -> (..., dim)"""
+        up,down,activation = linear_step(self.up_proj),linear_step(self.down_proj),self.activation
+        return lambda x: down(activation(up(x)))
 
 @ffns('gelu')
 class GELU(FeedForward):
@@ -180,3 +207,45 @@ class SwiGLU(FeedForward):
             ctx: a `ForwardContext`; not used
         Returns: (..., dim)"""
         return self.down_proj(F.silu(self.gate_proj(x))*self.up_proj(x))
+    def make_step(self, step=None):
+        """Make the function that applies the feed-forward to inputs without gradients
+
+        Parameters:
+            step: function (..., dim) -> (..., dim)"""
+        both,down = linear_step(self.gate_proj, self.up_proj),linear_step(self.down_proj)
+        def run(x):
+            gate,up = both(x).chunk(2, -1)
+            return down(F.silu(gate).mul_(up))
+        return run
+
+# %% ../../nbs/02_models/01_layers.ipynb #1bd792aa
+def has_step(m:nn.Module)->bool:
+    """Tell whether `make_step` of a part belongs to the `forward` that the part runs
+
+    Parameters:
+        m: a part of a model"""
+    if m._forward_hooks or m._forward_pre_hooks or 'forward' in m.__dict__: return False
+    owner = next(c for c in type(m).__mro__ if 'forward' in c.__dict__ or 'make_step' in c.__dict__)
+    return 'make_step' in owner.__dict__
+
+def _weight_and_bias(m): # of a layer that multiplies by one matrix, whatever its input; None: call it
+    if type(m) is nn.Linear: return None if m._forward_hooks or m._forward_pre_hooks else (m.weight, m.bias)
+    return m.constant_weight() if hasattr(m, 'constant_weight') and has_step(m) else None
+
+_small = 2**18 # numbers in a joint weight, at most: a copy of 1 MB
+
+def linear_step(*layers):
+    """Make one function of linear layers, for inputs without gradients
+
+    Parameters:
+        layers: that read the same input
+    Returns: function (..., n_in) -> (..., sum of their n_out)"""
+    pairs = [_weight_and_bias(m) for m in layers]
+    biased = {p is not None and p[1] is not None for p in pairs}
+    if None in pairs or len(biased) > 1 or len(layers) > 1 and sum(w.numel() for w,_ in pairs) > _small:
+        if len(layers) == 1: return layers[0].make_step() if has_step(layers[0]) else layers[0]
+        steps = [linear_step(m) for m in layers]
+        return lambda x: torch.cat([f(x) for f in steps], -1)
+    w = torch.cat([w for w,_ in pairs]) if len(pairs) > 1 else pairs[0][0]
+    b = torch.cat([b for _,b in pairs]) if biased == {True} else None
+    return lambda x: F.linear(x, w, b)

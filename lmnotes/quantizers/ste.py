@@ -146,30 +146,44 @@ class QuantizedLayer:
         x = self.normalized_input(x)
         if not self.act_bits: return x
         return straight_through(x, torch.lerp(x, fake_quantize_tokens(x, self.act_bits), self.lam))
-    def matmul(self, x:Tensor)->Tensor:
-        """Multiply by the quantized weight; rounded inputs and ternary weights without gradients give exact sums
+    def product(self):
+        """Quantize the weight and return what multiplies by it; rounded inputs and ternary weights give exact sums
 
-        Parameters:
-            x: (..., n_in)
-        Returns: (..., n_out)"""
+        Returns: function (..., n_in) -> (..., n_out)"""
         exact = self.act_bits and self.lam == 1 and not torch.is_grad_enabled()
         if not exact or (c := self.quantized_weight()).kind != 'ternary':
-            return F.linear(self.quantized_input(x), self.effective_weight(), self.bias)
-        q,s = quantize_tokens(self.normalized_input(x), self.act_bits)
-        # a sum of whole numbers, exact in whatever order it is taken
-        y = F.linear(q, c.codes.to(q.dtype))*(s*c.scale.to(q.dtype))
-        return y if self.bias is None else y + self.bias
+            w = self.effective_weight()
+            return lambda x: F.linear(self.quantized_input(x), w, self.bias)
+        codes = c.codes.float()
+        def run(x):
+            q,s = quantize_tokens(self.normalized_input(x), self.act_bits)
+            # a sum of whole numbers, exact in whatever order it is taken
+            y = F.linear(q, codes.to(q.dtype))*(s*c.scale.to(q.dtype))
+            return y if self.bias is None else y + self.bias
+        return run
+    def constant_weight(self)->tuple|None:
+        """Quantize the weight of a layer that does nothing but multiply
+
+        Returns: matrix (n_out, n_in) and bias; None: the inputs are changed too"""
+        return None if self.act_bits or self.sub_norm else (self.effective_weight(), self.bias)
+    def make_step(self, step=None):
+        """Quantize the weight once for many inputs without gradients
+
+        Parameters:
+            step: function (..., n_in) -> (..., n_out)"""
+        return self.product()
 
 # %% ../../nbs/03_quantizers/01_ste.ipynb #0a187f95
 class QuantizedLinear(QuantizedLayer, nn.Linear):
     "`nn.Linear` with quantized weights"
+    make_step = QuantizedLayer.make_step # belongs to this `forward`
     def forward(self, x:Tensor)->Tensor:
         """Multiply by the quantized weight
 
         Parameters:
             x: (..., n_in)
         Returns: (..., n_out)"""
-        return self.matmul(x)
+        return self.product()(x)
 
 class QuantizedConv1D(QuantizedLayer, Conv1D):
     "`Conv1D` of GPT-2, a linear layer with a transposed weight, with quantized weights"
@@ -184,7 +198,7 @@ class QuantizedConv1D(QuantizedLayer, Conv1D):
         Parameters:
             x: (..., n_in)
         Returns: (..., n_out)"""
-        return self.matmul(x)
+        return self.product()(x)
 
 class QuantizedEmbedding(QuantizedLayer, nn.Embedding):
     "`nn.Embedding` with quantized weights"
@@ -195,6 +209,13 @@ class QuantizedEmbedding(QuantizedLayer, nn.Embedding):
             ids: (...)
         Returns: (..., dim)"""
         return F.embedding(ids, self.effective_weight(), self.padding_idx)
+    def make_step(self, step=None):
+        """Quantize the weight once for many look-ups without gradients
+
+        Parameters:
+            step: function (...) -> (..., dim)"""
+        w = self.effective_weight()
+        return lambda ids: F.embedding(ids, w, self.padding_idx)
 
 # %% ../../nbs/03_quantizers/01_ste.ipynb #93c0b9cb
 def quantize_tokens(x:Tensor, bits:int=8)->tuple[Tensor,Tensor]:

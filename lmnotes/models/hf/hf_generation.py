@@ -14,6 +14,7 @@ from torch import nn
 from transformers import GenerationConfig, LogitsProcessor
 
 from ...core import *
+from ..decoding.token_step import *
 
 # %% ../../../nbs/02_models/hf/10_hf_generation.ipynb #4dde1199
 def end_tokens(model, tokenizer)->list:
@@ -98,6 +99,9 @@ class _Recorder(LogitsProcessor): # scores of each step; every row goes on with 
 def _first_row_scores(model, rows, padding): # (2, V) of the next two tokens of the first row
     seq2seq = getattr(model.config, 'is_encoder_decoder', False)
     ids,mask = pad_rows(rows, padding, not seq2seq, next(model.parameters()).device)
+    if takes_steps(model):
+        step = TokenStep(model, ids.shape[1] + 1)
+        return torch.stack((step.read(ids, mask)[0], step(ids.new_full((len(ids),), rows[0][0]))[0])).float()
     own,record = getattr(model, 'generation_config', None),_Recorder(rows[0][0])
     start = _first('decoder_start_token_id', own, model.config)
     config = GenerationConfig(max_new_tokens=2, do_sample=False, pad_token_id=padding, decoder_start_token_id=start)
@@ -127,6 +131,7 @@ def batch_layout(model, padding:int=0)->str:
         padding: token on padded places
     Returns: padded, equal or alone"""
     if type(model).forward is nn.Module.forward: return 'padded' # nothing to ask
+    if keeps_rows_apart(model): return 'padded'
     text = model.config.get_text_config()
     n = min((getattr(text, 'max_position_embeddings', None) or 64) - 2, 62)
     if n < 4: return 'alone'
