@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def loaded_plugins()->dict:
 
 def is_file_plugin(name:str)->bool:
     "Whether `name` is a path to a Python file and not a module's dotted name"
-    return name.endswith('.py') or '/' in name or '\\' in name
+    return isinstance(name, Path) or name.endswith('.py') or '/' in name or '\\' in name
 
 def plugin_name(name:str)->str:
     """Name a plugin so that it means the same from every folder
@@ -156,6 +157,11 @@ def _check_recorded(name, source, digest, recorded):
             f'then add --import {source}'
         )
 
+def _check_names(names): # names as they came, where they are a list of strings and paths
+    several = isinstance(names, Iterable) and not isinstance(names, str)
+    if several and all(isinstance(n, (str, Path)) for n in names): return names
+    raise InputError(f"import_plugins takes a list of files and modules, such as ['my_idea.py']; {names!r:.80} came")
+
 def import_plugins(names, recorded=None)->dict:
     """Import user code once a process; refuse a file that is not what the run recorded
 
@@ -165,7 +171,7 @@ def import_plugins(names, recorded=None)->dict:
             them
     Returns: name or absolute path -> SHA-256"""
     found = {}
-    for name in map(plugin_name, names or ()):
+    for name in map(plugin_name, _check_names(names or ())):
         source = plugin_source(name)
         with reading(source, 'Python code'): code = source.read_bytes()
         digest = _digest(name, code)

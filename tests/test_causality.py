@@ -15,6 +15,7 @@ from lmnotes.models.conformance import conformance_models
 from lmnotes.models.decoder import LM
 from lmnotes.models.model_readings import ModelReader
 from lmnotes.models.planted_leaks import border_leak, planted_leaks
+from lmnotes.training.train import train
 
 SOUND = [n for n in conformance_models() if n not in ('encoder', 'tiny:bert')]
 OF_THE_ISSUE = ['next token at every 24th', 'next token at every 64th', 'next token beyond position 100',
@@ -182,3 +183,26 @@ def test_tasks_are_probed_at_the_length_they_are_scored_at():
     check_causal(model, length=256, noise=0)
     with pytest.raises(RunError, match='sees the future'):
         evaluate_tasks(model, tok, 'long_range', limit=2)
+
+
+def test_train_names_the_model_that_sees_the_future(tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_STATE_HOME', str(tmp_path/'state'))
+    (tmp_path/'leaky.py').write_text('''from torch import nn
+from torch.nn.functional import avg_pool1d
+from lmnotes.models.build import models
+from lmnotes.models.decoder import LM, LMConfig
+from lmnotes.models.layers import mixers
+
+@mixers('leaky_neighbours')
+class Neighbours(nn.Module):
+    @classmethod
+    def from_config(cls, cfg, layer): return cls()
+    def forward(self, x, ctx): return avg_pool1d(x.mT, 3, stride=1, padding=1).mT
+
+@models('my_leaky')
+def leaky(**options): return LM(LMConfig(**{'mixer': 'leaky_neighbours', **options}))
+''', encoding='utf-8')
+    small = dict(dim=16, n_layer=1, n_head=2, max_length=24, batch_size=2, limit=60, max_steps=2, device='cpu')
+    with pytest.raises(RunError, match='my_leaky sees the future'):
+        train(model='my_leaky', imports=[str(tmp_path/'leaky.py')], dataset='prose', output_dir=tmp_path/'r', **small)
+    assert not (tmp_path/'r').exists()

@@ -7,6 +7,8 @@ import pytest
 
 from lmnotes.app.cli import main
 from lmnotes.files import read_json
+from lmnotes.models.build import build_model
+from lmnotes.plugins import import_plugins
 
 IDEA = '''"My idea: a feed-forward of squared ReLU, and text of my own"
 from lmnotes.data.builtin import builtin_sources
@@ -111,3 +113,16 @@ def test_a_broken_file_costs_one_line(tmp_path, monkeypatch, capsys, text, says)
     assert main(['train', '--import', str(tmp_path/'broken.py'), '--dry_run']) == 2
     err = capsys.readouterr().err
     assert says in err and len(err.splitlines()) == 1
+
+
+def test_the_example_of_the_readme_has_as_many_parameters_as_the_baseline(tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_STATE_HOME', str(tmp_path/'state'))
+    text = (Path(__file__).parent.parent/'README.md').read_text(encoding='utf-8')
+    code = text.partition('# my_idea.py\n')[2].partition('```')[0]
+    (tmp_path/'readme_idea.py').write_text(code.replace("'mine'", "'readme_mine'"), encoding='utf-8')
+    import_plugins([tmp_path/'readme_idea.py']) # a path, not only its name
+    for size in ('tiny', 'small'):
+        mine,standard = (build_model(m, size=size, vocab_size=258) for m in ('readme_mine', 'standard'))
+        assert mine.config.ffn == 'relu2' != standard.config.ffn
+        assert mine.num_parameters() == standard.num_parameters()
+    assert build_model('readme_mine', vocab_size=258, ffn_dim=96).config.ffn_dim == 96

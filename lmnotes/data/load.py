@@ -82,6 +82,10 @@ def _check_names(mode, more): # the mode, and arguments that are not those of `l
         near = f"did you mean '{_other_names[k]}'?" if k in _other_names else did_you_mean(k, known)
         raise InputError(f"load_data has no argument '{k}': {near}")
 
+def _check_tokenizer(name):
+    if not isinstance(name, (str, Path)):
+        raise InputError(f"tokenizer is a name, such as 'bytes', or a folder; {name!r:.80} came")
+
 def load_data(dataset:str='prose', config:str=None, tokenizer:str='bytes', max_length:int=128, bs:int=8,
         seed:int=0, vocab_size:int=None, data_dir=None, data_path=None, text_column:str=None,
         label_column:str=None, revision:str=None, commit:str=None, limit:int=None, device:str=None,
@@ -110,6 +114,7 @@ def load_data(dataset:str='prose', config:str=None, tokenizer:str='bytes', max_l
         more: for `sft`: see `task_data`
     Returns: or `TaskData`, for `sft`"""
     _check_names(mode, more)
+    _check_tokenizer(tokenizer)
     if data_path and is_shards(data_path):
         raise InputError(
             f'{data_path} holds shards; load them with `shard_data`, or `lmnotes train --data_path {data_path}`'

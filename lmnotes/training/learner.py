@@ -9,10 +9,12 @@ __all__ = ['lr_scales', 'LMLearner', 'SkipValidation', 'has_pretrained_weights',
 # %% ../../nbs/06_training/07_learner.ipynb #acacc052
 import copy
 import inspect
+import math
 import random
 import tempfile
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
+from numbers import Real
 
 from fastai.basics import *
 from fastai.callback.progress import *
@@ -171,13 +173,15 @@ class LearnerSettings:
     seed: int = 0                     # of dropout
 
 def _resolved(s, model): # settings with the model's defaults in place of None
+    if s.lr is not None and not (isinstance(s.lr, Real) and 0 < s.lr < math.inf):
+        raise InputError(f'lr is a number above 0, such as 1e-3, or None for the model\'s default; {s.lr!r:.40} came')
     betas = s.betas
     if s.optimizer in optimizers:
         defaults = default_betas(model, s.optimizer)
         betas = tuple(d if b is None else b for b,d in zip(betas or (None, None), defaults, strict=True))
     return replace(
         s,
-        lr=s.lr or default_lr(model, s.optimizer),
+        lr=default_lr(model, s.optimizer) if s.lr is None else s.lr,
         weight_decay=default_weight_decay(model, s.optimizer) if s.weight_decay is None else s.weight_decay,
         betas=betas,
     )

@@ -260,6 +260,8 @@ def evaluate(learn, dl=None, keep=None)->dict:
         keep: function that gets what each row scored, as dicts; None: it is not kept
     Returns: `loss` in nats, `accuracy`, `bits_per_byte` or a head's; `tokens`, `rows`, `all_rows`,
         `standard_error`"""
+    if not hasattr(learn, 'dls'):
+        raise InputError(f'evaluate takes a learner; {learn!r:.80} came; evaluate_model takes a folder or a model')
     dl = dl or learn.dls.valid
     sums,counts = score_batches(learn, dl)
     if keep: keep(sums.items(getattr(dl, 'sources', [getattr(learn.dls, 'name', 'validation')])))

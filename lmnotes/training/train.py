@@ -101,12 +101,12 @@ def _finish(job, evals, seconds, start):
     causal = not (learn.dls.masked or has_task_head(o)) # gaps and labels are not next words
     with unsharded(learn):
         if causal and not is_sharded(learn.model):
-            check_causal(learn.model, windows=_example_rows(learn.dls), length=o.max_length, noise=0)
+            check_causal(learn.model, o.model, _example_rows(learn.dls), length=o.max_length, noise=0)
         if is_main(): learn.text_samples.write()
     scores = next(r for r in reversed(learn.periodic_evaluation.rows) if r['step'] == best)
     _save_final(job)
     if causal and is_sharded(learn.model): # shards cannot be probed; what was saved can
-        run_on_main(lambda: check_causal(build_model(str(folder.final)), length=o.max_length, noise=0))
+        run_on_main(lambda: check_causal(build_model(str(folder.final)), o.model, length=o.max_length, noise=0))
     summary = summarize_run(learn, o, scores, seconds, start, best)
     if is_main():
         for cb in learn.cbs:

@@ -204,7 +204,7 @@ def _learner(o, data, model): # after the probe that only a built model can have
     if pick_device(o.device).type == 'cpu': keep_memory()
     one_way = not (data.masked or has_task_head(o)) # a label is not in the text
     foreign = _may_leak(o)
-    if one_way and (not o.dry_run or foreign): check_causal(model, length=o.max_length, drawn=not foreign)
+    if one_way and (not o.dry_run or foreign): check_causal(model, o.model, length=o.max_length, drawn=not foreign)
     return learner_from_options(o, data, model)
 
 def _found_length(o, given): # whether the length of rows was asked for as auto, now
