@@ -6,6 +6,7 @@
 __all__ = ['max_positions', 'SamplingOptions', 'generate_batch', 'generate', 'fill_mask']
 
 # %% ../../nbs/02_models/10_generation.ipynb #bb096cdf
+import inspect
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -130,6 +131,10 @@ def _write_all(model, tokenizer, rows, o, bs):
             _write(model, tokenizer, [r], o)
 
 # %% ../../nbs/02_models/10_generation.ipynb #1190126b
+def _check_names(function, unknown): # names of arguments that there are not
+    known = {*inspect.signature(function).parameters} - {'unknown'}
+    for k in unknown: raise InputError(f"{function.__name__} has no argument '{k}': {did_you_mean(k, known)}")
+
 def _check_parts(model, tokenizer): # names where objects belong, or no tokenizer
     if not hasattr(model, 'config'):
         raise InputError(f"generate takes a model first, such as build_model('standard'); {model!r:.40} came")
@@ -138,8 +143,8 @@ def _check_parts(model, tokenizer): # names where objects belong, or no tokenize
         raise InputError(f'{wanted}; {tokenizer!r:.40} came in its place')
 
 def generate_batch(model, tokenizer, prompts:list, max_new_tokens:int|list=64, temperature:float=1.,
-        top_p:float=1., seed:int=0, stop=None, use_cache:bool=True, bs:int=16,
-        max_bytes:list|None=None)->list[str]:
+        top_p:float=1., seed:int=0, stop=None, use_cache:bool=True, bs:int=16, max_bytes:list|None=None,
+        **unknown)->list[str]:
     """Continue many texts, each as in a batch of one
 
     Parameters:
@@ -154,7 +159,9 @@ def generate_batch(model, tokenizer, prompts:list, max_new_tokens:int|list=64, t
         use_cache: keep keys and values instead of computing them again
         bs: prompts in a batch
         max_bytes: UTF-8 bytes at which each text ends; None: any number
+        unknown: any other name is refused with the nearest there is
     Returns: the text that follows each prompt"""
+    _check_names(generate_batch, unknown)
     _check_parts(model, tokenizer)
     limits = max_new_tokens if isinstance(max_new_tokens, list) else [max_new_tokens]*len(prompts)
     sizes = max_bytes or [None]*len(prompts)
@@ -174,7 +181,7 @@ def generate_batch(model, tokenizer, prompts:list, max_new_tokens:int|list=64, t
     return [_truncate(tokenizer.decode(r.new, skip_special_tokens=True), o.stop) for r in rows]
 
 def generate(model, tokenizer, prompt:str='', max_new_tokens:int=64, temperature:float=1., top_p:float=1.,
-        seed:int=0, stop=None, use_cache:bool=True)->str:
+        seed:int=0, stop=None, use_cache:bool=True, **unknown)->str:
     """Continue a text
 
     Parameters:
@@ -187,7 +194,9 @@ def generate(model, tokenizer, prompt:str='', max_new_tokens:int=64, temperature
         seed: None for another one each time
         stop: string, or several, to stop at; not part of the result
         use_cache: keep keys and values instead of computing them again
+        unknown: any other name is refused with the nearest there is
     Returns: the prompt and its continuation; from an encoder-decoder the answer alone"""
+    _check_names(generate, unknown)
     options = dict(temperature=temperature, top_p=top_p, seed=seed, stop=stop, use_cache=use_cache)
     text, = generate_batch(model, tokenizer, [prompt], max_new_tokens, **options)
     return text if _is_seq2seq(model) else prompt + text
