@@ -182,7 +182,7 @@ def require_measured(cuts:list, name:str):
     if not is_measured(cuts):
         raise InputError(
             f"'{name}' does not fit the model's context: {cut_note(cuts)}, and over {max_cut_share:.0%} there is no "
-            'score; give a larger --max_length, or a tokenizer with longer tokens'
+            'score; give a larger --max_length (in mode rl --max_prompt_length), or a tokenizer with longer tokens'
         )
 
 # %% ../../nbs/05_evaluation/05_generation_eval.ipynb #9a4fd971

@@ -11,13 +11,12 @@ from dataclasses import asdict, replace
 from ..core import *
 from ..data.rows.row_encoding import answer_start
 from ..data.sources.column_datasets import know_columns
-from ..models import models
 from ..models.hf.hf_config import find_model
 from .grpo import RLJob, RLRun, run_rl
 from .reward_models import load_reward_model
 from .sandbox import sandbox_walls
 from .settings import RLSettings, check_rl_settings, fit_prompt_length, import_trl, require_trl
-from ..training.build import base_name, decoder_start_token, is_masked_lm
+from ..training.build import decoder_start_token, is_masked_lm
 from ..training.build_data import asked_dataset
 from ..training.checkpoints import check_same_data
 from ..training.distributed.process_groups import run_on_main, world_size
@@ -28,7 +27,7 @@ from ..training.plan import plan_run, run_name, show_plan
 from ..training.planning.budgets import asked_steps
 from ..training.planning.data_sketch import DataSketch
 from ..training.planning.form_of_start import use_form_of_start
-from ..training.planning.prepare import check_run, run_data, run_model
+from ..training.planning.prepare import check_run, fit_length, run_data, run_model
 from ..training.precision import requested_precision
 from ..training.run import RunFolder
 
@@ -101,10 +100,6 @@ def _check_options(o): # what has no prompts, or writes no text
             f'{o.model} is an encoder-decoder, and GRPO is for causal models; choose one such as gpt2 or standard'
         )
 
-def _fit_length(o): # a recipe is built as long as prompt and completion need it
-    if base_name(o) not in models or o.init: return o
-    return replace(o, max_length=o.max_prompt_length + o.max_completion_length)
-
 def rl_data(o:TrainOptions):
     """Load the data of a run on rewards; data without answers is an `InputError`
 
@@ -140,7 +135,7 @@ def _check_reward_model(s, dry_run): # a wrong one fails before a folder is ther
 def _prepare(o, checkpoint, given)->tuple: # options, data, model, its facts, settings
     check_rl_settings(rl_settings_from_options(o, 10**9, 1, given)) # before anything is loaded
     o,form_notes = (o, []) if checkpoint else use_form_of_start(o, given)
-    notes,o = [*check_run(o, given), *form_notes],_fit_length(o)
+    notes,o = [*check_run(o, given), *form_notes],fit_length(o)
     data = rl_data(o)
     steps = check_same_data(checkpoint, data)['total_steps'] if checkpoint else None
     n_prompts = 10**9 if isinstance(data, DataSketch) else len(data.rows['train'])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_output_dir', 'check_run', 'run_data', 'is_only_sketched', 'run_model', 'learner_from_options', 'TrainingJob',
-           'prepare_job', 'check_scored_rows']
+           'prepare_job', 'fit_length', 'check_scored_rows']
 
 # %% ../../../nbs/06_training/planning/07_prepare.ipynb #ae966197
 import gc
@@ -257,6 +257,16 @@ def prepare_job(o:TrainOptions, checkpoint:Path|None=None, recipe='', given=())-
         gc.collect() # the learner that was too large
         o,halved = replace(o, max_length=o.max_length//2),True
 
+# %% ../../../nbs/06_training/planning/07_prepare.ipynb #e0d208d8
+def fit_length(o:TrainOptions)->TrainOptions:
+    """Set the length of a model that is built for rewards
+
+    Parameters:
+        o: resolved
+    Returns: whose max_length holds a prompt and its completion, where a recipe is trained on rewards"""
+    if o.mode != 'rl' or base_name(o) not in models or o.init: return o
+    return replace(o, max_length=o.max_prompt_length + o.max_completion_length)
+
 # %% ../../../nbs/06_training/planning/07_prepare.ipynb #490d6c0f
 def check_scored_rows(options:dict, datasets, limit:int|None=64, seed:int=0, split:str|None=None):
     """Refuse rows that do not fit the model of a run, with an `InputError`; what is on the hub is not asked
@@ -267,7 +277,7 @@ def check_scored_rows(options:dict, datasets, limit:int|None=64, seed:int=0, spl
         limit: rows of each that are scored; None: all
         seed: which rows
         split: train, validation or test; None: what training holds out"""
-    o = replace(resolve_options(options_from(TrainOptions, **options), options)[0], dry_run=True)
+    o = fit_length(replace(resolve_options(options_from(TrainOptions, **options), options)[0], dry_run=True))
     data = run_data(o)
     if isinstance(data, DataSketch) or data.masked or has_task_head(o): return
     model = run_model(o, data)[0]
