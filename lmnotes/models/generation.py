@@ -90,19 +90,21 @@ def _write(model, tokenizer, rows, o): # go on with rows until each has ended, o
     if o.use_cache and takes_steps(model): write_tokens(model, ids, mask, choose, ends, room)
     else:
         config = greedy_config(model, tokenizer, room, o.use_cache)
-        _write_by_generate(model, ids, mask, choose, ends, config)
+        out = _by_generate(model, ids, mask, choose, ends, config)
+        ends.read(out[:, start:]) # a `generate` of one's own may not have asked
     for i,r in enumerate(rows):
         n,r.new = len(ends.new[i]) - len(r.new),ends.new[i]
         r.done = ends.ended[i] or n < room
         r.close |= any(i in close for close in choose.close[:n])
         r.shared |= len(rows) > 1
 
-def _write_by_generate(model, ids, mask, choose, ends, config):
+def _by_generate(model, ids, mask, choose, ends, config): # (B, T) prompts -> with what was written behind
     with plain_generation_config(model):
-        model.generate(
+        out = model.generate(
             ids, attention_mask=mask, generation_config=config, stopping_criteria=[ends], logits_processor=[choose]
         )
     choose.align()
+    return out
 
 # %% ../../nbs/02_models/10_generation.ipynb #1f1bb958
 def _batches(rows, layout, bs): # lists of rows that may stand beside each other

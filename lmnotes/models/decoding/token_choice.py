@@ -69,6 +69,13 @@ class TextEnds(StoppingCriteria):
             self.ended[i] = self._ends(i, token)
             if not self.ended[i]: going.append(place)
         return going
+    def read(self, ids):
+        """Add the tokens of which no step has asked
+
+        Parameters:
+            ids: (B, T) written since this object was made"""
+        asked = max(len(new) - len(r.new) for new,r in zip(self.new, self.rows))
+        for tokens in ids[:, asked:].T.tolist(): self.add(tokens)
     def __call__(self, ids, scores=None, **kwargs): # (B, T), as `generate` of transformers asks -> (B,) bool
         self.add(ids[:,-1].tolist())
         return torch.tensor(self.ended, device=ids.device)
