@@ -459,6 +459,18 @@ def test_damaged_and_missing_cells_are_named_and_the_rest_reported(tmp_path, don
     d, = found['differences']
     assert d['verdict'] == 'cannot tell' and d['n_seeds'] == 1
 
+@pytest.mark.parametrize('asked,kept', [(None, False), (True, True)])
+def test_costs_of_the_call_win_over_those_of_the_file(tmp_path, asked, kept):
+    def broken(**options): raise RuntimeError('no cell is trained here')
+    file = tmp_path/'e.json'
+    write_json(file, dict(models='standard,reversible', datasets='prose', budget='steps:3', seeds=1, costs=False))
+    with pytest.raises(RunError): compare(file, costs=asked, train=broken, output_dir=tmp_path/'c', **tiny, **quiet)
+    assert read_json(tmp_path/'c/comparison.json')['how']['costs'] is kept
+
+def test_a_used_folder_is_refused_with_the_two_ways_to_go_on(done):
+    with pytest.raises(InputError, match=r"lmnotes compare --rerun .*, in Python rerun\('"):
+        compare('standard,reversible', seeds=1, output_dir=done.path, **brief)
+
 def test_a_plan_that_was_changed_is_refused(tmp_path, done):
     shutil.copytree(done.path, tmp_path/'c')
     plan = read_json(tmp_path/'c/plan.json')
