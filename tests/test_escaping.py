@@ -26,12 +26,12 @@ HOSTILE = (
     '[X](javascript:X) ![X](http://x/x.png) <javascript:X> [X]: data:X\n# X\n    <b onclick=X>\n- X | X ``` $X$ &#106;'
 )
 TAGS = set(
-    'html head meta title style body main h1 h2 p b ul li div pre u figure figcaption table thead tbody tr th td data '
-    'span i details summary footer svg g path defs use text clippath rect tspan'.split()
+    'html head meta title style body main nav a h1 h2 p b ul li div pre u figure figcaption table thead tbody tr th td '
+    'data span i details summary footer svg g path defs use text clippath rect tspan'.split()
 )
 ATTRIBUTES = set(
     'lang charset name content class tabindex value style id d transform clip-path xlink:href href x y width height '
-    'viewbox version xmlns xmlns:xlink role aria-label'.split()
+    'viewbox version xmlns xmlns:xlink role aria-label title'.split()
 )
 CLASSES = set(
     'sub note verdict mark better worse equivalent cannot-tell baseline n w scroll grid key chart'.split()

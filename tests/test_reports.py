@@ -81,6 +81,27 @@ def test_the_page_needs_nothing_and_runs_nothing(reports):
     assert len(p.ids) == len(set(p.ids))
     assert 'prefers-color-scheme:dark' in page and 'name="viewport"' in page
 
+def test_contents_lead_to_every_section(reports):
+    page = (reports/'report.html').read_text(encoding='utf-8')
+    links = re.findall(r'<a href="#([^"]*)">([^<]*)</a>', page.split('<nav')[1].split('</nav>')[0])
+    assert len(links) > 10 and len({i for i,_ in links}) == len(links)
+    for name,title in links:
+        heading = rf'<h2 id="{name}">{title}</h2>|<summary>{title}</summary><div id="{name}">'
+        assert len(re.findall(heading, page)) == 1 # of a folded section inside it, so that the link opens it
+    assert page.index('class="verdict') < page.index('<nav') < page.index('<h2')
+
+def test_columns_are_explained_where_they_stand(reports):
+    page = (reports/'report.html').read_text(encoding='utf-8')
+    told = dict(re.findall(r'<th(?: class=n)? title="([^"]*)">([^<]*)</th>', page))
+    assert told['corrected among what decides'] == told['corrected among the secondary outcomes'] == 'p, Holm'
+    assert told['the smallest effect that would have been found, or nothing'] == 'detectable'
+
+def test_a_matrix_of_one_row_is_hidden(tmp_path):
+    r = example_comparison(datasets=('embedded/prose',))
+    assert 'Which design wins where' in write_report(r, tmp_path/'r.md').read_text(encoding='utf-8')
+    r['differences'] = [d for d in r['differences'] if d['primary']]
+    assert 'Which design wins where' not in write_report(r, tmp_path/'r.md').read_text(encoding='utf-8')
+
 def test_light_and_dark_colour_everything(reports):
     page = (reports/'report.html').read_text(encoding='utf-8')
     light,dark = (set(re.findall(r'(--\w+):', b)) for b in re.findall(r':root\{([^}]*)\}', page))

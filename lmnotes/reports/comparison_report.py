@@ -17,6 +17,7 @@ from .document import *
 from .formatting import *
 from .outcome_tables import *
 from .parts import *
+from .sections.column_notes import *
 from .sentences import *
 from .svg import *
 
@@ -160,36 +161,6 @@ _method = (
 )
 
 _folded = ('Secondary outcomes', 'Further figures of the tasks', 'Every run', 'Settings and machine')
-_table_notes = {
-    'What decides': (
-        'low to high: interval of the difference; low to high, equivalence: the narrower one that must lie inside the '
-        'margin; detectable: the smallest effect that would have been found, or nothing; p, Holm: corrected among what '
-        'decides; more seeds: how many would probably decide.'
-    ),
-    'Secondary outcomes': 'p, Holm: corrected among the secondary outcomes.',
-    'Looks': 'The verdicts after each number of seeds. The intervals of all looks hold together.',
-    'Effects': (
-        'Main effects are averaged over the other factors; an interaction is what two changes do beyond their sum.'
-    ),
-    'Costs': 'Ratios of interleaved repeats, with bootstrap intervals over rounds.',
-    'Results and controls': (
-        'The unigram model and the untrained baseline are floors. lzma and the Kneser–Ney 5-gram have read as much '
-        'training text as the arms, at most 1 MiB; less than 0.4 of the better one is implausible.'
-    ),
-    'Long range by length': (
-        'Accuracy of arms that were trained on the items of the tasks; * marks lengths beyond those trained on.'
-    ),
-    'Tasks': 'floor: what the best constant answer to these items scores.',
-    'A/A control': 'The baseline against itself with other seeds: a verdict here would be a false one.',
-    'Random-label control': (
-        'How often the verdict spoke when the names of the two arms were tossed; 5 % is what it allows itself.'
-    ),
-    'Tuning': (
-        'As many rates were tried for one arm as for the other. A best rate at the edge of the grid may not be '
-        'the best.'
-    ),
-}
-
 def _title(r): return r.get('question') or ' · '.join([r['baseline'], *(a for a in r['arms'] if a != r['baseline'])])
 
 def _seeds_text(r):
@@ -208,7 +179,8 @@ def _subtitle(r):
 
 def _tables(r): # title -> `Table`, of those that have rows
     made = {name: make(r) for name,make in comparison_tables.items()}
-    return {name: Table(*t, note=_table_notes.get(name, '')) for name,t in made.items() if t[1]}
+    def table(name, head, rows): return Table(head, rows, table_notes.get(name, ''), column_notes(name, head))
+    return {name: table(name, *t) for name,t in made.items() if t[1]}
 
 # %% ../../nbs/09_reports/08_comparison_report.ipynb #8ec1fbac
 _needed = '''arms differences cells budget seeds metric arm_options cost_ratios effects looks plan_hash base alarms

@@ -6,6 +6,7 @@
 __all__ = ['report_formats', 'Section', 'Document', 'as_html', 'as_md', 'as_tex', 'write_document']
 
 # %% ../../nbs/09_reports/03_document.ipynb #3ede6f85
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,10 +62,15 @@ figure{margin:0;min-width:0;background:var(--card);border:1px solid var(--line);
 padding:.9rem 1rem .7rem}figcaption{margin-bottom:.5rem}
 .chart{display:block;width:100%;max-width:30rem;height:auto;margin:0 auto}.chart *{stroke-linejoin:round;\
 stroke-linecap:butt}.chart text{font-family:inherit!important}
-.scroll{overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:8px}
+.scroll{overflow-x:auto;border:1px solid var(--line);border-radius:8px;background:\
+linear-gradient(90deg,var(--card) 1.2rem,transparent) left/3rem 100% no-repeat local,\
+linear-gradient(270deg,var(--card) 1.2rem,transparent) right/3rem 100% no-repeat local,\
+linear-gradient(90deg,var(--faint),transparent) left/.9rem 100% no-repeat scroll,\
+linear-gradient(270deg,var(--faint),transparent) right/.9rem 100% no-repeat scroll,var(--card)}
 table{border-collapse:collapse;width:100%;font-size:.86rem;overflow-wrap:normal}th,td{text-align:left;\
 padding:.42rem .7rem;white-space:nowrap;border-bottom:1px solid var(--line)}
-tbody tr:last-child td{border-bottom:0}th{color:var(--soft);font-weight:500}.n{text-align:right;\
+tbody tr:last-child td{border-bottom:0}th{color:var(--soft);font-weight:500}\
+th[title]{cursor:help;text-decoration:underline dotted;text-underline-offset:.2em}.n{text-align:right;\
 font-variant-numeric:tabular-nums}
 td.w{white-space:normal;min-width:15rem;overflow-wrap:anywhere}
 .key span{display:inline-block;margin-right:1.1rem}.key i{display:inline-block;width:.7em;height:.7em;\
@@ -72,28 +78,44 @@ border-radius:50%;margin-right:.4em}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:.2rem 0 0;font:.84rem/1.5 ui-monospace,SFMono-Regular,Menlo,\
 Consolas,monospace}pre u{color:var(--soft);text-decoration:none}
 details{margin-top:2.6rem}summary{cursor:pointer;font-size:1.1rem;font-weight:650;margin-bottom:.8rem}
+nav ul{display:flex;flex-wrap:wrap;gap:.15rem 1rem;list-style:none;margin:1.4rem 0 0;padding:0;font-size:.88rem}
+a{color:var(--same)}details>div{scroll-margin-top:3.5rem}
 footer{margin-top:3rem;border-top:1px solid var(--line);padding-top:1rem}
 @media print{details{display:block}.scroll{overflow:visible}}
 """
 
 # %% ../../nbs/09_reports/03_document.ipynb #c38fee5d
-def _html_section(s):
-    body = ''.join(p.html() for p in s.parts)
-    if s.folded: return f'<details><summary>{html_text(s.title)}</summary>{body}</details>'
-    return f'<h2>{html_text(s.title)}</h2>{body}'
+def _section_ids(sections): # unique on the page, from the titles
+    ids = []
+    for s in sections:
+        name = 'section-' + '-'.join(re.findall(r'\w+', s.title.lower()))[:60]
+        ids.append(name if name not in ids else f'{name}-{len(ids) + 1}')
+    return ids
+
+def _html_section(s, name): # a link to what is inside a folded section opens it
+    title,body = html_text(s.title),''.join(p.html() for p in s.parts)
+    if s.folded: return f'<details><summary>{title}</summary><div id="{name}">{body}</div></details>'
+    return f'<h2 id="{name}">{title}</h2>{body}'
+
+def _html_contents(sections, ids): # links to the sections, where there are several
+    if len(sections) < 2: return ''
+    items = ''.join(f'<li><a href="#{i}">{html_text(s.title)}</a></li>' for s,i in zip(sections, ids))
+    return f'<nav aria-label="Contents"><ul>{items}</ul></nav>'
 
 def as_html(d:Document)->str:
     """Render the document `d` as one HTML page that needs nothing else
 
     Parameters:
         d: to render"""
+    ids = _section_ids(d.sections)
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width,initial-scale=1">',
         f'<title>{html_text(d.title)}</title><style>{_css}</style></head><body><main>',
         f'<h1>{html_text(d.title)}</h1><p class="sub">{html_text(d.sub)}</p>',
         *(p.html() for p in d.lead),
-        *map(_html_section, d.sections),
+        _html_contents(d.sections, ids),
+        *map(_html_section, d.sections, ids),
         f'<footer>{"".join(f"<p>{html_text(f)}</p>" for f in d.foot)}</footer></main></body></html>',
     ]
     return ''.join(parts)

@@ -55,7 +55,7 @@ def _scored_on(row):
 
 @comparison_tables('Which design wins where')
 def matrix_table(r:dict)->tuple:
-    """Arrange the verdicts by what was scored, against arms and training data
+    """Arrange the verdicts by what was scored, against arms and training data; a single row is left out
 
     Parameters:
         r: a comparison
@@ -73,7 +73,7 @@ def matrix_table(r:dict)->tuple:
     first = f'{columns[0][1]}: scored on, trained on' if one and len(sets) > 1 else 'scored on'
     scored = dict.fromkeys(map(_scored_on, m['rows']))
     rows = [[s, *(VerdictMark(verdicts.get((s, *c))) for c in columns)] for s in scored]
-    return [first, *(name(*c) for c in columns)], rows
+    return [first, *(name(*c) for c in columns)], rows if len(rows) > 1 else []
 
 # %% ../../nbs/09_reports/06_outcome_tables.ipynb #79592585
 def _difference_row(d): # what both tables show

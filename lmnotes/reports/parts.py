@@ -9,7 +9,7 @@ __all__ = ['Num', 'VerdictMark', 'tex_text', 'Paragraph', 'Callout', 'BulletList
 # %% ../../nbs/09_reports/01_parts.ipynb #15b734bd
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..core import *
 from .escaping import *
@@ -168,14 +168,17 @@ def _html_cell(c):
     text = c.html() if isinstance(c, VerdictMark) else html_text(str(c))
     return f'<td{" class=w" if len(str(c)) > 32 else ""}>{text}</td>' # long text may wrap
 
-def html_table(head, rows)->str:
+def html_table(head, rows, titles=None)->str:
     """Render a table as HTML that scrolls by itself when the page is narrow; all text is escaped
 
     Parameters:
         head: column names
-        rows: of lists of text, `Num` and `VerdictMark`"""
+        rows: of lists of text, `Num` and `VerdictMark`
+        titles: column name -> explanation, shown when the pointer rests on it"""
     body = ''.join('<tr>'+''.join(map(_html_cell, row))+'</tr>' for row in rows)
-    def heading(h, first): return f'<th{" class=n" if rows and isinstance(first, Num) else ""}>{html_text(str(h))}</th>'
+    def heading(h, first):
+        title = f' title="{html_text(titles[h])}"' if titles and h in titles else ''
+        return f'<th{" class=n" if rows and isinstance(first, Num) else ""}{title}>{html_text(str(h))}</th>'
     th = ''.join(heading(h, c) for h,c in zip(head, rows[0] if rows else head))
     return f'<div class="scroll" tabindex="0"><table><thead><tr>{th}</tr></thead><tbody>{body}</tbody></table></div>'
 
@@ -218,10 +221,11 @@ class Table:
     head:list     # column names
     rows:list     # of lists of text, `Num` and `VerdictMark`
     note:str=''   # a line below it
+    titles:dict=field(default_factory=dict) # column name -> explanation, on the page alone
     def html(self)->str:
         "Render as HTML"
         note = f'<p class="note">{html_text(self.note)}</p>' if self.note else ''
-        return html_table(self.head, self.rows)+note
+        return html_table(self.head, self.rows, self.titles)+note
     def md(self)->str:
         "Render as Markdown"
         return md_table(self.head, self.rows)+(f'\n\n{md_text(self.note)}' if self.note else '')
