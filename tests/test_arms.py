@@ -4,7 +4,9 @@ import pytest
 
 from lmnotes.comparison.cells import read_cell, waits_for
 from lmnotes.comparison.comparison import compare
+from lmnotes.comparison.ledger import confirming_experiment
 from lmnotes.comparison.plan import cell_options, load_plan, plan_cells
+from lmnotes.comparison.planning import plan_comparison
 from lmnotes.core import InputError
 from lmnotes.files import read_json
 
@@ -46,6 +48,21 @@ def test_effects_and_interaction_are_those_of_a_regression(factorial):
     muon,reversible = ('optimizer', 'muon'),('model', 'reversible')
     wanted = {(muon,): optimizer, (reversible,): model, (muon, reversible): both}
     assert found == {k: pytest.approx(v, abs=1e-6) for k,v in wanted.items()}
+
+def test_its_experiment_asks_it_again(factorial):
+    "With its factors, so that a ladder or a confirmation has the same arms"
+    asked = factorial.result['experiment']
+    again = plan_comparison(**asked)
+    assert again.factors == factorial.result['factors']
+    assert [a.name for a in again.arms] == factorial.result['arms']
+
+def test_a_confirmation_of_a_factorial_idea_has_the_arms_of_both_names(factorial):
+    baseline,arm = factorial.result['arms'][::3]
+    entry = dict(n=1, confirms=None, baseline=baseline, arm=arm, n_seeds=2, baseline_key='k', seeds=[0, 1])
+    e = confirming_experiment([entry], entry | dict(experiment=factorial.result['experiment']))
+    assert e['arms'][baseline] == dict(optimizer='adamw', model='standard')
+    assert e['arms'][arm] == dict(optimizer='muon', model='reversible')
+    assert 'vary' not in e and e['seeds'] == [2, 3]
 
 # ---- stages
 

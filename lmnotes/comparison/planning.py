@@ -135,8 +135,9 @@ def _test_plan(plan): # the same, shrunk to well under a minute
 
 def _made_arms(arms, vary): # of `Arm`; factors
     if vary:
-        factors = parse_factors(vary)
-        return factorial_arms(factors),factors
+        made = factorial_arms(factors := parse_factors(vary))
+        if arms and list(arms) != [a.name for a in made]: raise InputError('arms beside vary: give one of the two')
+        return made,factors
     if isinstance(arms, dict): return [make_arm(name, changes) for name,changes in arms.items()],{}
     made = not isinstance(arms, str) and arms and all(isinstance(a, Arm) for a in arms)
     return list(arms) if made else model_arms(arms or ''),{}
@@ -246,5 +247,5 @@ def plan_lines(plan:Plan, runs:dict)->list:
     lines.append(f"decides  {plan.metric}{margin}; plan {plan_hash(plan)}")
     if plan.tune: lines.append(f'tuning   {plan.tune} learning rates for each arm and dataset, on text held back')
     if plan.full_eval: lines.append(f"tasks    {', '.join(plan.tasks) or 'all'}; the baseline again, other seeds (A/A)")
-    lines.append(f'cells    {len(plan_cells(plan))} runs')
-    return lines + ['note     with one seed no verdict can be given']*(plan.most == 1)
+    note = ['note     with one seed no verdict can be given']*(plan.most == 1)
+    return [*lines, f'cells    {len(plan_cells(plan))} runs', *note]

@@ -94,8 +94,10 @@ def _experiment(plan): # keywords of `compare` that ask this again
     def said(o): return {k: v for k,v in o.items() if v not in ([], True) or k not in ('after', 'train', 'stages')}
     arms = {name: said(o) for name,o in arms.items()}
     names = [o['dataset'] for o in plan.datasets.values() if 'dataset' in o]
+    counted = plan.seeds == list(range(len(plan.seeds)))
     seeds = f'{len(plan.seeds)}..{plan.most}' if plan.most > len(plan.seeds) else len(plan.seeds)
-    return values | dict(arms=arms, seeds=seeds, datasets=names or None, pieces=plan.pieces)
+    asked = dict(arms=arms, seeds=seeds if counted else plan.seeds, datasets=names or None, pieces=plan.pieces)
+    return values | asked | (dict(vary=plan.factors) if plan.factors else {})
 
 weights_note = 'These verdicts are about these weights: whether another seed would do as well was not asked.'
 

@@ -195,7 +195,7 @@ def count_sentence(r:dict, arm:str)->str:
     results = 'secondary outcome' if len(ds) == 1 else 'secondary outcomes'
     return (
         f"Of {len(ds)} {results}, {arm} is better than {r['baseline']} on {better}, worse on {worse}{same}, and cannot "
-        f"be told from it on {undecided}{told}{f' (Holm over {family} outcomes)' if family else ''}."
+        f"be told from it on {undecided}{told}{f' (Holm over {family} outcomes)' if (family or 0) > 1 else ''}."
     )
 
 def failure_sentence(r:dict)->str:
