@@ -280,16 +280,20 @@ def split_tail(text:str, fraction:float=0.05)->tuple:
     return text[:cut], text[cut:]
 
 # %% ../../../nbs/01_data/sources/01_files.ipynb #e8dd5b4e
-def hold_out_documents(texts:list, fraction:float=0.05)->tuple:
+def hold_out_documents(texts:list, fraction:float=0.05, most:int=2**20)->tuple:
     """Cut a validation part from training documents
 
     Parameters:
         texts: documents
         fraction: share held out, in (0,1)
+        most: characters held out, at most about: each evaluation reads them all
     Returns: training documents, validation documents, a sentence about what was done"""
+    n = sum(map(len, texts))
+    share = min(fraction, most/max(n, 1))
     if len(set(texts)) == 1:
-        head,tail = split_tail(texts[0], fraction)
-        return [head], [tail], f'no validation split: the last {fraction:.0%} of the only document are held out'
-    train,valid = split_by_hash(texts, fraction)
+        head,tail = split_tail(texts[0], share)
+        held = f'{fraction:.0%}' if share == fraction else f'{len(tail):,} characters'
+        return [head], [tail], f'no validation split: the last {held} of the only document are held out'
+    train,valid = split_by_hash(texts, share)
     note = f'no validation split: {len(valid)} of {len(texts)} documents are held out by content hash'
     return [texts[i] for i in train], [texts[i] for i in valid], note

@@ -193,7 +193,7 @@ def _load_tokens(folder, tok, files)->KeptTokens: # an `InputError` where someth
 
 # %% ../../../nbs/01_data/token_cache/05_token_cache.ipynb #cb29940b
 TOKEN_CACHE_FROM = 2**24 # bytes of text from which its tokens are kept on disk
-_FORMAT = 2              # of a folder; another one is made anew
+_FORMAT = 3              # of a folder and of what is held out; another one is made anew
 
 def is_big_text(path)->bool:
     """Tell whether the tokens of a text are kept on disk
