@@ -1,5 +1,6 @@
 "A run remembers how its prompts were made, and whoever asks its model does it in that form."
 import json
+import shutil
 
 import pytest
 import torch
@@ -225,6 +226,18 @@ def test_sft_from_a_tuned_run_keeps_its_form_and_says_so(tuned, tmp_path):
     changed = train(output_dir=str(tmp_path/'changed'), **options | dict(data_path=other))
     assert read_json(changed.path/'args.json')['options']['prompt_template'] is None
     assert PromptForm.load(changed.path/'final').template is None
+
+def test_a_resumed_run_keeps_the_form_that_it_inherited(tuned, tmp_path):
+    _,path,run = tuned
+    options = dict(model=str(run), mode='sft', data_path=path, device='cpu', max_length=64, batch_size=2, quiet=True,
+                   plots=False, max_steps=2, save_steps=1, lr_scheduler_type='constant')
+    whole = train(output_dir=str(tmp_path/'run'), **options)
+    ends = {f: (whole.path/'final'/f).read_bytes() for f in ('prompts.json', 'model.safetensors')}
+    for name in ('final', 'checkpoints/step_000002'): shutil.rmtree(whole.path/name)
+    (whole.path/'summary.json').unlink()
+    again = train(resume=str(whole.path), quiet=True)
+    assert PromptForm.load(again.path/'final').template == TEMPLATE
+    assert {f: (again.path/'final'/f).read_bytes() for f in ends} == ends
 
 def test_a_mixture_is_asked_in_the_prompts_of_its_datasets(tuned, tmp_path):
     _,_,run = tuned
