@@ -36,7 +36,7 @@ log=$venv/install.log; : >"$log"
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
 show() { grep --line-buffered -E '^ *(Downloading .*[MG]B\)|Building|Installing)' | cut -c-110 || true; }
 
-# the pip that comes with Python 3.11 resolves three times slower; modules are compiled when first imported
+# the pip that comes with Python 3.11 resolves three times slower; modules are compiled below, on all cores
 pip install -q --retries 10 "$tested_pip" >>"$log" 2>&1 || stop "pip could not renew itself; see $log"
 say "installing $part${versions:+ in the versions of constraints.txt} (everything pip says is in $log)"
 for try in 1 2 3; do
@@ -52,5 +52,8 @@ if [ "$("$venv/bin/python" -c 'from lmnotes.core import torchvision_state as s; 
     say "removing a torchvision that cannot load beside this torch"
     pip uninstall -qy torchvision >>"$log" 2>&1
 fi
+# once, on all cores: with PYTHONDONTWRITEBYTECODE set every command would compile them anew (8 s each)
+say "compiling modules"
+"$venv/bin/python" -m compileall -qq -j 0 "$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" || true
 for stamp in $stamps; do touch "$venv/$stamp"; done
 say "ready: $("$venv/bin/python" -c 'import torch, platform; print("Python", platform.python_version(), "with torch", torch.__version__)')"
