@@ -4,8 +4,9 @@ import subprocess
 
 import pytest
 
-LONGEST = '''comparison arms training distributed kills fuzz hub streams rl suite memory_check sandbox plugins
-hub_deadline scoring trust'''.split() # that take minutes begin first, so that none is left to one worker at the end
+LONGEST = '''comparison arms training distributed kills fuzz hub streams bench rl suite memory_check sandbox plugins
+hub_deadline metrics scoring trust commands messages models labels pictures project
+structure'''.split() # that take minutes begin first, so that none is left to one worker at the end
 
 def pytest_collection_modifyitems(items):
     place = {f'test_{name}': i for i,name in enumerate(LONGEST)}

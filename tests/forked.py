@@ -22,6 +22,7 @@ from functools import cache
 from itertools import count
 
 READ_AT_IMPORT = 'ATEN_', 'CUDA_', 'HF_', 'MKL_', 'OMP_', 'ONEDNN_', 'PYTHON', 'TRANSFORMERS_'
+OF_SERVERS = dict(TOKENIZERS_PARALLELISM='false', HF_HUB_DISABLE_PROGRESS_BARS='1') # the same in all of them
 MODULES = '''lmnotes.app.cli lmnotes.app.train_command lmnotes.app.model_commands lmnotes.comparison.executors
 lmnotes.comparison.comparison lmnotes.data.datasets.corpora peft datasets torch.utils.tensorboard
 matplotlib.backends.backend_agg torch.distributed.run torch._dynamo'''.split()
@@ -29,6 +30,7 @@ FORKED = 'lmnotes', 'torch.distributed.run' # modules that `-m` names
 USUAL = subprocess.Popen # whatever a test puts in its place
 
 here = dict(servers={}, number=count(), key=None, address=None) # of this process; the last two in a fork of a server
+starting = threading.Lock() # two threads that ask at once share one server
 
 
 @cache
@@ -42,7 +44,7 @@ def can_fork():
 
 
 def import_key(env):
-    return json.dumps(sorted((k, v) for k,v in env.items() if k.startswith(READ_AT_IMPORT)))
+    return json.dumps(sorted((k, v) for k,v in env.items() if k.startswith(READ_AT_IMPORT) and k not in OF_SERVERS))
 
 
 def forkable(args):
@@ -58,14 +60,18 @@ def server_address(env):
     "Of the server for an environment, started where there is none"
     key = import_key(env)
     if here['address']: return here['address'] if key == here['key'] else None # a fork starts no server
-    if key not in here['servers']:
-        address = f'lmnotes-{os.getpid()}-{next(here["number"])}'
-        start = dict(env=env | dict(TOKENIZERS_PARALLELISM='false', HF_HUB_DISABLE_PROGRESS_BARS='1'))
-        process = USUAL([sys.executable, __file__, address], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                        stderr=subprocess.DEVNULL, start_new_session=True, **start)
-        if process.stdout.readline() != b'ready\n': raise RuntimeError('the server of forks did not start')
-        here['servers'][key] = address, process # it ends when its standard input does
+    with starting:
+        if key not in here['servers']: here['servers'][key] = start_server(env)
     return here['servers'][key][0]
+
+
+def start_server(env):
+    "Returns its address and its process, which ends when its standard input does"
+    address = f'lmnotes-{os.getpid()}-{next(here["number"])}'
+    process = USUAL([sys.executable, __file__, address], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL, start_new_session=True, env=env | OF_SERVERS)
+    if process.stdout.readline() != b'ready\n': raise RuntimeError('the server of forks did not start')
+    return address, process
 
 
 class Popen(USUAL):

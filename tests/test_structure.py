@@ -6,7 +6,6 @@ import json
 import re
 import sys
 from dataclasses import dataclass, is_dataclass
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,12 +27,6 @@ structure = load_tool()
 project = structure.Project()
 
 
-@cache
-def width_table():
-    "Measure the width once"
-    return structure.table(project)
-
-
 def listing(problems, most=40):
     "Return the problems as text, at most so many of them"
     more = [f'... {len(problems) - most} more'] if len(problems) > most else []
@@ -43,8 +36,7 @@ def listing(problems, most=40):
 @pytest.mark.parametrize('kind', structure.CHECKS)
 def test_project(kind):
     found = structure.CHECKS[kind](project)
-    measured = f'\n{width_table()}' if kind == 'width' else ''
-    print(measured)
+    measured = f'\n{structure.table(project)}' if found and kind == 'width' else ''
     assert not found, f'{len(found)} problems{measured}{listing(found)}'
 
 
@@ -222,6 +214,13 @@ def test_width_is_exact():
     width = structure.width_of(['# comment\n\nx = 1 # one\nif x: y = 2; z = 3\nfor i in x:\n    a; b; c\n'])
     assert (width.lines, width.joined) == (4, 3)
     assert width.characters == len('x = 1 # one' + 'if x: y = 2; z = 3' + 'for i in x:' + '    a; b; c')
+
+
+def test_table_shows_our_code_beside_that_of_libraries(tmp_path, monkeypatch):
+    monkeypatch.setattr(structure, 'LIBRARIES', ('fastcore', 'no_such_library'))
+    head, ours, pages, library, functions = structure.table(toy(tmp_path)).splitlines()
+    assert [line.split()[0] for line in (head, ours, pages, library)] == ['code', 'toy', 'notebooks', 'fastcore']
+    assert ours.split()[1] == '14' and float(library.split()[2]) > 20 and functions.startswith('1 functions, 0 of')
 
 
 def test_exceptions_need_a_reason_and_a_use(tmp_path):

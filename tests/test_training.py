@@ -411,8 +411,8 @@ def test_the_notebook_api(tmp_path, monkeypatch):
     root = tmp_path/'root/stanfordnlp__imdb/default'
     root.mkdir(parents=True)
     rows = dict(
-        text=[f'A film about {i} things, and a good one. ' * 12 for i in range(120)],
-        label=[i % 2 for i in range(120)],
+        text=[f'A film about {i} things, and a good one. ' * 12 for i in range(48)],
+        label=[i % 2 for i in range(48)],
     )
     for split in ('train', 'test'):
         pq.write_table(pa.table(rows), root/f'{split}.parquet')
@@ -433,8 +433,9 @@ text  = generate(model, data.tokenizer, 'Once', max_new_tokens=64, temperature=0
     assert scope['text'].startswith('Once')
     asked = dict(dry_run=True, say=lambda line: None)
     plan = scope['compare'](['standard', 'reversible'], ['prose'], **asked)
-    assert plan.budget == 'tokens:200000' # ten times as much
-    scope['compare'] = partial(scope['compare'], budget='tokens:20k', dim=32, n_layer=2, n_head=2, costs=False)
+    assert plan.budget == 'tokens:200000' # twenty times as much
+    small_model = dict(dim=32, n_layer=2, n_head=2, costs=False)
+    scope['compare'] = partial(scope['compare'], budget='tokens:10k', pieces=64, **small_model)
     exec("c = compare(['standard', 'reversible'], ['prose'], seeds=3); c.table(); c.report('report.html')", scope)
     assert (tmp_path/'report.html').stat().st_size > 10_000
 

@@ -4,6 +4,7 @@ import gc
 import importlib
 import multiprocessing as mp
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from nbdev.test import test_nb
 
 LIMIT = 300 # seconds a notebook may take
 FIRST = 'tutorials', 'experiments' # folders with long ones, which begin first: none is left to one worker at the end
+FORKED = ('06_executors',) # pages that start the library again and again, to do jobs
 
 def preload():
     "Import once what nearly every notebook imports; each process begins as a copy of this one"
@@ -30,9 +32,16 @@ def preload():
         importlib.import_module(name)
     gc.freeze() # no page looks for garbage in it
 
+def fork_processes():
+    "Let what a page starts be forks of a process that has imported the library: see `tests/forked.py`"
+    sys.path.append(str(get_config().config_path/'tests'))
+    import forked
+    subprocess.Popen = forked.Popen
+
 def run(nb):
     config = get_config()
     os.chdir(config.nbs_path)
+    if nb.stem in FORKED: fork_processes()
     try:
         ok,_ = test_nb(nb, skip_flags=config.tst_flags.split(), basepath=config.config_path)
     except BaseException as e:
