@@ -1,6 +1,8 @@
 "Reports say what their JSON says, in four forms, of whatever folders they are given"
+import html
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from html.parser import HTMLParser
@@ -8,6 +10,9 @@ from html.parser import HTMLParser
 import pytest
 
 from lmnotes.app.cli import main
+from lmnotes.comparison.plan import plan_hash
+from lmnotes.comparison.planning import plan_comparison
+from lmnotes.comparison.result import new_result
 from lmnotes.files import append_jsonl, write_json
 from lmnotes.reports.comparison_report import write_report
 from lmnotes.reports.document import Document, Section, as_html, as_md, as_tex
@@ -77,7 +82,9 @@ def test_the_page_needs_nothing_and_runs_nothing(reports):
     without_names = re.sub(r'xmlns(:\w+)?="[^"]*"', '', page)
     assert not {'script', 'link', 'img', 'iframe', 'object'} & p.tags
     assert not re.search(r'(?<!xmlns=")(?<!xmlns:xlink=")https?://', without_names)
-    assert not re.search(r'(src|href)="(?!#)', page) and not re.search(r'\son\w+="', page)
+    outside = re.sub(r'<a href="report_(scores\.csv|experiment\.json)">', '', page) # what was written beside it
+    assert len(outside) < len(page) and not re.search(r'(src|href)="(?!#)', outside)
+    assert not re.search(r'\son\w+="', page)
     assert len(p.ids) == len(set(p.ids))
     assert 'prefers-color-scheme:dark' in page and 'name="viewport"' in page
 
@@ -101,6 +108,33 @@ def test_a_matrix_of_one_row_is_hidden(tmp_path):
     assert 'Which design wins where' in write_report(r, tmp_path/'r.md').read_text(encoding='utf-8')
     r['differences'] = [d for d in r['differences'] if d['primary']]
     assert 'Which design wins where' not in write_report(r, tmp_path/'r.md').read_text(encoding='utf-8')
+
+def test_the_scores_stand_beside_the_report(reports):
+    head,*rows = (reports/'report_scores.csv').read_text(encoding='utf-8').splitlines()
+    r = json.loads((reports/'report.json').read_text(encoding='utf-8'))
+    assert head == 'arm,dataset,seed,metric,value' and len(rows) == 4*len(r['cells'])
+    assert {float(x.rsplit(',', 1)[1]) for x in rows} <= leaves(r['cells'])
+
+@pytest.mark.parametrize('asked', [
+    dict(arms='standard,reversible', seeds='2..4', margin=.02),
+    dict(vary=dict(optimizer=['adamw', 'muon'], lr_scheduler_type=['linear', 'cosine']), seeds=[3, 5]),
+])
+def test_the_command_asks_the_same_plan_again(asked, tmp_path, capsys):
+    plan = plan_comparison(**asked, budget='steps:2')
+    result = new_result(plan)
+    same = {k: result[k] for k in ('experiment', 'factors', 'seeds', 'plan_hash')}
+    r = example_comparison(datasets=('embedded/prose',), factors=plan.factors) | same
+    page = write_report(r, tmp_path/'report.html').read_text(encoding='utf-8')
+    command = html.unescape(re.search(r'<pre class="command">(lmnotes compare [^<]*)</pre>', page)[1])
+    assert main([*shlex.split(command)[1:], '--dry_run']) == 0
+    assert f'plan {plan_hash(plan)}' in capsys.readouterr().out and plan_hash(plan) in page
+    assert not write_report(r, tmp_path/'other.md').with_name('other_scores.csv').exists()
+
+def test_what_is_open_names_the_seeds(tmp_path):
+    r = example_comparison(datasets=('embedded/prose',)) | dict(experiment=dict(arms=dict(a={}, b={}), seeds=3))
+    r['differences'][0] |= dict(verdict='cannot tell', more_seeds=4)
+    page = write_report(r, tmp_path/'report.html').read_text(encoding='utf-8')
+    assert 'about 4 more seeds, 7 in all' in page and '--seeds 7</pre>' in page
 
 def test_light_and_dark_colour_everything(reports):
     page = (reports/'report.html').read_text(encoding='utf-8')

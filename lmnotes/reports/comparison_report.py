@@ -18,6 +18,8 @@ from .formatting import *
 from .outcome_tables import *
 from .parts import *
 from .sections.column_notes import *
+from .sections.report_files import *
+from .sections.reproduce import *
 from .sentences import *
 from .svg import *
 
@@ -203,21 +205,28 @@ def _first_tables(r, tables): # the sections above the charts; taken out of `tab
     names = ('What differs', 'Effects', 'Which design wins where', 'What decides')
     return {name: tables.pop(name) for name in names if name in tables}
 
-def comparison_document(r:dict)->Document:
+def _closing_sections(r, folder): # how to go on from here
+    box = Section('Run it again', reproduce_parts(r, folder))
+    links = file_links(folder) if folder is not None else []
+    return [box, *([Section('Files', links)] if links else [])]
+
+def comparison_document(r:dict, folder=None)->Document:
     """Make the document of a comparison; an `InputError` for one of an earlier version
 
     Parameters:
-        r: a comparison, as `comparison.json` has it"""
+        r: a comparison, as `comparison.json` has it
+        folder: of the report, whose files are linked and named in commands; None: not known"""
     check_fields(r)
     notes,beside,tables = not_measured_notes(r),charts_beside_tables(r),_tables(r)
     def section(name, t): return Section(name, [beside[name], t] if name in beside else [t], name in _folded)
     first = [section(name, t) for name,t in _first_tables(r, tables).items()]
+    first.append(Section('What to do next', next_parts(r, folder)))
     sections = [*first, Section('In pictures', [outcome_charts(r)]), *(section(*x) for x in tables.items())]
     if notes: sections.insert(1, Section('Not measured', [BulletList(notes)]))
     if samples := sample_parts(r):
         sections.insert(len(sections)-min(3, len(tables)), Section('What they write', samples))
     foot = [_method, f"FLOPs: {r['flops_formula']}."]
-    return Document(_title(r), _subtitle(r), summary_parts(r), sections, foot)
+    return Document(_title(r), _subtitle(r), summary_parts(r), sections + _closing_sections(r, folder), foot)
 
 # %% ../../nbs/09_reports/08_comparison_report.ipynb #5d662c22
 def report_html(r:dict)->str:
@@ -242,9 +251,14 @@ def report_tex(r:dict)->str:
     return as_tex(comparison_document(r))
 
 def write_report(r:dict, path)->Path:
-    """Write the report of a comparison in the format that the suffix names; an `InputError` for an unknown one
+    """Write the report of a comparison in the format of the suffix; beside `report.*`, its scores and experiment too
 
     Parameters:
         r: a comparison
         path: to write, ending in .html, .md, .tex or .json"""
-    return write_document(comparison_document, r, path)
+    path = Path(path)
+    folder = path.parent if path.stem == 'report' else None # a report of another name does not own these files
+    if folder is not None and path.suffix in report_formats:
+        check_fields(r)
+        write_beside(r, path)
+    return write_document(lambda result: comparison_document(result, folder), r, path)

@@ -77,6 +77,7 @@ td.w{white-space:normal;min-width:15rem;overflow-wrap:anywhere}
 border-radius:50%;margin-right:.4em}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:.2rem 0 0;font:.84rem/1.5 ui-monospace,SFMono-Regular,Menlo,\
 Consolas,monospace}pre u{color:var(--soft);text-decoration:none}
+pre.command{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:.6rem .9rem;margin:0 0 1rem}
 details{margin-top:2.6rem}summary{cursor:pointer;font-size:1.1rem;font-weight:650;margin-bottom:.8rem}
 nav ul{display:flex;flex-wrap:wrap;gap:.15rem 1rem;list-style:none;margin:1.4rem 0 0;padding:0;font-size:.88rem}
 a{color:var(--same)}details>div{scroll-margin-top:3.5rem}

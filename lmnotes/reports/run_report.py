@@ -11,7 +11,7 @@ from pathlib import Path
 from ..core import *
 from ..files import *
 from ..reading import reading
-from .comparison_report import check_fields, comparison_document
+from .comparison_report import check_fields, comparison_document, write_report
 from .document import *
 from .formatting import *
 from .parts import *
@@ -236,9 +236,9 @@ def report_runs(paths, output_path=None, metric='bits_per_byte')->tuple:
     if output_path: out = Path(output_path)
     else: out = Path(paths[0]) if len(paths) == 1 else new_run_folder('report')
     if out.exists() and not out.is_dir(): raise InputError(f'{out} is a file; give a folder with --output_path')
-    make,source = runs_document,r
-    if len(r['comparisons']) == 1 and not r['runs'] and not r['missing']:
-        make,source = comparison_document,r['comparisons'][0]['result']
+    one = len(r['comparisons']) == 1 and not r['runs'] and not r['missing']
     with reading(', '.join(map(str, paths[:3])), 'what a run or a comparison leaves', 'resume or rerun it'):
-        for suffix in (*report_formats, '.json'): write_document(make, source, out/f'report{suffix}')
+        for path in (out/f'report{suffix}' for suffix in (*report_formats, '.json')):
+            if one: write_report(r['comparisons'][0]['result'], path)
+            else: write_document(runs_document, r, path)
     return out,r
