@@ -183,10 +183,10 @@ CHAT = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}
 def test_candidates_begin_the_answer_of_a_chat(monkeypatch):
     tok,seen = byte_tokenizer(),[]
     tok.chat_template = CHAT
-    def nll(model, rows):
-        seen.extend(rows)
-        return [float(len(answer)) for _,answer in rows]
-    monkeypatch.setattr(eval_model, '_batch_nll', nll)
+    def nll(model, prompt, answers):
+        seen.extend((prompt, answer) for answer in answers)
+        return [float(len(answer)) for answer in answers]
+    monkeypatch.setattr(eval_model, 'answer_nll', nll)
     model = build_model('standard', 'tiny', len(tok), dim=16, n_layer=1, n_head=2, max_length=2048)
     for name,score in (('opinions', score_classification), ('reading', score_choice)):
         ds,rows = load_choice_rows(name, None, 2, 0)

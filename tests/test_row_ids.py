@@ -184,10 +184,10 @@ def test_seq2seq(tok):
 
 def test_likelihood(tok, monkeypatch):
     seen = []
-    def nll(model, rows):
-        seen.extend(rows)
-        return [0.]*len(rows)
-    monkeypatch.setattr(eval_model, '_batch_nll', nll)
+    def nll(model, prompt, answers):
+        seen.extend((prompt, answer) for answer in answers)
+        return [0.]*len(answers)
+    monkeypatch.setattr(eval_model, 'answer_nll', nll)
     model = SimpleNamespace(training=False, eval=lambda: None, train=lambda mode: None)
     for p,options in (('Answer:', [' Paris', ' 4']), ('2+2=', ['4', '7']), ('Answer: ', ['Paris', '4'])):
         seen.clear()

@@ -21,7 +21,7 @@ from ..data.rows.special_tokens import has_marks
 from ..data.sft_examples import row_messages
 from ..data.sources.prompt_form import PromptForm, model_prompt_form
 from .generation_eval import *
-from ..models.chunked_loss import token_scores
+from ..models.decoding.answer_scores import answer_nll
 from ..models.generation import max_positions
 from ..models.task_heads import task_heads
 
@@ -135,13 +135,18 @@ def start_ids(tokenizer)->list:
     Returns: one token id"""
     return [next(i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id, 0) if i is not None)]
 
-def _choice_ids(tokenizer, prompt, choices)->list: # of (ids of prompt and choice, place of the choice's first)
-    if not isinstance(prompt, str): return chat_choices(tokenizer, prompt, [c.strip() for c in choices])
-    pairs = encode_pairs(tokenizer, [prompt]*len(choices), choices, marked=has_marks(prompt))
-    return [(ids[:last], first) for ids,first,last,_ in pairs]
+def _choice_ids(tokenizer, prompts, choices): # of each prompt: (ids of prompt and choice, place of the choice's first)
+    kinds = [has_marks(p) if isinstance(p, str) else None for p in prompts]
+    found = {}
+    for marked in {*kinds} - {None}: # all at once
+        pairs = [(i, p, c) for i,(p,kind) in enumerate(zip(prompts, kinds)) if kind == marked for c in choices[i]]
+        owners,*texts = zip(*pairs) if pairs else ((), (), ())
+        for i,(ids,first,last,_) in zip(owners, encode_pairs(tokenizer, *map(list, texts), marked=marked)):
+            found.setdefault(i, []).append((ids[:last], first))
+    for i,(p,cs) in enumerate(zip(prompts, choices)):
+        yield found.get(i, []) if isinstance(p, str) else chat_choices(tokenizer, p, [c.strip() for c in cs])
 
-def _choice_item(tokenizer, prompt, choices, max_length): # tokens of the prompt, of each choice; whether it was cut
-    pairs = _choice_ids(tokenizer, prompt, choices)
+def _choice_item(tokenizer, pairs, max_length)->tuple: # tokens of the prompt, of each choice; whether it was cut
     common = min(first for _,first in pairs) # tokens of the prompt that all candidates have
     prompt = pairs[0][0][:common].tolist()
     answers = [ids[common:].tolist() for ids,_ in pairs]
@@ -150,16 +155,6 @@ def _choice_item(tokenizer, prompt, choices, max_length): # tokens of the prompt
         raise InputError(f'a choice takes {longest} tokens, and the model takes {max_length} with its prompt')
     kept = truncate_middle(prompt, max_length and max_length - longest)
     return kept or start_ids(tokenizer),answers,len(kept) < len(prompt)
-
-def _batch_nll(model, rows)->list: # of the choice of each row, in nats
-    T = max(len(prompt) + len(answer) for prompt,answer in rows) - 1
-    device = next(model.parameters()).device
-    x,y = torch.zeros(len(rows), T, dtype=torch.long),torch.full((len(rows), T), -100)
-    for r,(prompt,answer) in enumerate(rows):
-        n = len(prompt) + len(answer) - 1
-        x[r,:n] = torch.tensor([*prompt, *answer][:-1])
-        y[r,len(prompt)-1:n] = torch.tensor(answer)
-    return token_scores(model, x.to(device), y.to(device))[0].double().sum(1).tolist()
 
 # %% ../../nbs/05_evaluation/08_eval_model.ipynb #3c439a05
 @torch.no_grad()
@@ -175,10 +170,9 @@ def choice_nll(model, tokenizer, prompts:list, choices:list, max_length:int|None
     nll,was_training = [],model.training
     model.eval()
     try:
-        for prompt,texts in zip(prompts, choices):
-            ids,answers,_ = _choice_item(tokenizer, prompt, texts, max_length)
-            rows = [(ids, answer) for answer in answers]
-            nll.append(np.array([v for k in range(0, len(rows), 16) for v in _batch_nll(model, rows[k:k+16])]))
+        for pairs in _choice_ids(tokenizer, prompts, choices):
+            ids,answers,_ = _choice_item(tokenizer, pairs, max_length)
+            nll.append(np.array(answer_nll(model, ids, answers)))
     finally:
         model.train(was_training)
     return nll
@@ -192,7 +186,7 @@ def choice_cuts(tokenizer, prompts:list, choices:list, max_length:int|None=None)
         choices: of each prompt the texts that may follow
         max_length: tokens that both may take; None: any number
     Returns: of each prompt `prompt`, or nothing"""
-    items = (_choice_item(tokenizer, p, texts, max_length) for p,texts in zip(prompts, choices))
+    items = (_choice_item(tokenizer, pairs, max_length) for pairs in _choice_ids(tokenizer, prompts, choices))
     return ['prompt' if cut else '' for *_,cut in items]
 
 def probe_windows(s:EvalModel, texts:list, room:int=64)->torch.Tensor:
