@@ -45,6 +45,7 @@ class ComparisonResult:
     arm_options:dict = field(default_factory=dict) # option -> arm -> value, where arms differ
     factors:dict = field(default_factory=dict) # of a factorial design: option -> levels
     plan_hash:str = ''     # of what was fixed before the first run
+    plugins:dict = field(default_factory=dict) # imported user files and modules -> SHA-256
     baseline_key:str = ''  # hash of what ideas share that are tried against this baseline
     experiment:dict = field(default_factory=dict) # keywords of `compare` that ask this again
     most_seeds:int = 0     # seeds at most
@@ -127,6 +128,7 @@ def new_result(plan:Plan, how=None)->dict:
         arm_options=arm_table(plan.arms, plan.base),
         factors=plan.factors,
         plan_hash=plan_hash(plan),
+        plugins=plan.plugins,
         baseline_key=baseline_key(plan),
         experiment=_experiment(plan),
         most_seeds=plan.most,
