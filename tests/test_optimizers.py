@@ -10,7 +10,7 @@ from lmnotes.data.load import load_data
 from lmnotes.models.build import build_model
 from lmnotes.training.checkpoints import load_checkpoint, save_checkpoint
 from lmnotes.training.learner import SkipValidation, default_betas, default_lr, default_weight_decay, lm_learner
-from lmnotes.training.optimizers import Lion, opt_func_for, optimizers
+from lmnotes.training.optimizers import Lion, hidden_matrices, opt_func_for, optimizers
 from lmnotes.training.schedules import Schedule, lr_factor, schedules
 
 def learner(optimizer='adamw', precision='fp32', seed=0, **kwargs):
@@ -229,3 +229,14 @@ def test_bfloat16_on_a_cpu_learns_what_float32_learns():
             losses[p] = float(learn.model(**learn.dls.valid.one_batch()[0]).loss)
         assert learn.scaler is None and all(w.dtype == torch.float32 for w in learn.model.parameters())
     assert abs(losses['fp32'] - losses['bf16']) < 0.05
+
+def test_muon_leaves_filters_and_oscillators_to_adamw():
+    m = build_model('resonance', size='tiny', vocab_size=50)
+    hidden = {id(p) for p in hidden_matrices(m)}
+    for n,p in m.named_parameters():
+        if n.endswith(('taps', 'magnitude', 'phase')): assert p.ndim == 2 and id(p) not in hidden
+        if n.endswith('proj.weight'): assert id(p) in hidden
+    decays = {id(p): g['weight_decay'] for g in optimizers.build('muon', m, lr=0.1, wd=0.1).param_groups
+              for p in g['params']}
+    assert set(decays) == {id(p) for p in m.parameters()}
+    assert all(decays[id(p)] == 0 for n,p in m.named_parameters() if n.endswith('taps'))

@@ -60,14 +60,7 @@ def chunk_sizes(vocab:int, device='cpu')->tuple[int,int]:
     return rows,(max(1, 2**21//(4*vocab)) if on_cpu else rows)
 
 # %% ../../nbs/02_models/03_chunked_loss.ipynb #317de0dc
-def _add_product(out, p, h, slice=8192):
-    """out += p.T @ h
-
-    Parameters:
-        out: (V, C) float32 sum
-        p: (n, V) of the dtype we multiply in
-        h: (n, C) likewise
-        slice: rows of `out` at a time when the dtypes differ"""
+def _add_product(out, p, h, slice=8192): # out += p.T @ h; (V, C) float32, (n, V), (n, C)
     if out.dtype == p.dtype:
         out.addmm_(p.T, h)
         return
@@ -90,6 +83,12 @@ class _HeadGradients:
         dw = None if self.weight is None else self.weight.to(weight.dtype)
         db = None if self.bias is None else self.bias.to(bias.dtype)
         return self.h,dw,db
+
+# %% ../../nbs/02_models/03_chunked_loss.ipynb #1534287f
+def _logits_(out, x, w): # out = x @ w.T; (n, V), (n, C), (V, C), all of the dtype we multiply in
+    sliced = x.device.type == 'cpu' and x.dtype == torch.float32
+    step = 1024*torch.get_num_threads() if sliced else len(w)
+    for v in range(0, len(w), step): torch.mm(x, w[v:v+step].T, out=out[:,v:v+step])
 
 # %% ../../nbs/02_models/03_chunked_loss.ipynb #1af259f2
 def _chunk_loss_(z, labels, bias, rows, grad):
@@ -118,13 +117,14 @@ def _head_pass(h:Tensor, weight:Tensor, bias, labels:Tensor, dtype, need=(False,
     wide = torch.promote_types(dtype, torch.float32)
     chunk,rows = chunk_sizes(len(weight), h.device)
     w,grads,losses = weight.to(dtype),_HeadGradients(h, weight, wide, need),[]
+    room = h.new_empty(min(chunk, len(h)), len(weight), dtype=dtype)
     for i in range(0, len(h), chunk):
         at = slice(i, i+chunk)
         x = h[at].to(dtype)
-        z = x@w.T
+        z = room[:len(x)]
+        _logits_(z, x, w)
         losses.append(_chunk_loss_(z, labels[at], bias, rows, any(need)))
         grads.add(at, z, x, w)
-        del z # before the next chunk's logits are made
     nll,right = (torch.cat(t) for t in zip(*losses))
     return nll,right,grads.cast(weight, bias)
 

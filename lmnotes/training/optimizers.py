@@ -16,6 +16,9 @@ from ..core import InputError, Registry
 from ..dtypes import has_fast_bf16
 
 # %% ../../nbs/06_training/02_optimizers.ipynb #3f8f78da
+def _no_decay_ids(model): # of the parameters that modules name in `no_decay`
+    return {id(getattr(m, n)) for m in model.modules() for n in getattr(m, 'no_decay', ())}
+
 def decay_groups(model, wd:float, among=None)->list[dict]:
     """Group parameters so that only tensors of two dimensions or more decay, except those a module names in `no_decay`
 
@@ -25,7 +28,7 @@ def decay_groups(model, wd:float, among=None)->list[dict]:
         among: parameters to group; default: all that require a gradient
     Returns: two groups: matrices with `wd`, vectors without"""
     ps = [p for p in (model.parameters() if among is None else among) if p.requires_grad]
-    spared = {id(getattr(m, n)) for m in model.modules() for n in getattr(m, 'no_decay', ())}
+    spared = _no_decay_ids(model)
     decays = lambda p: p.ndim >= 2 and id(p) not in spared
     groups = [
         dict(params=[p for p in ps if decays(p)], weight_decay=wd),
@@ -207,7 +210,9 @@ def hidden_matrices(model)->list:
     Parameters:
         model: whose parameters learn
     Returns: of `nn.Parameter`"""
-    found = [p for n,p in model.named_parameters() if p.requires_grad and is_hidden_matrix(n, p)]
+    spared = _no_decay_ids(model)
+    candidates = [(n, p) for n,p in model.named_parameters() if p.requires_grad and id(p) not in spared]
+    found = [p for n,p in candidates if is_hidden_matrix(n, p)]
     if not found: raise InputError('muon needs matrices inside the network and this model has none; use adamw')
     return found
 
@@ -223,7 +228,8 @@ def muon(model, lr, wd, betas=(0.9, 0.95), eps=1e-8, momentum=0.95):
         eps: of AdamW
         momentum: of Muon"""
     hidden = hidden_matrices(model)
-    rest = [p for n,p in model.named_parameters() if p.requires_grad and not is_hidden_matrix(n, p)]
+    of_muon = {id(p) for p in hidden}
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in of_muon]
     # `betas` is not read: it lets fastai's momentum schedule address all groups alike
     groups = [dict(params=hidden, betas=betas)]
     return SideBySide(
