@@ -10,6 +10,9 @@ import pytest
 import torch
 
 from lmnotes.app.cli import main
+from lmnotes.comparison.arms import make_arm
+from lmnotes.comparison.plan import stages_of
+from lmnotes.comparison.planning import plan_comparison
 from lmnotes.core import InputError
 from lmnotes.files import read_json, write_json
 from lmnotes.models.hf.hf_load import hub_model
@@ -97,6 +100,36 @@ def test_a_plan_grants_nothing_on_rerun(place, capsys, option):
     for launcher in ('local', 'processes'):
         code,err = call(capsys, 'compare', '--rerun', 'comparison', '--launcher', launcher)
         assert code == 2 and f'add --{option} to the command line' in err
+
+@pytest.mark.parametrize('option', TRUST_OPTIONS)
+@pytest.mark.parametrize('place_of', ['stages', 'arm', 'stages of an arm', 'data', 'rates', 'tune_option'])
+def test_no_part_of_a_plan_adds_to_what_was_typed(option, place_of):
+    arms = [make_arm('a'), make_arm('b', dict(learning_rate=.01))]
+    more = {option: True}
+    plan = plan_comparison(arms, 'prose', budget='steps:2')
+    ds = next(iter(plan.datasets))
+    if place_of == 'arm': plan.arms[1] = replace(plan.arms[1], options=plan.arms[1].options | more)
+    elif place_of == 'stages of an arm': plan.arms[1] = replace(plan.arms[1], stages=(more,))
+    elif place_of == 'data': plan.datasets[ds] = plan.datasets[ds] | more
+    elif place_of == 'rates': plan.rates[ds] = dict(b=more)
+    else: setattr(plan, place_of, (more,) if place_of == 'stages' else more)
+    with pytest.raises(InputError, match=f'add --{option} to the command line'): stages_of(plan, 'b', ds)
+    typed = replace(plan, base=plan.base | more)
+    assert all(o[option] for o in stages_of(typed, 'b', ds))
+
+@pytest.mark.parametrize('text', [
+    'arms: {a: {}, b: {learning_rate: 0.01, stages: [{mode: pretrain, OPTION: true}]}}',
+    'arms: {a: {}, b: {OPTION: true}}',
+    'stages: [{mode: pretrain, OPTION: true}]\narms: {a: {}, b: {learning_rate: 0.01}}',
+    'arms: {a: {}, b: {learning_rate: 0.01}}\nbase: {OPTION: true}',
+    'vary: {OPTION: [true, false]}',
+])
+@pytest.mark.parametrize('option', TRUST_OPTIONS)
+def test_an_experiment_file_grants_nothing(place, capsys, option, text):
+    asked = f'datasets: prose\nbudget: steps:2\n{text}\n'.replace('OPTION', option)
+    (place/'e.yaml').write_text(asked, encoding='utf-8')
+    code,err = call(capsys, 'compare', 'e.yaml', '--dry_run')
+    assert code == 2 and option in err and err.startswith('lmnotes: ')
 
 def test_a_worker_gets_its_trust_from_its_parent(place):
     "A plan that changed after the parent read it is refused in the worker"

@@ -22,7 +22,7 @@ from ..reading import reading
 from ..training.build import weights_source
 from ..training.options import TrainOptions, options_from
 from ..training.planning.typed_values import *
-from ..trust import typed_trust
+from ..trust import granted, typed_trust
 
 # %% ../../nbs/08_comparison/02_plan.ipynb #d816719e
 @dataclass(frozen=True)
@@ -94,7 +94,9 @@ def stages_of(plan:Plan, arm:str, ds:str)->list:
     Returns: a dictionary for each stage"""
     a,shared = plan.arm(arm),_quiet | plan.base | plan.datasets[ds]
     own = a.options | plan.rates.get(ds, {}).get(a.name, {})
-    return [dict(budget=plan.budget) | shared | s | own for s in a.stages or plan.stages or ({},)]
+    trust,stages = granted(plan.base),a.stages or plan.stages or ({},) # no arm, stage or data adds to what was typed
+    typed_trust(plan.tune_option, trust, 'tune_option')
+    return [typed_trust(dict(budget=plan.budget) | shared | s | own, trust, f"arm '{arm}'") for s in stages]
 
 def stage_folder(folder, i:int, n:int)->Path:
     """Return the run folder of a stage: that of the cell, where there is one stage
@@ -194,8 +196,8 @@ def starts_random(plan:Plan, arm:str, ds:str)->bool:
         plan: of the comparison
         arm: its name
         ds: label of the training data"""
-    first = options_from(TrainOptions, **stages_of(plan, arm, ds)[0])
-    return plan.arm(arm).trained and weights_source(first) == 'random'
+    first = stages_of(plan, arm, ds)[0]
+    return plan.arm(arm).trained and weights_source(options_from(TrainOptions, **first)) == 'random'
 
 # %% ../../nbs/08_comparison/02_plan.ipynb #ac6a1c3c
 _fixed = '''arms base datasets seeds most budget metric margin question stages eval_datasets eval_split full_eval tasks
@@ -235,8 +237,7 @@ def load_plan(path, trust=())->Plan:
     Parameters:
         path: of `plan.json`
         trust: names of the trust options that were typed"""
-    path = Path(path)
-    if not path.is_file(): raise InputError(f'{path.parent} holds no plan.json; give the folder of a comparison')
+    if not (path := Path(path)).is_file(): raise InputError(f'{path.parent} holds no plan.json; name a comparison')
     d = read_json(path)
     with reading(path, 'the plan of a comparison', 'run the comparison again'):
         said,base = d.pop('hash'),typed_trust(typed_options(d['base']), trust, path)

@@ -53,8 +53,7 @@ def dataset_blocks(datasets, base:dict)->dict:
     labels = [_data_label(options_from(TrainOptions, **base | b)) for b in blocks]
     return dict(zip(listed(labels, 'dataset'), blocks))
 
-def _data_label(o):
-    return Path(o.data_path).name if o.data_path else ', '.join(o.datasets) or asked_dataset(o).name
+def _data_label(o): return Path(o.data_path).name if o.data_path else ', '.join(o.datasets) or asked_dataset(o).name
 
 # %% ../../nbs/08_comparison/03_planning.ipynb #d83918df
 own_score = 'own score' # bits per byte of text, of rows with answers the score of their dataset
