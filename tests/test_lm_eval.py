@@ -196,3 +196,18 @@ def test_every_recipe(name, tmp_path):
             )
             < 1e-3
         )
+
+def test_other_programs_stop_at_the_end_token(tmp_path):
+    "A saved model names it, so that `generate` of transformers stops there without being told"
+    from transformers import AutoModelForCausalLM
+    torch.manual_seed(0)
+    model,tok = build_model('standard', 'tiny', 258, dim=16, n_layer=1, n_head=2).eval(),byte_tokenizer()
+    x,asked = torch.tensor([[65, 66]]),dict(do_sample=False, max_new_tokens=12)
+    free = model.generate(x, pad_token_id=0, **asked)[0,2:].tolist()
+    tok.eos_token = tok.convert_ids_to_tokens(free[0])
+    save_pretrained_model(model, tok, tmp_path/'m')
+    found = AutoModelForCausalLM.from_pretrained(tmp_path/'m', trust_remote_code=True)
+    assert len(free) == 12 and found.generate(x, **asked)[0,2:].tolist() == free[:1]
+    tok.eos_token = '<eos>'
+    save_pretrained_model(found, tok, tmp_path/'again') # what a model says of itself stays
+    assert found.generation_config.eos_token_id == free[0]

@@ -28,6 +28,11 @@ from .distributed.process_groups import *
 from .learner import *
 
 # %% ../../nbs/06_training/09_checkpoints.ipynb #b16e272a
+def _name_end_token(model, tokenizer): # for other programs, which stop where the generation config says
+    config = getattr(model, 'generation_config', None)
+    if config is None or tokenizer is None or config.eos_token_id is not None: return
+    config.update(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, _from_model_config=False)
+
 def save_pretrained_model(model, tokenizer, path, state=None, processor=None):
     """Save weights, config and tokenizer into `path`, as `from_pretrained` reads them
 
@@ -41,6 +46,7 @@ def save_pretrained_model(model, tokenizer, path, state=None, processor=None):
     logging.disable_progress_bar() # a bar for every checkpoint would hide the run's own
     weights = {} if state is None else dict(state_dict=dict(state))
     adapters = dict(save_embedding_layers=False) if hasattr(model, 'peft_config') else {}
+    _name_end_token(model, tokenizer)
     model.save_pretrained(path, **weights, **adapters)
     if tokenizer is not None: tokenizer.save_pretrained(path) # shards may be numbers of a tokenizer that is not here
     if processor is not None: processor.save_pretrained(path)

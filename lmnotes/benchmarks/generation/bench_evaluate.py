@@ -194,7 +194,7 @@ def evaluation_bound(ways:EvaluationWays, outputs:list, bandwidth:float, peak:fl
 
 # %% ../../../nbs/10_benchmarks/generation/02_bench_evaluate.ipynb #05847fc8
 _TARGETS = dict(vs_lm_eval=('>=', 2), same_log_likelihoods=('>=', 1))
-_CASES = (('tiny', 'labels', 48, 80), ('small', 'labels', 4, 0), ('tiny', 'arithmetic', 16, 80))
+_CASES = (('tiny', 'labels', 64, 80), ('small', 'labels', 12, 0), ('tiny', 'arithmetic', 32, 80))
 _QUICK = (('tiny', 'labels', 3, 1), ('tiny', 'arithmetic', 2, 1)) # size, data, rows, steps of training
 
 def _timed(ways, repeats, device): # by the wall clock, by the processor's
@@ -246,5 +246,5 @@ def bench_evaluate(device='cpu', quick=False, progress=lambda what: None, data_d
             progress(f'{size}: {n} rows of {data}')
             if size not in folders: save_bench_model(f'{place}/{size}', size, steps, device, **shape)
             folders[size] = f'{place}/{size}'
-            variants.append(_measure(case, folders[size], data_dir, device, 2 if quick else 3, *machine))
+            variants.append(_measure(case, folders[size], data_dir, device, 2 if quick else 5, *machine))
     return dict(worst(variants, _TARGETS), variants=variants, targets=_TARGETS)
