@@ -34,13 +34,15 @@ nav.top ul{margin:0 0 1.8rem;padding:0 0 .7rem;border-bottom:1px solid var(--lin
 nav.top [aria-current]{color:var(--ink);text-decoration:none;font-weight:650}
 form{margin:0 0 1rem}.fields{display:flex;flex-wrap:wrap;gap:.6rem 1rem;align-items:end;margin:0 0 .8rem}
 label{display:block;color:var(--soft);font-size:.88rem;min-width:0}label.wide{flex:1 1 16rem}
-label input:not([type=checkbox]),select,textarea{display:block;width:100%;margin-top:.2rem}
+label input:not([type=checkbox]),label select,textarea{display:block;width:100%;margin-top:.2rem}
 input,select,textarea,button{font:inherit;color:var(--ink);background:var(--card);border:1px solid var(--faint);\
-border-radius:8px;padding:.4rem .6rem;max-width:100%}
-input[type=checkbox]{width:1.1rem;height:1.1rem;margin:.1rem;vertical-align:-.2rem;accent-color:var(--same)}
+border-radius:8px;padding:.35rem .6rem;max-width:100%;min-height:2.4rem;font-size:.92rem}
+input[type=checkbox]{width:1.1rem;height:1.1rem;min-height:0;margin:.1rem;vertical-align:-.2rem;\
+accent-color:var(--same)}label.tick{line-height:2.4rem}figure .note{margin:.4rem 0 0}
 input[type=number]{width:8rem}button{cursor:pointer;border-color:var(--same);color:var(--same);font-weight:650}
 textarea{min-height:6rem;resize:vertical}.wait:has(~ pre),.wait:has(~ .verdict){display:none}td.w{min-width:12rem}
 """
+_wide = 'main{max-width:1180px}' # of the list
 _pages = {'/': 'Runs', '/prompt': 'Two models, one prompt'}
 _drawing = threading.Lock()
 
@@ -58,7 +60,7 @@ def ui_page(d:Document, here='', more=())->str:
         d: what it shows
         here: address of the page, where it has a link of its own
         more: further links: pairs of an address and a name"""
-    with _drawing: return as_html(d, _css, _top(here, more))
+    with _drawing: return as_html(d, _css + _wide*(here == '/'), _top(here, more))
 
 # %% ../../../nbs/11_app/ui/02_ui_pages.ipynb #afaf2846
 def page_address(kind:str, name:str)->str:
@@ -112,8 +114,8 @@ def _search_form(query): # the values that were sent stand in it
         '<form method="get" action="/"><div class="fields"><label class="wide">Search: words, model=standard, '
         f'bits_per_byte&lt;2.5<input type="search" name="q" value="{html_text(query.get("q", ""))}"></label>'
         f'<label>Order<select name="order">{choice("newest", "newest first")}{choice("best", "best bits per byte")}'
-        f'</select></label><label><input type="checkbox" name="cells" value="1"{ticked}> runs of comparisons</label>'
-        '<button>Search</button></div></form>'
+        f'</select></label><label class="tick"><input type="checkbox" name="cells" value="1"{ticked}> '
+        'runs of comparisons</label><button>Search</button></div></form>'
     )
 
 def _runs_part(rows):
@@ -140,6 +142,10 @@ def _comparisons_part(rows):
 # %% ../../../nbs/11_app/ui/02_ui_pages.ipynb #b8d5cf51
 _first_run = 'There is no run here yet. This makes one in a minute; after it, load this page again:'
 
+_read_from = 'Read from {}. Nothing is written, and any user of this machine can open this page.'
+
+def _count(n, word): return f"{n:,} {word}{'' if n == 1 else 's'}"
+
 def _searched(rows, query): # the rows that fit, and what is wrong with the search
     rows = [r for r in rows if query.get('cells') or not r['cell']]
     if query.get('order') == 'best':
@@ -165,8 +171,9 @@ def index_page(root, query=None)->str:
     words = ['lmnotes', 'train', '--model', 'standard', '--dataset', 'prose', '--max_steps', '200']
     words += [] if str(root) == 'runs' else ['--output_dir', str(Path(root)/'first')]
     lead = [_search_form(query), *wrong] if runs else [ShellCommand(_first_run, words)]
-    count = f"{len(runs) - hidden} runs, {len(comparisons)} comparisons with {hidden} runs of their own"
-    return ui_page(Document('Runs and comparisons', f'{root}: {count}', lead, sections), '/')
+    sub = f"{_count(len(runs) - hidden, 'run')}, {_count(len(comparisons), 'comparison')}"
+    if hidden: sub += f" with {_count(hidden, 'run')} of their own"
+    return ui_page(Document('Runs and comparisons', sub, lead, sections, [_read_from.format(root)]), '/')
 
 # %% ../../../nbs/11_app/ui/02_ui_pages.ipynb #488760ee
 def run_page(root, name)->str:
@@ -263,14 +270,15 @@ def _with_titles(r): # names by model, data and seed, unique
         data = o.get('data_path') or ' + '.join(map(str, o.get('datasets') or [])) or o.get('dataset')
         titles.append(run_title(dict(model=o.get('model'), dataset=data, seed=o.get('seed'))) or x['name'])
     for x,title in zip(r['runs'], titles): x['name'] = title if titles.count(title) == 1 else f"{title} · {x['name']}"
-    return r | dict(differences=option_differences(r['runs']))
+    # the last of what is refused is the verdict, which stands at the top of the page
+    return r | dict(differences=option_differences(r['runs']), refused=r['refused'][:-1])
 
 def _verdict_parts(r):
     if words := verdict_words(r): return [ShellCommand(_gives_one, words)]
     return [Paragraph(_by_hand if {*r['differences']} - {*_per_run, *_length} else _alike)]
 
 def compare_page(root, names)->str:
-    """Show runs side by side: scores, curves, the options that differ, and that this is no verdict
+    """Show runs side by side, the older first: scores, curves, options that differ, and that this is no verdict
 
     Parameters:
         root: folder of runs
@@ -278,6 +286,7 @@ def compare_page(root, names)->str:
     names = list(dict.fromkeys(names))
     if not 2 <= len(names) <= 8: raise InputError(f'pick two to eight runs to see them side by side; {len(names)} came')
     paths = [shown_folder(root, n, 'args.json') for n in names]
+    paths.sort(key=lambda path: folder_date(path, 'args.json'))
     with reading(', '.join(names), 'what runs leave', 'resume them'):
         r = read_runs(paths)
         if len(r['runs']) < 2: raise InputError('; '.join(m['reason'] for m in r['missing']))

@@ -37,9 +37,10 @@ class PromptModel:
 def _run_models(root):
     rows = [r for r in list_runs(root) if any((Path(root)/r['name']/'final'/f).is_file()
             for f in ('config.json', 'adapter_config.json'))]
-    titles = [r['title'] for r in rows]
-    for r in sorted(rows, key=lambda r: r['cell']): # those of comparisons at the end
-        title = r['title'] if titles.count(r['title']) == 1 else f"{r['title']} · {r['name']}"
+    def origin(r): return f"of {r['name'].partition('/cells/')[0]}" if r['cell'] else r['date']
+    dated = [f"{r['title']} · {origin(r)}" for r in rows]
+    for r,title in sorted(zip(rows, dated), key=lambda pair: pair[0]['cell']): # those of comparisons at the end
+        if dated.count(title) > 1: title = f"{r['title']} · {r['name']}"
         yield r['name'], PromptModel(title, Path(root)/r['name'], Path(root))
 
 def prompt_models(root, more=())->dict:
@@ -183,12 +184,13 @@ def answer_pieces(asked:PromptRequest, cache:ModelCache, stopped=lambda: False):
         cache: of the server
         stopped: function: is the answer no longer wanted
     Returns: pieces of HTML"""
-    yield '<h2>What they write</h2><div class="grid">'
+    yield '<h2 id="answer">What they write</h2><div class="grid">'
     for m in asked.models: yield from _answer(m, asked, cache, stopped)
     yield '</div>'
 
 # %% ../../../nbs/11_app/ui/03_ui_prompts.ipynb #9588320f
 _place = '<p hidden>answer</p>'
+_sub = 'Two models are kept in memory at most; one that is not there is loaded first.'
 _no_model = 'No run here has a model in its folder final yet. This trains one; after it, load this page again:'
 
 def _choice(field, label, models, chosen):
@@ -205,7 +207,7 @@ def _prompt_form(models, values, token):
     v,names = _defaults | values,list(models)
     first,second = values.get('first') or names[0],values.get('second') or names[min(1, len(names) - 1)]
     return Markup(
-        f'<form method="post" action="/prompt"><input type="hidden" name="token" value="{html_text(token)}">'
+        f'<form method="post" action="/prompt#answer"><input type="hidden" name="token" value="{html_text(token)}">'
         f'<div class="fields">{_choice("first", "First model", models, first)}'
         f'{_choice("second", "Second model", models, second)}</div><div class="fields"><label class="wide">Prompt'
         f'<textarea name="prompt" rows="4">\n{html_text(v["prompt"])}</textarea></label></div><div class="fields">'
@@ -229,7 +231,7 @@ def prompt_page(models:dict, token:str, values={}, said='')->tuple:
     if said: lead.append(Callout(said, 'worse', 'nothing was asked'))
     foot = ['Both texts are drawn within the nucleus of probability 0.95, as lmnotes generate draws them. One text of '
             'one seed is an example and no measurement.']
-    d = Document('Two models, one prompt', f'{len(models)} models', [*lead, Markup(_place)], [], foot)
+    d = Document('Two models, one prompt', _sub, [*lead, Markup(_place)], [], foot)
     page = ui_page(d, '/prompt')
     before,_,after = page.partition(_place)
     return before, after
