@@ -71,7 +71,6 @@ def ui_command(o, given):
     site = UiSite(o.runs, o.models, o.device)
     runs,comparisons = list_runs(o.runs),list_comparisons(o.runs)
     sockets = loopback_sockets(o.port)
-    n = sum(not r['cell'] for r in runs)
-    print(f'{o.runs}: {n} runs, {len(comparisons)} comparisons' if runs or comparisons else _none.format(o.runs))
+    print(f'{o.runs}: {contents_line(runs, comparisons)}' if runs or comparisons else _none.format(o.runs))
     print(f'http://127.0.0.1:{sockets[0].getsockname()[1]}  (this machine only; Ctrl-C ends)', flush=True)
     UiServer(site).run(sockets)

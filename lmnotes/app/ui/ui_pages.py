@@ -144,8 +144,6 @@ _first_run = 'There is no run here yet. This makes one in a minute; after it, lo
 
 _read_from = 'Read from {}. Nothing is written, and any user of this machine can open this page.'
 
-def _count(n, word): return f"{n:,} {word}{'' if n == 1 else 's'}"
-
 def _searched(rows, query): # the rows that fit, and what is wrong with the search
     rows = [r for r in rows if query.get('cells') or not r['cell']]
     if query.get('order') == 'best':
@@ -163,7 +161,6 @@ def index_page(root, query=None)->str:
         query: q: search; cells: runs of comparisons too; order: newest or best"""
     query,runs,comparisons = query or {},list_runs(root),list_comparisons(root)
     rows,wrong = _searched(runs, query)
-    hidden = sum(r['cell'] for r in runs)
     sections = []
     if comparisons: sections.append(Section('Comparisons', [_comparisons_part(comparisons)]))
     if rows: sections.append(Section('Runs', [_runs_part(rows)]))
@@ -171,8 +168,7 @@ def index_page(root, query=None)->str:
     words = ['lmnotes', 'train', '--model', 'standard', '--dataset', 'prose', '--max_steps', '200']
     words += [] if str(root) == 'runs' else ['--output_dir', str(Path(root)/'first')]
     lead = [_search_form(query), *wrong] if runs else [ShellCommand(_first_run, words)]
-    sub = f"{_count(len(runs) - hidden, 'run')}, {_count(len(comparisons), 'comparison')}"
-    if hidden: sub += f" with {_count(hidden, 'run')} of their own"
+    sub = contents_line(runs, comparisons)
     return ui_page(Document('Runs and comparisons', sub, lead, sections, [_read_from.format(root)]), '/')
 
 # %% ../../../nbs/11_app/ui/02_ui_pages.ipynb #488760ee
