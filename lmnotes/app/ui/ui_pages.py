@@ -142,7 +142,7 @@ def _comparisons_part(rows):
 # %% ../../../nbs/11_app/ui/02_ui_pages.ipynb #b8d5cf51
 _first_run = 'There is no run here yet. This makes one in a minute; after it, load this page again:'
 
-_read_from = 'Read from {}. Nothing is written, and any user of this machine can open this page.'
+_read_from = 'Read from {}; nothing in it is changed. Any user of this machine can open this page.'
 
 def _searched(rows, query): # the rows that fit, and what is wrong with the search
     rows = [r for r in rows if query.get('cells') or not r['cell']]
