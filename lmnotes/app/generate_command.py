@@ -9,7 +9,7 @@ __all__ = ['rows_to_answer', 'encode_requests', 'generate_command']
 import json
 from dataclasses import replace
 
-from .model_commands import load_for_use, prompt_form_of
+from .saved_model import load_for_use, prompt_form_of
 from ..core import InputError
 from ..data.sources.files import read_file
 from ..data.sources.prompt_form import PromptForm

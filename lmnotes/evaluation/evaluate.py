@@ -12,7 +12,8 @@ from pathlib import Path
 from ..core import *
 from ..data.contamination_fingerprint import load_fingerprint
 from ..data.sources.prompt_form import model_prompt_form
-from .evaluation_data import EvaluationData, load_eval_model, saved_prompt_form
+from .asked_form import saved_prompt_form
+from .evaluation_data import EvaluationData, load_eval_model
 from .item_files import write_items
 from .scores import Scores, item_standard_error
 from .task_suite import *

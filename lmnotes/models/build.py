@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['models', 'model_sizes', 'model_loaders', 'standard_lm', 'gpt_lm', 'encoder_lm', 'count_parameters',
-           'saved_model_type', 'find_lm_class', 'load_lm', 'recipe_sizes', 'build_model']
+           'saved_model_type', 'saved_source', 'split_trained', 'find_lm_class', 'load_lm', 'recipe_sizes',
+           'build_model']
 
 # %% ../../nbs/02_models/07_build.ipynb #a4c3f74a
 import inspect
@@ -92,6 +93,26 @@ def saved_model_type(path)->str|None:
         if (p/'config.json').is_file():
             c = read_json(p/'config.json')
             return 'packed' if c.get('packed') else c.get('model_type')
+
+def saved_source(name:str)->str:
+    """Return the folder that holds the model of a run, or a name of the hub as it is
+
+    Parameters:
+        name: folder of a run or of a model, or a name of the hub
+    Returns: for `build_model`"""
+    is_path = Path(name).is_dir() or name.startswith(('.', '/', '~'))
+    return str(model_folder(Path(name).expanduser())) if is_path and not name.startswith('tiny:') else name
+
+def split_trained(name:str)->tuple:
+    """Split the name of a trained model; that of a recipe, whose weights are random, is an `InputError`
+
+    Parameters:
+        name: folder of a run or of a model, or a name of the hub, perhaps with rewrites: `runs/mine+ternary`
+    Returns: source for `build_model`, and '+' and the rewrites"""
+    base,plus,rewrites = str(name).partition('+')
+    if base in models:
+        raise InputError(f"'{base}' is a recipe with random weights; train it first, and give the folder of the run")
+    return saved_source(base),plus + rewrites
 
 def find_lm_class(name:str, cls=LM)->type|None:
     """Find `LM` or a subclass of it by its name, searched below `cls`

@@ -152,15 +152,11 @@ def pack_and_report(name, output_path, layout='base3', quantize=None, plain=Fals
         layout: of ternary codes: base3 or 2bit
         quantize: quantizer to apply first
         plain: write the weights it computes with in full instead"""
-    base,plus,rest = str(name).partition('+')
-    if base in models:
-        raise InputError(f"'{base}' is a recipe with random weights; train it first, and give the folder of the run")
-    if Path(base).expanduser().is_dir() or base.startswith(('.', '/', '~')):
-        base = str(model_folder(Path(base).expanduser()))
+    base,rewrites = split_trained(name)
     if plain:
-        export_dense(base + plus + rest, output_path)
+        export_dense(base + rewrites, output_path)
         return
-    model = load_packed(base) if is_packed(base) else build_model(base + plus + rest)
+    model = load_packed(base) if is_packed(base) else build_model(base + rewrites)
     made = pack(model, output_path, source_tokenizer(base), layout, quantize, verbose=False, source=base)
     print(packed_file_table(model, made.path))
     print(made)

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..exit_codes import explain, keep_traceback
-from ..model_commands import load_for_use
 from ..options import GenerateOptions
+from ..saved_model import load_for_use
 from .run_folders import *
 from .ui_pages import *
 from ...core import InputError, did_you_mean

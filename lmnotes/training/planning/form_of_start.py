@@ -10,8 +10,7 @@ from dataclasses import replace
 
 from ...data.sources.prompt_form import PromptForm
 from ...data.sources.user_files import column_names, read_user_rows
-from ...evaluation.asked_form import FORM_OPTIONS, form_line, overrule_form, template_columns
-from ...evaluation.evaluation_data import saved_prompt_form
+from ...evaluation.asked_form import FORM_OPTIONS, form_line, overrule_form, saved_prompt_form, template_columns
 from ..build import weights_source
 from ..build_data import asked_dataset
 from ..options import TrainOptions
