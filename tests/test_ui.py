@@ -226,6 +226,16 @@ def test_texts_are_those_of_lmnotes_generate(client, site, made, capfd, temperat
         printed = capfd.readouterr().out.removeprefix('Once\nupon').removesuffix('\n')
         assert control.sub('', printed) == text
 
+def test_a_folder_with_a_plus_is_a_folder(tmp_path, made, capsys):
+    "The cells of an arm `standard+ternary` lie in a folder of that name"
+    root = tmp_path/'runs'
+    for name in NAMES: shutil.copytree(made/name, root/'cells/a+ternary'/name)
+    site = UiSite(root, device='cpu')
+    keys = {k: f'cells/a+ternary/{n}' for k,n in zip(('first', 'second'), NAMES)}
+    assert len(texts(post(TestClient(ui_app(site), base_url=f'http://{HOST}'), form(site, **keys)))) == 2
+    words = ['--max_new_tokens', '4', '--device', 'cpu', '--prompt', 'Once']
+    assert main(['generate', '--model', str(root/keys['first']), *words]) == 0 and 'Once' in capsys.readouterr().out
+
 def test_a_model_that_cannot_be_read_does_not_take_the_other_text(tmp_path, made):
     root = tmp_path/'runs'
     for name in NAMES: shutil.copytree(made/name, root/name)
