@@ -17,6 +17,7 @@ from ..data.catalog import DatasetColumns, find_dataset, in_catalog
 from ..data.dataset_splits import rows_source
 from ..evaluation.evaluate import evaluate_model, evaluation_names
 from ..evaluation.evaluation_tables import evaluation_tables
+from ..folders import split_rewrites
 from ..models.build import saved_model_type
 from ..quantizers.packed_export import pack_and_report
 from ..rl.sandbox import require_walls
@@ -75,7 +76,7 @@ def wide_console()->Console:
 
 def _evaluation_options(o, given)->dict: # for `evaluate_model`
     options = {k: getattr(o, k) for k in (*_SAME, *LOADING)}
-    if saved_model_type(name := o.model.partition('+')[0]) == 'lmnotes': check_own_loading(name, options)
+    if saved_model_type(name := split_rewrites(o.model)[0]) == 'lmnotes': check_own_loading(name, options)
     options |= dict(limit=None if o.limit == 'all' else o.limit, bs=o.batch_size)
     columns = None
     if o.datasets: columns = DatasetColumns(o.text_column, o.prompt_column, o.target_column, o.label_column)

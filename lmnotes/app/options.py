@@ -8,7 +8,7 @@ __all__ = ['option_classes', 'commands', 'without_path', 'with_full_eval', 'alon
            'without_chat_or_file', 'without_file', 'with_code_task', 'when_sampling', 'in_chat_form', 'with_form',
            'when_packing', 'without_card', 'with_bench', 'command', 'repeated', 'CommonOptions', 'LoadingOptions',
            'CompareOptions', 'EvaluateOptions', 'GenerateOptions', 'PackOptions', 'ModelsOptions', 'DataOptions',
-           'BenchOptions', 'ReportOptions', 'DoctorOptions', 'option_comments']
+           'BenchOptions', 'ReportOptions', 'UiOptions', 'DoctorOptions', 'option_comments']
 
 # %% ../../nbs/11_app/01_options.ipynb #f8ceb27b
 import inspect
@@ -244,6 +244,15 @@ class ReportOptions(CommonOptions):
     metric: str = option('bits_per_byte', without_card) # or loss, perplexity: for runs of one tokenizer
     card: bool = False           # write a model card beside the weights instead
 
+@value_ranges(port=OptionRange(least=0, most=65535))
+@dataclass
+class UiOptions(CommonOptions):
+    "Browse runs and comparisons and prompt two models in a web page of this machine alone"
+    runs: Positional[str] = 'runs' # folder of runs and comparisons
+    models: tuple[str, ...] = () # further folders of saved models to prompt
+    device: str = 'auto'         # of the prompted models: auto, cuda, mps or cpu
+    port: int = 8765             # 0 takes any that is free
+
 @dataclass
 class DoctorOptions(CommonOptions):
     "Say what this machine has, and what is wrong with it"
@@ -258,6 +267,7 @@ command('generate', GenerateOptions, 'lmnotes.app.generate_command:generate_comm
 command('pack', PackOptions, 'lmnotes.app.model_commands:pack_command')
 command('models', ModelsOptions, 'lmnotes.app.models_command:models_command')
 command('data', DataOptions, 'lmnotes.app.data_command:data_command')
+command('ui', UiOptions, 'lmnotes.app.ui.ui_command:ui_command')
 command('doctor', DoctorOptions, 'lmnotes.app.doctor:doctor_command')
 
 # %% ../../nbs/11_app/01_options.ipynb #eb996d1b

@@ -25,8 +25,8 @@ def find_runs(root='runs')->list:
 
     Parameters:
         root: folder to look in, and below
-    Returns: of dicts: name, path, model, dataset, seed, status, bits_per_byte, loss, tokens; newest name
-        first"""
+    Returns: of dicts: name, path, model, dataset, seed, status, bits_per_byte, loss, tokens, seconds; newest
+        name first"""
     root = Path(root)
     if not root.is_dir(): raise InputError(f'there is no folder {root}; give the folder that holds your runs')
     return [
@@ -46,13 +46,14 @@ def _listed(path, root):
         bits_per_byte=None,
         loss=None,
         tokens=None,
+        seconds=None,
     )
     try:
         o = read_json(path/'args.json').get('options', {})
         s = read_json(path/'summary.json') if (path/'summary.json').is_file() else {}
-    except (ValueError, OSError, AttributeError):
+        named = o.get('data_path') or ' + '.join(o.get('datasets') or []) or o.get('dataset', '')
+    except (ValueError, OSError, AttributeError, TypeError):
         return row | dict(status='damaged')
-    named = o.get('data_path') or ' + '.join(o.get('datasets') or []) or o.get('dataset', '')
     return row | dict(
         model=str(o.get('model', '')),
         dataset=str(named),
@@ -61,6 +62,7 @@ def _listed(path, root):
         bits_per_byte=s.get('bits_per_byte'),
         loss=s.get('eval_loss'),
         tokens=s.get('tokens'),
+        seconds=s.get('train_seconds'),
     )
 
 # %% ../../nbs/11_app/11_run_explorer.ipynb #8857d2c9

@@ -18,6 +18,7 @@ from ..core import *
 from .contamination import normalize_words
 from .sources.files import content_hash
 from ..files import *
+from ..folders import split_rewrites
 from ..reading import reading
 
 # %% ../../nbs/01_data/24_contamination_fingerprint.ipynb #f7658b0d
@@ -237,7 +238,7 @@ def keep_fingerprint(folder, data, start=None):
     fp = training_fingerprint(data)
     if fp is None: return
     if start:
-        before = load_fingerprint(str(start).partition('+')[0])
+        before = load_fingerprint(split_rewrites(start)[0])
         fp = replace(fp, start_known=False) if before is None else fp.merge(before)
     save_fingerprint(fp, folder)
 
@@ -248,5 +249,5 @@ def copy_fingerprint(source, folder):
         source: folder of a model, perhaps with rewrites: `runs/mine+ternary`; anything else has no
             fingerprint
         folder: of another form of it: packed, or written in full"""
-    fp = load_fingerprint(str(source).partition('+')[0]) if isinstance(source, (str, Path)) else None
+    fp = load_fingerprint(split_rewrites(source)[0]) if isinstance(source, (str, Path)) else None
     if fp is not None: save_fingerprint(fp, folder)

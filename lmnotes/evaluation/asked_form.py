@@ -13,6 +13,7 @@ from ..core import *
 from ..data.catalog import Dataset
 from ..data.rows.prompt_templates import parse_template, with_template
 from ..data.sources.prompt_form import PromptForm
+from ..folders import split_rewrites
 from ..models.build import models, saved_source
 
 # %% ../../nbs/05_evaluation/04_asked_form.ipynb #66f22d4d
@@ -69,7 +70,7 @@ def saved_prompt_form(name:str)->PromptForm|None:
     Parameters:
         name: folder or hub id, perhaps with rewrites
     Returns: None where nothing is remembered"""
-    base = str(name).partition('+')[0]
+    base,_ = split_rewrites(name)
     return None if base in models else PromptForm.load(saved_source(base))
 
 # %% ../../nbs/05_evaluation/04_asked_form.ipynb #b47dd28b

@@ -18,7 +18,7 @@ from .item_files import write_items
 from .scores import Scores, item_standard_error
 from .task_suite import *
 from ..files import *
-from ..folders import check_writable
+from ..folders import check_writable, split_rewrites
 
 # %% ../../nbs/05_evaluation/12_evaluate.ipynb #d8d9ad36
 def evaluation_names()->list:
@@ -123,7 +123,7 @@ def evaluate_model(model, tasks='all', tokenizer=None, *, datasets=None, data_pa
     whole,groups = _select(tasks)
     folder = Path(model).expanduser() if isinstance(model, (str, Path)) else None
     name = str(model) if folder else type(model).__name__
-    fp = load_fingerprint(name.partition('+')[0]) if folder else None
+    fp = load_fingerprint(split_rewrites(name)[0]) if folder else None
     o.form = o.form or (saved_prompt_form(name) if folder else model_prompt_form(model))
     data = _data(o, datasets, data_path, name if folder else '', fp, progress, **named)
     _check_output(output, folder)

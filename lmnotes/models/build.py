@@ -17,6 +17,7 @@ from torch import nn
 from ..core import *
 from ..data.sources.prompt_form import load_prompt_form
 from ..files import *
+from ..folders import split_rewrites
 from .config import *
 from .decoder import *
 from .weight_checks import *
@@ -109,10 +110,10 @@ def split_trained(name:str)->tuple:
     Parameters:
         name: folder of a run or of a model, or a name of the hub, perhaps with rewrites: `runs/mine+ternary`
     Returns: source for `build_model`, and '+' and the rewrites"""
-    base,plus,rewrites = str(name).partition('+')
+    base,rewrites = split_rewrites(name)
     if base in models:
         raise InputError(f"'{base}' is a recipe with random weights; train it first, and give the folder of the run")
-    return saved_source(base),plus + rewrites
+    return saved_source(base),''.join(f'+{r}' for r in rewrites)
 
 def find_lm_class(name:str, cls=LM)->type|None:
     """Find `LM` or a subclass of it by its name, searched below `cls`
@@ -229,7 +230,7 @@ def build_model(name:str='standard', size:str='tiny', vocab_size:int=None, init:
         overrides: of a recipe: any field of `LMConfig`; of other models: see `hub_model`"""
     if not isinstance(name, (str, Path)):
         raise InputError(f"a model is given by name, such as 'standard', or by folder; {name!r} came")
-    base,*parts = str(name).split('+')
+    base,parts = split_rewrites(name)
     for p in parts: find_rewrite(p) # a wrong name fails before anything is built
     if base in models and init is None: return _build_recipe(base, size, vocab_size, dict(overrides, rewrites=parts))
     if base in models:

@@ -21,7 +21,7 @@ from ..data.contamination_fingerprint import copy_fingerprint
 from ..data.sources.prompt_form import load_prompt_form, save_prompt_form
 from ..data.tokenizers import get_tokenizer
 from ..files import *
-from ..folders import check_new_folder
+from ..folders import check_new_folder, split_rewrites
 from ..models.build import *
 from ..models.build import find_lm_class as find_lm_class
 from ..models.config import *
@@ -202,7 +202,7 @@ def source_tokenizer(source:str):
     Parameters:
         source: a folder, a hub id or a name for `build_model`, perhaps with rewrites after `+`
     Returns: a tokenizer; None where a folder has none"""
-    name = source.partition('+')[0]
+    name,_ = split_rewrites(source)
     path = Path(name).expanduser()
     path = path/'final' if (path/'final').is_dir() else path
     if path.is_dir(): return get_tokenizer(str(path)) if list(path.glob('*token*')) else None

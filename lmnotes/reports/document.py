@@ -103,16 +103,18 @@ def _html_contents(sections, ids): # links to the sections, where there are seve
     items = ''.join(f'<li><a href="#{i}">{html_text(s.title)}</a></li>' for s,i in zip(sections, ids))
     return f'<nav aria-label="Contents"><ul>{items}</ul></nav>'
 
-def as_html(d:Document)->str:
+def as_html(d:Document, css='', top='')->str:
     """Render the document `d` as one HTML page that needs nothing else
 
     Parameters:
-        d: to render"""
+        d: to render
+        css: further rules
+        top: HTML above the title"""
     ids = _section_ids(d.sections)
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width,initial-scale=1">',
-        f'<title>{html_text(d.title)}</title><style>{_css}</style></head><body><main>',
+        f'<title>{html_text(d.title)}</title><style>{_css}{css}</style></head><body><main>{top}',
         f'<h1>{html_text(d.title)}</h1><p class="sub">{html_text(d.sub)}</p>',
         *(p.html() for p in d.lead),
         _html_contents(d.sections, ids),

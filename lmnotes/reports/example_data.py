@@ -186,7 +186,7 @@ def write_example_run(path:Path, bpb=2.5, tokenizer='bytes', seed=0, fingerprint
         options: further options of `train`
     Returns: the folder"""
     path.mkdir(parents=True)
-    asked = dict(model='standard', dataset='prose', learning_rate=None, max_steps=40, seed=seed, **options)
+    asked = dict(model='standard', dataset='prose', learning_rate=None, max_steps=40, seed=seed) | options
     write_json(path/'args.json', dict(options=asked, data=dict(tokenizer=tokenizer)))
     write_json(path/'env.json', dict(python='3.11', platform='Linux', fingerprint=fingerprint))
     steady = dict(tokens_per_s=2e4, learning_rate=.003, memory_bytes=2**28)

@@ -165,7 +165,7 @@ class GeneratedTexts:
 # %% ../../nbs/09_reports/01_parts.ipynb #c786b880
 def _html_cell(c):
     if isinstance(c, Num): return f'<td class="n">{c.html()}</td>'
-    text = c.html() if isinstance(c, VerdictMark) else html_text(str(c))
+    text = c.html() if hasattr(c, 'html') else html_text(str(c))
     return f'<td{" class=w" if len(str(c)) > 32 else ""}>{text}</td>' # long text may wrap
 
 def html_table(head, rows, titles=None)->str:

@@ -17,6 +17,7 @@ from fastai.basics import *
 
 from ..core import *
 from ..files import *
+from ..folders import split_rewrites
 from ..models.build import build_model, models, saved_model_type
 from ..models.config import LMConfig
 from ..models.hf.hf_attention import attention_implementation, resolve_attention
@@ -34,7 +35,7 @@ def base_name(o)->str:
 
     Parameters:
         o: options with `model`"""
-    return o.model.partition('+')[0]
+    return split_rewrites(o.model)[0]
 
 def is_folder(name)->bool:
     """Tell whether a name is that of a folder here

@@ -17,7 +17,7 @@ from fastai.basics import *
 from ..core import *
 from ..data.contamination_fingerprint import keep_fingerprint
 from ..files import *
-from ..folders import is_unused, lock_folder, remove_partial_files
+from ..folders import is_unused, lock_folder, remove_partial_files, split_rewrites
 from ..models import models
 from ..models.lora import merge_lora
 from ..plugins import loaded_plugins
@@ -108,7 +108,7 @@ def locked(self:RunFolder, new:bool=False):
 # %% ../../nbs/06_training/18_run.ipynb #5e9f5902
 def _start_of(options)->str|None: # folder or hub id of trained weights that a run starts from
     name = str(options.get('init') or options.get('model', 'a model that was given'))
-    base = name.partition('+')[0]
+    base,_ = split_rewrites(name)
     return None if base in models or base.startswith('tiny:') else name
 
 _option_names = {f.name for f in dataclasses.fields(TrainOptions)}

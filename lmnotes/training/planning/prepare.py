@@ -19,7 +19,7 @@ from ...evaluation.generation_eval import *
 from ...evaluation.held_out.score_model import check_rows_fit
 from ...evaluation.metric_names import *
 from ...files import *
-from ...folders import check_writable, is_unused
+from ...folders import check_writable, is_unused, split_rewrites
 from ...models.build import models
 from ...models.causality import check_causal
 from ...models.config import find_rewrite
@@ -69,7 +69,7 @@ def check_run(o:TrainOptions, given=())->list:
     Returns: sentences on options without effect that are harmless"""
     optimizer_arguments(o.optimizer, (o.adam_beta1, o.adam_beta2), o.adam_epsilon)
     if o.lr_scheduler_type: schedules[o.lr_scheduler_type]
-    for name in o.model.split('+')[1:]: find_rewrite(name)
+    for name in split_rewrites(o.model)[1]: find_rewrite(name)
     if not o.resume_from_checkpoint: run_on_main(lambda: check_output_dir(o.output_dir))
     return check_effects(o, given)
 

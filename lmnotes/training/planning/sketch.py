@@ -12,6 +12,7 @@ from fastai.basics import *
 
 from ...core import *
 from ...files import *
+from ...folders import split_rewrites
 from ...models.build import build_model, saved_model_type
 from ...models.config import LMConfig, apply_rewrites
 from ...models.flops_and_memory import fake_tensor_mode, meta_model
@@ -28,7 +29,7 @@ def _labels(o, labels): # of the head
     return None if o.task == 'span' or not has_task_head(o) else labels or 2
 
 def _sketch_own(o, vocab_size, labels):
-    rewrites = o.model.split('+')[1:]
+    _,rewrites = split_rewrites(o.model)
     with fake_tensor_mode():
         if is_saved_model(o):
             config = LMConfig.from_pretrained(model_folder(Path(base_name(o)).expanduser()))
@@ -49,7 +50,7 @@ def _sketch_hub(o, plan):
     with torch.device('meta'), no_init_weights():
         model = random_model(plan.auto, plan.config, trust_remote_code=plan.options.trust_remote_code)
         model.tie_weights()
-        if not o.init: apply_rewrites(model, o.model.split('+')[1:])
+        if not o.init: apply_rewrites(model, split_rewrites(o.model)[1])
     return model.requires_grad_(not plan.quantized)
 
 def _of_hub(o): return bool(o.init) or not is_lmnotes_model(o)
