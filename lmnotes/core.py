@@ -198,6 +198,7 @@ def parse_count(s)->int:
         raise InputError(f"'{s}' is not a count; write a number such as 500, 2M or 1.5k")
     return round(n)
 
+# %% ../nbs/00_core.ipynb #e6531744
 def format_count(n)->str:
     """Three digits and a letter: 1.23M
 
@@ -246,6 +247,7 @@ def torchvision_state()->str:
     except (OSError, RuntimeError):
         return 'broken'
 
+# %% ../nbs/00_core.ipynb #d2c0039a
 def hide_broken_torchvision():
     "Keep a torchvision that cannot load away from transformers, and say so"
     if 'torchvision' in sys.modules or torchvision_state() != 'broken': return

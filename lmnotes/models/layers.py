@@ -74,6 +74,7 @@ class RMSNorm(nn.Module):
             return (x*torch.addcmul(eps, r, r, value=n).rsqrt_()).mul_(w)
         return run
 
+# %% ../../nbs/02_models/01_layers.ipynb #e96f7347
 @norms('layernorm')
 class LayerNorm(nn.LayerNorm):
     "Normalise vectors by mean and standard deviation; statistics in at least float32, like `RMSNorm`"
@@ -124,6 +125,7 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g): return _rotate_pairs(g, *ctx.saved_tensors, -1), None, None
 
+# %% ../../nbs/02_models/01_layers.ipynb #0fd7cd8a
 def apply_rope(x:Tensor, cos:Tensor, sin:Tensor)->Tensor:
     """Rotate channel pairs (i, i+D/2) by the angles of their positions
 
@@ -170,6 +172,7 @@ class FeedForward(nn.Module):
         up,down,activation = linear_step(self.up_proj),linear_step(self.down_proj),self.activation
         return lambda x: down(activation(up(x)))
 
+# %% ../../nbs/02_models/01_layers.ipynb #d7bc322e
 @ffns('gelu')
 class GELU(FeedForward):
     "Feed-forward of GPT-2 (tanh approximation of GELU)"
@@ -188,6 +191,7 @@ class ReLU2(FeedForward):
         Returns: (..., hidden) -> (..., hidden)"""
         return F.relu(h).square()
 
+# %% ../../nbs/02_models/01_layers.ipynb #2bcfddcf
 @ffns('swiglu')
 class SwiGLU(FeedForward):
     """Gated feed-forward, silu(gate) times up (arXiv:2002.05202, equation 6)
@@ -228,6 +232,7 @@ def has_step(m:nn.Module)->bool:
     owner = next(c for c in type(m).__mro__ if 'forward' in c.__dict__ or 'make_step' in c.__dict__)
     return 'make_step' in owner.__dict__
 
+# %% ../../nbs/02_models/01_layers.ipynb #7b4d462e
 def _weight_and_bias(m): # of a layer that multiplies by one matrix, whatever its input; None: call it
     if type(m) is nn.Linear: return None if m._forward_hooks or m._forward_pre_hooks else (m.weight, m.bias)
     return m.constant_weight() if hasattr(m, 'constant_weight') and has_step(m) else None

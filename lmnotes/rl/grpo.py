@@ -39,6 +39,7 @@ class RLDataFacts:
     spec:dict      # from which the data can be loaded again
     device:object  # where the model runs
 
+# %% ../../nbs/07_rl/11_grpo.ipynb #a950d303
 @dataclass
 class RLJob:
     "All that is decided before the first step of a run on rewards"
@@ -69,6 +70,7 @@ class RLJob:
         "Make what says events of the run, on rank 0 alone"
         return RunMessages(self.folder.log if is_main() else None, self.quiet or not is_main())
 
+# %% ../../nbs/07_rl/11_grpo.ipynb #defb5004
 @dataclass
 class RLRun:
     "A finished run on rewards"
@@ -138,6 +140,7 @@ def summarize_rl(job:RLJob, trainer, before:dict, after:dict, seconds:float, not
     tainted = getattr(job.data, 'tainted', None)
     return summary | (dict(tainted=tainted) if tainted else {})
 
+# %% ../../nbs/07_rl/11_grpo.ipynb #64d7a533
 def _say_before(job, recorder, before, notes):
     say = recorder.messages.say
     if job.checkpoint: say('resume', f'from step {job.first_step} of {job.settings.steps}, {job.checkpoint}')
@@ -154,6 +157,7 @@ def _result_text(summary): # means of the first and the last tenth of the steps
         f"{format_count(summary['tokens_per_s'])} tokens/s, {summary['train_seconds']:.1f} s"
     )
 
+# %% ../../nbs/07_rl/11_grpo.ipynb #7da9b9ae
 def _say_after(job, recorder, summary, samples):
     from rich.console import Console
     say,error = recorder.messages.say,summary['gain_standard_error']
@@ -166,6 +170,29 @@ def _say_after(job, recorder, summary, samples):
     say('result', _result_text(summary))
 
 # %% ../../nbs/07_rl/11_grpo.ipynb #ffabe9f8
+def _trackers(job):
+    facts = tracker_facts(job, 0, job.spec, world_size())
+    return [TensorBoard(job.folder.path, facts)] + ([WandB(job.folder.path, facts)] if job.settings.wandb else [])
+
+def _evaluation(job, scorer):
+    valid = rl_prompts(job.data, 'validation', job.settings.max_prompt_length)
+    return HeldOutEvaluation(job.model, job.data, job.settings, job.folder.path, valid, scorer.correctness)
+
+# %% ../../nbs/07_rl/11_grpo.ipynb #89ac339b
+def _train(job, scorer, recorder, evaluate): # trainer, seconds
+    s,data = job.settings,job.data
+    with quiet_libraries(), stop_on_signals(job):
+        prompts = rl_prompts(data, 'train', s.max_prompt_length)
+        trainer = make_grpo_trainer(job.model, data.tokenizer, s, scorer, recorder, prompts)
+        trainer.add_callback(recorder_callback(recorder, evaluate, job))
+        start = time.perf_counter()
+        trainer.train(resume_from_checkpoint=str(job.checkpoint) if job.checkpoint else None)
+        seconds = time.perf_counter() - start
+    job.step = trainer.state.global_step
+    if reason := job.stop_reason or job.stop_request: raise StopRequested(reason)
+    return trainer,seconds
+
+# %% ../../nbs/07_rl/11_grpo.ipynb #1f6ae4c7
 def _last_samples(recorder, step): # of this step, written now if they are not there
     rows = read_jsonl(recorder.path/'samples.jsonl')
     return rows[-4:] if rows and rows[-1]['step'] == step else recorder.write_samples(step)
@@ -184,27 +211,7 @@ def _finish(job, trainer, evaluate, before, seconds, notes)->RLRun:
     barrier()
     return RLRun(folder.path, job.model, job.data, summary, trainer)
 
-def _trackers(job):
-    facts = tracker_facts(job, 0, job.spec, world_size())
-    return [TensorBoard(job.folder.path, facts)] + ([WandB(job.folder.path, facts)] if job.settings.wandb else [])
-
-def _evaluation(job, scorer):
-    valid = rl_prompts(job.data, 'validation', job.settings.max_prompt_length)
-    return HeldOutEvaluation(job.model, job.data, job.settings, job.folder.path, valid, scorer.correctness)
-
-def _train(job, scorer, recorder, evaluate): # trainer, seconds
-    s,data = job.settings,job.data
-    with quiet_libraries(), stop_on_signals(job):
-        prompts = rl_prompts(data, 'train', s.max_prompt_length)
-        trainer = make_grpo_trainer(job.model, data.tokenizer, s, scorer, recorder, prompts)
-        trainer.add_callback(recorder_callback(recorder, evaluate, job))
-        start = time.perf_counter()
-        trainer.train(resume_from_checkpoint=str(job.checkpoint) if job.checkpoint else None)
-        seconds = time.perf_counter() - start
-    job.step = trainer.state.global_step
-    if reason := job.stop_reason or job.stop_request: raise StopRequested(reason)
-    return trainer,seconds
-
+# %% ../../nbs/07_rl/11_grpo.ipynb #7c1d2a11
 def _train_and_finish(job):
     s,notes = job.settings,check_rl_settings(job.settings)
     if not getattr(job.model, 'is_quantized', False): job.model.to(pick_device(s.device))
@@ -221,6 +228,7 @@ def _train_and_finish(job):
     job.model = remove_patches(trainer.model)
     return _finish(job, trainer, evaluate, before, seconds, notes)
 
+# %% ../../nbs/07_rl/11_grpo.ipynb #1c65cc35
 def run_rl(job:RLJob)->RLRun:
     """Train a model on rewards, from the first step or a checkpoint to the summary
 
@@ -242,6 +250,7 @@ def _new_folder(model, data, s, path):
         raise InputError(f'{path} already holds a run; choose another folder, or say resume=True')
     return RunFolder(path)
 
+# %% ../../nbs/07_rl/11_grpo.ipynb #8e36ebd8
 def grpo(model, data='arithmetic', path=None, resume=False, quiet=True, **settings)->RLRun:
     """Train a model on rewards with GRPO, leaving a run folder
 

@@ -40,6 +40,7 @@ def _batch_config(s): # sizes, lengths and sampling
         seed=s.seed,
     )
 
+# %% ../../nbs/07_rl/10_grpo_trainer.ipynb #85ee991a
 def _optimizer_config(s): # objective and learning rate
     return dict(
         beta=s.beta,
@@ -51,6 +52,7 @@ def _optimizer_config(s): # objective and learning rate
         disable_dropout=True,
     )
 
+# %% ../../nbs/07_rl/10_grpo_trainer.ipynb #ab66fefd
 def _reporting_config(s): # checkpoints and logs
     return dict(
         save_strategy='steps' if s.save_every else 'no',
@@ -60,6 +62,7 @@ def _reporting_config(s): # checkpoints and logs
         disable_tqdm=True,
     )
 
+# %% ../../nbs/07_rl/10_grpo_trainer.ipynb #e8b92ee6
 def grpo_config(s:RLSettings, path, weights=None, device='cpu', dtype=torch.float32):
     """Make TRL's configuration from the settings
 
@@ -105,6 +108,7 @@ def rollout_tokens(model, tokenizer, prompts:list, c, eos:list, seed:int=0)->lis
     write_tokens(model, ids, mask, choose, ends, c.max_completion_length)
     return ends.new
 
+# %% ../../nbs/07_rl/10_grpo_trainer.ipynb #498a9a41
 @contextmanager
 def _as_built(model): # in evaluation mode, with the `forward` of its class
     training,patched_forward = model.training,model.__dict__.pop('forward', None)
@@ -122,6 +126,7 @@ def _own_rollouts(trainer, prompts): # None: the model has no step
         options = trainer.args,trainer.eos_token_ids,_completion_seed(trainer)
         return rollout_tokens(model, trainer._tokenizer, prompts, *options)
 
+# %% ../../nbs/07_rl/10_grpo_trainer.ipynb #c0c2b4b9
 @functools.cache
 def grpo_trainer_class():
     "TRL's trainer with our prompts, seeds, checkpoints and log"
@@ -150,6 +155,7 @@ def grpo_trainer_class():
             barrier()
     return LMGRPOTrainer
 
+# %% ../../nbs/07_rl/10_grpo_trainer.ipynb #f227a649
 @contextmanager
 def _reference_is_a_copy(model):
     "TRL's reference is a copy of the model, not one read from where its config says it came from"
@@ -160,6 +166,7 @@ def _reference_is_a_copy(model):
     ):
         yield
 
+# %% ../../nbs/07_rl/10_grpo_trainer.ipynb #bd3dbd31
 def make_grpo_trainer(model, tokenizer, s:RLSettings, scorer, recorder, prompts:list):
     """Make the trainer of a run, with its prompts in order and its optimizer
 

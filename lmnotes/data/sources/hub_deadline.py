@@ -36,6 +36,7 @@ def hub_timeout_error()->type:
     class HubTimeoutError(OfflineModeIsEnabled): "The hub did not answer in the time it was given"
     return HubTimeoutError
 
+# %% ../../../nbs/01_data/sources/03_hub_deadline.ipynb #ee9aa715
 class HubDeadline:
     """How long this process has waited for the hub without success
 
@@ -105,6 +106,7 @@ def note(self:HubDeadline)->str:
     Returns: a sentence with a space before it, or ''"""
     return f' The hub: {self.reason()}.' if self.closed else ''
 
+# %% ../../../nbs/01_data/sources/03_hub_deadline.ipynb #74f5733b
 @patch
 def ask(self:HubDeadline, timeout:float=None)->float:
     """Start the clock before a request; a `HubTimeoutError` where the time is up
@@ -119,6 +121,7 @@ def ask(self:HubDeadline, timeout:float=None)->float:
         if self.left() <= 0: self.give_up('does not answer')
         return min(timeout or self.timeout, self.left())
 
+# %% ../../../nbs/01_data/sources/03_hub_deadline.ipynb #d3976ffe
 @patch
 def failed(self:HubDeadline, why:str):
     """Give up where there is no time for the pause before the next try and for that try, even on a slow machine
@@ -147,6 +150,7 @@ def _after(response):
     else:
         response.stream = _watched(type(response).__module__.partition('.')[0])(response.stream)
 
+# %% ../../../nbs/01_data/sources/03_hub_deadline.ipynb #e1a35d91
 @lru_cache
 def _watched(library): # class of a body that moves the clock; `library` is the one that the hub's library uses
     class Watched(sys.modules[library].SyncByteStream):
@@ -160,6 +164,7 @@ def _watched(library): # class of a body that moves the clock; `library` is the 
         def close(self): self.stream.close()
     return Watched
 
+# %% ../../../nbs/01_data/sources/03_hub_deadline.ipynb #c31cde4b
 def _bounded(client): # the client of the hub's library, with the deadline
     hooks,send = client.event_hooks,client.send
     client.event_hooks = dict(request=[*hooks['request'], _before], response=[*hooks['response'], _after])
@@ -175,6 +180,7 @@ def _bounded(client): # the client of the hub's library, with the deadline
     client.send = send_in_time
     return client
 
+# %% ../../../nbs/01_data/sources/03_hub_deadline.ipynb #d834f594
 @lru_cache(1)
 def bound_hub_requests():
     "Put all requests of the hub's library under the deadline, once a process"

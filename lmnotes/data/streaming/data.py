@@ -107,6 +107,7 @@ class StreamSpec(TextSpec):
     max_chunks:int=None       # chunks in a pass over the training part; None: all there is
     valid_chunks:int=16       # chunks of the validation part
 
+# %% ../../../nbs/01_data/streaming/06_data.ipynb #9bd565e4
 def _commit(spec, ds, patience): # of the hub, which is streamed; None: not of the hub
     if ds is None or rows_source(ds, spec.data_dir) != 'hub': return source_commit(ds, spec.data_dir) if ds else None
     revision = None if ds.revision == parquet_revision else ds.revision
@@ -124,6 +125,7 @@ def _split_sources(spec, patience): # training and validation source, fields of 
     note = f'no validation split: about {fraction:.0%} of the documents are held out by content hash'
     return train, train, [dict(part=p, fraction=fraction) for p in ('train', 'validation')], [note]
 
+# %% ../../../nbs/01_data/streaming/06_data.ipynb #6efdc49e
 def _spread_groups(source, n): # pairs of file and row group: `n` or a few more, spread over all; then the others
     files = spread_rows(len(source.files), n)
     each = -(-n//len(files))
@@ -153,6 +155,7 @@ def spread_tokens(source:StreamSource, tokenizer, n:int, places:int=16, **order)
             have += len(found[-1])
     return np.concatenate(found)[:n] if found else np.zeros(0, np.int32)
 
+# %% ../../../nbs/01_data/streaming/06_data.ipynb #5499ee33
 def _first_texts(source, n=10_000, characters=2**26, **order): # what a tokenizer is trained on
     stream,left = DocumentStream(source, **order),characters
     for _,row in islice(stream.documents(StreamPosition()), n):
@@ -160,6 +163,7 @@ def _first_texts(source, n=10_000, characters=2**26, **order): # what a tokenize
         yield stream.text(row)
         left -= len(stream.text(row))
 
+# %% ../../../nbs/01_data/streaming/06_data.ipynb #9ff185dc
 def held_out_fraction(source:StreamSource, need:int, few:int=1000)->float:
     """Choose how many documents are held out by their hash, so that a small source has some on both sides
 

@@ -63,6 +63,7 @@ class TextFiles:
         splits,notes = make_document_splits(splits, self.limit)
         return splits, [*user_file_notes(self.path), *notes]
 
+# %% ../../../nbs/01_data/token_cache/05_token_cache.ipynb #997bb777
 class TextList:
     """Show documents, some of which are spans, as a list of strings that are read when they are asked for
 
@@ -95,6 +96,7 @@ def _long_document(tok, text, told): # blocks of its tokens
     yield from blocks
     yield np.array([tok.eos_token_id], np.int32)
 
+# %% ../../../nbs/01_data/token_cache/05_token_cache.ipynb #1c7b996d
 def token_blocks(tokenizer, docs:list, told=lambda part: part):
     """Encode documents block by block; generator of arrays that make up what `encode_documents` returns
 
@@ -114,6 +116,7 @@ def token_blocks(tokenizer, docs:list, told=lambda part: part):
             held += len(d)
     if group: yield encode_documents(tokenizer, group)
 
+# %% ../../../nbs/01_data/token_cache/05_token_cache.ipynb #dad2d91d
 def token_dtype(vocab_size:int)->np.dtype:
     """Return the smallest integer type that holds every token
 
@@ -132,6 +135,7 @@ class KeptTokens:
     documents:object          # split -> documents
     facts:CorpusFacts=None    # None: not known yet
 
+# %% ../../../nbs/01_data/token_cache/05_token_cache.ipynb #f77710cb
 def _write_blocks(path, blocks, dtype)->dict: # its length and checksum
     n = crc = 0
     with open(path, 'wb') as f:
@@ -151,6 +155,7 @@ class _FileTokens: # read block by block: pages of a mapped file would count as 
         size = min(size, 2**18)
         return (self[i:i + size] for i in range(0, self.n, size))
 
+# %% ../../../nbs/01_data/token_cache/05_token_cache.ipynb #76dab48d
 def _check_blocks(path, said): # an `InputError` where a file is not what was written
     crc = 0
     with reading(path, 'tokens'), open(path, 'rb') as f:
@@ -169,6 +174,7 @@ def _map_files(folder, files)->dict: # name -> array; checked where somebody wro
     return {name: np.memmap(p, types[name], 'c') if files[name]['n'] else np.zeros(0, types[name])
             for name,p in paths.items()}
 
+# %% ../../../nbs/01_data/token_cache/05_token_cache.ipynb #fb2f3fae
 def _save_tokens(folder, made:KeptTokens, said, trained):
     facts,counted = made.facts,made.facts.counted
     if trained: made.tokenizer.save_pretrained(folder/'tokenizer')
@@ -178,6 +184,7 @@ def _save_tokens(folder, made:KeptTokens, said, trained):
     told = dict(notes=made.notes, training_note=tokenizer_note(made.tokenizer))
     write_json(folder/'cache.json', found | told)
 
+# %% ../../../nbs/01_data/token_cache/05_token_cache.ipynb #2619fc65
 def _load_tokens(folder, tok, files)->KeptTokens: # an `InputError` where something is damaged
     d = read_json(folder/'cache.json')
     with reading(folder/'cache.json', 'the description of a token cache'):
@@ -202,6 +209,7 @@ def is_big_text(path)->bool:
         path: file or folder"""
     return TextFiles(path).n_bytes >= TOKEN_CACHE_FROM
 
+# %% ../../../nbs/01_data/token_cache/05_token_cache.ipynb #fcaf461e
 def cache_key(files:TextFiles, tokenizer)->str:
     """Hash what tokens are made of: the bytes of the files, how they are read, and the tokenizer
 
@@ -214,6 +222,7 @@ def cache_key(files:TextFiles, tokenizer)->str:
     what = [_FORMAT, said, read, files.text_column, files.limit]
     return hashlib.blake2b(json.dumps(what).encode(), digest_size=16).hexdigest()
 
+# %% ../../../nbs/01_data/token_cache/05_token_cache.ipynb #fc6b0fac
 def _check_disk(folder, files, itemsize):
     need,free = files.n_bytes*itemsize,shutil.disk_usage(folder).free
     if need < free: return
@@ -238,6 +247,7 @@ def _make_tokens(folder, files, tok, name, vocab_size)->KeptTokens:
     made = KeptTokens(tok, *ids, notes, None, facts)
     _save_tokens(folder, made, said, is_trained(name))
 
+# %% ../../../nbs/01_data/token_cache/05_token_cache.ipynb #b3465e3b
 def kept_tokens(path, tokenizer:str='bytes', vocab_size:int=None, text_column:str=None,
         limit:int=None)->KeptTokens:
     """Make the tokens of a text, or map those that were made before; a damaged folder is made again

@@ -26,6 +26,7 @@ def next_fast_len(n:int)->int:
             best = min(best, odd << max(0, -(-n//odd) - 1).bit_length())
     return best
 
+# %% ../../../nbs/02_models/architectures/05_fft_convolution.ipynb #20310287
 def fft_conv(z:Tensor, h:Tensor)->Tensor:
     """Convolve causally by zero-padded FFT
 
@@ -49,6 +50,7 @@ def _shift_add(x, w, out, sign=1): # (B, c, T), (c, K), where to write; sign -1 
         to.addcmul_(by, w[:,i:i+1])
     if y is not out: out.copy_(y)
 
+# %% ../../../nbs/02_models/architectures/05_fft_convolution.ipynb #ef37dbec
 class _ShortConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, w):
@@ -71,6 +73,7 @@ class _ShortConv(torch.autograd.Function):
                 dw[c,i] = (a[...,:T-i]*b[...,i:]).sum((0, 2))
         return dx,dw.to(w.dtype)
 
+# %% ../../../nbs/02_models/architectures/05_fft_convolution.ipynb #2d9b014b
 def short_conv(x:Tensor, w:Tensor)->Tensor:
     """Convolve each channel causally with a few taps of its own (depthwise)
 
@@ -107,6 +110,7 @@ def _slices(B, H, D, size, budget): # of rows, heads, channels with about `budge
     parts = lambda n, step: [slice(i, i+step) for i in range(0, n, step)]
     return [(b, h, d) for b in parts(B, nb) for h in parts(H, nh) for d in parts(D, nd)]
 
+# %% ../../../nbs/02_models/architectures/05_fft_convolution.ipynb #46f75557
 @dataclass
 class _Piece:
     "Some rows, heads and channels, the spectra of their kernels, and a padded buffer for their transforms"
@@ -123,6 +127,7 @@ class _Piece:
         return a[b,h,:,d if a.shape[3] > 1 else slice(None)]
     def values(self, a): return a[self.at][:,:,None] # of v (B, H, D, T)
 
+# %% ../../../nbs/02_models/architectures/05_fft_convolution.ipynb #754819b0
 def _pieces(q, v, h):
     B,H,D,T = v.shape
     R,L = q.shape[2],next_fast_len(2*T)
@@ -143,6 +148,7 @@ def _piece_gradients(piece, q, k, v, g): # of q, k, v and of the kernels' spectr
     dv = _sum_gates(dz*k)
     return dq,dz.mul_(v).sum_to_size(k.shape),dv,dh_hat
 
+# %% ../../../nbs/02_models/architectures/05_fft_convolution.ipynb #5e00d8ac
 class _GatedFFTConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx, s, h, gates):
@@ -176,6 +182,7 @@ class _GatedFFTConv(torch.autograd.Function):
             dk.copy_(shared[1])
         return ds,torch.fft.irfft(dh_hat, L)[:,:s.shape[-1]],None
 
+# %% ../../../nbs/02_models/architectures/05_fft_convolution.ipynb #88ede3b6
 def gated_fft_conv(s:Tensor, h:Tensor, gates=None)->Tensor:
     """Compute the sum over gates i of q_i * (h convolved with k_i * v) (arXiv:2302.10866, section 3)
 

@@ -21,6 +21,7 @@ def table_precision(device)->tuple:
     Returns: device and dtype to make them in"""
     return torch.device('cpu') if device.type == 'mps' else device,torch.float64
 
+# %% ../../../nbs/02_models/architectures/04_oscillators.ipynb #d05d68cb
 def oscillator_powers(gamma:Tensor, omega:Tensor, t:Tensor)->tuple[Tensor,Tensor]:
     """Compute the powers exp((-gamma + i omega) t)
 
@@ -32,6 +33,7 @@ def oscillator_powers(gamma:Tensor, omega:Tensor, t:Tensor)->tuple[Tensor,Tensor
     size,angle = torch.exp(-t[:,None]*gamma),t[:,None]*omega
     return size*angle.cos(),size*angle.sin()
 
+# %% ../../../nbs/02_models/architectures/04_oscillators.ipynb #5ff802d7
 def _sum_oscillators(re, im, gamma, omega, T, start=0, dtype=torch.float32)->Tensor:
     """Evaluate sums of oscillators with one matrix product of a coarse and a fine table
 
@@ -50,6 +52,7 @@ def _sum_oscillators(re, im, gamma, omega, T, start=0, dtype=torch.float32)->Ten
     right = torch.cat(oscillator_powers(gamma, omega, t[:fine]), -1)                  # (fine, 2n)
     return (left.flatten(0, 1).to(dtype)@right.to(dtype).T).view(len(re), coarse*fine)[:,:T]
 
+# %% ../../../nbs/02_models/architectures/04_oscillators.ipynb #0d6e16c2
 def oscillator_kernel(gamma:Tensor, omega:Tensor, magnitude:Tensor, phase:Tensor, T:int,
         dtype=torch.float32)->Tensor:
     """Evaluate one sum of damped oscillators a head, the kernel of a convolution
@@ -80,6 +83,7 @@ def _final_state(z, gamma, omega, block=256): # (..., T); (n,) in double -> (...
     coarse = torch.complex(*oscillator_powers(gamma, omega, t[:n].flip(0)*block))
     return (torch.complex(z@fine.real, z@fine.imag)*coarse).sum(-2)
 
+# %% ../../../nbs/02_models/architectures/04_oscillators.ipynb #8db93220
 def final_state(z:Tensor, gamma:Tensor, omega:Tensor)->Tensor:
     """Compute the state of the recurrence s_t = lambda s_(t-1) + z_t after the last token, from zero
 
@@ -95,6 +99,7 @@ def final_state(z:Tensor, gamma:Tensor, omega:Tensor)->Tensor:
     with torch.autocast(device.type, enabled=False):
         return torch.stack([_final_state(z[:,i].to(device), gamma, omega) for i in range(z.shape[1])], 1)
 
+# %% ../../../nbs/02_models/architectures/04_oscillators.ipynb #59a210a4
 def zero_input_response(state:Tensor, c:Tensor, gamma:Tensor, omega:Tensor, T:int,
         dtype=torch.float32)->Tensor:
     """Compute the output that a state goes on to give without further input

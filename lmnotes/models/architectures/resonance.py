@@ -55,17 +55,6 @@ class Resonance(nn.Module):
             cfg: an `LMConfig`
             layer: index of the block"""
         return cls(cfg.dim, cfg.n_head, cfg.num_frequencies, taps=cfg.short_conv, layer=layer, bias=cfg.bias)
-    @torch.no_grad()
-    def reset(self):
-        "Initialise oscillators (time constants 2 to 4,096 tokens) and taps"
-        n = len(self.damping)
-        j = torch.arange(n, device=self.damping.device) + .5
-        self.damping.copy_(-(2*2048**(j/n)).log())
-        self.frequency.copy_((j*(5**.5 - 1)/2 % 1).pow(4).clamp(1e-3, 1 - 1e-3).logit())
-        self.magnitude.normal_(std=n**-.5)
-        self.phase.zero_()
-        self.taps.normal_(std=.3)
-        self.taps[:,0] += 1
     def forward(self, x:Tensor, ctx:ForwardContext)->Tensor:
         """Mix along time; continue from the cached state and update it
 
@@ -78,6 +67,20 @@ class Resonance(nn.Module):
         y,new = self.mix(self.project(x), state, ctx.cache is not None)
         if ctx.cache is not None: ctx.cache.states[self.layer] = new
         return self.o_proj(y.mT)
+
+# %% ../../../nbs/02_models/architectures/06_resonance.ipynb #fae33b6a
+@patch
+@torch.no_grad()
+def reset(self:Resonance):
+    "Initialise oscillators (time constants 2 to 4,096 tokens) and taps"
+    n = len(self.damping)
+    j = torch.arange(n, device=self.damping.device) + .5
+    self.damping.copy_(-(2*2048**(j/n)).log())
+    self.frequency.copy_((j*(5**.5 - 1)/2 % 1).pow(4).clamp(1e-3, 1 - 1e-3).logit())
+    self.magnitude.normal_(std=n**-.5)
+    self.phase.zero_()
+    self.taps.normal_(std=.3)
+    self.taps[:,0] += 1
 
 # %% ../../../nbs/02_models/architectures/06_resonance.ipynb #ea707193
 @patch
@@ -92,6 +95,7 @@ def project(self:Resonance, x:Tensor)->Tensor:
     y = p.weight@x.mT
     return y if p.bias is None else y + p.bias[:,None].to(y.dtype)
 
+# %% ../../../nbs/02_models/architectures/06_resonance.ipynb #e6638b2f
 @patch
 def oscillators(self:Resonance)->tuple:
     """Compute the parameters of the oscillators from what was learned
@@ -120,6 +124,7 @@ def kernel(self:Resonance, T:int, dtype=torch.float32)->Tensor:
     Returns: (H, T)"""
     return oscillator_kernel(*self.oscillators(), T, dtype).to(self.damping.device)
 
+# %% ../../../nbs/02_models/architectures/06_resonance.ipynb #71aeb560
 @patch
 def short_filter(self:Resonance, p:Tensor)->Tensor:
     """Apply the short convolution; gates that a head shares are normalised to unit length
@@ -150,6 +155,7 @@ def advance(self:Resonance, z:Tensor, start:Tensor=None, lengths:Tensor=None)->T
     decay = torch.complex(*oscillator_powers(gamma, omega, steps.to(gamma)))
     return new + decay[:,None,None,None]*torch.view_as_complex(start.to(gamma))
 
+# %% ../../../nbs/02_models/architectures/06_resonance.ipynb #e610fff7
 @patch
 def read_state(self:Resonance, state:Tensor)->Tensor:
     """Compute the output of the recurrence at the last token
@@ -159,6 +165,7 @@ def read_state(self:Resonance, state:Tensor)->Tensor:
     Returns: (B, H, R, D, 1)"""
     return torch.einsum('bhrdn,hn->bhrd', state, self.amplitudes()).real[...,None].to(self.damping.device)
 
+# %% ../../../nbs/02_models/architectures/06_resonance.ipynb #8d5e5953
 @patch
 def state_response(self:Resonance, state:Tensor, T:int, dtype)->Tensor:
     """Compute what an earlier state adds to the next `T` outputs
@@ -196,17 +203,13 @@ def mix(self:Resonance, p:Tensor, state=None, keep=False)->tuple:
         if state is not None: y = y + (q*self.state_response(state[1], T, dtype)).sum(2).flatten(1, 2)
     return y.to(p.dtype),(p[...,p.shape[-1]-past:].clone(),torch.view_as_real(new).to(p.device))
 
+# %% ../../../nbs/02_models/architectures/06_resonance.ipynb #ae39e6fd
 @patch
 def _prepend_inputs(self:Resonance, p, state): # the last inputs of the state, or zeros, in front; their number
     past = self.taps.shape[1] - 1
     return (torch.cat((state[0].to(p), p), -1) if state is not None else F.pad(p, (past, 0))),past
 
-# %% ../../../nbs/02_models/architectures/06_resonance.ipynb #19aba881
-def _align_right(x, lengths): # (N, C, L) of which `lengths` are real -> the same at the right end, zeros before
-    L = x.shape[-1]
-    at = torch.arange(L, device=x.device) - (L - lengths[:,None])
-    return x.gather(-1, at.clamp(min=0)[:,None].expand_as(x))*(at >= 0)[:,None]
-
+# %% ../../../nbs/02_models/architectures/06_resonance.ipynb #f6f0adde
 @patch
 def mix_documents(self:Resonance, x:Tensor, ctx:ForwardContext, state=None)->Tensor:
     """Mix each document of a packed batch by itself, documents of similar length together
@@ -233,6 +236,13 @@ def mix_documents(self:Resonance, x:Tensor, ctx:ForwardContext, state=None)->Ten
         ctx.cache.states[self.layer] = self.final_document_state(rows[last], layout.lengths[last], begin)
     return layout.merge(y)
 
+# %% ../../../nbs/02_models/architectures/06_resonance.ipynb #19aba881
+def _align_right(x, lengths): # (N, C, L) of which `lengths` are real -> the same at the right end, zeros before
+    L = x.shape[-1]
+    at = torch.arange(L, device=x.device) - (L - lengths[:,None])
+    return x.gather(-1, at.clamp(min=0)[:,None].expand_as(x))*(at >= 0)[:,None]
+
+# %% ../../../nbs/02_models/architectures/06_resonance.ipynb #8ab422a6
 @patch
 def final_document_state(self:Resonance, rows:Tensor, lengths:Tensor, state=None)->tuple:
     """Compute the state at the true end of each document
@@ -265,6 +275,7 @@ def resonance_lm(**kw)->LM:
         kw: fields of `LMConfig`"""
     return LM(LMConfig(**{'mixer': 'resonance', 'pos': 'none', **kw}))
 
+# %% ../../../nbs/02_models/architectures/06_resonance.ipynb #0d0f05b6
 @models('hybrid')
 def hybrid_lm(attention_every:int=4, **kw)->LM:
     """Build a model of resonance layers with an attention layer every few
@@ -280,6 +291,7 @@ def hybrid_lm(attention_every:int=4, **kw)->LM:
     mixer = ['attention' if attends(i) else 'resonance' for i in range(n)]
     return LM(LMConfig(**{'mixer': mixer, **kw}))
 
+# %% ../../../nbs/02_models/architectures/06_resonance.ipynb #b52830cd
 resonance_lm.sizes = hybrid_lm.sizes = dict(
     tiny  =dict(dim=64,   num_frequencies=32,  n_layer=3,  n_head=2, ffn_dim=168),
     small =dict(dim=768,  num_frequencies=64,  n_layer=6,  n_head=12),
