@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from functools import lru_cache
+from urllib.parse import urljoin, urlsplit
 
 from fastcore.basics import patch
 
@@ -20,6 +21,7 @@ from ...core import *
 _variable = 'LMNOTES_HUB_TIMEOUT' # so that worker processes wait as long
 _least_rate = 1000                # bytes in a second; below it a connection counts as silent
 _longest_pause = 8                # seconds between two tries of the hub's library
+_most_redirects = 20              # in a row on one host, as many as the library follows
 
 def hub_endpoint()->str:
     """Return the address of the hub, from `HF_ENDPOINT` where it is set
@@ -145,8 +147,11 @@ def _after(response):
         for name in 'retry-after', 'ratelimit': response.headers.pop(name, None)
         d.failed(f'answers with HTTP {status}')
     elif 300 <= status < 400 and 'location' in response.headers:
+        asked = str(response.request.url)
+        if urlsplit(urljoin(asked, response.headers['location'])).netloc != urlsplit(asked).netloc:
+            return d.success() # to where files are stored, which is an answer
         d.redirects += 1
-        if d.redirects > 20: d.give_up('redirects in a circle')
+        if d.redirects >= _most_redirects: d.give_up('redirects in a circle')
     else:
         response.stream = _watched(type(response).__module__.partition('.')[0])(response.stream)
 
