@@ -52,7 +52,8 @@ if [ "$("$venv/bin/python" -c 'from lmnotes.core import torchvision_state as s; 
     say "removing a torchvision that cannot load beside this torch"
     pip uninstall -qy torchvision >>"$log" 2>&1
 fi
-# once, on all cores: with PYTHONDONTWRITEBYTECODE set every command would compile them anew (8 s each)
+# once, on all cores: with PYTHONDONTWRITEBYTECODE set every command would compile them anew (8 s each);
+# compileall ends with 1 for the templates some libraries carry, which are no Python
 say "compiling modules"
 "$venv/bin/python" -m compileall -qq -j 0 "$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" || true
 for stamp in $stamps; do touch "$venv/$stamp"; done

@@ -161,7 +161,9 @@ def ledger_command(o, given=()):
     actions[word](o, *([_idea_number(rest)] if word != 'list' else []))
 
 # %% ../../nbs/11_app/16_ledger_command.ipynb #a3e85bf3
-def _plan_line(r): return f"{r['size']}: {format_count(r['parameters'])} parameters, width {r['width']}, {r['budget']}"
+def _plan_line(r):
+    size = f"{r['size']}: {format_count(r['parameters'])} parameters, width {r['width']}"
+    return f"{size}, {r['budget']}, {len(r['experiment']['seeds'])} seeds"
 
 def ladder_command(o, given)->int:
     """Run a comparison at several sizes and print what becomes of its difference
