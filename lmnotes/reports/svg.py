@@ -69,13 +69,14 @@ def new_chart(width=3.8, height=2.4)->tuple:
     return fig,ax
 
 # %% ../../nbs/09_reports/02_svg.ipynb #7a95965d
-def figure_svg(fig, name:str, label='')->str:
+def figure_svg(fig, name:str, label='', desc='')->str:
     """Render a figure as inline SVG in the colours of the page, the same bytes each time
 
     Parameters:
         fig: a matplotlib figure
         name: unique on its page; goes into the ids
-        label: what it shows, for those who cannot see it"""
+        label: what it shows, for those who cannot see it
+        desc: what can be read from it, for the same; none: no title either"""
     name = re.sub(r'\W', '-', str(name), flags=re.ASCII)
     buf = io.StringIO()
     with rc_context({'svg.fonttype': 'none', 'svg.hashsalt': name}):
@@ -87,7 +88,9 @@ def figure_svg(fig, name:str, label='')->str:
     for c,v in _css_names.items(): s = s.replace(c, v)
     s = re.sub(r' (width|height)="[\d.]+pt"', '', s, count=2)
     s = re.sub(r'(\bid="|url\(#|href="#)', rf'\1{name}-', s) # every id, and whatever refers to it
-    return s.replace('<svg', f'<svg class="chart" role="img" aria-label="{html_text(label)}"', 1)
+    s = s.replace('<svg', f'<svg class="chart" role="img" aria-label="{html_text(label)}"', 1)
+    told = f'<title>{html_text(label)}</title><desc>{html_text(desc)}</desc>' if desc else ''
+    return s.replace('>', f'>{told}', 1)
 
 # %% ../../nbs/09_reports/02_svg.ipynb #d99b8cc2
 @dataclass
@@ -96,9 +99,10 @@ class Chart:
     fig:object   # of matplotlib
     name:str     # unique on its page
     caption:str  # what it shows
+    desc:str=''  # what can be read from it, for those who cannot see it
     def html(self)->str:
         "Render as HTML"
-        picture = figure_svg(self.fig, self.name, self.caption)
+        picture = figure_svg(self.fig, self.name, self.caption, self.desc)
         return f'<figure><figcaption>{html_text(self.caption)}</figcaption>{picture}</figure>'
 
 @dataclass
