@@ -6,10 +6,12 @@ import shlex
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
 from lmnotes.app.cli import main
+from lmnotes.app.widget_html import widget_html
 from lmnotes.comparison.plan import plan_hash
 from lmnotes.comparison.planning import plan_comparison
 from lmnotes.comparison.result import new_result
@@ -21,6 +23,8 @@ from lmnotes.reports.formatting import summarize_cells
 from lmnotes.reports.model_card import model_card
 from lmnotes.reports.parts import BulletList, Callout, GeneratedTexts, Table
 from lmnotes.reports.run_report import read_runs, runs_document
+
+ROOT = Path(__file__).parents[1]
 
 class Page(HTMLParser):
     void = {'meta', 'br', 'link', 'img', 'input', 'hr'}
@@ -327,3 +331,13 @@ def test_explorer_lists_what_a_comparison_leaves(tmp_path):
     e.list.value = [p for _,p in e.list.options]
     assert len(e.gathered['runs']) == 2 and 'No verdict is given' in e.details.value
     assert bytes(e.picture.value[:4]) == b'\x89PNG'
+    page = widget_html(e, 'two curves')
+    assert page.count('☑') == 2 and page.index('standard · prose · seed 0') < page.index('cells/standard')
+    assert 'alt="two curves"' in page and 'No verdict is given' in page and '<button' not in page
+
+@pytest.mark.parametrize('name', ['08_model_builder', '09_mask_viewer', '10_live_monitor', '11_run_explorer'])
+def test_a_widget_page_keeps_what_the_widget_showed(name):
+    page = json.loads((ROOT/f'nbs/11_app/{name}.ipynb').read_text(encoding='utf-8'))
+    outputs = [o for c in page['cells'] for o in c.get('outputs', []) if 'text/html' in o.get('data', {})]
+    kept = [h for o in outputs if (h := ''.join(o['data']['text/html'])).startswith('<div style="border:1px solid')]
+    assert len(kept) == 1 and '<b>' in kept[0] and (name == '09_mask_viewer' or 'alt="' in kept[0])
