@@ -19,7 +19,7 @@ def _small_png(data, widest=760): # few colours, that a page stays small
     from PIL import Image
     picture,out = Image.open(io.BytesIO(data)).convert('RGB'),io.BytesIO()
     picture.thumbnail((widest, 10*widest))
-    picture.quantize(32).save(out, 'png', optimize=True)
+    picture.quantize(64, Image.Quantize.MAXCOVERAGE).save(out, 'png', optimize=True)
     return out.getvalue()
 
 def _picture(x, alt):
