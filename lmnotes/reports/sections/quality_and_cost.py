@@ -14,6 +14,7 @@ from ..charts import arm_colour
 from ..difference_charts import cost_label
 from ..formatting import *
 from ..parts import *
+from .column_notes import column_notes
 from ..svg import *
 
 # %% ../../../nbs/09_reports/sections/05_quality_and_cost.ipynb #513756c3
@@ -117,4 +118,4 @@ def quality_parts(r:dict)->list:
     if not charts: return []
     head = ['dataset', 'arm', 'score', '95 % over seeds', 'metric', *map(cost_label, costs)]
     note = 'Costs are medians of interleaved repeats. Verdicts rest on differences of the same seed, which vary less.'
-    return [Charts(charts, r['arms']), Table(head, rows, note)]
+    return [Charts(charts, r['arms']), Table(head, rows, note, column_notes('Quality against cost', head))]
