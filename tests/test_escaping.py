@@ -27,7 +27,7 @@ HOSTILE = (
 )
 TAGS = set(
     'html head meta title style body main nav a h1 h2 p b ul li div pre u figure figcaption table thead tbody tr th td '
-    'data span i details summary footer svg g path defs use text clippath rect tspan'.split()
+    'data span i details summary footer svg desc g path defs use text clippath rect tspan'.split()
 )
 ATTRIBUTES = set(
     'lang charset name content class tabindex value style id d transform clip-path xlink:href href x y width height '
@@ -129,7 +129,7 @@ def test_charts_take_any_name():
     r = example_comparison()
     r['measures'] = {HOSTILE + k: v for k,v in r['measures'].items()}
     outcome(r)
-    assert not Page(figure_svg(new_chart()[0], HOSTILE, HOSTILE)).wrong
+    assert not Page(figure_svg(new_chart()[0], HOSTILE, HOSTILE, HOSTILE)).wrong
 
 @pytest.fixture
 def run(tmp_path):

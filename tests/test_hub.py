@@ -325,6 +325,23 @@ def refused(match, *a, **kw):
         hub_model(*a, **kw)
     assert '\n' not in str(e.value)
 
+misspelt = [('reversibel', 'reversible'), ('Standart', 'standard'), ('resonence', 'resonance')]
+
+@pytest.mark.parametrize('name, near', misspelt)
+def test_a_misspelt_recipe_is_asked_of_no_hub(name, near, monkeypatch, tmp_path):
+    asked = []
+    def refuse():
+        asked.append(name)
+        raise OSError('we cannot connect')
+    monkeypatch.setattr('lmnotes.models.hf.hf_config.hub_access', refuse)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=f"there is no model '{name}': did you mean '{near}'"): build_model(name)
+    assert not asked
+    with pytest.raises(InputError, match='hub cannot be reached'): build_model(f'me/{name}')
+    assert asked
+    (tmp_path/name).mkdir() # a folder of that name is taken at its word
+    with pytest.raises(InputError, match='holds no model'): build_model(name)
+
 def test_mistakes_are_one_line(saved, tmp_path, monkeypatch):
     refused('bert is an encoder', 'tiny:bert')
     refused("did you mean 'gpt2'", 'tiny:gtp2')
@@ -340,7 +357,7 @@ def test_mistakes_are_one_line(saved, tmp_path, monkeypatch):
     refused('holds no model', tmp_path)
     refused('is not a folder', saved('gpt2')/'config.json')
     refused('neither a folder nor a hub id', 'a b')
-    refused("hub cannot be reached; did you mean 'reversible'", 'reversibel')
+    refused("hub cannot be reached; did you mean .*'gpt2'", 'gtp2')
     refused('which cannot be reached', 'gpt2')
     refused('hub cannot be reached. Two ways on', 'nobody/nothing-known')
     refused('reads at most 1024', 'gpt2', max_length=4096)

@@ -6,10 +6,12 @@ import shlex
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
 from lmnotes.app.cli import main
+from lmnotes.app.widget_html import widget_html
 from lmnotes.comparison.plan import plan_hash
 from lmnotes.comparison.planning import plan_comparison
 from lmnotes.comparison.result import new_result
@@ -21,6 +23,8 @@ from lmnotes.reports.formatting import summarize_cells
 from lmnotes.reports.model_card import model_card
 from lmnotes.reports.parts import BulletList, Callout, GeneratedTexts, Table
 from lmnotes.reports.run_report import read_runs, runs_document
+
+ROOT = Path(__file__).parents[1]
 
 class Page(HTMLParser):
     void = {'meta', 'br', 'link', 'img', 'input', 'hr'}
@@ -82,7 +86,7 @@ def test_the_page_needs_nothing_and_runs_nothing(reports):
     without_names = re.sub(r'xmlns(:\w+)?="[^"]*"', '', page)
     assert not {'script', 'link', 'img', 'iframe', 'object'} & p.tags
     assert not re.search(r'(?<!xmlns=")(?<!xmlns:xlink=")https?://', without_names)
-    outside = re.sub(r'<a href="report_(scores\.csv|experiment\.json)">', '', page) # what was written beside it
+    outside = re.sub(r'<a href="report_(scores\.csv|curves\.csv|experiment\.json)">', '', page) # stands beside it
     assert len(outside) < len(page) and not re.search(r'(src|href)="(?!#)', outside)
     assert not re.search(r'\son\w+="', page)
     assert len(p.ids) == len(set(p.ids))
@@ -114,6 +118,31 @@ def test_the_scores_stand_beside_the_report(reports):
     r = json.loads((reports/'report.json').read_text(encoding='utf-8'))
     assert head == 'arm,dataset,seed,metric,value' and len(rows) == 4*len(r['cells'])
     assert {float(x.rsplit(',', 1)[1]) for x in rows} <= leaves(r['cells'])
+
+def test_curves_and_costs_are_drawn_and_told(reports):
+    page = (reports/'report.html').read_text(encoding='utf-8')
+    told = dict(re.findall(r'<title>([^<]*)</title><desc>([^<]*)</desc>', page.split('<body>')[1]))
+    for x in ('tokens', 'seconds of training', 'FLOPs of training'):
+        text = next(d for t,d in told.items() if f'on held-out text by {x};' in t)
+        assert re.search(r'standard: 3\.\d+ at \S+, 3\.\d+ at \S+; reversible: ', text)
+    text = next(d for t,d in told.items() if 'against peak memory' in t)
+    assert re.search(r'standard: 3\.\d+ at 28\.6 MiB; reversible: 2\.\d+ at 19\.1 MiB', text)
+    assert '## Quality against cost' in (reports/'report.md').read_text(encoding='utf-8')
+
+def test_the_curves_stand_beside_the_report(reports):
+    head,*rows = (reports/'report_curves.csv').read_text(encoding='utf-8').splitlines()
+    r = json.loads((reports/'report.json').read_text(encoding='utf-8'))
+    assert head == 'arm,dataset,seed,step,tokens,seconds,flops,metric,value'
+    assert len(rows) == 5*2*len(r['cells']) and {float(x.rsplit(',', 1)[1]) for x in rows} <= leaves(r['cells'])
+
+def test_what_has_one_point_is_not_drawn(tmp_path):
+    r = example_comparison()
+    once = {k: v[-1:] for k,v in r['cells'][0]['held_out'].items()}
+    r['cells'] = [c | dict(held_out=once) for c in r['cells']]
+    r['measures'] = dict(standard=r['measures']['standard'])
+    page = write_report(r, tmp_path/'report.html').read_text(encoding='utf-8')
+    assert 'held-out text by' not in page and 'Quality against cost' not in page and '<figure></figure>' not in page
+    assert not (tmp_path/'report_curves.csv').exists() and 'report_curves.csv' not in page
 
 @pytest.mark.parametrize('asked', [
     dict(arms='standard,reversible', seeds='2..4', margin=.02),
@@ -207,6 +236,7 @@ def test_a_metric_that_is_no_bits_per_byte(tmp_path):
     r = example_comparison(datasets=('embedded/prose',))
     for d in r['differences']: d |= dict(metric='exact_match', higher=True, primary=True, task='math', name='gsm8k')
     for c in r['cells']: c['exact_match'] = c.pop('bits_per_byte')/10
+    for c in r['cells']: c['held_out']['exact_match'] = c['held_out'].pop('bits_per_byte')
     r |= dict(metric='exact_match', controls={}, aa=[])
     page = write_report(r, tmp_path/'r.html').read_text(encoding='utf-8')
     assert 'bits per byte' not in re.sub(r'<footer.*', '', page) and 'exact match (right is better)' in page
@@ -301,3 +331,13 @@ def test_explorer_lists_what_a_comparison_leaves(tmp_path):
     e.list.value = [p for _,p in e.list.options]
     assert len(e.gathered['runs']) == 2 and 'No verdict is given' in e.details.value
     assert bytes(e.picture.value[:4]) == b'\x89PNG'
+    page = widget_html(e, 'two curves')
+    assert page.count('☑') == 2 and page.index('standard · prose · seed 0') < page.index('cells/standard')
+    assert 'alt="two curves"' in page and 'No verdict is given' in page and '<button' not in page
+
+@pytest.mark.parametrize('name', ['08_model_builder', '09_mask_viewer', '10_live_monitor', '11_run_explorer'])
+def test_a_widget_page_keeps_what_the_widget_showed(name):
+    page = json.loads((ROOT/f'nbs/11_app/{name}.ipynb').read_text(encoding='utf-8'))
+    outputs = [o for c in page['cells'] for o in c.get('outputs', []) if 'text/html' in o.get('data', {})]
+    kept = [h for o in outputs if (h := ''.join(o['data']['text/html'])).startswith('<div style="border:1px solid')]
+    assert len(kept) == 1 and '<b>' in kept[0] and (name == '09_mask_viewer' or 'alt="' in kept[0])

@@ -9,9 +9,10 @@ __all__ = ['row_html', 'row_caption', 'mask_viewer']
 from html import escape
 
 from ..core import InputError
+from ..reports.svg import light_palette
 
 # %% ../../nbs/11_app/09_mask_viewer.ipynb #7d84ec2c
-_styles = dict(learnt='background:#9fdf9f;color:#000', other='background:#8882', pad='opacity:.35', plain='')
+_styles = dict(learnt=f'background:{light_palette[2]}59', other='background:#8882', pad='opacity:.35', plain='')
 
 def row_html(tokenizer, batch:dict, row:int=0)->str:
     """One row of a batch as HTML

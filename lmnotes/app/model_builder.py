@@ -14,6 +14,7 @@ from ..models import *
 from ..models.blocks import residuals
 from ..models.flops_and_memory import *
 from ..models.layers import ffns, mixers, norms
+from ..reports.svg import light_palette
 
 # %% ../../nbs/11_app/08_model_builder.ipynb #f1c78951
 def describe(cfg, batch:int=8, length:int=256)->dict:
@@ -86,8 +87,9 @@ _scales = {1e9: ('billion ', 'GB'), 1e6: ('million ', 'MB'), 1e3: ('thousand ', 
 
 def _bar(ax, parts, bytes): # kinds side by side, each with its size
     left,scale = 0,next(s for s in _scales if sum(parts.values()) >= s)
-    for k,v in parts.items():
-        ax.barh(0, v/scale, left=left/scale, label=f"{k} {format_count(v)}{'B' if bytes else ''}")
+    for i,(k,v) in enumerate(parts.items()):
+        col = light_palette[i % len(light_palette)]
+        ax.barh(0, v/scale, left=left/scale, color=col, label=f"{k} {format_count(v)}{'B' if bytes else ''}")
         left += v
     ax.set(yticks=[], xlabel=_scales[scale][1] if bytes else _scales[scale][0] + 'parameters')
     ax.legend(ncols=2, fontsize=7, frameon=False, loc='lower center', bbox_to_anchor=(.5, 1))
@@ -203,7 +205,7 @@ def model_builder(**start):
             d = box.description = describe(dict(v, max_length=max(length, LMConfig.max_length)), batch, length)
         except InputError as e:
             box.description = None
-            panel.value,code.value = f'<b style="color:#b00020">{escape(str(e))}</b>',''
+            panel.value,code.value = f'<b style="color:#b3432f">{escape(str(e))}</b>',''
             chart.layout.display = 'none'
             return
         panel.value,chart.value,code.value = description_table(d),_png(d),f"<code>{escape(d['code'])}</code>"

@@ -17,7 +17,7 @@ from ..files import *
 from ..reports.parts import html_table
 from ..reports.run_report import read_runs, resources_table
 from ..reports.run_tables import curves_chart, options_table, runs_table
-from ..reports.svg import chart_colour, chart_faint, chart_ink
+from ..reports.svg import chart_colour, chart_faint, chart_ink, light_palette
 
 # %% ../../nbs/11_app/11_run_explorer.ipynb #66d62515
 def find_runs(root='runs')->list:
@@ -110,10 +110,8 @@ def curves_png(r:dict, dpi:int=100)->bytes:
     fig.savefig(f, format='png', dpi=dpi, facecolor='white')
     return f.getvalue()
 
-_paints = ('#3566b8', '#c8553d', '#1d8a63', '#7b52ab', '#c46a14', '#5b6770', '#1d8a9e', '#b04a86')
-
 def _paint(fig): # a report's placeholder colours become real ones
-    real = {**{chart_colour(i): c for i,c in enumerate(_paints)}, chart_ink: '#222222', chart_faint: '#b5b5b5'}
+    real = {**{chart_colour(i): c for i,c in enumerate(light_palette)}, chart_ink: '#222222', chart_faint: '#b5b5b5'}
     for o in fig.findobj(lambda o: hasattr(o, 'get_color')):
         if isinstance(c := o.get_color(), str) and c in real: o.set_color(real[c])
 
@@ -192,7 +190,7 @@ def narrow(self:RunExplorer, _=None):
     try:
         fit = filter_runs(self.runs, self.filter.value)
     except InputError as e:
-        self.line.value = f'<b style="color:#b00020">{escape(str(e))}</b>'
+        self.line.value = f'<b style="color:#b3432f">{escape(str(e))}</b>'
         return
     kept = [p for p in self.list.value if p in {r['path'] for r in fit}]
     self.list.options = [(run_line(r), r['path']) for r in fit]
@@ -209,7 +207,7 @@ def show(self:RunExplorer, _=None):
     self.details.value = picked_html(r) if r else ''
 
 def run_line(r:dict)->str:
-    """A run in the list
+    """Name a run in the list: model, data and seed first
 
     Parameters:
         r: from `find_runs`"""
@@ -217,12 +215,12 @@ def run_line(r:dict)->str:
     return ' · '.join(
         str(p)
         for p in (
-            r['name'],
             r['model'],
             r['dataset'],
             None if r['seed'] is None else f"seed {r['seed']}",
-            r['status'],
             score,
+            r['status'],
+            r['name'],
         )
         if p not in (None, '')
     )

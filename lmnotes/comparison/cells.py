@@ -29,7 +29,7 @@ from ..files import *
 from ..folders import lock_folder
 from ..models.config import find_rewrite
 from ..training.build import has_task_head, is_masked_lm
-from ..training.interface.dynamics import loss_curve
+from ..training.interface.dynamics import run_curves
 from ..training.measures.long_range_run import *
 from ..training.options import TrainOptions, options_from
 from ..training.train import train as default_train
@@ -150,7 +150,7 @@ def _train_stages(plan:Plan, cell:Cell, root, train=None): # of a cell, or take 
         summaries.append(run.summary if run else read_json(path/'summary.json'))
     model,tokenizer = (run.model, run.data.tokenizer) if run else load_eval_model(str(path))
     figures = _figures_of(summaries) | dict(learning_rate=getattr(getattr(run, 'learn', None), 'lr', None))
-    figures |= dict(curve=loss_curve(path), fingerprint=read_json(path/'env.json').get('fingerprint'))
+    figures |= run_curves(path) | dict(fingerprint=read_json(path/'env.json').get('fingerprint'))
     figures |= dict(run=path.relative_to(root).as_posix(), shared=bool(shared))
     return _Trained(model, tokenizer, figures, path, bool(shared))
 

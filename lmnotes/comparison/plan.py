@@ -92,11 +92,12 @@ def stages_of(plan:Plan, arm:str, ds:str)->list:
         arm: its name
         ds: label of the training data
     Returns: a dictionary for each stage"""
-    a,shared = plan.arm(arm),_quiet | plan.base | plan.datasets[ds]
+    a,trust = plan.arm(arm),granted(plan.base) # no arm, stage or data adds to what was typed
+    shared,stages = dict(budget=plan.budget) | plan.base | plan.datasets[ds],a.stages or plan.stages or ({},)
     own = a.options | plan.rates.get(ds, {}).get(a.name, {})
-    trust,stages = granted(plan.base),a.stages or plan.stages or ({},) # no arm, stage or data adds to what was typed
     typed_trust(plan.tune_option, trust, 'tune_option')
-    return [typed_trust(dict(budget=plan.budget) | shared | s | own, trust, f"arm '{arm}'") for s in stages]
+    def quiet(o): return _quiet | (dict(eval_strategy='auto') if o.get('eval_steps') else {}) | o
+    return [typed_trust(quiet(shared | s | own), trust, f"arm '{arm}'") for s in stages]
 
 def stage_folder(folder, i:int, n:int)->Path:
     """Return the run folder of a stage: that of the cell, where there is one stage

@@ -18,6 +18,8 @@ from .formatting import *
 from .outcome_tables import *
 from .parts import *
 from .sections.column_notes import *
+from .sections.held_out_curves import *
+from .sections.quality_and_cost import *
 from .sections.report_files import *
 from .sections.reproduce import *
 from .sentences import *
@@ -98,7 +100,7 @@ def outcome_charts(r:dict)->Charts:
     for i,ds in enumerate(r['datasets']):
         if not has_loss_curves(r, ds): continue
         charts.append(Chart(loss_chart(r, ds), f'loss{i}', f'{ds}: training loss, the band spans the seeds'))
-    return Charts(charts, r['arms'])
+    return Charts(charts + held_out_charts(r), r['arms'])
 
 def _tuning_charts(r):
     caption = 'loss at each learning rate tried; a triangle is a best at the edge of the grid'
@@ -222,6 +224,7 @@ def comparison_document(r:dict, folder=None)->Document:
     first = [section(name, t) for name,t in _first_tables(r, tables).items()]
     first.append(Section('What to do next', next_parts(r, folder)))
     sections = [*first, Section('In pictures', [outcome_charts(r)]), *(section(*x) for x in tables.items())]
+    if quality := quality_parts(r): sections.insert(len(first) + 1, Section('Quality against cost', quality))
     if notes: sections.insert(1, Section('Not measured', [BulletList(notes)]))
     if samples := sample_parts(r):
         sections.insert(len(sections)-min(3, len(tables)), Section('What they write', samples))
@@ -251,7 +254,7 @@ def report_tex(r:dict)->str:
     return as_tex(comparison_document(r))
 
 def write_report(r:dict, path)->Path:
-    """Write the report of a comparison in the format of the suffix; beside `report.*`, its scores and experiment too
+    """Write the report of a comparison in the format of the suffix; beside `report.*` also scores, curves and experiment
 
     Parameters:
         r: a comparison

@@ -19,11 +19,11 @@ from ..core import *
 from ..files import *
 
 # %% ../../nbs/09_reports/04_example_data.ipynb #e003e02a
-def _example_cell(arm, dataset, seed, bpb, curve):
+def _example_cell(arm, dataset, seed, bpb, curves):
     cell = dict(arm=arm, dataset=dataset, seed=seed, status='done', reason=None)
     cell |= dict(path=f'cells/{arm}/{dataset}/seed_{seed}', steps=196, tokens=200_704, parameters=131_000)
     cell |= dict(flops=2.1e11, seconds=10.0 + seed, bits_per_byte=bpb, loss=bpb * math.log(2), perplexity=2**bpb)
-    return cell | dict(token_accuracy=0.3, curve=curve)
+    return cell | dict(token_accuracy=0.3) | curves(bpb, seed)
 
 _lm = dict(task='lm', metric='bits_per_byte', higher=False, primary=True)
 _recall = dict(task='long_range', name='recall_64', metric='accuracy', higher=True, primary=False)
@@ -49,6 +49,13 @@ def _example_curve(rng):
     t = np.linspace(8e3, 2e5, 25)
     return dict(tokens=t.tolist(), loss=(2.1 + 3 * np.exp(-t / 3e4) + rng.normal(0, 0.02, 25)).tolist())
 
+def _example_held_out(bpb, seed): # five evaluations, the last after the whole run
+    share = np.arange(1, 6)/5
+    costs = dict(tokens=(200_704*share).tolist(), seconds=((10. + seed)*share).tolist(), flops=(2.1e11*share).tolist())
+    scores = bpb + 1.6*(np.exp(-4*share) - np.exp(-4))
+    nats = dict(loss=(scores*math.log(2)).tolist())
+    return dict(steps=(196*share).astype(int).tolist()) | costs | dict(bits_per_byte=scores.tolist()) | nats
+
 def _changed_factors(r): # of each arm: how many levels are not the baseline's
     if not r['factors']: return [int(i > 0) for i in range(len(r['arms']))]
     factors = list(r['factors'].values())
@@ -71,7 +78,8 @@ def _add_arms(r, effects): # cells, differences and tasks
         for j,(a,changed) in enumerate(zip(r['arms'], _changed_factors(r))):
             x = base+changed*effect+rng.normal(0, .01, base.shape)*(j>0)
             y = (right | (rng.random((n, 64)) < .4*(j>0))).astype(float)
-            r['cells'] += [_example_cell(a, ds, s, x[i].mean(), _example_curve(rng)) for i,s in enumerate(r['seeds'])]
+            def curves(bpb, seed): return dict(curve=_example_curve(rng), held_out=_example_held_out(bpb, seed))
+            r['cells'] += [_example_cell(a, ds, s, x[i].mean(), curves) for i,s in enumerate(r['seeds'])]
             if with_task: r['tasks'].append(_example_task(ds, a, y))
             scored[a] = x
             if j == 0: continue

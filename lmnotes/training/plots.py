@@ -42,9 +42,9 @@ def thin_points(x, y, n:int=2000)->tuple[np.ndarray,np.ndarray]:
 # %% ../../nbs/06_training/12_plots.ipynb #90cb5bb3
 _ink,_faint = '#222222','#8a8a8a'
 _colours = dict(
-    loss='#3566b8', accuracy='#1d8a63', throughput='#7b52ab', learning_rate='#c46a14', evaluation='#b3263c',
-    reward='#3566b8',
-)
+    loss='#3b6fb6', accuracy='#2f8f6b', throughput='#8a5fb0', learning_rate='#b8860b', evaluation='#c8553d',
+    reward='#3b6fb6',
+) # of the reports
 
 def _axes(fig, place, name, title, ylabel, xlabel='step'): # axes with no more ink than needed
     ax = fig.add_subplot(place, label=name)

@@ -9,6 +9,7 @@ __all__ = ['find_model', 'describe_model', 'HubUnreachableError', 'remote_code_m
 # %% ../../../nbs/02_models/hf/03_hf_config.ipynb #8fb0fbd5
 import re
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 
 from ...core import *
@@ -31,6 +32,11 @@ def _folder_kind(path): # kind of the model in a folder, and the folder that hol
             return kinds.get(saved_model_type(folder), 'folder'),folder
     raise InputError(f'{path} holds no model: neither config.json nor adapter_config.json is there')
 
+def _check_recipe_typo(name): # a hub id without an owner, nearly the name of a recipe, is asked of no hub
+    near = get_close_matches(name.lower(), models.names(), 1, cutoff=.8)
+    if near and len(name) > 4 and '/' not in name and not known_id(name):
+        raise InputError(f"there is no model '{name}': did you mean '{near[0]}'?")
+
 def find_model(name)->tuple:
     """Find out what a model's name stands for; raise `InputError` where it can be nothing
 
@@ -43,6 +49,7 @@ def find_model(name)->tuple:
         tiny_configs[name[5:]] # an unknown family is an error with a suggestion
         return 'tiny',name[5:]
     if not (path.exists() or name.startswith(('.', '~', '/'))):
+        _check_recipe_typo(name)
         if re.fullmatch(r'[\w.-]+(/[\w.-]+)?', name): return 'hub',name
         raise InputError(f"'{name}' is neither a folder nor a hub id, which looks like gpt2 or Qwen/Qwen3-0.6B")
     if not path.exists(): raise InputError(f'there is no folder {path}')

@@ -62,6 +62,10 @@ _columns = {
     'bits per byte': 'negative log2 probability of held-out text for each byte; less is better',
     'nats per token': 'negative log probability of held-out text for each token; it depends on the tokenizer',
     'content hash': 'the same hash: the same text',
+    '95 % over seeds': "Student's interval of the mean over the seeds",
+    'peak memory': 'the most that a step of training held at once',
+    'FLOPs': 'arithmetic of the training, counted by the formula at the end of the page',
+    'spikes': 'steps whose loss is far above its running median',
     'shared with training': 'held-out items that stand in the training text',
 }
 _own_columns = { # title of a table -> names that mean something else there
