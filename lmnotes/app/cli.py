@@ -16,7 +16,7 @@ import sys
 import warnings
 from typing import Annotated
 
-import lmnotes.app.ledger_options  # noqa: F401 (registers its commands)
+import lmnotes.app.ledger.ledger_options  # noqa: F401 (registers its commands)
 from .. import __version__
 from .config_file import *
 from .exit_codes import explain, keep_traceback, one_line

@@ -86,8 +86,7 @@ def experiment_keywords(r:dict)->dict:
     e['arms'] = {name: _without_trust(o) for name,o in e['arms'].items()}
     e |= {k: _without_trust(e[k]) for k in ('base',) if k in e}
     e |= {k: [_without_trust(o) for o in e[k]] for k in ('stages',) if k in e}
-    if r.get('factors'): e = {k: v for k,v in e.items() if k != 'arms'} | dict(vary=r['factors'])
-    if list(r['seeds']) != list(range(len(r['seeds']))): e['seeds'] = list(r['seeds'])
+    if 'vary' in e: del e['arms'] # which are its combinations
     if (r.get('how') or {}).get('costs') is False: e['costs'] = False
     return e
 
