@@ -62,7 +62,7 @@ class ComparisonResult:
     tuning:dict = field(default_factory=dict) # dataset -> arm -> learning-rate trials
     dynamics:dict = field(default_factory=dict) # dataset -> arm -> figures of the training
     random_labels:dict = field(default_factory=dict) # dataset -> arm -> share of false alarms
-    controls:dict = field(default_factory=dict) # dataset -> scores of unigram, untrained and references
+    controls:dict = field(default_factory=dict) # dataset -> scores of unigram and references
     measures:dict = field(default_factory=dict) # arm -> memory, speed and bytes of the file
     cost_ratios:dict = field(default_factory=dict) # arm -> figure -> ratio to the baseline, with its interval
     not_measured:list = field(default_factory=list) # sentences

@@ -156,8 +156,8 @@ def level_chart(r:dict, metric='bits_per_byte', higher=False):
         ax.plot(v, [y]*len(v), 'o', color=arm_colour(r, a), ms=6, alpha=.75, mew=0)
     controls = r['controls'] if metric == 'bits_per_byte' else {}
     for i,ds in enumerate(r['datasets']):
-        for k,style in (('unigram', '--'), ('untrained', ':')):
-            if c := controls.get(ds, {}).get(k): _draw_floor(ax, c['bits_per_byte'], i*n, n, k if i == 0 else '', style)
+        if c := controls.get(ds, {}).get('unigram'):
+            _draw_floor(ax, c['bits_per_byte'], i*n, n, '' if i else 'unigram', '--')
     ax.set_ylim(len(rows)-.4, -1.1)
     names = [f'{chart_label(short_dataset_name(ds), 12)} · {chart_label(a, 14)}' for ds,a in rows]
     ax.set_yticks(range(len(rows)), names)

@@ -123,7 +123,7 @@ def _example_looks(r): # verdicts of what decides, after two seeds and after thr
 def _add_controls(r): # and what else stands beside the scores
     arms,sets = r['arms'],r['datasets']
     def of_arms(make): return {a: make(i) for i,a in enumerate(arms)}
-    floors = dict(unigram=_floor_scores(4.6), untrained=_floor_scores(8.1))
+    floors = dict(unigram=_floor_scores(4.6))
     references = {k: dict(bits_per_byte=b, training_bytes=200_704) for k,b in dict(lzma=2.4, kneser_ney_5=2.6).items()}
     r['controls'] = {d: floors | references for d in sets}
     r['measures'] = of_arms(_measures)

@@ -246,7 +246,7 @@ def save_final(self:RunFolder, model, tokenizer, state=None, processor=None):
         with atomic_dir(self.final, replace=True) as d:
             if hasattr(model, 'peft_config') and not model.get_base_model().__dict__.get('is_quantized'):
                 save_pretrained_model(merge_lora(deepcopy(model)), tokenizer, d)
-                save_pretrained_model(model, None, d/'adapter')
+                save_pretrained_model(model, tokenizer, d/'adapter')
             else:
                 save_pretrained_model(model, tokenizer, d, state, processor)
     run_on_main(write)

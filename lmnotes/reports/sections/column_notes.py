@@ -23,7 +23,7 @@ table_notes = {
     ),
     'Costs': 'Ratios of interleaved repeats, with bootstrap intervals over rounds.',
     'Results and controls': (
-        'The unigram model and the untrained baseline are floors. lzma and the Kneser–Ney 5-gram have read as much '
+        'The unigram model, which counts bytes, is a floor. lzma and the Kneser–Ney 5-gram have read as much '
         'training text as the arms, at most 1 MiB; less than 0.4 of the better one is implausible.'
     ),
     'Long range by length': (
