@@ -7,10 +7,13 @@ import sys
 from importlib.metadata import distributions, version
 from pathlib import Path
 
+from packaging.specifiers import SpecifierSet
+
 ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT/'constraints.txt'
 NOTE = '# made by tools/lock.py from the environment that the tests passed in; read by tools/install.sh\n'
 OWN_PINS = re.compile(r'nvidia-|cuda-|triton$') # torch pins them
+OLDEST = '3.11.2' # the Python of Debian 12, in which the versions have to be installable
 
 
 def torchvision_of(torch:str)->str:
@@ -27,6 +30,13 @@ def pins()->dict:
     return found | dict(torchvision=torchvision_of(version('torch')))
 
 
+def too_new()->list:
+    "List the packages here that the oldest supported Python cannot have"
+    asked = {d.metadata['Name']: d.metadata.get('Requires-Python') or '' for d in distributions()}
+    return sorted(f'{name} {version(name)} needs Python {range_}, not {OLDEST}; install an older one'
+                  for name,range_ in asked.items() if not SpecifierSet(range_).contains(OLDEST))
+
+
 def constraints()->str:
     "Write the pins as lines that pip reads"
     return NOTE + ''.join(f'{name}=={v}\n' for name,v in sorted(pins().items()))
@@ -40,6 +50,7 @@ def differences()->list:
 
 def main()->int:
     "Write or check, and return the exit code"
+    if found := too_new(): raise SystemExit('\n'.join(found))
     if '--check' not in sys.argv:
         FILE.write_text(constraints(), encoding='utf-8')
         return 0
