@@ -15,7 +15,6 @@ from fastai.callback.core import Callback
 
 from ..core import InputError, format_count
 from ..files import *
-from ..files import append_jsonl, read_json, read_jsonl
 from ..reading import reading
 from ..training.monitor import Monitor, evaluations, metrics_history, moving_average, text_samples
 from ..training.plots import draw_plots, png_bytes
