@@ -69,9 +69,11 @@ def count_parameters(model:nn.Module)->dict:
 
     Parameters:
         model: any model
-    Returns: 'total', 'trainable' and 'embedding' (with the head, once if tied)"""
+    Returns: 'total', 'trainable' and 'embedding' (with n-grams and the head, once if tied)"""
     ends = [getattr(model, f, lambda: None)() for f in ('get_input_embeddings', 'get_output_embeddings')]
     tables = {id(m.weight): m.weight for m in ends if m is not None}
+    context = getattr(model, 'context_embed', None)
+    if context is not None: tables |= {id(p): p for p in context.parameters()}
     return dict(
         total=sum(p.numel() for p in model.parameters()),
         trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),

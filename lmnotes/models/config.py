@@ -40,12 +40,15 @@ class LMConfig(PretrainedConfig):
     ffn: str|list = 'swiglu'     # name of a feed-forward, or one for each layer
     residual: str = 'standard'   # name of a residual: how branches are added to the stream
     norm: str = 'rmsnorm'        # name of a norm
+    embedding: str = None        # name of what the tokens before add to a token's embedding; default nothing
     pos: str = 'rope'            # rope, learned or none
     rope_theta: float = 10000.   # see `rope_tables`
     causal: bool = True          # apply a causal attention mask
     tie: bool = True             # tie head and embedding weights
     num_frequencies: int = 32    # oscillators of a resonance layer
     short_conv: int = 4          # taps of its short convolution
+    ngram: int = 4               # longest n-gram with a table
+    ngram_rows: int = 8192       # rows of each table, which n-grams share by hashing
     n_experts: int = 8           # experts of a mixture-of-experts layer
     n_active: int = 2            # experts a token is routed to
     aux_coef: float = 0.01       # weight of the load balancing loss
@@ -85,7 +88,7 @@ def _fill_sizes(c):
 
 # %% ../../nbs/02_models/04_config.ipynb #93260e90
 _counts = ('vocab_size', 'dim', 'n_layer', 'n_head', 'n_kv_head', 'head_dim', 'ffn_dim', 'max_length',
-           'num_frequencies', 'short_conv', 'n_experts', 'n_active')
+           'num_frequencies', 'short_conv', 'ngram', 'ngram_rows', 'n_experts', 'n_active')
 
 def _check_counts(c):
     for k in _counts:
@@ -129,6 +132,7 @@ def _check_parts(c):
     parts = [mixers[name] for name in _layer_names(c, 'mixer')]
     for name in _layer_names(c, 'ffn'): ffns[name]
     norms[c.norm]
+    if c.embedding is not None: embeddings[c.embedding]
     if c.causal: return
     for name,part in zip(_layer_names(c, 'mixer'), parts):
         if not getattr(part, 'supports_bidirectional', False):

@@ -57,14 +57,16 @@ class LM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         c,block = config,residuals[config.residual]
         self.embed = nn.Embedding(c.vocab_size, c.dim)
+        self.context_embed = embeddings[c.embedding].from_config(c) if c.embedding else None
         self.pos_embed = nn.Embedding(c.max_length, c.dim) if c.pos == 'learned' else None
         self.drop = nn.Dropout(c.dropout)
         self.blocks = nn.ModuleList(block(c, i) for i in range(c.n_layer))
         self.norm = norms[c.norm](c.dim, eps=c.eps)
         self.head = nn.Linear(c.dim, c.vocab_size, bias=False)
         self.gradient_checkpointing = c.checkpointing
-        # a mixer that runs along time has a state besides keys and values
-        self.carries_state = any(not getattr(b.mixer.part, 'supports_bidirectional', False) for b in self.blocks)
+        # tokens before and mixers that run along time are a state besides keys and values
+        parts = (b.mixer.part for b in self.blocks)
+        self.carries_state = bool(c.embedding) or not all(getattr(p, 'supports_bidirectional', False) for p in parts)
         self._no_split_modules = sorted({type(b).__name__ for b in self.blocks})
         if c.rewrites:
             names,c.rewrites = c.rewrites,[]
@@ -140,6 +142,10 @@ def _embed(self:LM, input_ids, inputs_embeds):
     return self.embed(input_ids) if inputs_embeds is None else inputs_embeds
 
 @patch
+def _add_context(self:LM, x, ids, ctx): # what the tokens before add
+    return x if self.context_embed is None else x + self.context_embed(ids, ctx)
+
+@patch
 def _add_positions(self:LM, x, positions, past):
     if self.pos_embed is not None:
         n,most = past + x.shape[1],self.config.max_length
@@ -177,7 +183,6 @@ def forward_features(self:LM, input_ids=None, attention_mask=None, position_ids=
     c,cache,T = self.config,past_key_values,x.shape[1]
     past = continued_from(cache, self.carries_state, attention_mask, documents)
     if position_ids is None: position_ids = past + document_positions(T, documents, x.device)
-    x = self._add_positions(x, position_ids, past)
     collect = collect or Collected()
     ctx = ForwardContext(
         rope=rope_tables(position_ids, c.head_dim, c.rope_theta) if c.pos == 'rope' else None,
@@ -188,7 +193,7 @@ def forward_features(self:LM, input_ids=None, attention_mask=None, position_ids=
         attn_implementation='eager' if collect.attentions is not None else c._attn_implementation or 'sdpa',
         collect=collect,
     )
-    h = self._run_stack(x, ctx)
+    h = self._run_stack(self._add_positions(self._add_context(x, input_ids, ctx), position_ids, past), ctx)
     if isinstance(cache, LMCache): cache.seen += T
     return h
 

@@ -77,7 +77,8 @@ def _embeddings_and_head(model): # modules by place; whether they share a weight
     found = {k: m for k,m in model.named_modules() if m is last or isinstance(m, nn.Embedding)}
     groups = [[found[k] for k in names] for names in group_by_weight(model, found)]
     group = next((g for g in groups if any(m is first for m in g)), [])
-    embeddings = [m for m in group if isinstance(m, nn.Embedding)]
+    context = [found[k] for k in found if k.startswith('context_embed.')] # tables of n-grams
+    embeddings = [m for m in group if isinstance(m, nn.Embedding)] + context
     head = [last] if last is not None else []
     return dict(embeddings=embeddings, head=head),any(m is last for m in group)
 

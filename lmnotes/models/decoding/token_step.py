@@ -17,7 +17,7 @@ from .token_choice import *
 from ..layers import *
 
 # %% ../../../nbs/02_models/decoding/02_token_step.ipynb #902b172e
-_own = 'forward', 'forward_features', '_run_stack', '_embed', '_add_positions', '_last_logits'
+_own = 'forward', 'forward_features', '_run_stack', '_embed', '_add_context', '_add_positions', '_last_logits'
 
 def takes_steps(model)->bool:
     """Tell whether the texts of a model are written by `TokenStep`; `generate` of transformers writes the others
@@ -36,6 +36,7 @@ def keeps_rows_apart(model)->bool:
         model: of ours or of transformers"""
     if not takes_steps(model): return False
     parts = [p for b in model.blocks for p in (b, b.mixer.part, b.ffn.part)]
+    if model.context_embed is not None: parts.append(model.context_embed)
     return all(type(p).__module__.startswith('lmnotes.') for p in parts)
 
 # %% ../../../nbs/02_models/decoding/02_token_step.ipynb #2bf74f86
@@ -97,7 +98,7 @@ class TokenStep:
             tokens: (B,) the token of each row
         Returns: (B, vocab_size)"""
         i,m = self._advance(),self.model
-        x = self.embed(tokens[:,None])
+        x = m._add_context(self.embed(tokens[:,None]), tokens[:,None], self.ctx)
         if m.pos_embed is not None: x = x + m.pos_embed(self.positions[:,i:i+1])
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         block = m.blocks[0]
