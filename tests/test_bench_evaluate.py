@@ -7,8 +7,8 @@ from lmnotes.benchmarks.bench import benches, is_met, run_benches
 from lmnotes.benchmarks.generation.bench_evaluate import *
 from lmnotes.core import InputError
 from lmnotes.data.catalog import find_dataset
-from lmnotes.evaluation.evaluation_data import load_eval_model
 from lmnotes.evaluation.task_suite import eval_rows
+from lmnotes.models.hf.trained_model import load_trained
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
@@ -47,7 +47,7 @@ def test_other_weights_do_not_agree(folder, tmp_path):
 
 def test_the_saved_model_is_the_trained_one(folder, tmp_path):
     save_bench_model(tmp_path/'drawn', 'tiny', dim=32, n_layer=1)
-    trained,drawn = (load_eval_model(str(f), 'cpu')[0] for f in (folder, tmp_path/'drawn'))
+    trained,drawn = (load_trained(str(f), 'cpu')[0] for f in (folder, tmp_path/'drawn'))
     assert trained.config.dim == 32 and not trained.training
     assert all((a != b).any() for a,b in zip(trained.parameters(), drawn.parameters(), strict=True) if a.ndim > 1)
 

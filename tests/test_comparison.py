@@ -28,13 +28,13 @@ from lmnotes.comparison.statistics.verdicts import verdict
 from lmnotes.core import InputError, RunError
 from lmnotes.data.dataloader import spread_rows
 from lmnotes.data.load import load_data
-from lmnotes.evaluation.evaluation_data import load_eval_model
 from lmnotes.evaluation.held_out.score_model import score_model
 from lmnotes.evaluation.item_files import read_items, rescore_items
 from lmnotes.evaluation.metrics import evaluate_lm, unigram_scores
 from lmnotes.evaluation.reference_compressors import KneserNey
 from lmnotes.files import read_json, read_jsonl, step_name, write_json
 from lmnotes.models.build import build_model
+from lmnotes.models.hf.trained_model import load_trained
 from lmnotes.reports.document import as_html
 from lmnotes.reports.run_report import read_runs, runs_document
 from lmnotes.reports.run_summary import read_run
@@ -235,7 +235,7 @@ def test_a_run_has_one_number(done):
 
 def test_a_score_is_that_of_the_saved_model(done):
     c = done.cells[0]
-    model,tokenizer = load_eval_model(str(done.path/c['path']/'final'))
+    model,tokenizer = load_trained(str(done.path/c['path']/'final'))
     (again,),missing = score_model(model, tokenizer, ['prose'], limit=64, pieces=48, seed=0, max_length=32)
     (scores,) = done.scores[c['arm'], c['dataset'], c['seed']]
     assert not missing and again.ids == scores.ids and np.allclose(again.values, scores.values, rtol=1e-5)

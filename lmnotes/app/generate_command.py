@@ -9,7 +9,7 @@ __all__ = ['rows_to_answer', 'encode_requests', 'generate_command']
 import json
 from dataclasses import replace
 
-from .saved_model import load_for_use, prompt_form_of
+from .model_form import prompt_form_of
 from ..core import InputError
 from ..data.sources.files import read_file
 from ..data.sources.prompt_form import PromptForm
@@ -17,6 +17,7 @@ from ..evaluation.row_prompts import chat_prompt_ids, row_prompt_ids
 from ..files import atomic_write
 from ..folders import check_writable
 from ..models.generation import generate, generate_batch, max_positions
+from ..models.hf.trained_model import LOADING, load_trained
 from ..training.planning.option_effects import check_effects
 
 # %% ../../nbs/11_app/14_generate_command.ipynb #465fff07
@@ -88,7 +89,7 @@ def generate_command(o, given):
     if o.output: check_writable(o.output)
     if o.chat: o,given = replace(o, chat_template=True),{*given, 'chat_template'}
     form = prompt_form_of(o, given) if rows or o.chat else None
-    model,tokenizer = load_for_use(o)
+    model,tokenizer = load_trained(o.model, o.device, **{k: getattr(o, k) for k in LOADING})
     if not (rows or o.chat): return print(generate(model, tokenizer, o.prompt, **_sampling(o)))
     prompts = encode_requests(o, form or PromptForm(), rows, model, tokenizer)
     texts = generate_batch(model, tokenizer, prompts, bs=o.batch_size, **_sampling(o))

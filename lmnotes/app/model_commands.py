@@ -11,14 +11,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from .saved_model import LOADING, check_own_loading, prompt_form_of
+from .model_form import prompt_form_of
 from ..core import InputError, did_you_mean
 from ..data.catalog import DatasetColumns, find_dataset, in_catalog
 from ..data.dataset_splits import rows_source
 from ..evaluation.evaluate import evaluate_model, evaluation_names
 from ..evaluation.evaluation_tables import evaluation_tables
-from ..folders import split_rewrites
-from ..models.build import saved_model_type
+from ..models.hf.trained_model import LOADING
 from ..quantizers.packed_export import pack_and_report
 from ..rl.sandbox import require_walls
 from ..training.planning.option_effects import check_effects
@@ -76,7 +75,6 @@ def wide_console()->Console:
 
 def _evaluation_options(o, given)->dict: # for `evaluate_model`
     options = {k: getattr(o, k) for k in (*_SAME, *LOADING)}
-    if saved_model_type(name := split_rewrites(o.model)[0]) == 'lmnotes': check_own_loading(name, options)
     options |= dict(limit=None if o.limit == 'all' else o.limit, bs=o.batch_size)
     columns = None
     if o.datasets: columns = DatasetColumns(o.text_column, o.prompt_column, o.target_column, o.label_column)

@@ -61,7 +61,7 @@ with_code_task = Condition('without --tasks code', lambda o: {'code', 'all'} & s
 when_sampling = Condition('with --temperature 0', lambda o: o.temperature != 0)
 in_chat_form = Condition('without --chat_template, or a model that was trained with one', 'asks_chat')
 with_form = Condition('on a model that remembers no form of prompts (no prompts.json)', 'remembers_form')
-for _name in ('asks_chat', 'remembers_form'): run_facts.lazy(_name, f'lmnotes.app.saved_model:{_name}')
+for _name in ('asks_chat', 'remembers_form'): run_facts.lazy(_name, f'lmnotes.app.model_form:{_name}')
 for _name in ('names_rows', 'names_datasets', 'asks_hub'): run_facts.lazy(_name, f'lmnotes.app.model_commands:{_name}')
 when_packing = Condition('with --plain, which writes full weights', lambda o: not o.plain)
 without_card = Condition('with --card, which writes one file beside the weights', lambda o: not o.card)

@@ -17,7 +17,6 @@ from ..core import *
 from ..data.catalog import DatasetColumns
 from ..data.contamination_fingerprint import load_fingerprint
 from ..evaluation.eval_model import EvalModel
-from ..evaluation.evaluation_data import load_eval_model
 from ..evaluation.held_out.run_scores import run_scores
 from ..evaluation.held_out.score_model import score_model
 from ..evaluation.item_files import write_items
@@ -28,6 +27,7 @@ from ..evaluation.tasks.long_range import evaluate_long_range
 from ..files import *
 from ..folders import lock_folder
 from ..models.config import find_rewrite
+from ..models.hf.trained_model import load_trained
 from ..training.build import has_task_head, is_masked_lm
 from ..training.interface.dynamics import run_curves
 from ..training.measures.long_range_run import *
@@ -148,7 +148,7 @@ def _train_stages(plan:Plan, cell:Cell, root, train=None): # of a cell, or take 
         if shared: run,path = None,shared
         else: run,path = (train or default_train)(quiet=True, **options),Path(options['output_dir'])
         summaries.append(run.summary if run else read_json(path/'summary.json'))
-    model,tokenizer = (run.model, run.data.tokenizer) if run else load_eval_model(str(path))
+    model,tokenizer = (run.model, run.data.tokenizer) if run else load_trained(str(path))
     figures = _figures_of(summaries) | dict(learning_rate=getattr(getattr(run, 'learn', None), 'lr', None))
     figures |= run_curves(path) | dict(fingerprint=read_json(path/'env.json').get('fingerprint'))
     figures |= dict(run=path.relative_to(root).as_posix(), shared=bool(shared))
@@ -157,7 +157,7 @@ def _train_stages(plan:Plan, cell:Cell, root, train=None): # of a cell, or take 
 def _load_weights(plan, arm): # of an arm that is scored as it is
     name = str(Path(arm.options['model']).expanduser())
     nothing = dict(steps=0, tokens=0, bytes=0, flops=0., seconds=0., curve=None)
-    return _Trained(*load_eval_model(name, plan.base.get('device', 'auto')), nothing, Path(name))
+    return _Trained(*load_trained(name, plan.base.get('device', 'auto')), nothing, Path(name))
 
 # %% ../../nbs/08_comparison/04_cells.ipynb #8d7d7e26
 def score_cell(plan:Plan, cell:Cell, r)->tuple:

@@ -167,8 +167,6 @@ def seed_list(plan:Plan, n:int)->list:
     return plan.seeds[:n] + [max(plan.seeds) + 1 + i for i in range(n - len(plan.seeds))]
 
 # %% ../../nbs/08_comparison/02_plan.ipynb #868dc560
-_data_names = 'dataset dataset_config dataset_revision datasets data_path'.split()
-
 def scored_sets(plan:Plan, ds:str)->list:
     """List the datasets on which the arms are scored
 
@@ -178,7 +176,7 @@ def scored_sets(plan:Plan, ds:str)->list:
     Returns: names or paths"""
     if plan.eval_datasets: return list(plan.eval_datasets)
     last = stages_of(plan, plan.baseline.name, ds)[-1]
-    return training_sets(options_from(TrainOptions, **{k: v for k,v in last.items() if k in _data_names}))
+    return training_sets(options_from(TrainOptions, **last))
 
 def training_sets(o:TrainOptions)->list:
     """List the datasets that a run reads

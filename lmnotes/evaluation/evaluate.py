@@ -13,12 +13,13 @@ from ..core import *
 from ..data.contamination_fingerprint import load_fingerprint
 from ..data.sources.prompt_form import model_prompt_form
 from .asked_form import saved_prompt_form
-from .evaluation_data import EvaluationData, load_eval_model
+from .evaluation_data import EvaluationData
 from .item_files import write_items
 from .scores import Scores, item_standard_error
 from .task_suite import *
 from ..files import *
 from ..folders import check_writable, split_rewrites
+from ..models.hf.trained_model import load_trained
 
 # %% ../../nbs/05_evaluation/12_evaluate.ipynb #d8d9ad36
 def evaluation_names()->list:
@@ -117,7 +118,7 @@ def evaluate_model(model, tasks='all', tokenizer=None, *, datasets=None, data_pa
         output: file for the result; None: `evaluation.json` beside a model that is a folder
         device: where it runs: cpu, cuda or mps
         progress: called with one line for each step
-        options: of `EvalOptions`; `columns`, `revision` of `EvaluationData`; of `load_eval_model`
+        options: of `EvalOptions`; `columns`, `revision` of `EvaluationData`; of `load_trained`
     Returns: model, tasks, the measurements, not_measured, and how it was asked"""
     o,named,how = _split_options(options)
     whole,groups = _select(tasks)
@@ -127,7 +128,7 @@ def evaluate_model(model, tasks='all', tokenizer=None, *, datasets=None, data_pa
     o.form = o.form or (saved_prompt_form(name) if folder else model_prompt_form(model))
     data = _data(o, datasets, data_path, name if folder else '', fp, progress, **named)
     _check_output(output, folder)
-    if folder: model,tokenizer = load_eval_model(str(model), device, **how)
+    if folder: model,tokenizer = load_trained(str(model), device, **how)
     result = _about(name, model, fp)
     asked = dict(datasets=data.sources(), progress=progress, trained_on=fp, **vars(o))
     scores,gaps = evaluate_tasks(model, tokenizer, groups, **asked) if groups else ([], [])

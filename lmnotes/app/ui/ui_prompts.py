@@ -14,12 +14,12 @@ from pathlib import Path
 
 from ..exit_codes import explain, keep_traceback
 from ..options import GenerateOptions
-from ..saved_model import load_for_use
 from .run_folders import *
 from .ui_pages import *
 from ...core import InputError, did_you_mean
 from ...files import model_folder
 from ...models.generation import generate
+from ...models.hf.trained_model import load_trained
 from ...option_values import check_values
 from ...reports.document import *
 from ...reports.escaping import *
@@ -117,7 +117,7 @@ class ModelCache:
         if key not in self.loaded:
             kept = {str(model_folder(other.path).resolve()) for other in together} - {key[0]}
             for k in [k for k in self.loaded if k[0] not in kept]: del self.loaded[k]
-            self.loaded[key] = load_for_use(GenerateOptions(model=str(m.path), device=self.device))
+            self.loaded[key] = load_trained(str(m.path), self.device)
         return self.loaded[key]
 
 # %% ../../../nbs/11_app/ui/03_ui_prompts.ipynb #d6b487d4

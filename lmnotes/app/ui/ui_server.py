@@ -141,14 +141,14 @@ class UiSite:
 
     def run(self, request):
         "Answer with the report of a run"
-        return _answer(lambda: run_page(self.root, request.path_params['path'].removesuffix('/')))
+        return _answer(lambda: report_page(self.root, request.path_params['path'].removesuffix('/'), 'runs'))
 
     def comparison(self, request):
         "Answer with the report of a comparison, or with a file that it links"
         path = request.path_params['path']
         def make():
             if file := comparison_file(self.root, path): return FileResponse(file, media_type='text/plain')
-            if not path or path.endswith('/'): return comparison_page(self.root, path.removesuffix('/'))
+            if not path or path.endswith('/'): return report_page(self.root, path.removesuffix('/'), 'comparisons')
             return RedirectResponse(f'/comparisons/{quote(path)}/')
         return _answer(make)
 

@@ -26,7 +26,6 @@ from ...data.dataset_splits import load_rows
 from ...data.sft_examples import encode_rows
 from ...data.tokenizers import byte_tokenizer
 from ...evaluation.eval_model import EvalModel
-from ...evaluation.evaluation_data import load_eval_model
 from ...evaluation.memory import frozen_gc
 from ...evaluation.speed import Timing, matmul_peak, paired_ratio, time_interleaved
 from ...evaluation.task_suite import eval_rows
@@ -34,6 +33,7 @@ from ...evaluation.tasks.classification import score_label_likelihood
 from ...evaluation.tasks.math_tasks import score_math
 from ...models import build_model
 from ...models.flops_and_memory import forward_flops
+from ...models.hf.trained_model import load_trained
 from ...training.checkpoints import save_pretrained_model
 
 # %% ../../../nbs/10_benchmarks/generation/02_bench_evaluate.ipynb #b6d75a4c
@@ -166,7 +166,7 @@ def evaluation_ways(folder, ds, rows, batch_size:int=16, device='cpu')->Evaluati
         ds, rows: a `Dataset` and rows of it
         batch_size: rows at a time
         device: where it runs"""
-    model,tokenizer = load_eval_model(str(folder), device)
+    model,tokenizer = load_trained(str(folder), device)
     s = EvalModel(model, tokenizer, bs=batch_size, draws=0)
     labels = ds.kind == 'classification'
     ours = partial(score_label_likelihood, s, ds, rows) if labels else lambda: score_math(s, ds, rows)[0]
