@@ -84,13 +84,26 @@ def fork_server():
     if not os.fork():
         with open(os.devnull, 'wb') as nowhere: ends = stdin,stdout,os.dup(nowhere.fileno())
         os.setsid()
+        for fd in (held, ready): os.close(fd)
         for fd,end in enumerate(ends): os.dup2(end, fd)
-        os.closerange(3, 2**16)
+        for fd in ends: os.close(fd)
         run_as_server(address)
     for fd in (stdin, stdout): os.close(fd)
     with open(ready, 'rb') as said:
         if said.readline() != b'ready\n': raise RuntimeError('the server of forks did not start')
     here['servers'][import_key(os.environ)] = address,held # it ends when the last process that holds this end does
+
+
+def close_other_ends(fds):
+    "Of pipes: a process that waits for their end must not hold it open itself"
+    def pipe(fd):
+        try:
+            return os.readlink(f'/proc/self/fd/{fd}')
+        except OSError:
+            return None # that of the list
+    kept = set(map(pipe, fds))
+    for fd in map(int, os.listdir('/proc/self/fd')):
+        if fd not in fds and pipe(fd) in kept: os.close(fd)
 
 
 def fork_forkserver():
@@ -99,11 +112,7 @@ def fork_forkserver():
     def spawn(path, args, fds):
         if 'multiprocessing.forkserver' not in os.fsdecode(args[-1]): return usual(path, args, fds)
         if pid := os.fork(): return pid
-        first = 3
-        for fd in sorted(fds):
-            os.closerange(first, fd)
-            first = fd + 1
-        os.closerange(first, 2**16)
+        close_other_ends(fds)
         sys.stdout,sys.stderr = sys.__stdout__,sys.__stderr__
         run_words('-c', os.fsdecode(args[-1]))
         os._exit(0) # what this process had to do at its end is left to the one that goes on
