@@ -20,6 +20,7 @@ import sys
 import threading
 from functools import cache
 from itertools import count
+from multiprocessing import util
 
 READ_AT_IMPORT = 'ATEN_', 'CUDA_', 'HF_', 'MKL_', 'OMP_', 'ONEDNN_', 'PYTHON', 'TRANSFORMERS_'
 OF_SERVERS = dict(TOKENIZERS_PARALLELISM='false', HF_HUB_DISABLE_PROGRESS_BARS='1') # the same in all of them
@@ -65,13 +66,57 @@ def server_address(env):
     return here['servers'][key][0]
 
 
+def next_address(): return f'lmnotes-{os.getpid()}-{next(here["number"])}'
+
+
 def start_server(env):
     "Returns its address and its process, which ends when its standard input does"
-    address = f'lmnotes-{os.getpid()}-{next(here["number"])}'
+    address = next_address()
     process = USUAL([sys.executable, __file__, address], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL, start_new_session=True, env=env | OF_SERVERS)
     if process.stdout.readline() != b'ready\n': raise RuntimeError('the server of forks did not start')
     return address, process
+
+
+def fork_server():
+    "Make a fork of this process the server of its environment: it has imported some of the modules already"
+    address,(stdin,held),(ready,stdout) = next_address(),os.pipe(),os.pipe()
+    if not os.fork():
+        with open(os.devnull, 'wb') as nowhere: ends = stdin,stdout,os.dup(nowhere.fileno())
+        os.setsid()
+        for fd in (held, ready): os.close(fd)
+        for fd,end in enumerate(ends): os.dup2(end, fd)
+        for fd in ends: os.close(fd)
+        run_as_server(address)
+    for fd in (stdin, stdout): os.close(fd)
+    with open(ready, 'rb') as said:
+        if said.readline() != b'ready\n': raise RuntimeError('the server of forks did not start')
+    here['servers'][import_key(os.environ)] = address,held # it ends when the last process that holds this end does
+
+
+def close_other_ends(fds):
+    "Of pipes: a process that waits for their end must not hold it open itself"
+    def pipe(fd):
+        try:
+            return os.readlink(f'/proc/self/fd/{fd}')
+        except OSError:
+            return None # that of the list
+    kept = set(map(pipe, fds))
+    for fd in map(int, os.listdir('/proc/self/fd')):
+        if fd not in fds and pipe(fd) in kept: os.close(fd)
+
+
+def fork_forkserver():
+    "Let the server of `multiprocessing` be a fork of the process that asks for it"
+    usual = util.spawnv_passfds
+    def spawn(path, args, fds):
+        if 'multiprocessing.forkserver' not in os.fsdecode(args[-1]): return usual(path, args, fds)
+        if pid := os.fork(): return pid
+        close_other_ends(fds)
+        sys.stdout,sys.stderr = sys.__stdout__,sys.__stderr__
+        run_words('-c', os.fsdecode(args[-1]))
+        os._exit(0) # what this process had to do at its end is left to the one that goes on
+    util.spawnv_passfds = spawn
 
 
 class Popen(USUAL):
@@ -244,8 +289,13 @@ def leave(code):
     os._exit(code & 0xff)
 
 
-if __name__ == '__main__':
-    sys.modules['forked'] = sys.modules['__main__']
-    words = serve(sys.argv[1])
+def run_as_server(address):
+    "Serve, and in each fork do what it was made for; does not return"
+    words = serve(address)
     fork_elsewhere()
     leave(run_words(*words))
+
+
+if __name__ == '__main__':
+    sys.modules['forked'] = sys.modules['__main__']
+    run_as_server(sys.argv[1])

@@ -15,7 +15,9 @@ from nbdev.test import test_nb
 
 LIMIT = 300 # seconds a notebook may take
 FIRST = 'tutorials', 'experiments' # folders with long ones, which begin first: none is left to one worker at the end
-FORKED = ('06_executors',) # pages that start the library again and again, to do jobs
+FORKED = ( # pages that start the library again and again, to do jobs
+    '03_launchers', '04_equivalence', '06_executors', '09_bench_distributed', '11_bench_resume', '13_bench_ternary',
+)
 
 def preload():
     "Import once what nearly every notebook imports; each process begins as a copy of this one"
@@ -32,11 +34,15 @@ def preload():
         importlib.import_module(name)
     gc.freeze() # no page looks for garbage in it
 
-def fork_processes():
-    "Let what a page starts be forks of a process that has imported the library: see `tests/forked.py`"
+def import_forked():
+    "Return `tests/forked.py`"
     sys.path.append(str(get_config().config_path/'tests'))
-    import forked
-    subprocess.Popen = forked.Popen
+    return importlib.import_module('forked')
+
+def fork_processes():
+    "Let what a page starts be forks of a process that has imported the library"
+    subprocess.Popen = import_forked().Popen
+    import_forked().fork_forkserver()
 
 def run(nb):
     config = get_config()
@@ -82,6 +88,7 @@ def main():
     notebooks = [p.absolute() for p in o.path] or [Path(p).absolute() for p in sorted(nbglob(as_path=True))]
     notebooks.sort(key=lambda p: p.parent.name not in FIRST)
     preload()
+    if any(p.stem in FORKED for p in notebooks): import_forked().fork_server()
     failed = run_all(notebooks, o.workers)
     print(f'{len(notebooks) - len(failed)} of {len(notebooks)} notebooks passed')
     if failed: sys.exit('failed: ' + ', '.join(sorted(failed)))

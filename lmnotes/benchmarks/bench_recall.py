@@ -211,7 +211,7 @@ def bench_recall(device='cpu', size='tiny', quick=False, progress=lambda what: N
     if size not in _SIZES:
         raise InputError(f"unknown size '{size}' for the recall bench; there is: {', '.join(_SIZES)}")
     lengths,main = (dict(recall=(16,), copy=(2, 4)),16) if quick else (_SIZES[size],64)
-    kw = dict(steps=min(steps, 100), n=32) if quick else dict(steps=steps)
+    kw = dict(steps=min(steps, 50), n=32) if quick else dict(steps=steps)
     seeds = 1 if quick else seeds
     variants = [
         _variant(m, **lengths, main=main, seeds=seeds, progress=progress, device=device, **kw) for m in mixers

@@ -228,12 +228,13 @@ def bench_ternary(device='cpu', quick=False, progress=lambda what: None)->dict:
 
     Parameters:
         device: where it runs: cpu, cuda or mps
-        quick: toys, and memory of one packed file only: each takes a process
+        quick: toys, on the threads there are, and memory of one packed file only
         progress: takes a line that says what is being measured
     Returns: see TARGETS"""
     if torch.device(device).type != 'cpu':
         raise InputError(f'this bench measures decoding on a CPU; {device} is not measured, leave --device out')
     n = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    if quick: n = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as d, _threads(n):
         d = Path(d)
         fp32,deep,wide = _all_files(d, n, quick, progress)

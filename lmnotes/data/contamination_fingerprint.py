@@ -52,6 +52,7 @@ class TextFingerprint:
     n_words: int = 0      # that were read
     whole: bool = True    # whether all of the training text was read
     start_known: bool = True # whether it is known what the weights that training began with had read
+    def __post_init__(self): self.file = None # its bytes, once they were written
     @property
     def sampled(self)->float:
         "Share of the runs that are kept, in (0,1]"
@@ -205,9 +206,11 @@ def save_fingerprint(fp:TextFingerprint, folder):
     Parameters:
         fp: to write
         folder: of a run, or of a model"""
-    out,counts = io.BytesIO(),{k: int(getattr(fp, k)) for k in _counts}
-    np.savez_compressed(out, steps=np.diff(fp.keys, prepend=np.uint64(0)), **counts)
-    atomic_write(Path(folder)/FINGERPRINT_FILE, out.getvalue())
+    if fp.file is None: # the runs of a comparison write the same one
+        out,counts = io.BytesIO(),{k: int(getattr(fp, k)) for k in _counts}
+        np.savez_compressed(out, steps=np.diff(fp.keys, prepend=np.uint64(0)), **counts)
+        fp.file = out.getvalue()
+    atomic_write(Path(folder)/FINGERPRINT_FILE, fp.file)
 
 def load_fingerprint(folder)->TextFingerprint|None:
     """Find the fingerprint of what a saved model was trained on; a damaged file is an `InputError`

@@ -189,18 +189,18 @@ def choice_cuts(tokenizer, prompts:list, choices:list, max_length:int|None=None)
     items = (_choice_item(tokenizer, pairs, max_length) for pairs in _choice_ids(tokenizer, prompts, choices))
     return ['prompt' if cut else '' for *_,cut in items]
 
-def probe_windows(s:EvalModel, texts:list, room:int=64)->torch.Tensor:
+def probe_windows(s:EvalModel, texts:list, length:int|None=None)->torch.Tensor:
     """Choose the windows on which a model is probed for looking ahead: as long as what is scored, where that can be paid
 
     Parameters:
         s: an `EvalModel`
         texts: that are scored
-        room: tokens of an answer, beyond the longest text
+        length: tokens of a window; None: of the longest text and 64 of an answer
     Returns: (N, T) tokens, zeros behind them; T is at most 1,024 on a CPU, and 256 for large models"""
     params = list(s.model.parameters())
     most = 4096 if params[0].is_cuda else min(1024, max(2**29//sum(p.numel() for p in params), 256))
     ids = encode_without_eos(s.tokenizer, sorted(texts, key=len)[-6:]) or [[]]
-    T = max(min(max(map(len, ids)) + room, most, s.context_length or most), 2)
+    T = max(min(length or max(map(len, ids)) + 64, most, s.context_length or most), 2)
     windows = torch.zeros(len(ids), T, dtype=torch.long)
     for row,i in zip(windows, ids): row[:len(i)] = torch.tensor(i[:T], dtype=torch.long)
     return windows

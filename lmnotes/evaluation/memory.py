@@ -64,17 +64,21 @@ class LiveTensors(TorchDispatchMode):
         weakref.finalize(storage, self._died, key)
 
 # %% ../../nbs/05_evaluation/02_memory.ipynb #af47c069
+_frozen = [] # one entry inside a block that has frozen what there was
+
 @contextlib.contextmanager
 def frozen_gc():
     "Within this block garbage collections look at new objects alone; what is frozen already stays so; also a decorator"
-    if gc.get_freeze_count():
+    if _frozen or gc.get_freeze_count(): # counting them takes a tenth of a second
         yield
         return
     gc.collect()
     gc.freeze()
+    _frozen.append(True)
     try:
         yield
     finally:
+        _frozen.clear()
         gc.unfreeze()
 
 # %% ../../nbs/05_evaluation/02_memory.ipynb #391657c5

@@ -111,7 +111,8 @@ def mode_without_dropout(model:nn.Module, training:bool, seed=0):
     for m,k,_ in rates: setattr(m, k, 0.)
     try:
         with _fork_rng(model), _no_padding_advice():
-            torch.manual_seed(seed)
+            if next(model.parameters()).is_cpu: torch.default_generator.manual_seed(seed) # a hundred times faster
+            else: torch.manual_seed(seed)
             yield
     finally:
         for m,flag in flags: m.training = flag
@@ -257,5 +258,5 @@ def with_cache(self:ModelReader, x:Tensor, widths):
             out = self.call(block, past_key_values=past, use_cache=True)
             past = getattr(out, 'past_key_values', None)
             if past is None: return None
-            found.append(self.log_probs(out.logits))
-    return torch.cat(found, 1)
+            found.append(out.logits.detach())
+    return self.log_probs(torch.cat(found, 1))

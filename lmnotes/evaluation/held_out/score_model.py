@@ -56,10 +56,11 @@ def _sources(parts, limit, seed)->tuple: # (group, name, dataset, rows) of those
             missing.append(_reason('data', part.name, e))
     return found,missing
 
-def _check_causal(s, texts, sources, length): # once, on some of all that is scored
+def _check_causal(s, texts, sources, length): # once, on some of all that is scored, in windows as long
     if s.interface != 'text': return
     some = [str(part.documents[i])[:2*length] for part in texts for i in range(min(len(part.documents), 3))]
-    check_causal(s.model, windows=probe_windows(s, some + scored_texts(sources)), noise=0)
+    windows = probe_windows(s, some + scored_texts(sources), None if sources else length)
+    check_causal(s.model, windows=windows, noise=0)
 
 def _text_scores(s, part, trained_on, **options)->tuple: # scores; why there are none
     try:
