@@ -1,6 +1,7 @@
 "The translation of nbdev's pages for Sphinx; building the whole site is `make docs`"
 import importlib.util
 import json
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,14 @@ def test_the_api_comes_in_the_order_of_the_source(site):
     out = list(site.convert_cells([doc('second', 20), doc('first', 10)], 'index.ipynb'))
     assert [c['source'].split('### ')[1] for c in out] == ['first', 'second']
     assert all(c['source'].startswith('<a class="source" href="http://x/y.py#L') for c in out)
+
+def test_words_of_a_shell_command_are_no_names_of_ours():
+    "A name in backticks becomes a link: `torchrun` must not lead to a helper"
+    from lmnotes._modidx import d
+    names = {name.removeprefix(f'{module}.') for module, found in d['syms'].items() for name in found}
+    commands = {e.name for e in entry_points(group='console_scripts')}
+    assert 'torchrun' in commands and 'build_model' in names
+    assert not names & {*commands, 'learn', 'equal'}
 
 def test_code_has_no_links(site):
     text = '```python\nx=None, # an [`LMCache`](https://example.org/a.html#b)\n```'

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['small', 'guest', 'runs', 'run_in', 'spawn', 'steps_logged', 'is_saving', 'kill_at', 'killed_run', 'live_through',
-           'same_end', 'equal', 'full_disk', 'bench_resume']
+           'same_end', 'same_tensors', 'full_disk', 'bench_resume']
 
 # %% ../../nbs/10_benchmarks/11_bench_resume.ipynb #6c0c48ff
 import multiprocessing as mp
@@ -193,19 +193,19 @@ def same_end(a, b)->dict:
         for f in ('metrics.jsonl', 'evals.jsonl')
     ]
     return dict(
-        weights=float(equal(tensors(a), tensors(b))),
-        optimizer=float(equal(moments(a), moments(b))),
+        weights=float(same_tensors(tensors(a), tensors(b))),
+        optimizer=float(same_tensors(moments(a), moments(b))),
         losses=float(logs(a) == logs(b)),
     )
 
-def equal(a, b)->bool:
+def same_tensors(a, b)->bool:
     """Whether two nests of tensors and numbers are the same to the bit
 
     Parameters:
         a: value of any nesting
         b: another"""
-    if isinstance(a, dict): return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)): return len(a) == len(b) and all(map(equal, a, b))
+    if isinstance(a, dict): return a.keys() == b.keys() and all(same_tensors(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)): return len(a) == len(b) and all(map(same_tensors, a, b))
     if isinstance(a, torch.Tensor): return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
     return a == b
 
