@@ -10,7 +10,7 @@ from lmnotes.benchmarks.steps.bench_speedrun import *
 from lmnotes.core import InputError
 
 text = load_characters(limit=3000)
-small = dict(dim=16, n_layer=1, n_head=2, max_length=16)
+small = dict(dim=16, n_head=2, max_length=16)
 def shrunk(arm): return replace(arm, options={k: v for k,v in arm.options.items() if k != 'ffn_dim'} | small, length=16)
 
 def test_named(): assert 'speedrun' in benches.names()
@@ -43,4 +43,4 @@ def test_speedup_is_of_the_first_score_below():
     assert m._speedup(SpeedRun([(10, 60., 30., 1.)], 1.), short) == (None, None)
 
 def test_unknown_part():
-    with pytest.raises(InputError, match='there is: muon'): without_part('mu')
+    with pytest.raises(InputError, match='there is: n-grams'): without_part('mu')

@@ -44,7 +44,7 @@ class SpeedArm:
 
 _shape = dict(n_layer=4, dim=128, n_head=4, max_length=64)
 NANOGPT = SpeedArm('gpt', dict(_shape, ffn_dim=512, bias=False), 'adamw', 1e-3, 'cosine', warmup=0.05, floor=0.1)
-FAST = SpeedArm('standard', _shape, 'muon', 1e-2, 'linear', warmup=0.05)
+FAST = SpeedArm('fast', dict(_shape, n_layer=2), 'muon', 1e-2, 'linear', warmup=0.05)
 
 # %% ../../../nbs/10_benchmarks/steps/02_bench_speedrun.ipynb #feb15827
 def without_part(part:str)->SpeedArm:
@@ -56,6 +56,8 @@ def without_part(part:str)->SpeedArm:
     return replace(FAST, **FAST_PARTS[part])
 
 FAST_PARTS = { # name -> fields without it
+    'n-grams': dict(model='standard'),
+    'half the layers': dict(options=_shape),
     'muon': dict(optimizer='adamw', learning_rate=4e-3),
     'SwiGLU': dict(options=dict(FAST.options, ffn='gelu', ffn_dim=512)),
     'QK-norm': dict(options=dict(FAST.options, qk_norm=False)),
@@ -198,7 +200,7 @@ def bench_speedrun(device='cpu', quick=False, progress=lambda what: None, data_d
     fit = max(2, int(nano.points[-1][2]/(probe[2]/probe[0])))
     progress(f'{fit} steps of fast, as many as take as long')
     equal = run_arm(FAST, text, fit, every=None if quick else 50, device=device)
-    short = max(2, fit//7)
+    short = max(2, fit//8)
     progress(f'{short} steps of fast')
     race = run_arm(FAST, text, short, every=1 if quick else 10, device=device)
     speedup,by_processor = _speedup(nano, race, equal)
