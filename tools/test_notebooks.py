@@ -16,7 +16,8 @@ from nbdev.test import test_nb
 LIMIT = 300 # seconds a notebook may take
 FIRST = 'tutorials', 'experiments' # folders with long ones, which begin first: none is left to one worker at the end
 FORKED = ( # pages that start the library again and again, to do jobs
-    '03_launchers', '04_equivalence', '06_executors', '09_bench_distributed', '11_bench_resume', '13_bench_ternary',
+    '03_launchers', '04_equivalence', '06_executors', '09_bench_distributed', '10_memory_limits', '11_bench_resume',
+    '13_bench_ternary',
 )
 
 def preload():

@@ -7,6 +7,7 @@ __all__ = ['memory_limit_variants', 'random_token_batch', 'step_memory', 'memory
            'MemoryLimitProcess', 'largest_that_fits', 'find_memory_limits']
 
 # %% ../../nbs/05_evaluation/10_memory_limits.ipynb #6eb79368
+import ctypes
 import json
 import math
 import os
@@ -132,8 +133,11 @@ def _run_trial(spec, batch, length, limit)->dict: # fork, try, and read the answ
     # without an answer the C library gave up before Python could give one
     return json.loads(answer) if answer else dict(fits=False, killed=os.waitstatus_to_exitcode(status))
 
+_M_MMAP_THRESHOLD = -3 # of malloc.h
+
 def serve_memory_trials():
     "Answer trials from standard input, a line each; what `MemoryLimitProcess` runs in its process"
+    ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**17)
     for line in sys.stdin:
         print(json.dumps(_run_trial(**json.loads(line))), flush=True)
 
@@ -153,7 +157,6 @@ class MemoryLimitProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=dict(os.environ, MALLOC_MMAP_THRESHOLD_='131072'),
         )
     def __enter__(self): return self
     def __exit__(self, *_):
