@@ -1,0 +1,56 @@
+"Tables of n-grams beside the embedding: with every part, packed and padded rows, beams, quantizers, files and refusals"
+import pytest
+import torch
+
+from lmnotes.core import InputError
+from lmnotes.models import build_model
+from lmnotes.models.blocks import residuals
+from lmnotes.models.causality import check_causal
+from lmnotes.models.generation import generate_batch
+from lmnotes.models.layers import mixers
+from lmnotes.quantizers.packed_model import pack
+
+small = dict(vocab_size=40, dim=32, n_layer=2, n_head=2, num_frequencies=4, embedding='ngram', ngram=3, ngram_rows=64)
+ids = torch.randint(40, (3, 20), generator=torch.Generator().manual_seed(0))
+def model(name='standard', **more): return build_model(name, **small | more).eval()
+
+@pytest.mark.parametrize('part', [dict(residual=r) for r in residuals.names()] + [dict(mixer=m) for m in mixers.names()])
+def test_parts(part):
+    m = model(**part)
+    check_causal(m)
+    assert (m(ids).logits - build_model('standard', **small | part, rewrites=[]).eval()(ids).logits).abs().max() > 0
+    m.train()(ids, labels=ids).loss.backward()
+    assert all(t.weight.grad.abs().max() > 0 for t in m.context_embed.tables)
+
+@pytest.mark.parametrize('mixer', ['attention', 'resonance'])
+def test_a_packed_row_is_its_documents(mixer):
+    m = model(mixer=mixer)
+    documents = torch.tensor([[0]*7 + [1]*4 + [2]*9])
+    whole = m(ids[:1], documents=documents).logits
+    for a,b in ((0, 7), (7, 11), (11, 20)):
+        torch.testing.assert_close(whole[:,a:b], m(ids[:1,a:b]).logits, atol=2e-5, rtol=1e-4)
+
+def test_beams_follow_their_rows():
+    m = model()
+    options = dict(max_new_tokens=9, num_beams=3, do_sample=False, pad_token_id=0)
+    a,b = (m.generate(ids, use_cache=c, **options) for c in (True, False))
+    assert torch.equal(a, b)
+
+def test_texts_do_not_depend_on_neighbours():
+    from lmnotes.data.tokenizers import byte_tokenizer
+    t = byte_tokenizer()
+    m,prompts = model(vocab_size=len(t)),['a', 'the second of them', '']
+    together = generate_batch(m, t, prompts, 12, temperature=0)
+    assert together == [generate_batch(m, t, [p], 12, temperature=0)[0] for p in prompts]
+    assert together == generate_batch(m, t, prompts, 12, temperature=0, use_cache=False)
+
+def test_packed_files_hold_the_tables(tmp_path):
+    m = build_model('standard+ternary:all', **small).eval()
+    pack(m, tmp_path, verbose=False)
+    torch.testing.assert_close(build_model(str(tmp_path)).eval()(ids).logits, m(ids).logits, atol=1e-4, rtol=1e-3)
+
+def test_init_gives_no_tables(tmp_path):
+    build_model('standard', **small | dict(embedding=None)).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match='context_embed'): build_model('fast', init=str(tmp_path))
+    with pytest.raises(InputError, match="unknown embedding 'trigram'"): model(embedding='trigram')
+    with pytest.raises(InputError, match='ngram=1 leaves no n-grams'): model(ngram=1)
