@@ -14,8 +14,11 @@ small = dict(vocab_size=40, dim=32, n_layer=2, n_head=2, num_frequencies=4, embe
 ids = torch.randint(40, (3, 20), generator=torch.Generator().manual_seed(0))
 def model(name='standard', **more): return build_model(name, **small | more).eval()
 
-@pytest.mark.parametrize('part', [dict(residual=r) for r in residuals.names()] + [dict(mixer=m) for m in mixers.names()])
-def test_parts(part):
+parts = [('residual', r) for r in residuals.names()] + [('mixer', m) for m in mixers.names()]
+
+@pytest.mark.parametrize('kind, name', parts)
+def test_parts(kind, name):
+    part = {kind: name}
     m = model(**part)
     check_causal(m)
     assert (m(ids).logits - build_model('standard', **small | part, rewrites=[]).eval()(ids).logits).abs().max() > 0
