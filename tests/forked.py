@@ -22,7 +22,8 @@ from functools import cache
 from itertools import count
 
 READ_AT_IMPORT = 'ATEN_', 'CUDA_', 'HF_', 'MKL_', 'OMP_', 'ONEDNN_', 'PYTHON', 'TRANSFORMERS_'
-OF_SERVERS = dict(TOKENIZERS_PARALLELISM='false', HF_HUB_DISABLE_PROGRESS_BARS='1') # the same in all of them
+OF_SERVERS = dict(TOKENIZERS_PARALLELISM='false', HF_HUB_DISABLE_PROGRESS_BARS='1',
+                  PYTHONFAULTHANDLER='1') # the same in all of them
 MODULES = '''lmnotes.app.cli lmnotes.app.train_command lmnotes.app.model_commands lmnotes.comparison.executors
 lmnotes.comparison.comparison lmnotes.data.datasets.corpora peft datasets torch.utils.tensorboard
 matplotlib.backends.backend_agg torch.distributed.run torch._dynamo'''.split()
@@ -72,6 +73,13 @@ def start_server(env):
                     stderr=subprocess.DEVNULL, start_new_session=True, env=env | OF_SERVERS)
     if process.stdout.readline() != b'ready\n': raise RuntimeError('the server of forks did not start')
     return address, process
+
+
+def forks():
+    "Processes that the servers of this one have forked, and theirs"
+    import psutil
+    servers = [psutil.Process(process.pid) for _,process in here['servers'].values() if process.poll() is None]
+    return [child for server in servers for child in server.children(recursive=True)]
 
 
 class Popen(USUAL):
