@@ -4,8 +4,9 @@ import subprocess
 
 import pytest
 
-LONGEST = '''comparison arms training distributed kills fuzz hub streams bench rl suite memory_check sandbox plugins
-hub_deadline metrics scoring trust commands messages models labels pictures project
+LONGEST = '''training distributed commands causality comparison rl sandbox suite trust streams models messages arms
+conformance scoring memory_check labels fuzz metrics sharing big_text bench reports hub auto_length kills plugins
+prompt_form decoding escaping resonance data bitpacking project pictures shards named_columns option_changes ui
 structure'''.split() # that take minutes begin first, so that none is left to one worker at the end
 
 def pytest_collection_modifyitems(items):

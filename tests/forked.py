@@ -23,7 +23,8 @@ from itertools import count
 from multiprocessing import util
 
 READ_AT_IMPORT = 'ATEN_', 'CUDA_', 'HF_', 'MKL_', 'OMP_', 'ONEDNN_', 'PYTHON', 'TRANSFORMERS_'
-OF_SERVERS = dict(TOKENIZERS_PARALLELISM='false', HF_HUB_DISABLE_PROGRESS_BARS='1') # the same in all of them
+OF_SERVERS = dict(TOKENIZERS_PARALLELISM='false', HF_HUB_DISABLE_PROGRESS_BARS='1',
+                  PYTHONFAULTHANDLER='1') # the same in all of them
 MODULES = '''lmnotes.app.cli lmnotes.app.train_command lmnotes.app.model_commands lmnotes.comparison.executors
 lmnotes.comparison.comparison lmnotes.data.datasets.corpora peft datasets torch.utils.tensorboard
 matplotlib.backends.backend_agg torch.distributed.run torch._dynamo'''.split()
@@ -117,6 +118,14 @@ def fork_forkserver():
         run_words('-c', os.fsdecode(args[-1]))
         os._exit(0) # what this process had to do at its end is left to the one that goes on
     util.spawnv_passfds = spawn
+
+
+def forks():
+    "Processes that the servers this one started have forked, and theirs"
+    import psutil
+    started = [p for _,p in here['servers'].values() if isinstance(p, USUAL)]
+    servers = [psutil.Process(p.pid) for p in started if p.poll() is None]
+    return [child for server in servers for child in server.children(recursive=True)]
 
 
 class Popen(USUAL):

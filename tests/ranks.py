@@ -5,12 +5,14 @@ import subprocess
 import sys
 
 import psutil
+from forked import Popen, forks
 
-def _descendants(process):
+def _descendants(process): # ranks that were forked are children of their server
+    found = forks()
     try:
-        return psutil.Process(process.pid).children(recursive=True)
+        return [*psutil.Process(process.pid).children(recursive=True), *(c for c in found if c.pid != process.pid)]
     except psutil.NoSuchProcess:
-        return []
+        return found
 
 def _stop(process): # every process writes its stack to stderr, then all are killed
     children = _descendants(process)
@@ -31,9 +33,9 @@ def run_ranks(words, timeout=240, n=2, **options):
         options: of `subprocess.Popen`
     Returns: a `CompletedProcess`"""
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={n}', '-m', *words]
-    env = {**os.environ, 'OMP_NUM_THREADS': '1'} | options.pop('env', {}) | {'PYTHONFAULTHANDLER': '1'}
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1'} | options.pop('env', {})
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    with subprocess.Popen(command, env=env, **pipes, **options) as process:
+    with Popen(command, env=env | {'PYTHONFAULTHANDLER': '1'}, **pipes, **options) as process:
         try:
             out,err = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:

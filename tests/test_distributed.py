@@ -239,7 +239,7 @@ def test_two_hosts(letters, tmp_path):
         and f'lm{os.getpid()}' not in subprocess.run(['ip', 'netns', 'list'], capture_output=True, text=True).stdout
     )
 
-def test_launch_passes_the_exit_code_on(capfd):
+def test_launch_passes_the_exit_code_on(capfd, forked_workers):
     assert launch(['bench', 'no-such-bench'], nproc=2) == 2
     assert "unknown bench 'no-such-bench'" in capfd.readouterr().err
     with pytest.raises(InputError, match='at least two GPUs'):

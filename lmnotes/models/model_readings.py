@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
+from ..core import *
 from .chunked_loss import *
 from .decoder import LM
 from .hf.hf_patch import PatchedForward
@@ -111,8 +112,7 @@ def mode_without_dropout(model:nn.Module, training:bool, seed=0):
     for m,k,_ in rates: setattr(m, k, 0.)
     try:
         with _fork_rng(model), _no_padding_advice():
-            if next(model.parameters()).is_cpu: torch.default_generator.manual_seed(seed) # a hundred times faster
-            else: torch.manual_seed(seed)
+            seed_torch(seed)
             yield
     finally:
         for m,flag in flags: m.training = flag

@@ -140,7 +140,7 @@ def grpo_trainer_class():
             own = _own_rollouts(self, prompt_ids)
             return super()._generate_single_turn(prompt_ids, *args, **kw) if own is None else (own, None)
         def _generate_and_score_completions(self, inputs):
-            torch.manual_seed(_completion_seed(self))
+            seed_torch(_completion_seed(self))
             return super()._generate_and_score_completions(inputs)
         def log(self, logs, start_time=None):
             super().log(logs, start_time)
