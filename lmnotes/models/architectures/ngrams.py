@@ -18,6 +18,7 @@ from ..layers import *
 
 # %% ../../../nbs/02_models/architectures/08_ngrams.ipynb #695ed2a5
 _FACTOR,_PRIME = 1_000_003,2**31 - 1 # of the hash
+_SHARE = 0.3 # of the sum: what is rare learns more slowly
 
 @embeddings('ngram')
 class NGramEmbedding(nn.Module):
@@ -54,7 +55,7 @@ class NGramEmbedding(nn.Module):
             if reach is not None: before = before*(reach >= k)
             h = (h*_FACTOR + before) % _PRIME
             x = x + table(h % self.rows)
-        return x
+        return _SHARE*x
     def _seen(self, ids, cache): # (B, n-1+T) numbers plus 1 of the tokens before and in this pass, 0 for none
         before = None if cache is None else cache.states.get('ngrams')
         before = before[0] if before else ids.new_zeros(len(ids), len(self.tables))
