@@ -258,5 +258,5 @@ def with_cache(self:ModelReader, x:Tensor, widths):
             out = self.call(block, past_key_values=past, use_cache=True)
             past = getattr(out, 'past_key_values', None)
             if past is None: return None
-            found.append(out.logits.detach())
-    return self.log_probs(torch.cat(found, 1))
+            found.append(self.log_probs(out.logits))
+    return torch.cat(found, 1)
