@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from lmnotes.core import InputError
+from lmnotes.core import InputError, RunError
 from lmnotes.models import build_model
 from lmnotes.models.blocks import residuals
 from lmnotes.models.causality import check_causal
@@ -26,6 +26,13 @@ def test_parts(kind, name):
     assert (m(ids).logits - with_tables).abs().max() > 1e-3
     m.train()(ids, labels=ids).loss.backward()
     assert all(t.weight.grad.abs().max() > 0 for t in m.context_embed.tables)
+
+def test_tables_that_read_the_next_token_are_refused():
+    m = model()
+    class Ahead(type(m.context_embed)):
+        def forward(self, ids, ctx): return super().forward(ids.roll(-1, 1), ctx)
+    m.context_embed.__class__ = Ahead
+    with pytest.raises(RunError, match='sees the future'): check_causal(m)
 
 @pytest.mark.parametrize('mixer', ['attention', 'resonance'])
 def test_a_packed_row_is_its_documents(mixer):

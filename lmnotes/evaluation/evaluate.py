@@ -19,7 +19,8 @@ from .scores import Scores, item_standard_error
 from .task_suite import *
 from ..files import *
 from ..folders import check_writable, split_rewrites
-from ..models.hf.trained_model import load_trained
+from ..models.build import saved_model_type
+from ..models.hf.trained_model import check_own_loading, load_trained
 
 # %% ../../nbs/05_evaluation/12_evaluate.ipynb #d8d9ad36
 def evaluation_names()->list:
@@ -83,7 +84,9 @@ def _write(result, items, folder, output): # beside the model, or where it was a
     write_json(path, result)
     return result | dict(path=str(path))
 
-def _check_output(output, folder): # refused before anything is measured
+def _check_call(folder, output, loading): # refused before anything is read or measured
+    own = folder and split_rewrites(str(folder))[0]
+    if own and saved_model_type(own) == 'lmnotes': check_own_loading(own, loading)
     if output and Path(output).is_dir():
         raise InputError(f"'{output}' is a folder; name a file, such as {Path(output)/'evaluation.json'}")
     if output or folder and folder.is_dir(): check_writable(output or folder/'evaluation.json')
@@ -126,8 +129,8 @@ def evaluate_model(model, tasks='all', tokenizer=None, *, datasets=None, data_pa
     name = str(model) if folder else type(model).__name__
     fp = load_fingerprint(split_rewrites(name)[0]) if folder else None
     o.form = o.form or (saved_prompt_form(name) if folder else model_prompt_form(model))
+    _check_call(folder, output, how)
     data = _data(o, datasets, data_path, name if folder else '', fp, progress, **named)
-    _check_output(output, folder)
     if folder: model,tokenizer = load_trained(str(model), device, **how)
     result = _about(name, model, fp)
     asked = dict(datasets=data.sources(), progress=progress, trained_on=fp, **vars(o))
